@@ -1,0 +1,52 @@
+"""What can go wrong, and the exit status that each of it means.
+
+Every error that a user can meet derives from :class:`RcdrvError`. Its message names what was
+wrong; ``hint`` names the cure. Anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RcdrvError(Exception):
+    """Base of all errors that rcdrv raises on purpose."""
+
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class EndpointError(RcdrvError):
+    """The endpoint says something that cannot be true, such as a capability list that loops."""
+
+
+class UsageError(RcdrvError):
+    """The caller asked for something that does not exist or makes no sense."""
+
+    exit_status = 2
+
+
+class AccessError(UsageError):
+    """An access outside a window, not aligned to its width, or of a width the host lacks."""
+
+
+class HostError(RcdrvError):
+    """The host is not ready: no such device, not bound, no permission, no IOMMU, no VFIO."""
+
+    exit_status = 3
+
+
+class DeviceLost(RcdrvError):
+    """The device is gone, was taken back by the host, or its transport ended."""
+
+    exit_status = 5
+
+
+class Interrupted(RcdrvError):
+    """The user asked to stop (SIGINT, SIGTERM, SIGHUP)."""
+
+    exit_status = 130

@@ -1,0 +1,561 @@
+"""A PCI function that is held open: config space, BARs, interrupts, DMA.
+
+:class:`Function` is all that a driver knows of the outside. It is built on a :class:`Device`,
+the VFIO device model as both of its transports offer it: the kernel's ioctls
+(:mod:`rcdrv.vfio`) and the vfio-user messages (:mod:`rcdrv.vfio_user`). Constants and semantics
+are those of ``include/uapi/linux/vfio.h``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import select
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from types import TracebackType
+from typing import Protocol
+
+from rcdrv import pci
+from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError, UsageError
+from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow, Window
+from rcdrv.wait import Cancel, Deadline
+
+CONFIG_REGION = 7
+"""VFIO_PCI_CONFIG_REGION_INDEX; BAR n is region n (0-5), 6 is the expansion ROM."""
+
+
+class IrqKind(IntEnum):
+    """VFIO's interrupt indexes of a PCI device (VFIO_PCI_*_IRQ_INDEX)."""
+
+    INTX = 0
+    MSI = 1
+    MSIX = 2
+    ERR = 3
+    """The device reported an uncorrectable error (AER)."""
+    REQ = 4
+    """The host wants the device back."""
+
+
+class RegionFlag(IntFlag):
+    """VFIO_REGION_INFO_FLAG_*."""
+
+    READ = 1
+    WRITE = 2
+    MMAP = 4
+    CAPS = 8
+
+
+class SetIrqs(IntFlag):
+    """VFIO_IRQ_SET_DATA_* and VFIO_IRQ_SET_ACTION_*: one of each makes a SET_IRQS request."""
+
+    DATA_NONE = 1
+    DATA_BOOL = 2
+    DATA_EVENTFD = 4
+    ACTION_MASK = 8
+    ACTION_UNMASK = 16
+    ACTION_TRIGGER = 32
+
+
+@dataclass(frozen=True)
+class Area:
+    """A stretch of a region, in bytes from the region's start."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class RegionInfo:
+    """What VFIO_DEVICE_GET_REGION_INFO says of one region."""
+
+    index: int
+    size: int
+    flags: RegionFlag
+    areas: tuple[Area, ...] = ()
+    """The parts that may be mapped: all of it, or what the sparse mmap capability lists."""
+
+
+class Device(Protocol):
+    """The VFIO device model, as the kernel and vfio-user offer it.
+
+    Every method raises :class:`DeviceLost` once the device or its transport is gone, and a
+    :class:`HostError` that names the cure where the host does not allow what was asked.
+    """
+
+    address: str
+    """How the user names this device."""
+
+    backend: str
+    """How it is reached: ``group``, ``iommufd``, ``noiommu`` or ``vfio-user``."""
+
+    def region(self, index: int) -> RegionInfo:
+        """One region; one that the device does not have has size 0."""
+
+    def irq_count(self, kind: IrqKind) -> int:
+        """How many vectors of this kind the device has; 0 when it has none."""
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        """Read a region: one aligned access when ``size`` is 1, 2, 4 or 8."""
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        """Write a region: one aligned access when ``data`` has 1, 2, 4 or 8 bytes."""
+
+    def map(self, region: int, area: Area) -> mmap.mmap:
+        """Map one of the region's areas, readable and writable, shared."""
+
+    def set_irqs(
+        self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
+    ) -> int:
+        """VFIO_DEVICE_SET_IRQS. -1 in ``eventfds`` takes that vector's eventfd away;
+        DATA_NONE with count 0 turns the kind off.
+
+        :returns: 0, or the number of vectors that could be had instead (nothing is armed then)
+        """
+
+    def dma_ranges(self) -> Sequence[tuple[int, int]]:
+        """The usable IOVAs, as ascending (first, last) pairs, both inclusive."""
+
+    def dma_map(self, iova: int, memory: mmap.mmap, fd: int) -> None:
+        """Let the device reach all of ``memory``, a shared mapping of ``fd``, at ``iova``."""
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        """Take a mapping made with these very numbers away."""
+
+    def can_reset(self) -> bool:
+        """Whether the device has a function reset."""
+
+    def reset(self) -> None:
+        """VFIO_DEVICE_RESET."""
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when :meth:`on_readable` has work; -1 if none."""
+
+    def on_readable(self) -> None:
+        """Serve what arrived, and raise :class:`DeviceLost` at the end of the transport."""
+
+    def close(self) -> None:
+        """Release everything. Closing twice is harmless."""
+
+
+class DmaBuffer:
+    """Host memory that the device can reach; give it back with :meth:`close` or ``with``."""
+
+    def __init__(self, function: Function, iova: int, memory: mmap.mmap, size: int) -> None:
+        self._function = function
+        self.iova = iova
+        """The bus address of the first byte, for the device's address registers."""
+        self.size = size
+        """The bytes asked for. The mapping behind them is whole pages."""
+        self._mapping = memory
+        self.memory = memoryview(memory)[:size]
+        """The bytes themselves. Call :func:`rcdrv.mmio.barrier` before the device reads them."""
+
+    def close(self) -> None:
+        """Unmap from the device first, then free. Closing twice is harmless."""
+        if not self._mapping.closed:
+            self._function._free_dma(self)
+
+    def __enter__(self) -> DmaBuffer:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+class Interrupts:
+    """The armed vectors of one kind, one eventfd each. Made by :meth:`Function.interrupts`."""
+
+    def __init__(self, function: Function, kind: IrqKind, count: int) -> None:
+        self._function = function
+        self.kind = kind
+        self.count = count
+        """Vectors armed, numbered from 0. The endpoint's IRQ_NUMBER counts from 1."""
+        self._eventfds: list[int] = []
+
+    def _arm(self) -> None:
+        function = self._function
+        for _ in range(self.count):
+            # EFD_CLOEXEC | EFD_NONBLOCK; Python has os.eventfd() since 3.10.
+            self._eventfds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        flags = SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER
+        available = function.device.set_irqs(self.kind, flags, 0, self.count, self._eventfds)
+        if available:
+            raise HostError(
+                f"{function.address}: only {available} of {self.count} {self.kind.name} vectors"
+                " can be had here",
+                hint=f"ask for {available} vectors, or check that interrupt remapping is on",
+            )
+        for vector, fd in enumerate(self._eventfds):
+            function._watch(fd, vector)
+
+    def wait(self, deadline: Deadline) -> dict[int, int]:
+        """Sleep until a vector fires.
+
+        :returns: {vector: how often}, everything that was pending; empty when the time is up
+        :raises DeviceLost: the device went, or the host wants it back
+        :raises Interrupted: the user asked to stop
+        """
+        while True:
+            fired = self._function._poll(deadline.remaining)
+            if fired or deadline.expired:
+                return self._collect(fired)
+
+    def take(self) -> dict[int, int]:
+        """What has fired since the last look, without sleeping."""
+        return self._collect(self._function._poll(0.0))
+
+    def _collect(self, vectors: Sequence[int]) -> dict[int, int]:
+        counts: dict[int, int] = {}
+        for vector in vectors:
+            with contextlib.suppress(BlockingIOError):
+                counts[vector] = os.eventfd_read(self._eventfds[vector])
+        if counts and self.kind is IrqKind.INTX:
+            # VFIO masks a level interrupt when it fires, else it would fire for ever.
+            flags = SetIrqs.DATA_NONE | SetIrqs.ACTION_UNMASK
+            self._function.device.set_irqs(IrqKind.INTX, flags, 0, 1)
+        return counts
+
+    def close(self) -> None:
+        """Disarm. Also safe on a device that is gone; closing twice is harmless."""
+        if not self._eventfds:
+            return
+        eventfds, self._eventfds = self._eventfds, []
+        self._function._release_interrupts(self, eventfds)
+
+    def __enter__(self) -> Interrupts:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+class Function:
+    """One open PCI function, and the way to give it back as it was.
+
+    Opening turns memory decoding and bus mastering on and INTx off; :meth:`close`, or the end
+    of ``with``, takes every mapping, buffer and interrupt back and restores the COMMAND
+    register. ``timeout`` in seconds bounds nothing here but the drivers' waits use it.
+    """
+
+    # Keys of the epoll set that are not interrupt vectors.
+    _ERR, _REQ, _TRANSPORT, _CANCEL = -1, -2, -3, -4
+
+    # Low addresses are left alone: 0 is what an endpoint shows for "no address".
+    _LOWEST_IOVA = 1 << 20
+
+    def __init__(self, device: Device, cancel: Cancel | None = None) -> None:
+        self.device = device
+        self.address = device.address
+        self.cancel = cancel if cancel is not None else Cancel()
+        self._windows: dict[int, Window] = {}
+        self._buffers: dict[int, DmaBuffer] = {}
+        self._interrupts: Interrupts | None = None
+        self._watched: dict[int, int] = {}
+        self._epoll = select.epoll()
+        self._stack = contextlib.ExitStack()
+        self._stack.callback(self._epoll.close)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        device = self.device
+        self._stack.callback(device.close)
+        config = TrappedWindow(_RegionIo(device, CONFIG_REGION), self._config_size(), "config space")
+        self.config = pci.ConfigSpace(config)
+        if self.config.vendor_id == pci.NO_VENDOR:
+            raise DeviceLost(
+                f"{self.address}: config space reads all ones",
+                hint="the endpoint is off, its link is down, or it sleeps in D3: "
+                "reboot the endpoint, then rescan the bus",
+            )
+        command = self.config.command
+        self._stack.callback(self._restore_command, command)
+        self.config.command = (
+            command | pci.Command.MEMORY | pci.Command.BUS_MASTER | pci.Command.INTX_DISABLE
+        )
+        self.bars = pci.read_bars(self.config, [device.region(index).size for index in range(6)])
+        if device.fileno() >= 0:
+            self._watch(device.fileno(), self._TRANSPORT)
+        self._watch(self.cancel.fd, self._CANCEL)
+        for kind, key in ((IrqKind.ERR, self._ERR), (IrqKind.REQ, self._REQ)):
+            self._arm_notice(kind, key)
+
+    def _config_size(self) -> int:
+        # QEMU and the kernel report 256 or 4096; a lying server must not make us index past it.
+        size = self.device.region(CONFIG_REGION).size
+        if size < 64:
+            raise HostError(f"{self.address}: it has no PCI config space")
+        return min(size, 4096)
+
+    def _arm_notice(self, kind: IrqKind, key: int) -> None:
+        if not self.device.irq_count(kind):
+            return
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stack.callback(os.close, fd)
+        flags = SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER
+        self.device.set_irqs(kind, flags, 0, 1, [fd])
+        self._watch(fd, key)
+
+    def _restore_command(self, command: pci.Command) -> None:
+        with contextlib.suppress(DeviceLost):
+            self.config.command = command
+
+    # -- BARs ---------------------------------------------------------------------------------
+
+    def bar(self, index: int) -> Window:
+        """The memory of BAR ``index``, mapped as far as the host allows; made once, then kept.
+
+        :raises UsageError: there is no such BAR, or it is an I/O BAR
+        """
+        if index in self._windows:
+            return self._windows[index]
+        bar = self.bars[index] if 0 <= index < 6 else None
+        if bar is None:
+            present = ", ".join(f"BAR{b.index}" for b in self.bars if b is not None) or "none"
+            raise UsageError(
+                f"{self.address} has no BAR{index}", hint=f"its BARs are: {present}"
+            )
+        if not bar.is_memory:
+            raise UsageError(f"{self.address}: BAR{index} is an I/O BAR, which is not supported")
+        window = self._open_window(index)
+        self._windows[index] = window
+        self._stack.callback(window.close)
+        return window
+
+    def _open_window(self, index: int) -> Window:
+        info = self.device.region(index)
+        name = f"BAR{index}"
+        trapped = TrappedWindow(_RegionIo(self.device, index), info.size, name)
+        parts: list[tuple[int, Window]] = []
+        try:
+            for area in info.areas:
+                parts.append((area.offset, MappedWindow(self.device.map(index, area), name=name)))
+        except BaseException:
+            for _, part in parts:
+                part.close()
+            raise
+        if not parts:
+            return trapped
+        if len(parts) == 1 and parts[0][0] == 0 and parts[0][1].size >= info.size:
+            return parts[0][1]
+        return SplitWindow(trapped, parts, name)
+
+    # -- interrupts ---------------------------------------------------------------------------
+
+    def interrupts(self, kind: IrqKind, count: int = 1) -> Interrupts:
+        """Arm the first ``count`` vectors of ``kind``, which is one of INTX, MSI, MSIX.
+
+        Only one kind can be armed at a time, as in the hardware.
+
+        :raises UsageError: the function has fewer vectors, or another kind is armed
+        :raises HostError: the host cannot give that many
+        """
+        available = self.device.irq_count(kind)
+        if not 0 < count <= available:
+            raise UsageError(
+                f"{self.address} has {available} {kind.name} vectors, not {count}",
+                hint="rcdrv info shows what it has",
+            )
+        if self._interrupts is not None:
+            raise UsageError(f"{self._interrupts.kind.name} is armed already")
+        interrupts = Interrupts(self, kind, count)
+        self._interrupts = interrupts
+        try:
+            if kind is IrqKind.INTX:
+                self.config.command &= ~pci.Command.INTX_DISABLE
+            interrupts._arm()
+        except BaseException:
+            interrupts.close()
+            raise
+        self._stack.callback(interrupts.close)
+        return interrupts
+
+    def _release_interrupts(self, interrupts: Interrupts, eventfds: Sequence[int]) -> None:
+        self._interrupts = None
+        try:
+            flags = SetIrqs.DATA_NONE | SetIrqs.ACTION_TRIGGER
+            self.device.set_irqs(interrupts.kind, flags, 0, 0)
+            if interrupts.kind is IrqKind.INTX:
+                self.config.command |= pci.Command.INTX_DISABLE
+        except DeviceLost:
+            pass
+        finally:
+            for fd in eventfds:
+                self._unwatch(fd)
+                os.close(fd)
+
+    # -- waiting ------------------------------------------------------------------------------
+
+    def _watch(self, fd: int, key: int) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+        self._watched[fd] = key
+
+    def _unwatch(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
+
+    def _poll(self, seconds: float) -> list[int]:
+        """Sleep at most ``seconds``; the vectors whose eventfd is readable.
+
+        Whatever else can happen to an open function is dealt with here, so that it ends every
+        wait at once.
+        """
+        if self.cancel.pending:
+            self.cancel.check()
+        vectors: list[int] = []
+        for fd, _ in self._epoll.poll(seconds, max(1, len(self._watched))):
+            key = self._watched.get(fd, self._CANCEL)
+            if key >= 0:
+                vectors.append(key)
+            elif key == self._TRANSPORT:
+                self.device.on_readable()
+            elif key == self._ERR:
+                raise DeviceLost(
+                    f"{self.address}: the device reported an uncorrectable PCIe error",
+                    hint="dmesg on this host names it (AER)",
+                )
+            elif key == self._REQ:
+                raise DeviceLost(f"{self.address}: the host wants the device back")
+            elif self.cancel.pending:
+                self.cancel.check()
+            else:
+                # Asked to stop, but this wait is part of the clean-up: do not wake up again.
+                self._unwatch(fd)
+        return vectors
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but wake up and raise as every other wait does."""
+        deadline = Deadline(seconds)
+        while not deadline.expired:
+            self._poll(deadline.remaining)
+
+    def check_alive(self) -> None:
+        """Tell a device that is gone from one whose registers read all ones.
+
+        :raises DeviceLost: config space reads all ones too, or the transport ended
+        """
+        self._poll(0.0)
+        if self.config.vendor_id == pci.NO_VENDOR:
+            raise DeviceLost(
+                f"{self.address}: the device is gone: its config space reads all ones",
+                hint="the endpoint rebooted, its link is down, or it was removed",
+            )
+
+    # -- DMA ----------------------------------------------------------------------------------
+
+    def dma_buffer(
+        self, size: int, *, align: int = 1, address_bits: int = 64
+    ) -> DmaBuffer:
+        """Allocate zeroed memory and map it for the device.
+
+        :param size: bytes, at least 1
+        :param align: a power of two that the bus address is a multiple of
+        :param address_bits: the bus addresses stay below 2 ** address_bits
+        :raises HostError: the IOMMU has no room, or memory may not be locked
+        """
+        if size < 1 or align < 1 or align & (align - 1):
+            raise UsageError(f"no DMA buffer of {size} bytes aligned to {align}")
+        length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        iova = self._find_iova(length, max(align, mmap.PAGESIZE), 1 << address_bits)
+        fd = os.memfd_create("rcdrv-dma", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, length)
+            memory = mmap.mmap(fd, length)
+            try:
+                self.device.dma_map(iova, memory, fd)
+            except BaseException:
+                memory.close()
+                raise
+        finally:
+            os.close(fd)
+        buffer = DmaBuffer(self, iova, memory, size)
+        self._buffers[iova] = buffer
+        return buffer
+
+    def _find_iova(self, length: int, align: int, limit: int) -> int:
+        taken = sorted((b.iova, b.iova + len(b._mapping)) for b in self._buffers.values())
+        for first, last in self.device.dma_ranges():
+            start = max(first, self._LOWEST_IOVA)
+            for begin, end in [*taken, (1 << 64, 1 << 64)]:
+                start = -(-start // align) * align
+                if start + length <= min(begin, last + 1, limit):
+                    return start
+                start = max(start, end)
+        raise HostError(
+            f"{self.address}: no room for {length:#x} bytes of DMA below {limit:#x}",
+            hint="the IOMMU's address ranges are shown by: rcdrv info",
+        )
+
+    def _free_dma(self, buffer: DmaBuffer) -> None:
+        del self._buffers[buffer.iova]
+        buffer.memory.release()
+        try:
+            self.device.dma_unmap(buffer.iova, len(buffer._mapping))
+        except DeviceLost:
+            pass
+        finally:
+            buffer._mapping.close()
+
+    @property
+    def dma_buffers(self) -> int:
+        """How many DMA buffers are mapped now."""
+        return len(self._buffers)
+
+    # -- the whole function -------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Reset the function; interrupts and COMMAND are set up again as they were.
+
+        :raises HostError: the function has no reset of its own
+        """
+        if not self.device.can_reset():
+            raise HostError(f"{self.address}: the function has no reset")
+        command = self.config.command
+        self.device.reset()
+        self.config.command = command
+
+    def close(self) -> None:
+        """Give everything back. Every step is tried, even after one failed."""
+        with self.cancel.deferred():
+            for buffer in list(self._buffers.values()):
+                self._stack.callback(buffer.close)
+            stack, self._stack = self._stack, contextlib.ExitStack()
+            stack.close()
+
+    def __enter__(self) -> Function:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except RcdrvError:
+            # What went wrong first is what the user has to read.
+            if exc is None:
+                raise
+
+
+class _RegionIo:
+    """One region of a device, as a trapped window needs it."""
+
+    def __init__(self, device: Device, region: int) -> None:
+        self._device = device
+        self._region = region
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._device.read(self._region, offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._device.write(self._region, offset, data)

@@ -1,0 +1,466 @@
+"""Access to device memory, each access exactly once and exactly as wide as its name says.
+
+A :class:`Window` shows ``size`` bytes of a device region, little endian on every host. There
+are two ways to reach them:
+
+* :class:`MappedWindow`: the region is mapped. The one primitive is an item access on a cast
+  ``memoryview``: CPython compiles it to a single load or store of the item's width. Slices,
+  ``struct.pack_into``, ``memmove`` and ``ctypes`` fields are not used, because each of them
+  touches the device more than once or with another width.
+* :class:`TrappedWindow`: the region is read and written through its owner (``pread`` and
+  ``pwrite`` on a VFIO descriptor, a message over vfio-user). Needed where nothing can be mapped,
+  for example for a BAR smaller than a page.
+
+:class:`SplitWindow` joins both for a region of which only parts may be mapped (VFIO's sparse
+mmap capability).
+
+Bulk operations move whole, naturally aligned words, each once. On arm64 a BAR is mapped as
+device memory, where libc's ``memcpy`` and ``memset`` can fault (unaligned tails, DC ZVA), so
+numpy's strided loops do the copying; numpy is imported only when a mapped bulk operation runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rcdrv.errors import AccessError
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+WIDTHS = (8, 16, 32, 64)
+"""The access widths, in bits."""
+
+_FORMATS = {8: "B", 16: "H", 32: "I", 64: "Q"}
+_BIG_ENDIAN = sys.byteorder == "big"
+# On a 32-bit host a 64-bit item access is two 32-bit ones, which would break the promise above.
+_HOST_BITS = 64 if sys.maxsize > 1 << 32 else 32
+
+
+class RegionIo(Protocol):
+    """What a :class:`TrappedWindow` needs of the region's owner."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read ``size`` bytes at ``offset`` of the region; all of them, or raise."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write all of ``data`` at ``offset`` of the region, or raise."""
+
+
+class Window(ABC):
+    """``size`` bytes of device memory; offsets are in bytes from its start.
+
+    Every accessor raises :class:`AccessError` for an offset outside the window, or one that is
+    not a multiple of the access width, and never touches the device then.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self.size = size
+        self.name = name
+
+    # -- one register -------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, width: int, offset: int) -> int:
+        """One read of ``width`` bits (8, 16, 32 or 64) at ``offset``."""
+
+    @abstractmethod
+    def write(self, width: int, offset: int, value: int) -> None:
+        """One write of ``width`` bits. ``value`` must fit, unsigned."""
+
+    def read8(self, offset: int) -> int:
+        return self.read(8, offset)
+
+    def read16(self, offset: int) -> int:
+        return self.read(16, offset)
+
+    def read32(self, offset: int) -> int:
+        return self.read(32, offset)
+
+    def read64(self, offset: int) -> int:
+        return self.read(64, offset)
+
+    def write8(self, offset: int, value: int) -> None:
+        self.write(8, offset, value)
+
+    def write16(self, offset: int, value: int) -> None:
+        self.write(16, offset, value)
+
+    def write32(self, offset: int, value: int) -> None:
+        self.write(32, offset, value)
+
+    def write64(self, offset: int, value: int) -> None:
+        self.write(64, offset, value)
+
+    # -- bulk ---------------------------------------------------------------------------------
+
+    def read_block(self, offset: int, size: int) -> bytes:
+        """Copy ``size`` bytes out of the device.
+
+        Any offset and size: the middle goes in aligned 32-bit words, the ends in the widest
+        naturally aligned accesses that fit. Every byte is read exactly once.
+        """
+        self._check_range(offset, size)
+        data = bytearray(size)
+        for width, start, count in _aligned_runs(offset, size):
+            self._read_run(width, start, count, memoryview(data)[start - offset :])
+        return bytes(data)
+
+    def write_block(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy ``data`` into the device; the accesses are those of :meth:`read_block`."""
+        source = memoryview(data).cast("B")
+        self._check_range(offset, len(source))
+        for width, start, count in _aligned_runs(offset, len(source)):
+            first = start - offset
+            self._write_run(width, start, source[first : first + count * width // 8])
+
+    def fill(self, offset: int, size: int, value: int) -> None:
+        """Set ``size`` bytes to the byte ``value``, with the accesses of :meth:`read_block`."""
+        if not 0 <= value <= 0xFF:
+            raise AccessError(f"{self.name}: the fill value {value:#x} is not a byte")
+        self._check_range(offset, size)
+        chunk = bytes([value]) * min(size, 1 << 20)
+        done = 0
+        while done < size:
+            step = min(size - done, len(chunk))
+            self.write_block(offset + done, chunk[:step])
+            done += step
+
+    def compare(self, offset: int, expected: bytes | bytearray | memoryview) -> int | None:
+        """Offset of the first byte that differs from ``expected``, or None if all are equal."""
+        wanted = bytes(expected)
+        found = self.read_block(offset, len(wanted))
+        if found == wanted:
+            return None
+        return offset + first_difference(found, wanted)
+
+    @abstractmethod
+    def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
+        """Read ``count`` naturally aligned words of ``width`` bits into ``out``."""
+
+    @abstractmethod
+    def _write_run(self, width: int, offset: int, data: memoryview) -> None:
+        """Write ``data``, whole naturally aligned words of ``width`` bits."""
+
+    def close(self) -> None:
+        """Give up the mapping. Accesses afterwards raise; closing twice is harmless."""
+
+    # -- checks -------------------------------------------------------------------------------
+
+    def _check_range(self, offset: int, size: int) -> None:
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise AccessError(
+                f"{self.name}: {size} bytes at {offset:#x} are outside its {self.size:#x} bytes"
+            )
+
+    def _check(self, width: int, offset: int) -> None:
+        if width not in _FORMATS:
+            raise AccessError(f"{self.name}: an access is 8, 16, 32 or 64 bits wide, not {width}")
+        if width > _HOST_BITS:
+            raise AccessError(f"{self.name}: this host has no single {width}-bit access")
+        if not 0 <= offset <= self.size - width // 8:
+            raise AccessError(
+                f"{self.name}: a {width}-bit access at {offset:#x} is outside its "
+                f"{self.size:#x} bytes"
+            )
+        if offset % (width // 8):
+            raise AccessError(
+                f"{self.name}: offset {offset:#x} is not aligned to a {width}-bit access"
+            )
+
+    def _check_value(self, width: int, value: int) -> None:
+        if not 0 <= value < 1 << width:
+            raise AccessError(f"{self.name}: {value:#x} does not fit in {width} bits")
+
+
+class MappedWindow(Window):
+    """Device memory mapped into this process; owns ``memory`` and closes it.
+
+    ``memory`` must start at a multiple of 8, as every mapping does.
+    """
+
+    def __init__(self, memory: mmap.mmap, size: int | None = None, name: str = "window") -> None:
+        super().__init__(len(memory) if size is None else size, name)
+        self._memory = memory
+        self._bytes = memoryview(memory)
+        # A cast needs a whole number of items; a window's odd tail is reached by narrower ones.
+        self._views = {
+            width: self._bytes[: self.size - self.size % (width // 8)].cast(form)
+            for width, form in _FORMATS.items()
+        }
+        self._words = self._views[32]
+
+    def read(self, width: int, offset: int) -> int:
+        self._check(width, offset)
+        value: int = self._views[width][offset // (width // 8)]
+        return _swap(value, width) if _BIG_ENDIAN else value
+
+    def write(self, width: int, offset: int, value: int) -> None:
+        self._check(width, offset)
+        self._check_value(width, value)
+        self._views[width][offset // (width // 8)] = (
+            _swap(value, width) if _BIG_ENDIAN else value
+        )
+
+    def read32(self, offset: int) -> int:
+        # The register path: one comparison, one item access. memoryview would accept a negative
+        # index, so the lower bound is checked here and the upper one by the view itself.
+        if offset < 0 or offset & 3 or _BIG_ENDIAN:
+            return self.read(32, offset)
+        try:
+            return self._words[offset >> 2]
+        except IndexError:
+            return self.read(32, offset)
+
+    def write32(self, offset: int, value: int) -> None:
+        if offset < 0 or offset & 3 or _BIG_ENDIAN:
+            self.write(32, offset, value)
+            return
+        try:
+            self._words[offset >> 2] = value
+        except (IndexError, ValueError, TypeError):
+            self.write(32, offset, value)
+
+    def _array(self, width: int, offset: int, count: int) -> NDArray[Any]:
+        import numpy
+
+        return numpy.frombuffer(
+            self._bytes, dtype=f"<u{width // 8}", count=count, offset=offset
+        )
+
+    def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
+        if count < _NUMPY_PAYS_FROM:
+            step = width // 8
+            for index in range(count):
+                word = self.read(width, offset + index * step)
+                out[index * step : (index + 1) * step] = word.to_bytes(step, "little")
+            return
+        import numpy
+
+        device = self._array(width, offset, count)
+        words = numpy.empty(count, dtype=device.dtype)
+        _copy_words(words, device)
+        out[: count * width // 8] = words.tobytes()
+
+    def _write_run(self, width: int, offset: int, data: memoryview) -> None:
+        step = width // 8
+        count = len(data) // step
+        if count < _NUMPY_PAYS_FROM:
+            for index in range(count):
+                word = int.from_bytes(data[index * step : (index + 1) * step], "little")
+                self.write(width, offset + index * step, word)
+            return
+        import numpy
+
+        # A copy, because ``data`` may start at an odd address, where numpy would go by bytes.
+        words = numpy.frombuffer(data, dtype=f"<u{step}", count=count).copy()
+        _copy_words(self._array(width, offset, count), words)
+
+    def close(self) -> None:
+        if self.size == 0:
+            return
+        self.size = 0
+        for view in self._views.values():
+            view.release()
+        self._bytes.release()
+        self._memory.close()
+
+
+class TrappedWindow(Window):
+    """Device memory reached through its owner, one request an access."""
+
+    def __init__(self, io: RegionIo, size: int, name: str = "window", base: int = 0) -> None:
+        super().__init__(size, name)
+        self._io = io
+        self._base = base
+
+    def read(self, width: int, offset: int) -> int:
+        self._check(width, offset)
+        return int.from_bytes(self._io.read(self._base + offset, width // 8), "little")
+
+    def write(self, width: int, offset: int, value: int) -> None:
+        self._check(width, offset)
+        self._check_value(width, value)
+        self._io.write(self._base + offset, value.to_bytes(width // 8, "little"))
+
+    # A run of aligned words is one request: the kernel's VFIO splits it into aligned accesses of
+    # at most 8 bytes (drivers/vfio/pci/vfio_pci_rdwr.c), so every byte is still touched once.
+
+    def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
+        size = count * width // 8
+        out[:size] = self._io.read(self._base + offset, size)
+
+    def _write_run(self, width: int, offset: int, data: memoryview) -> None:
+        self._io.write(self._base + offset, bytes(data))
+
+    def close(self) -> None:
+        self.size = 0
+
+
+class SplitWindow(Window):
+    """A region of which some parts are mapped and the rest is trapped.
+
+    ``parts`` are (offset, window) pairs, ascending and without overlap; ``trapped`` covers the
+    whole region and serves what no part covers.
+    """
+
+    def __init__(
+        self, trapped: TrappedWindow, parts: Sequence[tuple[int, Window]], name: str = "window"
+    ) -> None:
+        super().__init__(trapped.size, name)
+        self._trapped = trapped
+        self._parts = tuple(parts)
+
+    def _locate(self, offset: int) -> tuple[int, int, Window]:
+        """(start, end, window) of the stretch that holds ``offset``."""
+        start = 0
+        for base, window in self._parts:
+            if offset < base:
+                return start, base, self._trapped
+            if offset < base + window.size:
+                return base, base + window.size, window
+            start = base + window.size
+        return start, self.size, self._trapped
+
+    def read(self, width: int, offset: int) -> int:
+        self._check(width, offset)
+        start, _, window = self._locate(offset)
+        return window.read(width, offset if window is self._trapped else offset - start)
+
+    def write(self, width: int, offset: int, value: int) -> None:
+        self._check(width, offset)
+        start, _, window = self._locate(offset)
+        window.write(width, offset if window is self._trapped else offset - start, value)
+
+    def _stretches(self, offset: int, size: int) -> Iterator[tuple[Window, int, int, int]]:
+        """Split a run: (window, offset in it, offset in the run, size)."""
+        done = 0
+        while done < size:
+            start, end, window = self._locate(offset + done)
+            step = min(end - offset - done, size - done)
+            inside = offset + done - (0 if window is self._trapped else start)
+            yield window, inside, done, step
+            done += step
+
+    def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
+        step = width // 8
+        for window, inside, done, size in self._stretches(offset, count * step):
+            window._read_run(width, inside, size // step, out[done : done + size])
+
+    def _write_run(self, width: int, offset: int, data: memoryview) -> None:
+        for window, inside, done, size in self._stretches(offset, len(data)):
+            window._write_run(width, inside, data[done : done + size])
+
+    def close(self) -> None:
+        self.size = 0
+        for _, window in self._parts:
+            window.close()
+        self._trapped.close()
+
+
+# Below this many words a Python loop is faster than an import of numpy would be.
+_NUMPY_PAYS_FROM = 64
+
+
+def _aligned_runs(offset: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a byte range into runs of naturally aligned words: (width in bits, offset, count)."""
+    end = offset + size
+    for width in (8, 16):
+        step = width // 8
+        if offset % (2 * step) and offset + step <= end:
+            yield width, offset, 1
+            offset += step
+    words = (end - offset) // 4 if offset % 4 == 0 else 0
+    if words:
+        yield 32, offset, words
+        offset += words * 4
+    for width in (16, 8):
+        step = width // 8
+        if offset % step == 0 and offset + step <= end:
+            yield width, offset, 1
+            offset += step
+
+
+def _copy_words(target: NDArray[Any], source: NDArray[Any]) -> None:
+    """Copy word by word: one load and one store of the item's width each.
+
+    Numpy hands a contiguous copy to ``memcpy``. For a stride that is not the item size it runs
+    a loop over single items instead, so the words go in two passes, the even and the odd ones.
+    """
+    target[0::2] = source[0::2]
+    target[1::2] = source[1::2]
+
+
+def _swap(value: int, width: int) -> int:
+    return int.from_bytes(value.to_bytes(width // 8, "little"), "big")
+
+
+def first_difference(one: bytes, other: bytes) -> int:
+    """Index of the first byte in which two byte strings of the same length differ.
+
+    :raises ValueError: they are equal
+    """
+    low, high = 0, len(one)
+    if one == other:
+        raise ValueError("no difference")
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] != other[low:middle]:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def _find_barrier() -> Callable[[], object]:
+    """The full system barrier of this processor, as something to call.
+
+    x86 keeps stores to memory and to devices in program order, so nothing is needed there. A
+    weakly ordered processor needs an instruction that Python cannot write, so two instructions
+    go into an executable page: ``dsb sy; ret`` on arm64, ``fence iorw, iorw; ret`` on RISC-V.
+    Where the system forbids such a page, membarrier(2) is the next best: its smp_mb() orders
+    memory, which is enough for devices in the processor's own shareability domain.
+    """
+    machine = platform.machine()
+    libc = ctypes.CDLL(None, use_errno=True)
+    code = {
+        "aarch64": bytes.fromhex("9f3f03d5" "c0035fd6"),
+        "riscv64": bytes.fromhex("0f00f00f" "67800000"),
+    }.get(machine)
+    if machine in ("x86_64", "i686", "AMD64"):
+        return lambda: None
+    if code is not None:
+        # Written first and made executable after: the kernel then synchronises the instruction
+        # cache (arch/arm64/mm/flush.c), and no page is ever writable and executable at once.
+        page = mmap.mmap(-1, mmap.PAGESIZE)
+        page[: len(code)] = code
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        if not libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, 1 | 4):  # READ | EXEC
+            function = ctypes.CFUNCTYPE(None)(address)
+            _barrier_pages.append(page)
+            return function
+    membarrier = {"aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}.get(machine, 283)
+    return lambda: libc.syscall(membarrier, 1, 0, 0)  # MEMBARRIER_CMD_GLOBAL
+
+
+_barrier: Callable[[], object] | None = None
+_barrier_pages: list[mmap.mmap] = []
+
+
+def barrier() -> None:
+    """Order all earlier memory accesses before all later ones, device memory included.
+
+    To be called between filling a DMA buffer and the register write that sends the device to
+    it, and between an interrupt and reading what the device wrote.
+    """
+    global _barrier
+    if _barrier is None:
+        _barrier = _find_barrier()
+    _barrier()

@@ -1,0 +1,1 @@
+"""vfio-user: the VFIO device model as messages over a UNIX socket, both ends of it."""

@@ -1,0 +1,83 @@
+"""What a device has to be so that :mod:`rcdrv.vfio_user.server` can serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rcdrv.function import Area, IrqKind, RegionFlag
+
+
+@dataclass(frozen=True)
+class ServedRegion:
+    """One region of a served device."""
+
+    size: int = 0
+    flags: RegionFlag = RegionFlag(0)
+    areas: tuple[Area, ...] = ()
+    """The parts that a client may map. Everything else arrives as read() and write()."""
+    fd: int = -1
+    """The shared memory behind ``areas``, at the region's own offsets."""
+
+
+class Peer(Protocol):
+    """The client's side, as the served device sees it."""
+
+    def armed(self, kind: IrqKind) -> int:
+        """Number of leading vectors that may fire: highest vector with an eventfd, plus 1."""
+
+    def trigger(self, kind: IrqKind, vector: int) -> bool:
+        """Fire a vector. False when nothing is armed there, or when INTx is masked."""
+
+    def dma_read(self, address: int, size: int) -> bytes:
+        """Read client memory; crosses mappings. While it waits for the client's answer, other
+        requests of the client are served, so the device's methods can be entered again.
+
+        :raises rcdrv.vfio_user.server.DmaFault: some byte of it is not mapped, or not readable
+        """
+
+    def dma_write(self, address: int, data: bytes) -> None:
+        """Write client memory, likewise."""
+
+
+class ServedDevice(Protocol):
+    """A device behind a vfio-user socket. All calls come from the server's one thread."""
+
+    def regions(self) -> Sequence[ServedRegion]:
+        """By region index: BAR0-5, ROM, config space, VGA (9 entries)."""
+
+    def irq_counts(self) -> Sequence[int]:
+        """By :class:`IrqKind` value: INTX, MSI, MSIX, ERR, REQ (5 entries)."""
+
+    def can_reset(self) -> bool:
+        """Whether DEVICE_INFO announces a function reset."""
+
+    def attach(self, peer: Peer) -> None:
+        """A client has connected and agreed on a version."""
+
+    def detach(self) -> None:
+        """The client has gone, in whatever way; its eventfds and DMA mappings are closed."""
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        """A trapped read inside the region (the server has checked bounds); all ``size`` bytes."""
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        """A trapped write. Its reply is sent when this returns, so it must not start DMA."""
+
+    def irqs_changed(self, kind: IrqKind) -> None:
+        """Vectors of ``kind`` were armed or disarmed."""
+
+    def intx_masked(self, masked: bool) -> None:
+        """INTx was masked or unmasked by the client. VFIO's clients unmask after handling: a
+        level that is still asserted then has to fire again. The server itself masks INTx when
+        it fires (AUTOMASKED) before it calls this with True."""
+
+    def reset(self) -> None:
+        """DEVICE_RESET."""
+
+    def next_event(self) -> float | None:
+        """When :meth:`run` wants to be called next, on time.monotonic(); None for never."""
+
+    def run(self) -> None:
+        """Do what is due. May call the peer's DMA methods."""

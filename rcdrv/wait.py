@@ -1,0 +1,102 @@
+"""Bounded waits: a deadline that every wait has, and the user's wish to stop.
+
+Python raises KeyboardInterrupt between any two bytecodes, also inside the clean-up that has to
+disable a doorbell. So the command line does not let it: :class:`Cancel` only takes note of the
+signal, and the places that wait ask it (:meth:`Cancel.check`) or sleep on its file descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rcdrv.errors import Interrupted
+
+
+class Deadline:
+    """A moment on the monotonic clock, ``seconds`` from now."""
+
+    __slots__ = ("_end", "seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def expired(self) -> bool:
+        return time.monotonic() >= self._end
+
+
+class Cancel:
+    """Set once, by a signal or by a caller; ends every wait that watches :attr:`fd`."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.signal = 0
+        self._deferred = 0
+
+    @property
+    def fd(self) -> int:
+        """Readable from the moment that somebody asked to stop."""
+        return self._read
+
+    def request(self, signum: int = signal.SIGINT) -> None:
+        """Ask to stop. Safe in a signal handler, and harmless when repeated."""
+        if not self.signal:
+            self.signal = signum
+            os.write(self._write, b"\0")
+
+    @property
+    def pending(self) -> bool:
+        """Whether a wait has to end now: asked to stop, and not inside :meth:`deferred`."""
+        return bool(self.signal) and not self._deferred
+
+    def check(self) -> None:
+        """Raise :class:`Interrupted` if somebody asked to stop."""
+        if self.pending:
+            raise Interrupted(f"stopped by {signal.Signals(self.signal).name}")
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """For clean-up: waits inside run to their own (short) bounds."""
+        self._deferred += 1
+        try:
+            yield
+        finally:
+            self._deferred -= 1
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep that ends, with :class:`Interrupted`, as soon as somebody asks to stop."""
+        if self._deferred:
+            time.sleep(seconds)
+            return
+        select.select([self._read], [], [], seconds)
+        self.check()
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+    @contextmanager
+    def on_signals(self, *signums: int) -> Iterator[Cancel]:
+        """While inside, ``signums`` only set this instead of interrupting the program."""
+
+        def note(signum: int, _frame: FrameType | None) -> None:
+            self.request(signum)
+
+        before = {number: signal.signal(number, note) for number in signums}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
