@@ -9,18 +9,17 @@ are those of ``include/uapi/linux/vfio.h``.
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from types import TracebackType
 from typing import Protocol
 
 from rcdrv import pci
-from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError, UsageError
+from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow, Window
 from rcdrv.wait import Cancel, Deadline
 
@@ -267,7 +266,9 @@ class Function:
     def _open(self) -> None:
         device = self.device
         self._stack.callback(device.close)
-        config = TrappedWindow(_RegionIo(device, CONFIG_REGION), self._config_size(), "config space")
+        config = TrappedWindow(
+            _RegionIo(device, CONFIG_REGION), self._config_size(), "config space"
+        )
         self.config = pci.ConfigSpace(config)
         if self.config.vendor_id == pci.NO_VENDOR:
             raise DeviceLost(
@@ -319,9 +320,7 @@ class Function:
         bar = self.bars[index] if 0 <= index < 6 else None
         if bar is None:
             present = ", ".join(f"BAR{b.index}" for b in self.bars if b is not None) or "none"
-            raise UsageError(
-                f"{self.address} has no BAR{index}", hint=f"its BARs are: {present}"
-            )
+            raise UsageError(f"{self.address} has no BAR{index}", hint=f"its BARs are: {present}")
         if not bar.is_memory:
             raise UsageError(f"{self.address}: BAR{index} is an I/O BAR, which is not supported")
         window = self._open_window(index)
@@ -451,9 +450,7 @@ class Function:
 
     # -- DMA ----------------------------------------------------------------------------------
 
-    def dma_buffer(
-        self, size: int, *, align: int = 1, address_bits: int = 64
-    ) -> DmaBuffer:
+    def dma_buffer(self, size: int, *, align: int = 1, address_bits: int = 64) -> DmaBuffer:
         """Allocate zeroed memory and map it for the device.
 
         :param size: bytes, at least 1

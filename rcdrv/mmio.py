@@ -27,18 +27,17 @@ import platform
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rcdrv.errors import AccessError
 
 if TYPE_CHECKING:
-    import numpy
     from numpy.typing import NDArray
 
 WIDTHS = (8, 16, 32, 64)
 """The access widths, in bits."""
 
-_FORMATS = {8: "B", 16: "H", 32: "I", 64: "Q"}
+_FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {8: "B", 16: "H", 32: "I", 64: "Q"}
 _BIG_ENDIAN = sys.byteorder == "big"
 # On a 32-bit host a 64-bit item access is two 32-bit ones, which would break the promise above.
 _HOST_BITS = 64 if sys.maxsize > 1 << 32 else 32
@@ -149,6 +148,7 @@ class Window(ABC):
     def _write_run(self, width: int, offset: int, data: memoryview) -> None:
         """Write ``data``, whole naturally aligned words of ``width`` bits."""
 
+    @abstractmethod
     def close(self) -> None:
         """Give up the mapping. Accesses afterwards raise; closing twice is harmless."""
 
@@ -205,9 +205,7 @@ class MappedWindow(Window):
     def write(self, width: int, offset: int, value: int) -> None:
         self._check(width, offset)
         self._check_value(width, value)
-        self._views[width][offset // (width // 8)] = (
-            _swap(value, width) if _BIG_ENDIAN else value
-        )
+        self._views[width][offset // (width // 8)] = _swap(value, width) if _BIG_ENDIAN else value
 
     def read32(self, offset: int) -> int:
         # The register path: one comparison, one item access. memoryview would accept a negative
@@ -231,9 +229,7 @@ class MappedWindow(Window):
     def _array(self, width: int, offset: int, count: int) -> NDArray[Any]:
         import numpy
 
-        return numpy.frombuffer(
-            self._bytes, dtype=f"<u{width // 8}", count=count, offset=offset
-        )
+        return numpy.frombuffer(self._bytes, dtype=f"<u{width // 8}", count=count, offset=offset)
 
     def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
         if count < _NUMPY_PAYS_FROM:
@@ -431,8 +427,8 @@ def _find_barrier() -> Callable[[], object]:
     machine = platform.machine()
     libc = ctypes.CDLL(None, use_errno=True)
     code = {
-        "aarch64": bytes.fromhex("9f3f03d5" "c0035fd6"),
-        "riscv64": bytes.fromhex("0f00f00f" "67800000"),
+        "aarch64": bytes.fromhex("9f3f03d5c0035fd6"),
+        "riscv64": bytes.fromhex("0f00f00f67800000"),
     }.get(machine)
     if machine in ("x86_64", "i686", "AMD64"):
         return lambda: None

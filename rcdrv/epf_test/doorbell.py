@@ -1,0 +1,285 @@
+"""The endpoint's doorbell: enable it, check what the endpoint says of it, ring it, disable it.
+
+On the endpoint this is ``pci_epf_test_enable_doorbell()`` and its two neighbours; where the
+doorbell lives is decided by ``drivers/pci/endpoint/pci-ep-msi.c``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rcdrv.epf_test.driver import Answer, EpfTest
+from rcdrv.epf_test.registers import NO_BAR, Caps, Command, IrqType, Reg, Status
+from rcdrv.errors import RcdrvError, UsageError
+from rcdrv.function import Function
+from rcdrv.mmio import Window, barrier
+from rcdrv.verdict import NotPassed, Reason, Verdict
+
+# A second interrupt for one ring follows the first within microseconds; this long (s) is enough.
+_SETTLE = 0.002
+
+_ENABLE_HINT = (
+    "look in the endpoint's dmesg for \"Can't find MSI domain for EPC\" (no GIC ITS, and no"
+    ' fallback in that kernel) or "Using embedded (DMA) doorbell fallback"'
+)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a doorbell is, and what to write there."""
+
+    bar: int
+    offset: int
+    """Bytes from the start of the BAR; a multiple of 4."""
+    data: int
+    """The 32-bit value. 0 is as good as any other: the embedded doorbell wants it."""
+
+    def __str__(self) -> str:
+        return f"BAR{self.bar}+{self.offset:#x} data {self.data:#010x}"
+
+    def window(self, function: Function) -> Window:
+        """The BAR, when one 32-bit write there is possible.
+
+        :raises UsageError: it is not
+        """
+        window = function.bar(self.bar)
+        if self.offset < 0 or self.offset % 4 or self.offset + 4 > window.size:
+            raise UsageError(
+                f"no 32-bit write at {self.offset:#x} of BAR{self.bar} ({window.size:#x} bytes)"
+            )
+        return window
+
+
+class Doorbell:
+    """A doorbell that is enabled for as long as the context lasts.
+
+    :param driver: the endpoint
+    :param expect_bar: refuse to ring when the endpoint reports another BAR
+    :param override: ring there instead of where the endpoint says, which is not checked then
+    :param force: try although CAPS does not announce doorbells: kernels 6.17 to 6.19 can do
+        them and do not say so
+
+    Entering raises :class:`NotPassed`: ``no-caps`` (a skip), ``enable-failed``, ``wrong-bar``,
+    ``bad-bar``, ``bad-offset`` or what :meth:`EpfTest.explain` finds. Whatever happens, a
+    doorbell that the endpoint has enabled is disabled again. :attr:`left_enabled` says that
+    this could not be confirmed.
+    """
+
+    def __init__(
+        self, driver: EpfTest, *, expect_bar: int | None = None, force: bool = False
+    ) -> None:
+        if expect_bar == driver.reg_bar:
+            raise UsageError(f"BAR{expect_bar} holds the test registers; a doorbell is never there")
+        self._driver = driver
+        self._expect_bar = expect_bar
+        self._force = force
+        self._enabled = False
+        self._window: Window | None = None
+        self.said: Location | None = None
+        """Where the endpoint says that it is."""
+        self.location: Location | None = None
+        """Where it is rung."""
+        self.left_enabled = False
+        self.stray = 0
+        """Interrupts beyond one for each command."""
+
+    # -- enable and disable -------------------------------------------------------------------
+
+    def __enter__(self) -> Doorbell:
+        driver = self._driver
+        if not driver.caps & Caps.DYNAMIC_INBOUND_MAPPING and not self._force:
+            raise NotPassed(
+                Reason.NO_CAPS,
+                f"the endpoint does not announce doorbells (CAPS {int(driver.caps):#010x} lacks"
+                " DYNAMIC_INBOUND_MAPPING)",
+                verdict=Verdict.SKIP,
+                hint="kernels 6.17 to 6.19 can do them without saying so: --force tries",
+            )
+        try:
+            if self._override:
+                self._override.window(driver.function)
+            self._enable()
+            self.said = Location(
+                driver.read(Reg.DB_BAR), driver.read(Reg.DB_OFFSET), driver.read(Reg.DB_DATA)
+            )
+            if self._override is None:
+                self._check(self.said)
+            self.location = self._override or self.said
+            self._window = self.location.window(driver.function)
+        except BaseException:
+            self._leave(failing=True)
+            raise
+        return self
+
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        self._leave(failing=exc is not None)
+
+    def _enable(self) -> None:
+        driver = self._driver
+        before = driver.read(Reg.DB_BAR)
+        answer = self._send_enable()
+        if answer.status & Status.DOORBELL_ENABLE_FAIL and self._may_be_stale(
+            driver.read(Reg.DB_BAR)
+        ):
+            # An earlier run died with its doorbell enabled, so this one was refused as busy.
+            # DISABLE is safe only because DB_BAR names a doorbell: on an endpoint that has
+            # never enabled one it would dereference a null pointer.
+            driver.trace("doorbell left enabled by an earlier run: disable it and try again")
+            driver.command(Command.DISABLE_DOORBELL)
+            answer = self._send_enable()
+        if answer.status & Status.DOORBELL_ENABLE_SUCCESS and answer.answered:
+            return
+        if answer.status & Status.DOORBELL_ENABLE_FAIL and answer.answered:
+            raise NotPassed(
+                Reason.ENABLE_FAILED,
+                "the endpoint could not enable its doorbell (DOORBELL_ENABLE_FAIL)",
+                hint=_ENABLE_HINT,
+            )
+        db_bar = driver.read(Reg.DB_BAR)
+        if not answer.command_left and db_bar != before and self._may_be_stale(db_bar):
+            self._enabled = True  # it did enable, and only failed to say so
+        raise driver.explain(answer, "ENABLE_DOORBELL")
+
+    def _send_enable(self) -> Answer:
+        answer = self._driver.command(Command.ENABLE_DOORBELL)
+        self.stray += answer.stray
+        self._enabled = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
+        # The endpoint may still take it, or have taken it without a word.
+        self.left_enabled = not answer.answered
+        return answer
+
+    def _may_be_stale(self, db_bar: int) -> bool:
+        return 1 <= db_bar <= 5 and db_bar != self._driver.reg_bar
+
+    def _check(self, said: Location) -> None:
+        """Nothing is written to a place that cannot be the doorbell."""
+        driver = self._driver
+        bar, offset = said.bar, said.offset
+        bars = driver.function.bars
+        if bar > 5 or bars[bar] is None:
+            what = "no BAR (NO_BAR)" if bar == NO_BAR else f"BAR{bar}" if bar < 6 else f"{bar:#x}"
+            raise NotPassed(
+                Reason.BAD_BAR,
+                f"the endpoint says its doorbell is in {what}, which this function does not have",
+                hint="the BARs are shown by: rcdrv info",
+            )
+        if bar == driver.reg_bar:
+            raise NotPassed(
+                Reason.BAD_BAR,
+                f"the endpoint says its doorbell is in BAR{bar}, which holds the test registers",
+            )
+        if self._expect_bar is not None and bar != self._expect_bar:
+            raise NotPassed(
+                Reason.WRONG_BAR,
+                f"the endpoint's doorbell is in BAR{bar}, not in BAR{self._expect_bar}",
+                hint=f"ring it there with --bar {bar}, or leave --bar out",
+            )
+        size = driver.function.bar(bar).size
+        if offset % 4 or offset + 4 > size:
+            raise NotPassed(
+                Reason.BAD_OFFSET,
+                f"the endpoint says its doorbell is at {offset:#x} of BAR{bar}, "
+                + ("not a multiple of 4" if offset % 4 else f"which has {size:#x} bytes"),
+            )
+
+    def _leave(self, failing: bool) -> None:
+        """Disable. Raises only when nothing else has gone wrong yet."""
+        function = self._driver.function
+        with function.cancel.deferred():
+            try:
+                self._disable()
+            except RcdrvError:
+                # A lost interrupt of the DISABLE itself is a finding, not a doorbell left on.
+                self.left_enabled = self._enabled or self._driver.in_flight is not None
+                if not failing:
+                    raise
+
+    def _disable(self) -> None:
+        if self._driver.in_flight is Command.ENABLE_DOORBELL:
+            self._settle_doubt()
+        if not self._enabled:
+            return
+        driver = self._driver
+        answer = driver.command(Command.DISABLE_DOORBELL)
+        self.stray += answer.stray
+        if answer.status & Status.DOORBELL_DISABLE_SUCCESS:
+            self._enabled = self.left_enabled = False
+            if answer.answered and not answer.irq_lost:
+                return
+        elif answer.status & Status.DOORBELL_DISABLE_FAIL:
+            raise NotPassed(
+                Reason.DISABLE_FAILED,
+                "the endpoint could not disable its doorbell (DOORBELL_DISABLE_FAIL)",
+                hint="unbind and start pci-epf-test on the endpoint again before the next run",
+            )
+        raise driver.explain(answer, "DISABLE_DOORBELL")
+
+    def _settle_doubt(self) -> None:
+        """Find out whether an ENABLE that nobody waited for was taken."""
+        driver = self._driver
+        self._in_doubt = False
+        answer = driver.wait_answer(time.perf_counter_ns())
+        if driver.read(Reg.COMMAND):
+            raise driver.explain(Answer(answer.status, None, command_left=True), "ENABLE_DOORBELL")
+        self._enabled = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
+
+    # -- ring ---------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """The ring itself: one 32-bit write, nothing else."""
+        assert self._window is not None, "not entered"
+        assert self.location is not None, "not entered"
+        self._window.write32(self.location.offset, self.location.data)
+
+    def ring(self) -> Answer:
+        """Ring once and wait for the acknowledgement.
+
+        :raises DeviceLost: the device is gone
+        """
+        driver = self._driver
+        # The handler on the endpoint raises what these say at that moment.
+        driver.write(Reg.IRQ_TYPE, driver.irq_type)
+        driver.write(Reg.IRQ_NUMBER, 0 if driver.irq_type is IrqType.INTX else driver.vector + 1)
+        driver.write(Reg.STATUS, 0)
+        self.stray += sum(driver.pending_interrupts().values())
+        barrier()
+        driver.trace(f"ring  {self.location}")
+        start = time.perf_counter_ns()
+        self.write()
+        answer = driver.wait_answer(start)
+        self.stray += answer.stray
+        return answer
+
+    def settle(self) -> None:
+        """Give a second interrupt for the last ring the time to show up, as :attr:`stray`."""
+        self._driver.function.pause(_SETTLE)
+        self.stray += sum(self._driver.pending_interrupts().values())
+
+    def judge(self, answer: Answer) -> NotPassed | None:
+        """What is wrong with a ring's answer; None when it is an acknowledgement."""
+        driver = self._driver
+        if not answer.status & Status.DOORBELL_SUCCESS or not answer.answered or answer.irq_lost:
+            failure = driver.explain(answer, "doorbell")
+            if failure.reason is Reason.SILENT:
+                failure.hint = (
+                    "does the endpoint's /proc/interrupts count pci-ep-test-doorbell up? If not,"
+                    " the write does not arrive: is the BAR mapped where the endpoint thinks?"
+                )
+            return failure
+        if driver.irq_kind is None:
+            return None
+        others = [vector for vector in answer.vectors if vector != driver.vector]
+        if others:
+            return NotPassed(
+                Reason.WRONG_VECTOR,
+                f"doorbell: {driver.irq_name} vector {others[0] + 1} fired, not"
+                f" {driver.vector + 1}",
+            )
+        if sum(answer.vectors.values()) > 1:
+            return NotPassed(
+                Reason.IRQ_TWICE,
+                f"doorbell: {sum(answer.vectors.values())} interrupts for one ring",
+                hint="is the endpoint's interrupt level-triggered and acknowledged too late?",
+            )
+        return None

@@ -1,0 +1,341 @@
+"""The driver of a pci-epf-test endpoint: one command at a time, every wait bounded.
+
+How the endpoint takes and answers a command is ``pci_epf_test_cmd_handler()`` of
+``drivers/pci/endpoint/functions/pci-epf-test.c``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from rcdrv import pci
+from rcdrv.epf_test.registers import BLOCK_SIZE, Caps, Command, Flags, IrqType, Reg, Status, decode
+from rcdrv.errors import UsageError
+from rcdrv.function import Function, Interrupts, IrqKind
+from rcdrv.mmio import barrier
+from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.wait import Deadline
+
+ALL_ONES = 0xFFFFFFFF
+
+Trace = Callable[[str], None]
+
+_IRQ_KINDS = {IrqType.INTX: IrqKind.INTX, IrqType.MSI: IrqKind.MSI, IrqType.MSIX: IrqKind.MSIX}
+
+# The endpoint writes STATUS before it raises the interrupt, and an interrupt crosses a link in
+# microseconds. So once STATUS has the answer, an interrupt that is this late (s) is lost.
+_IRQ_GRACE = 0.1
+# How often (s) a wait for an interrupt looks at STATUS. Rare, since each look is a read over the
+# link that an endpoint under test need not see.
+_PEEK = 0.02
+# Polling: look without a pause this long (s), which covers a doorbell; then once a millisecond,
+# which is as fast as the endpoint looks at COMMAND.
+_SPIN = 0.002
+# The endpoint reads IRQ_TYPE before COMMAND in one tick of 1-10 ms; two of them are enough.
+_TICKS = 0.02
+
+_LOOK_AT_EP = "on the endpoint: is pci-epf-test bound and started, and what does its dmesg say?"
+
+
+class IrqChoice(Enum):
+    """How to learn that the endpoint has answered."""
+
+    AUTO = "auto"
+    MSI = "msi"
+    MSIX = "msix"
+    INTX = "intx"
+    POLL = "poll"
+
+
+@dataclass
+class Answer:
+    """What came of one command, or of one ring."""
+
+    status: Status
+    """STATUS when the wait ended."""
+    latency_ns: int | None
+    """From the write to the answer as this program saw it; None without an answer."""
+    vectors: dict[int, int] = field(default_factory=dict)
+    """Interrupts that came with it: {vector, from 0: how often}."""
+    stray: int = 0
+    """Interrupts that came before STATUS had an answer."""
+    irq_lost: bool = False
+    """STATUS has the answer, the interrupt did not come."""
+    command_left: bool = False
+    """COMMAND was still set when the time was up: the endpoint never took it."""
+
+    @property
+    def answered(self) -> bool:
+        return bool(self.status & Status.IRQ_RAISED) and int(self.status) != ALL_ONES
+
+
+class EpfTest:
+    """A pci-epf-test endpoint, seen from the root complex.
+
+    :param function: the open function; it stays the caller's to close
+    :param reg_bar: where the test registers are; default: what the part's ID says, else BAR0
+    :param irq: how to learn of answers
+    :param timeout: seconds, the bound of every wait for the endpoint
+    :param trace: called with a line for every register access
+    :raises UsageError: there are no test registers in that BAR
+    :raises NotPassed: the function has no interrupt of the kind asked for
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        *,
+        reg_bar: int | None = None,
+        irq: IrqChoice = IrqChoice.AUTO,
+        timeout: float = 1.0,
+        trace: Trace | None = None,
+    ) -> None:
+        self.function = function
+        self.timeout = timeout
+        self._trace = trace
+        config = function.config
+        self.part = pci.part_of(config.vendor_id, config.device_id)
+        self.reg_bar = self.part.reg_bar if reg_bar is None else reg_bar
+        self._regs = function.bar(self.reg_bar)
+        if self._regs.size < BLOCK_SIZE:
+            raise UsageError(
+                f"BAR{self.reg_bar} has {self._regs.size:#x} bytes, too few for the test registers",
+                hint="--reg-bar says where they are",
+            )
+        self.caps = Caps(self.read(Reg.CAPS))
+        self.irq_type, self.irq_kind = self._choose_irq(irq)
+        self._interrupts: Interrupts | None = None
+        self.vector = 0
+        """The vector that commands ask for, from 0."""
+        self.in_flight: Command | None = None
+        """A command that was written and whose answer nobody has seen yet, because waiting for
+        it ended with an exception."""
+
+    # -- registers ----------------------------------------------------------------------------
+
+    def read(self, register: Reg) -> int:
+        """One 32-bit read of a test register.
+
+        :raises DeviceLost: it reads all ones, and so does config space
+        """
+        value = self._regs.read32(register)
+        if self._trace is not None:
+            self._trace(
+                f"read  {register.name:13} {value:#010x} {decode(register, value)}".rstrip()
+            )
+        # DB_BAR is all ones after a disable, and what is data may be anything.
+        if value == ALL_ONES and register in (Reg.COMMAND, Reg.STATUS, Reg.CAPS, Reg.IRQ_TYPE):
+            self.function.check_alive()
+        return value
+
+    def write(self, register: Reg, value: int) -> None:
+        """One 32-bit write of a test register."""
+        if self._trace is not None:
+            self._trace(
+                f"write {register.name:13} {value:#010x} {decode(register, value)}".rstrip()
+            )
+        self._regs.write32(register, value)
+
+    def trace(self, line: str) -> None:
+        if self._trace is not None:
+            self._trace(line)
+
+    # -- interrupts ---------------------------------------------------------------------------
+
+    def _choose_irq(self, choice: IrqChoice) -> tuple[IrqType, IrqKind | None]:
+        """The IRQ_TYPE to ask for, and the interrupts to wait for (None: poll STATUS)."""
+        if choice is IrqChoice.POLL:
+            # A type the root complex has not enabled, so that nothing is really raised: MSI
+            # needs its enable bit, but IRQ_TYPE 0 would assert the line.
+            return IrqType.MSI, None
+        device = self.function.device
+        if choice is not IrqChoice.AUTO:
+            kind = IrqKind[choice.name]
+            if not device.irq_count(kind):
+                raise NotPassed(
+                    Reason.NO_VECTORS,
+                    f"{self.function.address} has no {kind.name}",
+                    verdict=Verdict.SKIP,
+                    hint="--irq auto takes what there is",
+                )
+            return IrqType[choice.name], kind
+        # The order of pci_endpoint_test_set_irq() for IRQ_TYPE_AUTO: what CAPS announces, and
+        # MSI where an older endpoint announces nothing.
+        announced = [
+            irq
+            for irq, cap in (
+                (IrqType.MSI, Caps.MSI),
+                (IrqType.MSIX, Caps.MSIX),
+                (IrqType.INTX, Caps.INTX),
+            )
+            if self.caps & cap
+        ]
+        for irq in [*announced, IrqType.MSI, IrqType.MSIX]:
+            if device.irq_count(_IRQ_KINDS[irq]):
+                return irq, _IRQ_KINDS[irq]
+        return IrqType.MSI, None
+
+    @property
+    def irq_name(self) -> str:
+        """``msi``, ``msix``, ``intx`` or ``poll``."""
+        return "poll" if self.irq_kind is None else self.irq_kind.name.lower()
+
+    def arm(self, count: int = 1) -> None:
+        """Have ``count`` vectors of the chosen kind ready; nothing to do when polling."""
+        if self.irq_kind is None or (self._interrupts and self._interrupts.count >= count):
+            return
+        self.disarm()
+        self._interrupts = self.function.interrupts(self.irq_kind, count)
+
+    def disarm(self) -> None:
+        if self._interrupts is not None:
+            self._interrupts.close()
+            self._interrupts = None
+
+    def pending_interrupts(self) -> dict[int, int]:
+        """Interrupts that nobody has waited for: {vector: how often}."""
+        return self._interrupts.take() if self._interrupts is not None else {}
+
+    # -- commands -----------------------------------------------------------------------------
+
+    def command(self, command: Command, *, flags: Flags = Flags(0)) -> Answer:  # noqa: B008
+        """Give the endpoint a command and wait for its answer.
+
+        Whatever the command needs besides FLAGS, IRQ_TYPE and IRQ_NUMBER is written by the
+        caller before.
+
+        :raises NotPassed: ``stuck-command``: an earlier command is still in the register
+        :raises DeviceLost: the device is gone
+        """
+        self.arm()
+        self._wait_until_idle()
+        self._write_request(flags)
+        # The endpoint clears STATUS too when it takes a command, but one that takes nothing
+        # must not be read as if it had answered with what an earlier command left behind.
+        self.write(Reg.STATUS, 0)
+        self.pending_interrupts()
+        barrier()
+        self.in_flight = command
+        start = time.perf_counter_ns()
+        self.write(Reg.COMMAND, command)
+        answer = self.wait_answer(start)
+        self.in_flight = None
+        if not answer.answered:
+            left = self.read(Reg.COMMAND)
+            answer.command_left = left != 0
+        return answer
+
+    def _wait_until_idle(self) -> None:
+        """A COMMAND that is still set must not be overwritten: the endpoint may be reading it."""
+        deadline = Deadline(self.timeout)
+        while True:
+            left = self.read(Reg.COMMAND)
+            if left == 0:
+                return
+            if left == ALL_ONES:
+                raise NotPassed(
+                    Reason.ALL_ONES,
+                    f"the test registers in BAR{self.reg_bar} read all ones",
+                    hint="is this the register BAR (--reg-bar)? Does the endpoint still map it?",
+                )
+            if deadline.expired:
+                raise NotPassed(
+                    Reason.STUCK_COMMAND,
+                    f"COMMAND still holds {decode(Reg.COMMAND, left)} after {self.timeout:g} s:"
+                    " the endpoint does not take commands",
+                    hint=_LOOK_AT_EP,
+                )
+            self.function.pause(0.001)
+
+    def _write_request(self, flags: Flags) -> None:
+        """FLAGS, IRQ_TYPE and IRQ_NUMBER: stale ones of an earlier run would spoil a command."""
+        stale_type = self.read(Reg.IRQ_TYPE) > IrqType.MSIX
+        self.write(Reg.FLAGS, flags)
+        self.write(Reg.IRQ_TYPE, self.irq_type)
+        self.write(Reg.IRQ_NUMBER, 0 if self.irq_type is IrqType.INTX else self.vector + 1)
+        if stale_type:
+            # A tick that has read the invalid type already would swallow the command.
+            self.function.pause(_TICKS)
+
+    def wait_answer(self, start_ns: int) -> Answer:
+        """Wait for STATUS.IRQ_RAISED and, unless polling, for the interrupt that comes with it.
+
+        :param start_ns: when the endpoint was asked, on :func:`time.perf_counter_ns`
+        """
+        if self._interrupts is None:
+            return self._poll_answer(start_ns)
+        deadline = Deadline(self.timeout)
+        grace: Deadline | None = None
+        stray = 0
+        while True:
+            vectors = self._interrupts.wait(Deadline(min(deadline.remaining, _PEEK)))
+            now = time.perf_counter_ns()
+            status = Status(self.read(Reg.STATUS))
+            if status & Status.IRQ_RAISED and vectors:
+                return Answer(status, now - start_ns, vectors, stray)
+            stray += sum(vectors.values())
+            if status & Status.IRQ_RAISED:
+                if grace is None:
+                    grace = Deadline(min(_IRQ_GRACE, deadline.remaining))
+                elif grace.expired:
+                    return Answer(status, None, stray=stray, irq_lost=True)
+            elif deadline.expired:
+                return Answer(status, None, stray=stray)
+
+    def _poll_answer(self, start_ns: int) -> Answer:
+        deadline = Deadline(self.timeout)
+        spin = Deadline(min(_SPIN, self.timeout))
+        while True:
+            status = Status(self.read(Reg.STATUS))
+            now = time.perf_counter_ns()
+            if status & Status.IRQ_RAISED and int(status) != ALL_ONES:
+                return Answer(status, now - start_ns)
+            if deadline.expired:
+                return Answer(status, None)
+            if spin.expired:
+                self.function.pause(0.001)
+
+    def explain(self, answer: Answer, what: str) -> NotPassed:
+        """The verdict for ``what`` when its answer is not the one that was hoped for."""
+        status = f"STATUS {int(answer.status):#010x} {decode(Reg.STATUS, int(answer.status))}"
+        if int(answer.status) == ALL_ONES:
+            return NotPassed(
+                Reason.ALL_ONES,
+                f"{what}: the test registers read all ones, though the device is there",
+                hint="the endpoint's inbound mapping of the register BAR may be gone",
+            )
+        if answer.command_left:
+            return NotPassed(
+                Reason.STUCK_COMMAND,
+                f"{what}: the endpoint did not take the command within {self.timeout:g} s",
+                hint=_LOOK_AT_EP,
+            )
+        if answer.irq_lost:
+            return NotPassed(
+                Reason.IRQ_LOST,
+                f"{what}: answered ({status}), but no {self.irq_name} interrupt arrived",
+                hint=self._irq_hint(),
+            )
+        if not answer.answered and not answer.stray and not answer.status:
+            return NotPassed(
+                Reason.SILENT,
+                f"{what}: no answer within {self.timeout:g} s",
+                hint=_LOOK_AT_EP,
+            )
+        return NotPassed(
+            Reason.WRONG_STATUS,
+            f"{what}: {'an interrupt came, but ' if answer.stray or answer.vectors else ''}"
+            f"{status} does not have the answer",
+            hint="does the endpoint run another version of pci-epf-test, or another function?",
+        )
+
+    def _irq_hint(self) -> str:
+        if self.irq_type is IrqType.INTX:
+            return "this controller may not be able to raise INTx (many cannot); try --irq msi"
+        return (
+            "does the endpoint's dmesg show 'Invalid MSI'? Is bus mastering on, and does the"
+            " path to the host pass memory writes? --irq poll works without interrupts"
+        )

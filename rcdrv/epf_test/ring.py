@@ -1,0 +1,194 @@
+"""Ring a doorbell, once or a million times, and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rcdrv.epf_test.doorbell import Doorbell, Location
+from rcdrv.epf_test.driver import Answer, EpfTest
+from rcdrv.epf_test.registers import Status
+from rcdrv.function import Function
+from rcdrv.mmio import barrier
+from rcdrv.verdict import NotPassed, Reason, Verdict
+
+
+class Ring(NamedTuple):
+    """One ring and its outcome."""
+
+    number: int
+    """From 1, through all cycles."""
+    acknowledged: bool | None
+    """None: nobody looked."""
+    latency_ns: int | None
+    """From the write to the acknowledgement."""
+    status: Status | None
+    vector: int | None
+    """The vector that fired, from 0; None when polling."""
+    failure: NotPassed | None
+
+
+@dataclass
+class RingReport:
+    """All that is known after ringing; complete also when it ended with an exception."""
+
+    location: Location | None = None
+    """Where it was rung."""
+    said: Location | None = None
+    """Where the endpoint says that its doorbell is."""
+    irq: str = "none"
+    rings: list[Ring] = field(default_factory=list)
+    stray: int = 0
+    """Interrupts beyond one for each ring or command."""
+    left_enabled: bool = False
+    """The endpoint may still have its doorbell enabled."""
+
+    @property
+    def failures(self) -> list[Ring]:
+        return [ring for ring in self.rings if ring.failure is not None]
+
+    def failure(self) -> NotPassed | None:
+        """The finding for the whole: the first ring's that failed, with how many did."""
+        failures = self.failures
+        if failures:
+            first = failures[0].failure
+            assert first is not None
+            if len(self.rings) == 1:
+                return first
+            return NotPassed(
+                first.reason,
+                f"{len(failures)} of {len(self.rings)} rings failed, first ring"
+                f" {failures[0].number}: {first.message}",
+                hint=first.hint,
+            )
+        if self.stray:
+            return NotPassed(
+                Reason.IRQ_TWICE,
+                f"{self.stray} more interrupt{'s' if self.stray > 1 else ''} than"
+                f" {'rings' if len(self.rings) > 1 else 'the one for the ring'}",
+                hint="is the endpoint's doorbell interrupt acknowledged before it is raised again?",
+            )
+        if self.rings and self.rings[-1].acknowledged is None:
+            return NotPassed(
+                Reason.NOT_VERIFIED,
+                "written; nobody looked whether the endpoint noticed",
+                verdict=Verdict.UNVERIFIED,
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class RingPlan:
+    """What to do."""
+
+    bar: int | None = None
+    """The BAR in which the doorbell has to be; None accepts what the endpoint says."""
+    count: int = 1
+    """Rings a cycle; 0 goes on until stopped."""
+    cycles: int = 1
+    """How often to enable, ring and disable."""
+    interval: float = 0.0
+    """Seconds between rings."""
+    wait: bool = True
+    """Look for the acknowledgement."""
+    force: bool = False
+    override: Location | None = None
+    """Ring there instead of where the endpoint says."""
+
+
+class RingRun:
+    """One execution of a plan; :attr:`report` fills up as it goes.
+
+    :param on_location: called when the doorbell is known, once
+    :param on_ring: called after every ring
+    """
+
+    def __init__(
+        self,
+        driver: EpfTest,
+        plan: RingPlan,
+        *,
+        on_location: Callable[[RingReport], None] = lambda _report: None,
+        on_ring: Callable[[Ring], None] = lambda _ring: None,
+    ) -> None:
+        self._driver = driver
+        self._plan = plan
+        self._on_location = on_location
+        self._on_ring = on_ring
+        self.report = RingReport(irq=driver.irq_name)
+
+    def run(self) -> RingReport:
+        """Run all cycles.
+
+        :raises NotPassed: the doorbell could not be enabled, checked or disabled
+        :raises DeviceLost: the device is gone
+        :raises Interrupted: the user asked to stop
+        """
+        plan, report = self._plan, self.report
+        for _ in range(plan.cycles):
+            doorbell = Doorbell(
+                self._driver, expect_bar=plan.bar, override=plan.override, force=plan.force
+            )
+            try:
+                with doorbell:
+                    self._announce(doorbell)
+                    self._ring_cycle(doorbell)
+            finally:
+                report.stray += doorbell.stray
+                report.left_enabled = report.left_enabled or doorbell.left_enabled
+        return report
+
+    def _announce(self, doorbell: Doorbell) -> None:
+        report = self.report
+        if report.location is None:
+            report.location, report.said = doorbell.location, doorbell.said
+            self._on_location(report)
+
+    def _ring_cycle(self, doorbell: Doorbell) -> None:
+        plan, rung = self._plan, 0
+        cancel = self._driver.function.cancel
+        while plan.count == 0 or rung < plan.count:
+            cancel.check()
+            if rung and plan.interval:
+                self._driver.function.pause(plan.interval)
+            self._ring(doorbell)
+            rung += 1
+        if plan.wait:
+            doorbell.settle()
+
+    def _ring(self, doorbell: Doorbell) -> None:
+        number = len(self.report.rings) + 1
+        if not self._plan.wait:
+            barrier()
+            doorbell.write()
+            ring = Ring(number, None, None, None, None, None)
+        else:
+            answer = doorbell.ring()
+            ring = self._assess(number, answer, doorbell.judge(answer))
+        self.report.rings.append(ring)
+        self._on_ring(ring)
+
+    @staticmethod
+    def _assess(number: int, answer: Answer, failure: NotPassed | None) -> Ring:
+        vector = min(answer.vectors) if answer.vectors else None
+        return Ring(number, failure is None, answer.latency_ns, answer.status, vector, failure)
+
+
+def ring_blind(
+    function: Function, where: Location, *, count: int = 1, interval: float = 0.0
+) -> Iterator[Ring]:
+    """Only write, ``count`` times (0: until stopped): the test registers are not touched.
+
+    :raises UsageError: there is no such place in the function's BARs
+    """
+    window = where.window(function)
+    number = 0
+    while count == 0 or number < count:
+        function.cancel.check()
+        if number and interval:
+            function.pause(interval)
+        barrier()
+        window.write32(where.offset, where.data)
+        number += 1
+        yield Ring(number, None, None, None, None, None)

@@ -1,0 +1,438 @@
+"""PCI config space: header, COMMAND, BARs, capabilities; and the endpoint IDs that are known.
+
+Offsets and bits are those of the PCI Local Bus 3.0 and PCI Express Base 6.0 specifications, with
+the names of ``include/uapi/linux/pci_regs.h``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from types import MappingProxyType
+
+from rcdrv.errors import EndpointError
+from rcdrv.mmio import Window
+
+NO_VENDOR = 0xFFFF
+"""What VENDOR_ID reads as when no device answers."""
+
+CLASS_NO_MATCHING = 0xFF00
+"""Base class 0xff, "does not fit in any defined class": what pci-epf-test gives itself."""
+CLASS_MEMORY_RAM = 0x0500
+"""RAM memory controller: what pci-epf-vntb gives itself."""
+
+
+class Command(IntFlag):
+    """The COMMAND register, config offset 0x04."""
+
+    IO = 1 << 0
+    MEMORY = 1 << 1
+    """Memory decoding. Off: a mapped BAR access ends in SIGBUS."""
+    BUS_MASTER = 1 << 2
+    """The function may send requests: DMA, and MSI, which is a memory write."""
+    SPECIAL = 1 << 3
+    INVALIDATE = 1 << 4
+    VGA_PALETTE = 1 << 5
+    PARITY = 1 << 6
+    WAIT = 1 << 7
+    SERR = 1 << 8
+    FAST_BACK = 1 << 9
+    INTX_DISABLE = 1 << 10
+
+
+class CapId(IntEnum):
+    """Capability IDs that rcdrv looks into."""
+
+    PM = 0x01
+    MSI = 0x05
+    VENDOR = 0x09
+    EXP = 0x10
+    MSIX = 0x11
+    AF = 0x13
+
+
+class ExtCapId(IntEnum):
+    """Extended capability IDs (config offset 0x100 on) that rcdrv looks into."""
+
+    AER = 0x01
+    DSN = 0x03
+    REBAR = 0x15
+
+
+_NAMES: Mapping[int, str] = MappingProxyType(
+    {
+        0x01: "Power Management",
+        0x03: "Vital Product Data",
+        0x05: "MSI",
+        0x09: "Vendor Specific",
+        0x10: "PCI Express",
+        0x11: "MSI-X",
+        0x12: "SATA",
+        0x13: "Advanced Features",
+    }
+)
+_EXT_NAMES: Mapping[int, str] = MappingProxyType(
+    {
+        0x01: "Advanced Error Reporting",
+        0x02: "Virtual Channel",
+        0x03: "Device Serial Number",
+        0x0B: "Vendor Specific",
+        0x0D: "Access Control Services",
+        0x0E: "Alternative Routing-ID",
+        0x0F: "Address Translation",
+        0x10: "Single Root I/O Virtualization",
+        0x15: "Resizable BAR",
+        0x18: "Latency Tolerance Reporting",
+        0x19: "Secondary PCI Express",
+        0x1E: "L1 PM Substates",
+        0x1F: "Precision Time Measurement",
+        0x25: "Data Link Feature",
+        0x26: "Physical Layer 16.0 GT/s",
+        0x27: "Lane Margining",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One entry of a capability list."""
+
+    id: int
+    offset: int
+    version: int = 0
+    """0 for the classic list, which has no versions."""
+    extended: bool = False
+
+    @property
+    def name(self) -> str:
+        names = _EXT_NAMES if self.extended else _NAMES
+        return names.get(self.id, f"capability {self.id:#x}")
+
+
+@dataclass(frozen=True)
+class Msi:
+    """The MSI capability."""
+
+    vectors: int
+    """What the function asks for: 1, 2, 4, 8, 16 or 32."""
+    is_64bit: bool
+    maskable: bool
+    enabled: bool
+
+
+@dataclass(frozen=True)
+class Msix:
+    """The MSI-X capability: where the table and the pending bits are."""
+
+    vectors: int
+    table_bar: int
+    table_offset: int
+    pba_bar: int
+    pba_offset: int
+    enabled: bool
+
+    @property
+    def table_size(self) -> int:
+        """Bytes: 16 a vector."""
+        return 16 * self.vectors
+
+
+_LINK_SPEEDS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
+
+
+@dataclass(frozen=True)
+class Express:
+    """The PCI Express capability."""
+
+    is_endpoint: bool
+    has_flr: bool
+    """The function has Function Level Reset."""
+    speed: float
+    """GT/s, as the link runs now; 0 when the register says nothing known."""
+    width: int
+    """Lanes now."""
+    max_speed: float
+    max_width: int
+
+
+@dataclass(frozen=True)
+class ResizableBar:
+    """One BAR of the Resizable BAR capability."""
+
+    bar: int
+    sizes: tuple[int, ...]
+    """The sizes in bytes that the BAR supports, ascending."""
+    size: int
+    """The size in bytes that it has now."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One base address register, as config space describes it."""
+
+    index: int
+    size: int
+    """Bytes."""
+    is_memory: bool
+    is_64bit: bool
+    prefetchable: bool
+    address: int
+    """What the register holds: the bus address, 0 when nobody assigned one."""
+
+    def describe(self) -> str:
+        if not self.is_memory:
+            return "I/O"
+        kind = "64-bit" if self.is_64bit else "32-bit"
+        return kind + (" prefetchable" if self.prefetchable else "")
+
+
+class ConfigSpace:
+    """Config space of one function, through a window of 256 or 4096 bytes."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+
+    @property
+    def vendor_id(self) -> int:
+        return self.window.read16(0x00)
+
+    @property
+    def device_id(self) -> int:
+        return self.window.read16(0x02)
+
+    @property
+    def command(self) -> Command:
+        return Command(self.window.read16(0x04))
+
+    @command.setter
+    def command(self, value: Command) -> None:
+        self.window.write16(0x04, int(value) & 0xFFFF)
+
+    @property
+    def status(self) -> int:
+        return self.window.read16(0x06)
+
+    @property
+    def revision(self) -> int:
+        return self.window.read8(0x08)
+
+    @property
+    def class_code(self) -> int:
+        """24 bits: base class, subclass, programming interface."""
+        return self.window.read32(0x08) >> 8
+
+    @property
+    def subsystem(self) -> tuple[int, int]:
+        """Subsystem vendor and device ID."""
+        return self.window.read16(0x2C), self.window.read16(0x2E)
+
+    @property
+    def interrupt_pin(self) -> int:
+        """0 none, 1-4 INTA-INTD."""
+        return self.window.read8(0x3D)
+
+    # -- capability lists ---------------------------------------------------------------------
+
+    def capabilities(self) -> Iterator[Capability]:
+        """Walk both lists, in order.
+
+        :raises EndpointError: a list loops, or points into the header or past the end
+        """
+        yield from self._classic()
+        if self.window.size > 0x100:
+            yield from self._extended()
+
+    def _classic(self) -> Iterator[Capability]:
+        if not self.status & 0x10:  # PCI_STATUS_CAP_LIST
+            return
+        seen: set[int] = set()
+        # The two low bits of a pointer are reserved and have to be masked.
+        offset = self.window.read8(0x34) & 0xFC
+        while offset:
+            self._check_link(offset, 0x40, min(self.window.size, 0x100), seen)
+            entry = self.window.read16(offset)
+            if entry & 0xFF != 0xFF:  # all ones: the device went away midway
+                yield Capability(entry & 0xFF, offset)
+            offset = (entry >> 8) & 0xFC
+
+    def _extended(self) -> Iterator[Capability]:
+        seen: set[int] = set()
+        offset = 0x100
+        while offset:
+            self._check_link(offset, 0x100, self.window.size, seen)
+            header = self.window.read32(offset)
+            if header in (0, 0xFFFFFFFF):
+                # An empty list is one header of zeros; all ones is a function without one.
+                return
+            yield Capability(header & 0xFFFF, offset, (header >> 16) & 0xF, extended=True)
+            offset = (header >> 20) & 0xFFC
+
+    @staticmethod
+    def _check_link(offset: int, first: int, end: int, seen: set[int]) -> None:
+        if not first <= offset <= end - 4:
+            raise EndpointError(
+                f"the capability list points to {offset:#x}, outside {first:#x}-{end - 1:#x}"
+            )
+        if offset in seen:
+            raise EndpointError(f"the capability list loops at {offset:#x}")
+        seen.add(offset)
+
+    def find(self, cap: CapId | ExtCapId) -> Capability | None:
+        """The first capability with this ID, or None."""
+        extended = isinstance(cap, ExtCapId)
+        for entry in self.capabilities():
+            if entry.id == cap and entry.extended is extended:
+                return entry
+        return None
+
+    def _room(self, cap: Capability, size: int) -> None:
+        end = self.window.size if cap.extended else min(self.window.size, 0x100)
+        if cap.offset + size > end:
+            raise EndpointError(f"the {cap.name} capability at {cap.offset:#x} does not fit")
+
+    # -- single capabilities ------------------------------------------------------------------
+
+    def msi(self) -> Msi | None:
+        """The MSI capability, or None."""
+        cap = self.find(CapId.MSI)
+        if cap is None:
+            return None
+        self._room(cap, 10)
+        control = self.window.read16(cap.offset + 2)
+        log2 = control >> 1 & 7
+        if log2 > 5:
+            raise EndpointError(f"the MSI capability asks for 2^{log2} vectors; 32 is the most")
+        return Msi(1 << log2, bool(control & 0x80), bool(control & 0x100), bool(control & 1))
+
+    def msix(self) -> Msix | None:
+        """The MSI-X capability, or None."""
+        cap = self.find(CapId.MSIX)
+        if cap is None:
+            return None
+        self._room(cap, 12)
+        control = self.window.read16(cap.offset + 2)
+        table = self.window.read32(cap.offset + 4)
+        pba = self.window.read32(cap.offset + 8)
+        for what, bar in (("table", table & 7), ("PBA", pba & 7)):
+            if bar > 5:
+                raise EndpointError(f"the MSI-X {what} is said to be in BAR{bar}")
+        return Msix(
+            vectors=(control & 0x7FF) + 1,
+            table_bar=table & 7,
+            table_offset=table & ~7,
+            pba_bar=pba & 7,
+            pba_offset=pba & ~7,
+            enabled=bool(control & 0x8000),
+        )
+
+    def express(self) -> Express | None:
+        """The PCI Express capability, or None."""
+        cap = self.find(CapId.EXP)
+        if cap is None:
+            return None
+        self._room(cap, 0x14)
+        flags = self.window.read16(cap.offset + 0x02)
+        devcap = self.window.read32(cap.offset + 0x04)
+        linkcap = self.window.read32(cap.offset + 0x0C)
+        linksta = self.window.read16(cap.offset + 0x12)
+        return Express(
+            is_endpoint=flags >> 4 & 0xF in (0, 1),  # endpoint, legacy endpoint
+            has_flr=bool(devcap & 1 << 28),
+            speed=_LINK_SPEEDS.get(linksta & 0xF, 0.0),
+            width=linksta >> 4 & 0x3F,
+            max_speed=_LINK_SPEEDS.get(linkcap & 0xF, 0.0),
+            max_width=linkcap >> 4 & 0x3F,
+        )
+
+    def resizable_bars(self) -> tuple[ResizableBar, ...]:
+        """The entries of the Resizable BAR capability; none without it."""
+        cap = self.find(ExtCapId.REBAR)
+        if cap is None:
+            return ()
+        self._room(cap, 12)
+        count = self.window.read32(cap.offset + 8) >> 5 & 7
+        self._room(cap, 4 + 8 * count)
+        entries = []
+        for index in range(count):
+            supported = self.window.read32(cap.offset + 4 + 8 * index)
+            control = self.window.read32(cap.offset + 8 + 8 * index)
+            # Bit 4 means 1 MiB, every further bit twice that; control has the next 16 sizes.
+            mask = supported >> 4 | (control >> 16) << 28
+            sizes = tuple(1 << 20 + bit for bit in range(44) if mask >> bit & 1)
+            entries.append(ResizableBar(control & 7, sizes, 1 << 20 + (control >> 8 & 0x3F)))
+        return tuple(entries)
+
+
+def read_bars(config: ConfigSpace, sizes: Sequence[int]) -> tuple[Bar | None, ...]:
+    """The six BARs. ``sizes`` in bytes come from the backend: sizing writes are the host's job.
+
+    A BAR of size 0 is None, and so is the upper half of a 64-bit one.
+    """
+    bars: list[Bar | None] = [None] * 6
+    index = 0
+    while index < 6:
+        low = config.window.read32(0x10 + 4 * index)
+        is_memory = not low & 1
+        is_64bit = is_memory and low >> 1 & 3 == 2
+        if is_64bit and index == 5:
+            raise EndpointError("BAR5 claims to be 64-bit, but there is no BAR6 for its upper half")
+        address = low & ~0xF if is_memory else low & ~0x3
+        if is_64bit:
+            address |= config.window.read32(0x14 + 4 * index) << 32
+        if sizes[index]:
+            bars[index] = Bar(
+                index=index,
+                size=sizes[index],
+                is_memory=is_memory,
+                is_64bit=is_64bit,
+                prefetchable=is_memory and bool(low & 8),
+                address=address,
+            )
+        index += 2 if is_64bit else 1
+    return tuple(bars)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of an endpoint by its ID: defaults, never a gate."""
+
+    name: str
+    reg_bar: int = 0
+    """The BAR that holds pci-epf-test's registers."""
+    align: int = 1
+    """Alignment in bytes that SRC and DST need unless CAPS announces UNALIGNED_ACCESS."""
+    untestable_bars: tuple[int, ...] = ()
+    """BARs that must not be written to, whatever CAPS says."""
+
+
+KNOWN_PARTS: Mapping[tuple[int, int], Part] = MappingProxyType(
+    {
+        # pci_endpoint_test_tbl of drivers/misc/pci_endpoint_test.c, Linux 7.3
+        (0x104C, 0xB500): Part("TI DRA74x, or configured by hand", align=4096),
+        (0x104C, 0xB501): Part("TI DRA72x", align=4096),
+        (0x104C, 0xB00C): Part("TI AM654", reg_bar=2, align=65536, untestable_bars=(0,)),
+        (0x104C, 0xB00D): Part("TI J721E", align=256),
+        (0x104C, 0xB00F): Part("TI J7200", align=256),
+        (0x104C, 0xB010): Part("TI AM64", align=256),
+        (0x104C, 0xB013): Part("TI J721S2", align=256),
+        (0x1957, 0x81C0): Part("NXP LS1046A", align=4096),
+        (0x1957, 0x80C0): Part("NXP LS1088A", align=4096),
+        (0x1957, 0x0808): Part("NXP i.MX8"),
+        (0x16C3, 0xEDDA): Part("Synopsys EDDA"),
+        (0x1912, 0x0025): Part("Renesas RZ/G2H (R8A774E1)"),
+        (0x1912, 0x0028): Part("Renesas RZ/G2M (R8A774A1)"),
+        (0x1912, 0x002B): Part("Renesas RZ/G2N (R8A774B1)"),
+        (0x1912, 0x002D): Part("Renesas RZ/G2E (R8A774C0)"),
+        (0x1912, 0x0031): Part("Renesas R-Car S4 (R8A779F0)", align=4096),
+        (0x1D87, 0x3588): Part("Rockchip RK3588", align=65536),
+        (0x10DE, 0x1AD4): Part("NVIDIA Tegra194"),
+        (0x10DE, 0x229B): Part("NVIDIA Tegra234"),
+    }
+)
+UNKNOWN_PART = Part("unknown part")
+
+
+def part_of(vendor: int, device: int) -> Part:
+    """The defaults for an ID; those of an unknown part when the table does not have it."""
+    return KNOWN_PARTS.get((vendor, device), UNKNOWN_PART)

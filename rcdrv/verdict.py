@@ -1,0 +1,87 @@
+"""What a test or a ring came to: a verdict, a reason from a fixed list, and a hint."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from rcdrv.errors import RcdrvError
+
+
+class Verdict(str, Enum):
+    """The result of one check."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    """The endpoint failed."""
+    SKIP = "skip"
+    """The endpoint does not support it, and says so."""
+    LOST = "lost"
+    """The device went away."""
+    ERROR = "error"
+    """It could not be tried: the host, or what was asked for, is at fault."""
+    UNVERIFIED = "unverified"
+    """Done as asked, without looking whether the endpoint noticed."""
+
+
+class Reason(str, Enum):
+    """Why a verdict is not ``pass``. The values are part of the command line's contract."""
+
+    SILENT = "silent"
+    """The endpoint took it and never answered."""
+    STUCK_COMMAND = "stuck-command"
+    """The COMMAND register stays set: nobody on the endpoint takes commands."""
+    IRQ_LOST = "irq-lost"
+    """STATUS has the answer, but its interrupt never arrived."""
+    IRQ_TWICE = "irq-twice"
+    """More interrupts than answers."""
+    WRONG_VECTOR = "wrong-vector"
+    """Another vector fired than the one asked for."""
+    WRONG_STATUS = "wrong-status"
+    """An answer came, but not with the bit that belongs to it."""
+    ALL_ONES = "all-ones"
+    """The registers read all ones although the device is there."""
+    ENABLE_FAILED = "enable-failed"
+    DISABLE_FAILED = "disable-failed"
+    WRONG_BAR = "wrong-bar"
+    """The endpoint's doorbell is in another BAR than the one that was asked for."""
+    BAD_BAR = "bad-bar"
+    """The endpoint names a BAR that cannot hold a doorbell."""
+    BAD_OFFSET = "bad-offset"
+    """The endpoint names an offset that is unaligned or outside the BAR."""
+    NO_CAPS = "no-caps"
+    """The endpoint does not announce what this needs."""
+    NO_VECTORS = "no-vectors"
+    """The function has no interrupt of the kind asked for."""
+    DATA_MISMATCH = "data-mismatch"
+    DEVICE_LOST = "device-lost"
+    NOT_VERIFIED = "not-verified"
+    """Nobody looked: asked not to wait."""
+    HOST = "host"
+    """The host is not ready."""
+    USAGE = "usage"
+    INTERRUPTED = "interrupted"
+
+
+EXIT_STATUS = {
+    Verdict.PASS: 0,
+    Verdict.UNVERIFIED: 0,
+    Verdict.FAIL: 1,
+    Verdict.SKIP: 4,
+    Verdict.LOST: 5,
+}
+"""Exit status by verdict. ERROR has none of its own: the error behind it knows."""
+
+
+class NotPassed(RcdrvError):
+    """Raised where a check ends early; carries what the report needs."""
+
+    def __init__(
+        self, reason: Reason, message: str, *, verdict: Verdict = Verdict.FAIL, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.verdict = verdict
+        self.reason = reason
+
+    @property
+    def exit_status(self) -> int:  # type: ignore[override]  # here it depends on the verdict
+        return EXIT_STATUS[self.verdict]
