@@ -67,11 +67,19 @@ class Doorbell:
     """
 
     def __init__(
-        self, driver: EpfTest, *, expect_bar: int | None = None, force: bool = False
+        self,
+        driver: EpfTest,
+        *,
+        expect_bar: int | None = None,
+        override: Location | None = None,
+        force: bool = False,
     ) -> None:
-        if expect_bar == driver.reg_bar:
-            raise UsageError(f"BAR{expect_bar} holds the test registers; a doorbell is never there")
+        if driver.reg_bar in (expect_bar, override.bar if override else None):
+            raise UsageError(
+                f"BAR{driver.reg_bar} holds the test registers; a doorbell is never there"
+            )
         self._driver = driver
+        self._override = override
         self._expect_bar = expect_bar
         self._force = force
         self._enabled = False

@@ -100,6 +100,7 @@ class RingPlan:
 class RingRun:
     """One execution of a plan; :attr:`report` fills up as it goes.
 
+    :param report: where to note it all; default a new one
     :param on_location: called when the doorbell is known, once
     :param on_ring: called after every ring
     """
@@ -108,6 +109,7 @@ class RingRun:
         self,
         driver: EpfTest,
         plan: RingPlan,
+        report: RingReport | None = None,
         *,
         on_location: Callable[[RingReport], None] = lambda _report: None,
         on_ring: Callable[[Ring], None] = lambda _ring: None,
@@ -116,7 +118,8 @@ class RingRun:
         self._plan = plan
         self._on_location = on_location
         self._on_ring = on_ring
-        self.report = RingReport(irq=driver.irq_name)
+        self.report = RingReport() if report is None else report
+        self.report.irq = driver.irq_name
 
     def run(self) -> RingReport:
         """Run all cycles.

@@ -1,0 +1,119 @@
+"""From what a user calls a device to an open :class:`~rcdrv.function.Function`.
+
+* ``0000:01:00.0`` or ``01:00.0``: a PCI function of this host, through kernel VFIO;
+* ``vfio-user:/path/to.sock``: one that is served over vfio-user;
+* ``sim:PRESET`` or ``sim:FILE.toml``: a software endpoint, started for this use and ended with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+
+from rcdrv.errors import HostError, UsageError
+from rcdrv.function import Device, Function
+from rcdrv.host import find
+from rcdrv.wait import Cancel
+
+_BDF = re.compile(r"(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
+
+# Starting a software endpoint starts a Python interpreter, which a busy host may take long for.
+_SIM_START = 20.0
+_SIM_END = 5.0
+
+
+def open_function(address: str | None = None, *, cancel: Cancel | None = None) -> Function:
+    """Open a function; the caller closes it, best with ``with``.
+
+    :param address: see above; default ``$RCDRV_DEVICE``, else the only endpoint on this host
+    :param cancel: ends every wait on the function
+    :raises UsageError: this is not an address, or there is no such preset or file
+    :raises HostError: the host is not ready; the hint says the cure
+    :raises DeviceLost: the device does not answer
+    """
+    return Function(open_device(address or default_address()), cancel)
+
+
+def open_device(address: str) -> Device:
+    """The backend alone, for an address that is not None. See :func:`open_function`."""
+    # The backends are imported where they are used: `ring` starts for one of them only.
+    scheme, colon, rest = address.partition(":")
+    if scheme == "sim" and colon:
+        return _spawn(rest)
+    if scheme == "vfio-user" and colon:
+        from rcdrv.vfio_user.client import Client
+
+        return Client.connect(rest)
+    if _BDF.fullmatch(address):
+        from rcdrv.vfio import open_device as open_vfio
+
+        return open_vfio(address, os.environ.get("RCDRV_BACKEND"))
+    raise UsageError(
+        f"{address!r} is not a device address",
+        hint="a PCI address (0000:01:00.0), vfio-user:/path/to.sock, or sim:rk3588",
+    )
+
+
+def default_address() -> str:
+    """``$RCDRV_DEVICE``, else the only function on this host that may be an endpoint.
+
+    :raises HostError: there is none, or more than one; a software endpoint is never chosen
+    """
+    named = os.environ.get("RCDRV_DEVICE")
+    if named:
+        return named
+    found = find.candidates()
+    if len(found) == 1:
+        return found[0].address
+    listed = "".join(f"\n  {candidate}" for candidate in found)
+    raise HostError(
+        "no endpoint found on this host" if not found else f"more than one endpoint here:{listed}",
+        hint="name one with --device ADDRESS; --device sim:rk3588 starts a software endpoint",
+    )
+
+
+def _spawn(spec: str) -> Device:
+    """Start a software endpoint and connect to it over a socket that has no name."""
+    from rcdrv.vfio_user.client import Client
+
+    class Spawned(Client):
+        """The client of an endpoint that ends with it."""
+
+        def close(self) -> None:
+            super().close()
+            _end(process)
+
+    ours, theirs = socket.socketpair()
+    with theirs:
+        # -P (Python 3.11) or not: the child must find the same rcdrv as we did.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rcdrv.sim", spec, "--fd", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+    try:
+        return Spawned(ours, f"sim:{spec}", timeout=_SIM_START)
+    except BaseException as error:
+        ours.close()
+        _end(process)
+        said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+        if process.returncode == UsageError.exit_status and isinstance(error, Exception):
+            # It printed what is wrong with the preset or the file.
+            message, _, hint = said.removeprefix("rcdrv: ").partition("\nhint: ")
+            raise UsageError(message, hint=hint) from None
+        raise
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Its socket is closed, so it ends by itself; nothing may be left behind if it does not."""
+    try:
+        process.wait(_SIM_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,96 @@
+"""The ``rcdrv`` command. Each subcommand has a module here; only the one that runs is imported."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from rcdrv import __version__
+from rcdrv.errors import Interrupted, RcdrvError
+from rcdrv.wait import Cancel
+
+COMMANDS = {
+    "ring": "ring the endpoint's doorbell and await the acknowledgement",
+    "info": "show the function: IDs, BARs, capabilities, interrupts, how it is reached",
+    "regs": "show the test registers, decoded",
+    "peek": "read a BAR, one access of exactly the width asked for",
+    "poke": "write a BAR, one access of exactly the width asked for",
+    "sim": "serve a software endpoint on a socket",
+}
+"""Every subcommand and its one line of help, in the order of --help."""
+
+_BUG = 70  # EX_SOFTWARE of sysexits.h: none of the statuses that say something of the endpoint
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status (see :mod:`rcdrv.errors`)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    cancel = Cancel()
+    with cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        try:
+            args = build_parser(arguments).parse_args(arguments)
+            status = int(import_module(f"rcdrv.cli.{args.command}").run(args, cancel))
+            sys.stdout.flush()
+        except RcdrvError as error:
+            print_error(error)
+            status = exit_status(error, cancel)
+        except BrokenPipeError:
+            # Who read our output is gone, and has seen enough. Nothing more can be said there.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 128 + signal.SIGPIPE
+        except Exception as error:
+            if os.environ.get("RCDRV_TRACEBACK"):
+                raise
+            print(
+                f"rcdrv: this is a bug in rcdrv: {type(error).__name__}: {error}\n"
+                "hint: RCDRV_TRACEBACK=1 in the environment shows where; please report it",
+                file=sys.stderr,
+            )
+            status = _BUG
+    return status
+
+
+def exit_status(error: RcdrvError, cancel: Cancel) -> int:
+    """The exit status of an error; that of an interruption names the signal, as a shell does."""
+    if isinstance(error, Interrupted) and cancel.signal:
+        return 128 + cancel.signal
+    return error.exit_status
+
+
+def print_error(error: RcdrvError) -> None:
+    """One line what was wrong and one what to do, on stderr."""
+    print(f"rcdrv: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for this command line: all commands by name, the named one in full."""
+    from rcdrv.cli.common import common_options
+
+    parser = argparse.ArgumentParser(
+        prog="rcdrv",
+        description="Userspace PCIe root-complex driver for bringing up PCIe endpoints.",
+        parents=[common_options(top=True)],
+    )
+    parser.add_argument("--version", action="version", version=f"rcdrv {__version__}")
+    named = {argument for argument in arguments if argument in COMMANDS}
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command, summary in COMMANDS.items():
+        if command in named:
+            module = import_module(f"rcdrv.cli.{command}")
+            child = parsers.add_parser(
+                command,
+                help=summary,
+                description=module.__doc__,
+                parents=[common_options(top=False)],
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            module.add_arguments(child)
+        else:
+            parsers.add_parser(command, help=summary, add_help=False)
+    return parser

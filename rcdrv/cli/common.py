@@ -1,0 +1,149 @@
+"""What the subcommands share: options, number formats, output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rcdrv.address import open_function
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.function import Function
+from rcdrv.wait import Cancel
+
+_SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def common_options(*, top: bool) -> argparse.ArgumentParser:
+    """The options that every subcommand has, before it (``top``) and behind it.
+
+    Those behind have no defaults of their own, so that they do not undo the ones before.
+    """
+    options = argparse.ArgumentParser(
+        add_help=False, argument_default=None if top else argparse.SUPPRESS
+    )
+
+    def default(value: object) -> object:
+        return value if top else argparse.SUPPRESS
+
+    names = ["-d", "--device"] if top else ["--device"]
+    options.add_argument(
+        *names,
+        metavar="ADDRESS",
+        help="0000:01:00.0, vfio-user:/path/to.sock or sim:PRESET"
+        " (default: $RCDRV_DEVICE, else the only endpoint on this host)",
+    )
+    options.add_argument(
+        "--json", action="store_true", default=default(False), help="print one JSON document"
+    )
+    options.add_argument(
+        "-v" if top else "--verbose",
+        *(["--verbose"] if top else []),
+        action="store_true",
+        default=default(False),
+        help="show every register access, on stderr",
+    )
+    options.add_argument(
+        "--timeout",
+        type=seconds,
+        default=default(1.0),
+        metavar="SECONDS",
+        help="bound of every wait for the endpoint (default 1.0)",
+    )
+    options.add_argument(
+        "--reg-bar",
+        type=bar_number,
+        default=default(None),
+        metavar="N",
+        help="the BAR with the test registers (default: by the part's ID, else 0)",
+    )
+    options.add_argument(
+        "--irq",
+        choices=[choice.value for choice in IrqChoice],
+        default=default("auto"),
+        help="how the endpoint answers (default auto)",
+    )
+    return options
+
+
+def number(text: str) -> int:
+    """``64``, ``0x40``, ``4K``, ``1M``: a number that is not negative."""
+    scale = _SUFFIXES.get(text[-1:].upper(), 1)
+    try:
+        value = int(text[:-1] if scale > 1 else text, 0) * scale
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 64, 0x40 or 4K")
+    return value
+
+
+def bar_number(text: str) -> int:
+    """``0`` to ``5``, with ``BAR`` before it or not."""
+    digits = text[3:] if text[:3].upper() == "BAR" else text
+    if digits not in {"0", "1", "2", "3", "4", "5"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a BAR: 0 to 5")
+    return int(digits)
+
+
+def word32(text: str) -> int:
+    """An unsigned 32-bit number."""
+    value = number(text)
+    if value > 0xFFFFFFFF:
+        raise argparse.ArgumentTypeError(f"{text} does not fit in 32 bits")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A time above 0 s and below a day."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
+    return value
+
+
+def pause(text: str) -> float:
+    """A time that may be 0 s."""
+    return 0.0 if text.strip("0.") == "" and text != "" else seconds(text)
+
+
+def open_endpoint(args: argparse.Namespace, cancel: Cancel) -> Function:
+    """The function that the command line names, open."""
+    return open_function(args.device, cancel=cancel)
+
+
+def drive(args: argparse.Namespace, function: Function) -> EpfTest:
+    """The pci-epf-test driver with the options of the command line."""
+    return EpfTest(
+        function,
+        reg_bar=args.reg_bar,
+        irq=IrqChoice(args.irq),
+        timeout=args.timeout,
+        trace=tracer(args),
+    )
+
+
+def tracer(args: argparse.Namespace) -> Callable[[str], None] | None:
+    """Where register accesses are shown, if they are."""
+    if not args.verbose:
+        return None
+    return lambda line: print(line, file=sys.stderr)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """The one JSON document of this run."""
+    json.dump(document, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def size_text(size: int) -> str:
+    """``128 KiB``; exact, so ``1000 B`` stays that."""
+    for unit, scale in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= scale and size % scale == 0:
+            return f"{size // scale} {unit}"
+    return f"{size} B"

@@ -1,0 +1,132 @@
+"""Show the function: IDs, BARs, capabilities, interrupts, and how each BAR is reached."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rcdrv import pci
+from rcdrv.cli.common import open_endpoint, print_json, size_text
+from rcdrv.function import Area, Function, IrqKind, RegionFlag
+from rcdrv.wait import Cancel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser  # the common options are all it has
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    with open_endpoint(args, cancel) as function:
+        document = describe(function)
+    if args.json:
+        print_json(document)
+    else:
+        print_text(document)
+    return 0
+
+
+def describe(function: Function) -> dict[str, Any]:
+    """Everything that there is to know without touching a BAR."""
+    config, device = function.config, function.device
+    express, msix = config.express(), config.msix()
+    resizable = {entry.bar: list(entry.sizes) for entry in config.resizable_bars()}
+    vendor, device_id = config.vendor_id, config.device_id
+    part = pci.part_of(vendor, device_id)
+    bars = []
+    for bar in function.bars:
+        if bar is None:
+            continue
+        region = device.region(bar.index)
+        bars.append(
+            {
+                "bar": bar.index,
+                "size": bar.size,
+                "type": bar.describe(),
+                "address": bar.address,
+                "access": _access(region.flags, region.areas, bar.size),
+                "mapped": [[area.offset, area.size] for area in region.areas],
+                "resizable_to": resizable.get(bar.index, []),
+            }
+        )
+    return {
+        "device": function.address,
+        "backend": device.backend,
+        "vendor_id": vendor,
+        "device_id": device_id,
+        "part": part.name,
+        "revision": config.revision,
+        "class": config.class_code,
+        "subsystem": list(config.subsystem),
+        "reg_bar": part.reg_bar,
+        "dma_align": part.align,
+        "bars": bars,
+        "interrupts": {kind.name.lower(): device.irq_count(kind) for kind in IrqKind},
+        "interrupt_pin": config.interrupt_pin,
+        "msix_table": None
+        if msix is None
+        else {
+            "bar": msix.table_bar,
+            "offset": msix.table_offset,
+            "pba_bar": msix.pba_bar,
+            "pba_offset": msix.pba_offset,
+        },
+        "link": None
+        if express is None
+        else {
+            "speed_gts": express.speed,
+            "width": express.width,
+            "max_speed_gts": express.max_speed,
+            "max_width": express.max_width,
+        },
+        "reset": {
+            "available": device.can_reset(),
+            "flr": express is not None and express.has_flr,
+        },
+        "capabilities": [
+            {"id": cap.id, "extended": cap.extended, "offset": cap.offset, "name": cap.name}
+            for cap in config.capabilities()
+        ],
+        "iova_ranges": [list(pair) for pair in device.dma_ranges()],
+    }
+
+
+def _access(flags: RegionFlag, areas: tuple[Area, ...], size: int) -> str:
+    """``mapped``, ``sparse`` (mapped in parts) or ``trapped`` (every access is a request)."""
+    if not flags & RegionFlag.MMAP or not areas:
+        return "trapped"
+    return "mapped" if sum(area.size for area in areas) >= size else "sparse"
+
+
+def print_text(info: dict[str, Any]) -> None:
+    vendor, device = info["vendor_id"], info["device_id"]
+    print(f"{info['device']}  {vendor:04x}:{device:04x}  {info['part']}  ({info['backend']})")
+    print(f"class      {info['class']:#08x}, revision {info['revision']:#04x}")
+    print(f"registers  BAR{info['reg_bar']} by its ID, DMA alignment {info['dma_align']:#x}")
+    for bar in info["bars"]:
+        line = f"BAR{bar['bar']}       {size_text(bar['size']):>9}  {bar['type']}, {bar['access']}"
+        if bar["access"] == "sparse":
+            line += " " + ", ".join(f"{at:#x}+{size:#x}" for at, size in bar["mapped"])
+        if bar["resizable_to"]:
+            sizes = bar["resizable_to"]
+            line += f", resizable {size_text(sizes[0])} to {size_text(sizes[-1])}"
+        print(line)
+    counts = ", ".join(f"{kind} {count}" for kind, count in info["interrupts"].items() if count)
+    print(f"interrupts {counts or 'none'}")
+    if info["msix_table"]:
+        table = info["msix_table"]
+        print(
+            f"MSI-X      table BAR{table['bar']}+{table['offset']:#x},"
+            f" PBA BAR{table['pba_bar']}+{table['pba_offset']:#x}"
+        )
+    if info["link"]:
+        link = info["link"]
+        print(
+            f"link       {link['speed_gts']:g} GT/s x{link['width']}"
+            f" (can do {link['max_speed_gts']:g} GT/s x{link['max_width']})"
+        )
+    reset = info["reset"]
+    how = "FLR" if reset["flr"] else "yes, without FLR" if reset["available"] else "none"
+    print(f"reset      {how}")
+    print("IOVA       " + ", ".join(f"{a:#x}-{b:#x}" for a, b in info["iova_ranges"]))
+    for cap in info["capabilities"]:
+        print(f"[{cap['offset']:03x}]      {cap['name']}")

@@ -1,0 +1,49 @@
+"""Read a BAR: accesses of exactly the width asked for, one each.
+
+A read can have side effects on the endpoint, for example on an interrupt controller's registers
+that an enabled doorbell maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from rcdrv.cli.common import bar_number, number, open_endpoint, print_json
+from rcdrv.errors import UsageError
+from rcdrv.mmio import WIDTHS
+from rcdrv.wait import Cancel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bar", type=bar_number, metavar="BAR", help="0 to 5")
+    parser.add_argument("offset", type=number, metavar="OFFSET", help="bytes from its start")
+    parser.add_argument("--width", type=int, choices=WIDTHS, default=32, help="bits (default 32)")
+    parser.add_argument(
+        "--count", type=number, default=1, metavar="N", help="words one after the other (default 1)"
+    )
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    if args.count < 1:
+        raise UsageError("--count has to be at least 1")
+    step = args.width // 8
+    with open_endpoint(args, cancel) as function:
+        window = function.bar(args.bar)
+        values = []
+        for index in range(args.count):
+            cancel.check()
+            values.append(window.read(args.width, args.offset + index * step))
+    if args.json:
+        print_json(
+            {
+                "device": function.address,
+                "bar": args.bar,
+                "offset": args.offset,
+                "width": args.width,
+                "values": values,
+            }
+        )
+        return 0
+    for index, value in enumerate(values):
+        print(f"BAR{args.bar}+{args.offset + index * step:#x} {value:#0{2 * step + 2}x}")
+    return 0

@@ -1,0 +1,69 @@
+"""Show the test registers of pci-epf-test, decoded bit by bit."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rcdrv.cli.common import drive, open_endpoint, print_json, seconds
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.registers import Reg, decode
+from rcdrv.errors import UsageError
+from rcdrv.wait import Cancel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--watch", action="store_true", help="go on, and print what changes, until stopped"
+    )
+    parser.add_argument(
+        "--interval", type=seconds, default=0.1, metavar="S", help="of --watch (default 0.1)"
+    )
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    if args.watch and args.json:
+        raise UsageError("--watch prints lines, not one JSON document")
+    with open_endpoint(args, cancel) as function:
+        driver = drive(args, function)
+        values = read_all(driver)
+        if args.json:
+            print_json(document(driver, values))
+            return 0
+        print(f"{function.address}  test registers in BAR{driver.reg_bar}")
+        for register, value in values.items():
+            print(line(register, value))
+        while args.watch:
+            function.pause(args.interval)
+            now = read_all(driver)
+            for register, value in now.items():
+                if value != values[register]:
+                    print(line(register, value), flush=True)
+            values = now
+    return 0
+
+
+def read_all(driver: EpfTest) -> dict[Reg, int]:
+    """Every register once, in address order."""
+    return {register: driver.read(register) for register in Reg}
+
+
+def line(register: Reg, value: int) -> str:
+    return (
+        f"{int(register):#04x} {register.name:13} {value:#010x} {decode(register, value)}".rstrip()
+    )
+
+
+def document(driver: EpfTest, values: dict[Reg, int]) -> dict[str, Any]:
+    return {
+        "device": driver.function.address,
+        "reg_bar": driver.reg_bar,
+        "registers": {
+            register.name: {
+                "offset": int(register),
+                "value": value,
+                "meaning": decode(register, value),
+            }
+            for register, value in values.items()
+        },
+    }

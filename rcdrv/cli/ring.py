@@ -1,0 +1,255 @@
+"""Ring the endpoint's doorbell.
+
+Enables the doorbell, reads DB_BAR, DB_OFFSET and DB_DATA, checks them, does the single 32-bit
+write, waits for the acknowledgement, and disables the doorbell again, whatever happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from rcdrv.cli import exit_status, print_error
+from rcdrv.cli.common import (
+    bar_number,
+    drive,
+    number,
+    open_endpoint,
+    pause,
+    print_json,
+    word32,
+)
+from rcdrv.epf_test.doorbell import Location
+from rcdrv.epf_test.registers import bit_names
+from rcdrv.epf_test.ring import Ring, RingPlan, RingReport, RingRun, ring_blind
+from rcdrv.errors import DeviceLost, HostError, Interrupted, RcdrvError, UsageError
+from rcdrv.function import Function
+from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.wait import Cancel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--bar", type=bar_number, metavar="N", help="the doorbell has to be in BAR N")
+    add("--count", type=number, default=1, metavar="N", help="rings; 0 is endless (default 1)")
+    add(
+        "--cycles",
+        type=number,
+        default=1,
+        metavar="N",
+        help="N times enable, --count rings, disable (default 1)",
+    )
+    add("--interval", type=pause, default=0.0, metavar="S", help="seconds between rings")
+    add("--no-wait", action="store_true", help="do not look for the acknowledgement")
+    add("--force", action="store_true", help="try although CAPS does not announce doorbells")
+    add("--offset", type=word32, metavar="X", help="ring at this offset of --bar instead")
+    add("--data", type=word32, metavar="X", help="the value to write there")
+    add("--no-enable", action="store_true", help="send no ENABLE and no DISABLE; do not wait")
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    override = _override(args)
+    output = _Output(args)
+    error: RcdrvError | None = None
+    report = RingReport()
+    try:
+        with open_endpoint(args, cancel) as function:
+            output.device = function.address
+            try:
+                if args.no_enable:
+                    assert override is not None
+                    _run_blind(function, override, args, report, output)
+                else:
+                    _run(function, override, args, report, output)
+            except RcdrvError as caught:
+                error = caught
+    except RcdrvError as caught:
+        error = error or caught
+    return output.finish(report, error, cancel)
+
+
+def _override(args: argparse.Namespace) -> Location | None:
+    """``--offset`` and ``--data``, which go together and with ``--bar``."""
+    if (args.offset is None) != (args.data is None):
+        raise UsageError("--offset and --data go together")
+    if args.cycles < 1:
+        raise UsageError("--cycles has to be at least 1")
+    if args.cycles > 1 and args.count == 0:
+        raise UsageError("--count 0 never ends, so there is nothing for --cycles to repeat")
+    if args.offset is None:
+        if args.no_enable:
+            raise UsageError("--no-enable needs --bar, --offset and --data")
+        return None
+    if args.bar is None:
+        raise UsageError("--offset and --data need --bar")
+    if args.offset % 4:
+        raise UsageError(f"--offset {args.offset:#x} is not a multiple of 4")
+    return Location(args.bar, args.offset, args.data)
+
+
+def _run(
+    function: Function,
+    override: Location | None,
+    args: argparse.Namespace,
+    report: RingReport,
+    output: _Output,
+) -> None:
+    plan = RingPlan(
+        bar=args.bar,
+        count=args.count,
+        cycles=args.cycles,
+        interval=args.interval,
+        wait=not args.no_wait,
+        force=args.force,
+        override=override,
+    )
+    driver = drive(args, function)
+    output.timeout = args.timeout
+    RingRun(driver, plan, report, on_location=output.show_location, on_ring=output.show_ring).run()
+
+
+def _run_blind(
+    function: Function,
+    where: Location,
+    args: argparse.Namespace,
+    report: RingReport,
+    output: _Output,
+) -> None:
+    report.location = where
+    output.show_location(report)
+    for ring in ring_blind(function, where, count=args.count, interval=args.interval):
+        report.rings.append(ring)
+        output.show_ring(ring)
+
+
+class _Output:
+    """What the user sees: lines as it goes, or one document at the end."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._json: bool = args.json
+        self.device: str | None = args.device
+        self.timeout = 1.0
+        self._irq = "none"
+
+    def show_location(self, report: RingReport) -> None:
+        self._irq = report.irq
+        if self._json:
+            return
+        if report.said is not None and report.said != report.location:
+            print(f"endpoint's doorbell {report.said}, not used")
+        print(f"doorbell {report.location}", flush=True)
+
+    def show_ring(self, ring: Ring) -> None:
+        if self._json:
+            return
+        if ring.acknowledged is None:
+            print(f"ring {ring.number}: written", flush=True)
+            return
+        status = "" if ring.status is None else f"status {int(ring.status):#010x}"
+        if ring.status:
+            status += f" {bit_names(ring.status)}"
+        if ring.failure is not None:
+            print(f"ring {ring.number}: FAIL {ring.failure.reason.value}, {status}", flush=True)
+            return
+        assert ring.latency_ns is not None
+        vector = self._irq if ring.vector is None else f"{self._irq} {ring.vector + 1}"
+        print(
+            f"ring {ring.number}: acknowledged in {ring.latency_ns / 1e3:.1f} us, {status},"
+            f" {vector}",
+            flush=True,
+        )
+
+    def finish(self, report: RingReport, error: RcdrvError | None, cancel: Cancel) -> int:
+        """Print the rest and return the exit status."""
+        failure = report.failure()
+        # A ring that failed is what the user came for; that stopping failed too comes second.
+        finding = error if error is not None and not isinstance(failure, NotPassed) else failure
+        if error is not None and isinstance(error, (Interrupted, DeviceLost)):
+            finding = error
+        statuses = [exit_status(one, cancel) for one in (failure, error) if one is not None]
+        status = max(statuses, key=_rank, default=0)
+        if self._json:
+            print_json(self._document(report, finding))
+        else:
+            self._summary(report, failure, error)
+        if report.left_enabled:
+            print(
+                "rcdrv: the endpoint did not answer; its doorbell may still be enabled",
+                file=sys.stderr,
+            )
+        return status
+
+    def _summary(
+        self, report: RingReport, failure: NotPassed | None, error: RcdrvError | None
+    ) -> None:
+        rings = report.rings
+        if len(rings) > 1:
+            print(summary_line(report))
+        sys.stdout.flush()
+        for one in (failure, error):
+            if one is None or (isinstance(one, NotPassed) and one.verdict is Verdict.UNVERIFIED):
+                continue
+            print_error(one)
+
+    def _document(self, report: RingReport, finding: RcdrvError | None) -> dict[str, Any]:
+        verdict, reason = classify(finding)
+        place = report.location
+        return {
+            "device": self.device,
+            "doorbell": None
+            if place is None
+            else {"bar": place.bar, "offset": place.offset, "data": place.data},
+            "irq": report.irq,
+            "rings": [
+                {
+                    "acknowledged": ring.acknowledged,
+                    "latency_ns": ring.latency_ns,
+                    "status": None if ring.status is None else int(ring.status),
+                }
+                for ring in report.rings
+            ],
+            "stray_interrupts": report.stray,
+            "doorbell_left_enabled": report.left_enabled,
+            "verdict": verdict.value,
+            "reason": None if reason is None else reason.value,
+            "message": "" if finding is None else finding.message,
+            "hint": "" if finding is None else finding.hint,
+        }
+
+
+def summary_line(report: RingReport) -> str:
+    """``100 rings, 100 acknowledged, min/avg/max 88.1/112.4/340.0 us``."""
+    latencies = [
+        ring.latency_ns / 1e3
+        for ring in report.rings
+        if ring.acknowledged and ring.latency_ns is not None
+    ]
+    if all(ring.acknowledged is None for ring in report.rings):
+        return f"{len(report.rings)} rings written"
+    line = f"{len(report.rings)} rings, {len(latencies)} acknowledged"
+    if latencies:
+        average = sum(latencies) / len(latencies)
+        line += f", min/avg/max {min(latencies):.1f}/{average:.1f}/{max(latencies):.1f} us"
+    return line
+
+
+def classify(finding: RcdrvError | None) -> tuple[Verdict, Reason | None]:
+    """Verdict and reason of what a run came to."""
+    if finding is None:
+        return Verdict.PASS, None
+    if isinstance(finding, NotPassed):
+        return finding.verdict, finding.reason
+    if isinstance(finding, DeviceLost):
+        return Verdict.LOST, Reason.DEVICE_LOST
+    if isinstance(finding, HostError):
+        return Verdict.ERROR, Reason.HOST
+    if isinstance(finding, Interrupted):
+        return Verdict.ERROR, Reason.INTERRUPTED
+    return Verdict.ERROR, Reason.USAGE
+
+
+def _rank(status: int) -> int:
+    """The order in which exit statuses outdo each other (cli contract: 130 5 3 2 1 4 0)."""
+    order = [0, 4, 1, 2, 3, 5]
+    return order.index(status) if status in order else status
