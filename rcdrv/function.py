@@ -12,6 +12,7 @@ import contextlib
 import mmap
 import os
 import select
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -237,7 +238,12 @@ class Function:
 
     Opening turns memory decoding and bus mastering on and INTx off; :meth:`close`, or the end
     of ``with``, takes every mapping, buffer and interrupt back and restores the COMMAND
-    register. ``timeout`` in seconds bounds nothing here but the drivers' waits use it.
+    register.
+
+    :param device: what it stands on; closed with it
+    :param cancel: ends every wait when somebody asks to stop
+    :raises DeviceLost: config space reads all ones
+    :raises EndpointError: config space contradicts itself
     """
 
     # Keys of the epoll set that are not interrupt vectors.
@@ -434,7 +440,9 @@ class Function:
         """Sleep, but wake up and raise as every other wait does."""
         deadline = Deadline(seconds)
         while not deadline.expired:
-            self._poll(deadline.remaining)
+            if self._poll(deadline.remaining):
+                # An interrupt that nobody waits for stays readable; do not spin on it.
+                time.sleep(min(0.001, deadline.remaining))
 
     def check_alive(self) -> None:
         """Tell a device that is gone from one whose registers read all ones.

@@ -1,0 +1,219 @@
+"""Windows: the right bytes, in accesses of the right width, each exactly once."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rcdrv import mmio
+from rcdrv.errors import AccessError
+from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow, Window
+
+SIZE = 0x1000
+
+
+class Recorder:
+    """A region that notes every request."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = bytearray(size)
+        self.log: list[tuple[str, int, int]] = []
+
+    def read(self, offset: int, size: int) -> bytes:
+        self.log.append(("read", offset, size))
+        return bytes(self.memory[offset : offset + size])
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.log.append(("write", offset, len(data)))
+        self.memory[offset : offset + len(data)] = data
+
+
+def mapped() -> MappedWindow:
+    return MappedWindow(mmap.mmap(-1, SIZE))
+
+
+def trapped() -> TrappedWindow:
+    return TrappedWindow(Recorder(SIZE), SIZE)
+
+
+def split() -> SplitWindow:
+    """Trapped, mapped, trapped, mapped: every kind of seam, at odd places too."""
+    return SplitWindow(
+        TrappedWindow(Recorder(SIZE), SIZE),
+        [
+            (0x100, MappedWindow(mmap.mmap(-1, SIZE), 0x400)),
+            (0xC00, MappedWindow(mmap.mmap(-1, SIZE), 0x400)),
+        ],
+    )
+
+
+WINDOWS = [mapped, trapped, split]
+windows = pytest.mark.parametrize("make", WINDOWS)
+
+
+@windows
+@given(
+    width=st.sampled_from(mmio.WIDTHS), index=st.integers(0, SIZE // 8 - 1), value=st.integers(0)
+)
+def test_what_is_written_is_read_back_little_endian(
+    make: Callable[[], Window], width: int, index: int, value: int
+) -> None:
+    window = make()
+    offset, value = index * width // 8, value % (1 << width)
+    window.write(width, offset, value)
+    assert window.read(width, offset) == value
+    assert window.read_block(offset, width // 8) == value.to_bytes(width // 8, "little")
+    window.close()
+
+
+@windows
+@given(width=st.sampled_from(mmio.WIDTHS), offset=st.integers(-SIZE, 2 * SIZE))
+def test_accesses_outside_or_unaligned_are_refused(
+    make: Callable[[], Window], width: int, offset: int
+) -> None:
+    window = make()
+    step = width // 8
+    if offset % step == 0 and 0 <= offset <= SIZE - step:
+        window.read(width, offset)
+        window.write(width, offset, 0)
+    else:
+        with pytest.raises(AccessError):
+            window.read(width, offset)
+        with pytest.raises(AccessError):
+            window.write(width, offset, 0)
+        if width == 32:
+            with pytest.raises(AccessError):
+                window.read32(offset)
+            with pytest.raises(AccessError):
+                window.write32(offset, 0)
+    window.close()
+
+
+@windows
+@pytest.mark.parametrize("width", mmio.WIDTHS)
+@pytest.mark.parametrize("value", [-1, 1 << 64])
+def test_values_that_do_not_fit_are_refused(
+    make: Callable[[], Window], width: int, value: int
+) -> None:
+    window = make()
+    with pytest.raises(AccessError, match="does not fit"):
+        window.write(width, 0, value)
+    with pytest.raises(AccessError, match="does not fit"):
+        window.write32(0, value)
+    assert window.read64(0) == 0
+    window.close()
+
+
+@windows
+@given(
+    offset=st.integers(0, SIZE),
+    data=st.binary(max_size=SIZE) | st.integers(0, SIZE).map(lambda size: bytes(range(256)) * 16),
+)
+def test_blocks_go_in_and_out_unchanged_and_touch_nothing_else(
+    make: Callable[[], Window], offset: int, data: bytes
+) -> None:
+    window = make()
+    data = data[: SIZE - offset]
+    window.fill(0, SIZE, 0xEE)
+    window.write_block(offset, data)
+    assert window.read_block(offset, len(data)) == data
+    assert window.read_block(0, SIZE) == b"\xee" * offset + data + b"\xee" * (
+        SIZE - offset - len(data)
+    )
+    assert window.compare(offset, data) is None
+    window.close()
+
+
+@windows
+@given(offset=st.integers(0, SIZE), size=st.integers(-1, SIZE + 1))
+def test_blocks_outside_are_refused(make: Callable[[], Window], offset: int, size: int) -> None:
+    window = make()
+    if size >= 0 and offset + size <= SIZE:
+        assert window.read_block(offset, size) == bytes(size)
+    else:
+        with pytest.raises(AccessError):
+            window.read_block(offset, size)
+        with pytest.raises(AccessError):
+            window.fill(offset, size, 0)
+    window.close()
+
+
+@given(offset=st.integers(0, SIZE), size=st.integers(0, SIZE))
+def test_bulk_touches_every_byte_once_and_every_word_aligned(offset: int, size: int) -> None:
+    size = min(size, SIZE - offset)
+    region = Recorder(SIZE)
+    window = TrappedWindow(region, SIZE)
+    window.read_block(offset, size)
+    window.write_block(offset, bytes(size))
+    for kind in ("read", "write"):
+        touched = [0] * SIZE
+        for entry, start, length in region.log:
+            if entry == kind:
+                # One request is a run of words: of 4 bytes, or one of 2 or 1.
+                width = 4 if length % 4 == 0 else length
+                assert width in (1, 2, 4)
+                assert start % width == 0
+                for byte in range(start, start + length):
+                    touched[byte] += 1
+        assert touched == [int(offset <= byte < offset + size) for byte in range(SIZE)]
+
+
+@windows
+@given(
+    data=st.binary(min_size=1, max_size=SIZE),
+    where=st.integers(0, SIZE - 1),
+    flip=st.integers(1, 255),
+)
+def test_compare_finds_the_first_difference(
+    make: Callable[[], Window], data: bytes, where: int, flip: int
+) -> None:
+    window = make()
+    window.write_block(0, data)
+    where %= len(data)
+    wrong = bytearray(data)
+    wrong[where] ^= flip
+    wrong[-1] ^= flip if where != len(data) - 1 else 0
+    assert window.compare(0, wrong) == where
+    window.close()
+
+
+def test_a_single_access_is_one_request_of_its_width() -> None:
+    region = Recorder(SIZE)
+    window = TrappedWindow(region, SIZE)
+    for width in mmio.WIDTHS:
+        region.log.clear()
+        window.write(width, 0x40, 1)
+        window.read(width, 0x40)
+        assert region.log == [("write", 0x40, width // 8), ("read", 0x40, width // 8)]
+
+
+def test_a_split_window_traps_exactly_what_is_not_mapped() -> None:
+    region = Recorder(SIZE)
+    part = MappedWindow(mmap.mmap(-1, SIZE), 0x800)
+    window = SplitWindow(TrappedWindow(region, SIZE), [(0x400, part)])
+    window.write32(0x3FC, 1)
+    window.write32(0x400, 2)
+    window.write32(0xBFC, 3)
+    window.write32(0xC00, 4)
+    assert region.log == [("write", 0x3FC, 4), ("write", 0xC00, 4)]
+    assert (part.read32(0), part.read32(0x7FC)) == (2, 3)
+    window.close()
+
+
+@windows
+def test_a_closed_window_refuses_and_may_be_closed_again(make: Callable[[], Window]) -> None:
+    window = make()
+    window.close()
+    window.close()
+    for access in (lambda: window.read32(0), lambda: window.write32(0, 0)):
+        with pytest.raises((AccessError, ValueError)):
+            access()
+
+
+def test_the_barrier_can_be_called() -> None:
+    mmio.barrier()
+    mmio.barrier()

@@ -1,0 +1,69 @@
+"""Deadlines end, and a request to stop ends every wait but the clean-up's."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from rcdrv.errors import Interrupted
+from rcdrv.wait import Cancel, Deadline
+
+
+@pytest.fixture
+def cancel() -> Iterator[Cancel]:
+    cancel = Cancel()
+    yield cancel
+    cancel.close()
+
+
+def test_a_deadline_counts_down_and_stays_at_zero() -> None:
+    deadline = Deadline(0.01)
+    assert 0 < deadline.remaining <= 0.01
+    assert not deadline.expired
+    time.sleep(0.02)
+    assert deadline.expired
+    assert deadline.remaining == 0.0
+
+
+def test_a_request_ends_a_sleep_at_once(cancel: Cancel) -> None:
+    threading.Timer(0.02, cancel.request).start()
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        cancel.sleep(30)
+    assert time.monotonic() - started < 10
+
+
+def test_a_request_stays(cancel: Cancel) -> None:
+    cancel.request(signal.SIGTERM)
+    cancel.request(signal.SIGINT)
+    assert select.select([cancel.fd], [], [], 0)[0]
+    for _ in range(2):
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            cancel.check()
+
+
+def test_clean_up_is_not_disturbed(cancel: Cancel) -> None:
+    cancel.request()
+    with cancel.deferred():
+        cancel.check()
+        cancel.sleep(0.001)
+        with cancel.deferred():
+            cancel.check()
+        cancel.check()
+    with pytest.raises(Interrupted):
+        cancel.check()
+
+
+def test_signals_only_set_it_and_handlers_come_back(cancel: Cancel) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with cancel.on_signals(signal.SIGTERM):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert cancel.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
