@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rcdrv.errors import RcdrvError
 from rcdrv.function import Area, IrqKind, RegionFlag
+
+
+class DmaFault(RcdrvError):
+    """Client memory that could not be reached: not mapped, not allowed, or the client has gone.
+
+    What a device on a bus sees as an Unsupported Request or a completion time-out.
+    """
 
 
 @dataclass(frozen=True)
@@ -14,7 +22,7 @@ class ServedRegion:
     """One region of a served device."""
 
     size: int = 0
-    flags: RegionFlag = RegionFlag(0)
+    flags: RegionFlag = RegionFlag(0)  # noqa: RUF009 - an immutable value
     areas: tuple[Area, ...] = ()
     """The parts that a client may map. Everything else arrives as read() and write()."""
     fd: int = -1
@@ -28,13 +36,14 @@ class Peer(Protocol):
         """Number of leading vectors that may fire: highest vector with an eventfd, plus 1."""
 
     def trigger(self, kind: IrqKind, vector: int) -> bool:
-        """Fire a vector. False when nothing is armed there, or when INTx is masked."""
+        """Fire a vector. False when nothing is armed there, when INTx is masked, or when the
+        client has gone."""
 
     def dma_read(self, address: int, size: int) -> bytes:
         """Read client memory; crosses mappings. While it waits for the client's answer, other
         requests of the client are served, so the device's methods can be entered again.
 
-        :raises rcdrv.vfio_user.server.DmaFault: some byte of it is not mapped, or not readable
+        :raises DmaFault: some byte of it is not mapped, or not readable
         """
 
     def dma_write(self, address: int, data: bytes) -> None:
@@ -54,7 +63,8 @@ class ServedDevice(Protocol):
         """Whether DEVICE_INFO announces a function reset."""
 
     def attach(self, peer: Peer) -> None:
-        """A client has connected and agreed on a version."""
+        """A client has connected and agreed on a version. :meth:`regions` and
+        :meth:`irq_counts` were asked before, and hold until it goes."""
 
     def detach(self) -> None:
         """The client has gone, in whatever way; its eventfds and DMA mappings are closed."""
@@ -63,7 +73,8 @@ class ServedDevice(Protocol):
         """A trapped read inside the region (the server has checked bounds); all ``size`` bytes."""
 
     def write(self, region: int, offset: int, data: bytes) -> None:
-        """A trapped write. Its reply is sent when this returns, so it must not start DMA."""
+        """A trapped write. Its reply is sent when this returns, so it must not start DMA; that is
+        for :meth:`run`. The same goes for every other method that serves a request."""
 
     def irqs_changed(self, kind: IrqKind) -> None:
         """Vectors of ``kind`` were armed or disarmed."""
@@ -77,7 +88,8 @@ class ServedDevice(Protocol):
         """DEVICE_RESET."""
 
     def next_event(self) -> float | None:
-        """When :meth:`run` wants to be called next, on time.monotonic(); None for never."""
+        """When :meth:`run` wants to be called next, on time.monotonic(); None for never. Asked
+        after every message, and only while a client is attached."""
 
     def run(self) -> None:
         """Do what is due. May call the peer's DMA methods."""
