@@ -1,0 +1,201 @@
+"""The 4 KiB configuration space of the endpoint's function.
+
+Every byte has a mask of the bits that a write changes and of those that a written 1 clears; what
+has neither is read-only. Offsets and bits are those of the PCI Express Base Specification
+(chapter 7.5) and ``include/uapi/linux/pci_regs.h``; capabilities stand where DesignWare
+controllers have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rcdrv.sim.layout import BarType, Layout, Reset
+
+SIZE = 4096
+
+COMMAND, STATUS = 0x04, 0x06
+COMMAND_MEMORY, COMMAND_MASTER, COMMAND_INTX_DISABLE = 1 << 1, 1 << 2, 1 << 10
+STATUS_INTERRUPT, STATUS_CAPABILITIES = 1 << 3, 1 << 4
+BAR0 = 0x10
+CAPABILITIES = 0x34
+INTERRUPT_PIN = 0x3D
+
+PM, MSI, EXPRESS, MSIX = 0x40, 0x50, 0x70, 0xB0
+AER, REBAR = 0x100, 0x150
+
+_PM_CONTROL = PM + 4
+_DEVICE_CONTROL = EXPRESS + 8
+_INITIATE_FLR = 1 << 15
+
+
+class ConfigSpace:
+    """Config space of a layout; offsets and sizes in bytes, data little endian."""
+
+    def __init__(self, layout: Layout, *, loop: bool = False) -> None:
+        """:param loop: let the last capability point back at the first"""
+        self._data = bytearray(SIZE)
+        self._writable = bytearray(SIZE)
+        self._clears = bytearray(SIZE)
+        self._flr = layout.reset is Reset.FLR
+        self._header(layout)
+        capabilities = [(PM, self._power_management), (EXPRESS, self._express)]
+        if layout.msi:
+            capabilities.append((MSI, self._msi))
+        if layout.msix:
+            capabilities.append((MSIX, self._msix))
+        capabilities.sort(key=lambda entry: entry[0])
+        self._set(CAPABILITIES, 1, PM)
+        for index, (offset, compose) in enumerate(capabilities):
+            compose(layout)
+            last = index + 1 == len(capabilities)
+            self._set(offset + 1, 1, (PM if loop else 0) if last else capabilities[index + 1][0])
+        resizable = [
+            (index, bar.size)
+            for index, bar in enumerate(layout.bars)
+            if bar is not None and bar.type is BarType.RESIZABLE
+        ]
+        self._aer(REBAR if resizable else 0)
+        if resizable:
+            self._rebar(resizable)
+        self._power_on = bytes(self._data)
+
+    # -- accesses -----------------------------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self._data[offset : offset + size])
+
+    def write(self, offset: int, data: bytes) -> bool:
+        """A write by the host; read-only bits are left alone.
+
+        :returns: it asked for a function level reset
+        """
+        for index, byte in enumerate(data, offset):
+            writable = self._writable[index]
+            kept = self._data[index] & ~writable & ~(byte & self._clears[index])
+            self._data[index] = kept | byte & writable
+        high = _DEVICE_CONTROL + 1 - offset
+        return self._flr and 0 <= high < len(data) and bool(data[high] & _INITIATE_FLR >> 8)
+
+    def reset(self) -> None:
+        """Everything as at power-on."""
+        self._data[:] = self._power_on
+
+    # -- what the rest of the controller acts on ----------------------------------------------
+
+    @property
+    def responds(self) -> bool:
+        """BARs are decoded: COMMAND has MEMORY, and the function is in D0."""
+        return bool(self._get(COMMAND, 2) & COMMAND_MEMORY) and self._awake
+
+    @property
+    def masters(self) -> bool:
+        """The function may write and read host memory, which includes MSI and MSI-X."""
+        return bool(self._get(COMMAND, 2) & COMMAND_MASTER) and self._awake
+
+    @property
+    def intx_enabled(self) -> bool:
+        disabled = self._get(COMMAND, 2) & COMMAND_INTX_DISABLE
+        return bool(self._get(INTERRUPT_PIN, 1)) and not disabled and self._awake
+
+    @property
+    def _awake(self) -> bool:
+        return self._get(_PM_CONTROL, 2) & 3 == 0
+
+    def set_interrupt_status(self, asserted: bool) -> None:
+        """STATUS bit 3, by which a host finds the function that pulls a shared INTx line."""
+        status = self._get(STATUS, 2) & ~STATUS_INTERRUPT
+        self._set(STATUS, 2, status | (STATUS_INTERRUPT if asserted else 0))
+
+    # -- composition --------------------------------------------------------------------------
+
+    def _get(self, offset: int, size: int) -> int:
+        return int.from_bytes(self._data[offset : offset + size], "little")
+
+    def _set(
+        self, offset: int, size: int, value: int, *, writable: int = 0, clears: int = 0
+    ) -> None:
+        end = offset + size
+        self._data[offset:end] = value.to_bytes(size, "little")
+        self._writable[offset:end] = writable.to_bytes(size, "little")
+        self._clears[offset:end] = clears.to_bytes(size, "little")
+
+    def _header(self, layout: Layout) -> None:
+        self._set(0x00, 2, layout.vendor)
+        self._set(0x02, 2, layout.device)
+        parity_serr = 1 << 6 | 1 << 8
+        self._set(
+            COMMAND,
+            2,
+            0,
+            writable=COMMAND_MEMORY | COMMAND_MASTER | COMMAND_INTX_DISABLE | parity_serr,
+        )
+        self._set(STATUS, 2, STATUS_CAPABILITIES, clears=0xF900)
+        self._set(0x0A, 2, layout.class_code)
+        self._set(0x0C, 1, 0, writable=0xFF)  # CACHE_LINE_SIZE
+        for index, bar in enumerate(layout.bars):
+            if bar is None:
+                continue
+            flags = (0x4 if bar.wide else 0) | (0x8 if bar.prefetchable else 0)
+            # Writing all ones and reading back must give the size: its bits are read-only.
+            width = 8 if bar.wide else 4
+            mask = (1 << 8 * width) - bar.size & ~0xF
+            self._set(BAR0 + 4 * index, width, flags, writable=mask)
+        self._set(0x3C, 1, 0xFF, writable=0xFF)  # INTERRUPT_LINE
+        self._set(INTERRUPT_PIN, 1, layout.intx_pin)
+
+    def _power_management(self, _layout: Layout) -> None:
+        self._set(PM, 1, 0x01)
+        self._set(PM + 2, 2, 0x0003)  # version 3; no D1, D2, no PME
+        # NO_SOFT_RESET: D3hot keeps everything. D1 and D2 cannot be told from D3 here.
+        self._set(_PM_CONTROL, 2, 1 << 3, writable=0x3)
+
+    def _msi(self, layout: Layout) -> None:
+        self._set(MSI, 1, 0x05)
+        capable = (layout.msi - 1).bit_length()
+        self._set(MSI + 2, 2, capable << 1 | 1 << 7, writable=0x0071)  # 64-bit, no masking
+        self._set(MSI + 4, 4, 0, writable=0xFFFF_FFFC)
+        self._set(MSI + 8, 4, 0, writable=0xFFFF_FFFF)
+        self._set(MSI + 12, 2, 0, writable=0xFFFF)
+
+    def _msix(self, layout: Layout) -> None:
+        self._set(MSIX, 1, 0x11)
+        self._set(MSIX + 2, 2, layout.msix - 1, writable=0xC000)
+        self._set(MSIX + 4, 4, layout.msix_table | layout.msix_bar)
+        self._set(MSIX + 8, 4, layout.msix_pba | layout.msix_bar)
+
+    def _express(self, layout: Layout) -> None:
+        self._set(EXPRESS, 1, 0x10)
+        self._set(EXPRESS + 2, 2, 0x0002)  # version 2, endpoint
+        role_based_errors = 1 << 15
+        flr = 1 << 28 if self._flr else 0
+        self._set(EXPRESS + 4, 4, 0x1 | role_based_errors | flr)  # payloads up to 256 bytes
+        # INITIATE_FLR always reads 0, so it is not among the writable bits.
+        self._set(_DEVICE_CONTROL, 2, 0x2810, writable=0x7FFF)
+        self._set(EXPRESS + 0x0A, 2, 0, clears=0x000F)
+        link = layout.link_speed | layout.link_width << 4
+        self._set(EXPRESS + 0x0C, 4, link)
+        self._set(EXPRESS + 0x10, 2, 0, writable=0x01CB)
+        self._set(EXPRESS + 0x12, 2, link | 1 << 12)  # slot clock
+        self._set(EXPRESS + 0x24, 4, 0x1F)  # completion time-outs can be set and disabled
+        self._set(EXPRESS + 0x28, 2, 0, writable=0x001F)
+        self._set(EXPRESS + 0x2C, 4, (1 << layout.link_speed) - 1 << 1)
+        self._set(EXPRESS + 0x30, 2, layout.link_speed, writable=0x000F)
+
+    def _aer(self, following: int) -> None:
+        self._set(AER, 4, 0x0001 | 2 << 16 | following << 20)
+        self._set(AER + 0x04, 4, 0, clears=0x01FF_F030)
+        self._set(AER + 0x08, 4, 0x0040_0000, writable=0x01FF_F030)
+        self._set(AER + 0x0C, 4, 0x0046_2030, writable=0x01FF_F030)
+        self._set(AER + 0x10, 4, 0, clears=0x0000_F1C1)
+        self._set(AER + 0x14, 4, 0x0000_E000, writable=0x0000_F1C1)
+
+    def _rebar(self, bars: Sequence[tuple[int, int]]) -> None:
+        """Each BAR supports the one size it has, as dw_pcie_ep_set_bar_resizable() leaves it."""
+        self._set(REBAR, 4, 0x0015 | 1 << 16)
+        for slot, (index, size) in enumerate(bars):
+            exponent = size.bit_length() - 1 - 20
+            entry = REBAR + 4 + 8 * slot
+            self._set(entry, 4, 1 << 4 + exponent if exponent < 28 else 0)
+            count = len(bars) << 5 if slot == 0 else 0
+            self._set(entry + 4, 4, index | count | exponent << 8)

@@ -1,0 +1,403 @@
+"""The endpoint's PCIe controller: what its BARs show, its interrupts, its access to host memory.
+
+One side is the bus: config space and BARs, as :class:`rcdrv.sim.endpoint.Endpoint` hands them
+over. The other is what the kernel's EPC core offers an endpoint function (pci-epc-core.c), with
+the behaviour of the DesignWare driver (pcie-designware-ep.c) unless the layout says otherwise.
+Errors are OSErrors with the errno that the kernel would return.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rcdrv.function import Area, IrqKind
+from rcdrv.mmio import MappedWindow
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.config_space import ConfigSpace
+from rcdrv.sim.doorbell import Doorbells, RegisterPage
+from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
+from rcdrv.sim.layout import (
+    EP_PAGE,
+    MSIX_ENTRY_SIZE,
+    BarType,
+    DoorbellBackend,
+    Intx,
+    Layout,
+    Trap,
+)
+from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
+from rcdrv.vfio_user.served import DmaFault, Peer
+
+PULSE_SECONDS = 0.0015
+"""How long an INTx pulse is: usleep_range(1000, 2000) in tegra_pcie_ep_raise_intx_irq()."""
+
+SWAPPED = (1, 0)
+"""Subrange mapping with the two halves of the BAR exchanged."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A page of registers where a BAR shows it."""
+
+    page: RegisterPage
+    offset: int
+    """Of the page's base in the BAR; negative where the BAR is smaller and shows its middle."""
+
+
+class Controller:
+    """The controller of ``layout``. Times are seconds of ``clock``."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        doorbells: Doorbells,
+        faults: Faults,
+        log: AccessLog,
+        clock: Callable[[], float],
+    ) -> None:
+        self.layout = layout
+        self.config = ConfigSpace(layout, loop="cap-loop" in faults)
+        self._doorbells = doorbells
+        self._faults = faults
+        self._log = log
+        self._clock = clock
+        self._peer: Peer | None = None
+        self._memory = {
+            index: BarMemory(index, bar.size)
+            for index, bar in enumerate(layout.bars)
+            if bar is not None
+        }
+        self._shown: dict[int, _Shown] = {}
+        self._windows = dict.fromkeys(self._memory, 1)
+        self._exposed = self._find_exposed()
+        # INTx: the line, whether the host has seen it go up, and when a pulse ends.
+        self._asserted = False
+        self._delivered = False
+        self._masked = False
+        self._pulse_end: float | None = None
+
+    def _find_exposed(self) -> dict[int, _Shown]:
+        """Pages that a reserved BAR always shows."""
+        doorbell = self.layout.doorbell
+        page = self._doorbells.page
+        if page is None or doorbell.backend is not DoorbellBackend.EXPOSED:
+            return {}
+        return {doorbell.bar: _Shown(page, page.base)}
+
+    # -- the host's side: attach and detach -----------------------------------------------------
+
+    def connect(self, peer: Peer | None) -> None:
+        """The host's side of interrupts and DMA; None while there is no host."""
+        self._peer = peer
+        self._masked = False
+
+    def reset(self) -> None:
+        """Config space as at power-on, no interrupt asserted. Inbound windows are kept: they
+        belong to the controller, not to the function (dw_pcie_ep_init_non_sticky_registers)."""
+        self.config.reset()
+        self._deassert()
+
+    # -- BARs, from the bus ---------------------------------------------------------------------
+
+    def fd(self, bar: int) -> int:
+        """The shared memory of a BAR."""
+        if "bar-alias" in self._faults and bar == self._alias():
+            return self._memory[self.layout.register_bar].fd
+        return self._memory[bar].fd
+
+    def _alias(self) -> int:
+        return self._faults.get("bar-alias", -1)
+
+    def areas(self, bar: int) -> tuple[Area, ...]:
+        """The parts of a BAR that a client may map: whole pages without any side effect."""
+        layout = self.layout.bar(bar)
+        page = mmap.PAGESIZE
+        everything = self.layout.trap is Trap.ALL or self._faults.traps
+        if everything or layout.type is BarType.RESERVED or layout.size < page:
+            return ()
+        areas = []
+        start = 0
+        for first, last in sorted(self._trapped(bar)):
+            if first // page * page > start:
+                areas.append(Area(start, first // page * page - start))
+            start = max(start, (last // page + 1) * page)
+        if start < layout.size:
+            areas.append(Area(start, layout.size - start))
+        return tuple(areas)
+
+    def _trapped(self, bar: int) -> Iterator[tuple[int, int]]:
+        """(first, last) byte of what must not be mapped."""
+        layout = self.layout
+        place = layout.doorbell_place()
+        if place is not None and place[0] == bar:
+            yield place[1], place[1] + 3
+        if layout.msix and layout.msix_bar == bar:
+            yield layout.msix_table, layout.msix_table + layout.msix * MSIX_ENTRY_SIZE - 1
+            yield layout.msix_pba, layout.msix_pba + -(-layout.msix // 8) - 1
+
+    def read_bar(self, bar: int, offset: int, size: int) -> bytes:
+        """A read that arrived at the controller. All ones while BARs are not decoded."""
+        if not self.config.responds:
+            return b"\xff" * size
+        data = bytearray(self._memory[bar].read(offset, size))
+        for shown in self._pages(bar):
+            # The page may begin before this access, or end after it.
+            first = max(offset, shown.offset)
+            last = min(offset + size, shown.offset + EP_PAGE)
+            if first < last:
+                inside = shown.page.read(first - shown.offset, last - first)
+                data[first - offset : last - offset] = inside
+        return bytes(data)
+
+    def write_bar(self, bar: int, offset: int, data: bytes) -> None:
+        """A write that arrived at the controller; nothing happens while BARs are not decoded."""
+        if not self.config.responds:
+            return
+        pages = list(self._pages(bar))
+        if not pages:
+            self._memory[bar].write(offset, data)
+            return
+        # Registers see accesses of at most their own width.
+        for start, piece in _split(offset, data):
+            if not any(self._write_page(shown, bar, start, piece) for shown in pages):
+                self._write_beside(bar, start, piece)
+
+    def _pages(self, bar: int) -> Iterator[_Shown]:
+        if bar in self._exposed:
+            yield self._exposed[bar]
+        if bar in self._shown:
+            yield self._shown[bar]
+
+    def _write_page(self, shown: _Shown, bar: int, offset: int, data: bytes) -> bool:
+        inside = offset - shown.offset
+        if not 0 <= inside < EP_PAGE:
+            return False
+        if "doorbell-dead" in self._faults:
+            return True
+        if shown.page.write(inside, data):
+            return True
+        self._stray(bar, offset, data)
+        return True
+
+    def _write_beside(self, bar: int, offset: int, data: bytes) -> None:
+        if bar in self._shown:
+            self._stray(bar, offset, data)
+        else:
+            self._memory[bar].write(offset, data)
+
+    def _stray(self, bar: int, offset: int, data: bytes) -> None:
+        self._log.event(
+            "stray", bar=bar, offset=offset, size=len(data), value=int.from_bytes(data, "little")
+        )
+
+    # -- BARs, from the endpoint function -------------------------------------------------------
+
+    def window(self, bar: int) -> MappedWindow:
+        """What a BAR shows, for the endpoint's own processor. Meant for a BAR that is never
+        redirected, such as that of the registers."""
+        return self._memory[bar].window
+
+    def fill(self, bar: int, offset: int, size: int, value: int) -> None:
+        """memset() of the memory behind a BAR."""
+        self._memory[bar].fill(offset, size, value)
+
+    def map_memory(self, bar: int, order: tuple[int, ...] = STRAIGHT) -> None:
+        """pci_epc_set_bar() to the BAR's own memory, in parts if ``order`` has several.
+
+        :raises OSError: EINVAL: a part is not a multiple of the controller's granularity; ENOSPC:
+            not enough inbound windows. The BAR shows nothing then, until the next call
+        """
+        size = self.layout.bar(bar).size
+        self._windows[bar] = 0
+        if len(order) > 1:
+            # dw_pcie_ep_validate_submap()
+            part = size // len(order)
+            if size % len(order) or part % self.layout.align:
+                raise OSError(errno.EINVAL, f"parts of {part:#x} bytes cannot be mapped")
+        self._take_windows(bar, len(order))
+        self._show(bar, order, None)
+
+    def map_registers(self, bar: int, address: int) -> int:
+        """pci_epc_set_bar() to a page on the endpoint's bus.
+
+        :returns: the offset of ``address`` in the BAR (pci_epf_align_inbound_addr)
+        :raises OSError: EINVAL: the controller cannot map that
+        """
+        size = self.layout.bar(bar).size
+        base = address // size * size
+        if base % self.layout.align:
+            # dw_pcie_prog_ep_inbound_atu(). The old mapping is gone by then.
+            raise OSError(errno.EINVAL, f"{base:#x} is not a multiple of {self.layout.align:#x}")
+        self._windows[bar] = 0
+        self._take_windows(bar, 1)
+        page = self._doorbells.page
+        assert page is not None, "only a doorbell is ever mapped"
+        self._show(bar, REGISTERS, _Shown(page, page.base - base))
+        return address - base
+
+    def _take_windows(self, bar: int, count: int) -> None:
+        if sum(self._windows.values()) + count > self.layout.inbound_windows:
+            raise OSError(errno.ENOSPC, "no free inbound window")
+        self._windows[bar] = count
+
+    def _show(self, bar: int, order: tuple[int, ...], shown: _Shown | None) -> None:
+        memory = self._memory[bar]
+        if order == SWAPPED and "subrange-straight" in self._faults:
+            order = (0, 1)
+        changed = order != memory.order or self._shown.get(bar) != shown
+        stray = memory.show(order)
+        if shown is None:
+            self._shown.pop(bar, None)
+        else:
+            self._shown[bar] = shown
+        if changed:
+            what = "registers" if shown else "memory" if len(order) == 1 else "parts"
+            self._log.event("inbound", bar=bar, shows=what)
+        if stray is not None:
+            self._log.event("stray", bar=bar, offset=stray, hidden=True)
+
+    # -- interrupts -----------------------------------------------------------------------------
+
+    def vectors(self, kind: IrqKind) -> int:
+        """pci_epc_get_msi() and pci_epc_get_msix(): how many the host has enabled."""
+        return 0 if self._peer is None else self._peer.armed(kind)
+
+    def raise_irq(self, kind: IrqKind, number: int, *, doorbell: bool = False) -> None:
+        """pci_epc_raise_irq(). ``number`` counts from 1.
+
+        :param doorbell: it answers a ring; only faults tell the two apart
+        """
+        which = DOORBELL if doorbell else COMMANDS
+        self._log.event("interrupt", kind=kind.name.lower(), number=number)
+        if self._faults.hits("irq-lost", which):
+            return
+        vector = number - 1
+        if self._faults.hits("irq-wrong-vector", which):
+            vector += 1
+        for _ in range(2 if self._faults.hits("irq-twice", which) else 1):
+            if kind is IrqKind.INTX:
+                self._raise_intx()
+            else:
+                self._send(kind, vector)
+
+    def _send(self, kind: IrqKind, vector: int) -> None:
+        if not self.config.masters:
+            self._failed(kind, "bus mastering is off")
+        elif self._peer is None or vector < 0 or not self._peer.trigger(kind, vector):
+            self._failed(kind, f"the host has no vector {vector}")
+
+    def _failed(self, kind: IrqKind, reason: str) -> None:
+        self._log.event("irq-failed", kind=kind.name.lower(), reason=reason)
+
+    def _raise_intx(self) -> None:
+        if self.layout.intx is Intx.NONE:
+            self._failed(IrqKind.INTX, "the controller cannot raise INTx")
+            return
+        if not self.config.intx_enabled:
+            self._failed(IrqKind.INTX, "INTx is disabled")
+            return
+        self._asserted = True
+        self.config.set_interrupt_status(True)
+        if self.layout.intx is Intx.PULSE:
+            self._pulse_end = self._clock() + PULSE_SECONDS
+        self._deliver_intx()
+
+    def _deliver_intx(self) -> None:
+        if self._asserted and not self._masked and self.config.intx_enabled and self._peer:
+            self._delivered = self._peer.trigger(IrqKind.INTX, 0) or self._delivered
+
+    def _deassert(self) -> None:
+        self._asserted = self._delivered = False
+        self._pulse_end = None
+        self.config.set_interrupt_status(False)
+
+    def intx_masked(self, masked: bool) -> None:
+        """The host masked or unmasked INTx; it unmasks when it has handled the interrupt."""
+        self._masked = masked
+        if masked:
+            return
+        if self._delivered and self._pulse_end is None:
+            # A held level is let go when it has been handled. So is a pulse that ended while
+            # the host was at it: STATUS still had to name the function that interrupted.
+            self._deassert()
+        self._deliver_intx()
+
+    def irqs_changed(self) -> None:
+        """Vectors were armed: a line that is up already is seen at once."""
+        self._deliver_intx()
+
+    def next_event(self) -> float | None:
+        """When a pulse ends."""
+        return self._pulse_end
+
+    def run(self) -> None:
+        """End a pulse whose time has come."""
+        if self._pulse_end is None or self._clock() < self._pulse_end:
+            return
+        self._pulse_end = None
+        if not (self._delivered and self._masked):
+            self._deassert()
+
+    # -- host memory ----------------------------------------------------------------------------
+
+    def map_outbound(self, address: int, size: int, used: int = 0) -> int:
+        """pci_epc_mem_map(): make ``size`` bytes of host memory reachable.
+
+        :param used: bytes of the outbound space that other windows take
+        :returns: bytes of the outbound space that this one takes
+        :raises OSError: ENOMEM: the outbound space has no room for it
+        """
+        layout = self.layout
+        offset = address % layout.outbound_align if layout.unaligned_access else 0
+        pages = -(-(offset + size) // layout.outbound_align)
+        # pci_epc_mem_alloc_addr() takes a power of two of pages.
+        taken = layout.outbound_align << (pages - 1).bit_length()
+        if used + taken > layout.outbound_size:
+            raise OSError(errno.ENOMEM, f"no outbound window for {size:#x} bytes")
+        return taken
+
+    def read_host(self, address: int, size: int) -> bytes:
+        """Read host memory through an outbound window; all ones where the host refuses.
+
+        May be entered again from other methods while it waits for the host.
+        """
+        return self._transfer(address, size, None) or b"\xff" * size
+
+    def write_host(self, address: int, data: bytes) -> None:
+        """Write host memory, likewise; lost where the host refuses (writes are posted)."""
+        self._transfer(address, len(data), data)
+
+    def _transfer(self, address: int, size: int, data: bytes | None) -> bytes | None:
+        if not self.layout.unaligned_access:
+            # The window begins at an aligned address, whatever was asked for.
+            address -= address % self.layout.outbound_align
+        op = "read" if data is None else "write"
+        self._log.event("dma", op=op, address=address, size=size)
+        try:
+            if self._peer is None or not self.config.masters:
+                raise DmaFault("bus mastering is off")
+            if data is None:
+                return self._peer.dma_read(address, size)
+            self._peer.dma_write(address, data)
+        except DmaFault as fault:
+            self._log.event("dma-fault", op=op, address=address, size=size, reason=fault.message)
+        return None
+
+    def close(self) -> None:
+        """Free the BARs' memory."""
+        for memory in self._memory.values():
+            memory.close()
+
+
+def _split(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The naturally aligned accesses of at most 32 bits that a write consists of."""
+    done = 0
+    while done < len(data):
+        size = 4
+        while (offset + done) % size or done + size > len(data):
+            size //= 2
+        yield offset + done, data[done : done + size]
+        done += size

@@ -1,0 +1,153 @@
+"""The software endpoint: one PCI function that a vfio-user server can serve."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from rcdrv.function import CONFIG_REGION, IrqKind, RegionFlag
+from rcdrv.sim import config_space
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.controller import Controller
+from rcdrv.sim.doorbell import Doorbells
+from rcdrv.sim.epf_test import EpfTest, Register
+from rcdrv.sim.faults import Faults
+from rcdrv.sim.layout import Layout, Reset
+from rcdrv.vfio_user.served import Peer, ServedDevice, ServedRegion
+
+_FUNCTIONS = {"epf_test": EpfTest}
+"""Endpoint functions by the layout's ``function``."""
+
+
+class Endpoint(ServedDevice):
+    """The endpoint that ``layout`` describes.
+
+    :param log: where accesses and events go
+    :param clock: seconds, never going back. With a clock of one's own, whoever drives the
+        endpoint sets it to :meth:`next_event` and calls :meth:`run`, and no time passes
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        log: AccessLog | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.layout = layout
+        self._log = log if log is not None else AccessLog()
+        self._log.clock = clock
+        self._faults = Faults(layout.faults)
+        doorbells = Doorbells(layout, self._log)
+        self.controller = Controller(layout, doorbells, self._faults, self._log, clock)
+        function = _FUNCTIONS[layout.function]
+        self._function = function(self.controller, doorbells, self._faults, self._log, clock)
+        self._attached = False
+        self._accesses = 0
+        self._offset_reads = 0
+
+    # -- what it looks like -----------------------------------------------------------------------
+
+    def regions(self) -> Sequence[ServedRegion]:
+        access = RegionFlag.READ | RegionFlag.WRITE
+        regions = [ServedRegion()] * 9
+        for index, bar in enumerate(self.layout.bars):
+            if bar is not None:
+                areas = self.controller.areas(index)
+                flags = access | RegionFlag.MMAP if areas else access
+                fd = self.controller.fd(index) if areas else -1
+                regions[index] = ServedRegion(bar.size, flags, areas, fd)
+        regions[CONFIG_REGION] = ServedRegion(config_space.SIZE, access)
+        return regions
+
+    def irq_counts(self) -> Sequence[int]:
+        return (1 if self.layout.intx_pin else 0, self.layout.msi, self.layout.msix, 0, 0)
+
+    def can_reset(self) -> bool:
+        return self.layout.reset is not Reset.NONE
+
+    # -- the client -------------------------------------------------------------------------------
+
+    def attach(self, peer: Peer) -> None:
+        """VFIO resets the function at every open; so does this, where it has a reset."""
+        self._log.event("attach")
+        self._attached = True
+        self.controller.connect(peer)
+        self.reset()
+
+    def detach(self) -> None:
+        self._attached = False
+        self.controller.connect(None)
+        self._log.event("detach")
+
+    def reset(self) -> None:
+        if self.layout.reset is Reset.NONE:
+            return
+        self._log.event("reset", kind=self.layout.reset.value)
+        self.controller.reset()
+        if self.layout.reset is Reset.BUS:
+            self._function.stop()
+            self._function.set_up()
+            self._function.start()
+
+    def irqs_changed(self, kind: IrqKind) -> None:
+        if kind is IrqKind.INTX:
+            self.controller.irqs_changed()
+
+    def intx_masked(self, masked: bool) -> None:
+        self.controller.intx_masked(masked)
+
+    # -- accesses ---------------------------------------------------------------------------------
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        if self._lost(region):
+            data = b"\xff" * size
+        elif region == CONFIG_REGION:
+            data = self.controller.config.read(offset, size)
+        else:
+            data = self.controller.read_bar(region, offset, size)
+            if "offset-changes" in self._faults and region == self.layout.register_bar:
+                data = self._change_offset(offset, data)
+        self._log.access("read", region, offset, data)
+        return data
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        self._log.access("write", region, offset, data)
+        if self._lost(region):
+            return
+        if region != CONFIG_REGION:
+            self.controller.write_bar(region, offset, data)
+        elif self.controller.config.write(offset, data):
+            self.reset()
+
+    def _lost(self, region: int) -> bool:
+        """Whether a fault keeps this access from the endpoint."""
+        self._accesses += 1
+        if "vanish" in self._faults and self._accesses > self._faults.get("vanish", 0):
+            self._function.stop()
+            return True
+        if "all-ones" in self._faults and region != CONFIG_REGION:
+            return self._accesses > self._faults.get("all-ones", 0)
+        return False
+
+    def _change_offset(self, offset: int, data: bytes) -> bytes:
+        if offset != Register.DB_OFFSET or len(data) != 4:
+            return data
+        self._offset_reads += 1
+        value = int.from_bytes(data, "little") + 4 * (self._offset_reads - 1)
+        return (value & 0xFFFF_FFFF).to_bytes(4, "little")
+
+    # -- time -------------------------------------------------------------------------------------
+
+    def next_event(self) -> float | None:
+        if not self._attached:
+            return None
+        times = (self.controller.next_event(), self._function.next_event())
+        return min((when for when in times if when is not None), default=None)
+
+    def run(self) -> None:
+        self.controller.run()
+        self._function.run()
+
+    def close(self) -> None:
+        """Free the BARs' memory."""
+        self.controller.close()

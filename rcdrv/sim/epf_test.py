@@ -1,0 +1,567 @@
+"""The endpoint function pci-epf-test, as Linux's drivers/pci/endpoint/functions/pci-epf-test.c.
+
+Names and order of operations are those of that file; each handler cites its function.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import zlib
+from collections.abc import Callable, Generator
+from enum import IntEnum, IntFlag
+
+from rcdrv.function import IrqKind
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.controller import SWAPPED, Controller
+from rcdrv.sim.doorbell import Doorbells
+from rcdrv.sim.faults import Faults
+from rcdrv.sim.layout import BarType, Dma
+from rcdrv.sim.memory import STRAIGHT
+
+
+class Register(IntEnum):
+    """Offsets in the register BAR; 32-bit, little endian (struct pci_epf_test_reg)."""
+
+    MAGIC = 0x00
+    COMMAND = 0x04
+    STATUS = 0x08
+    SRC_ADDR = 0x0C
+    DST_ADDR = 0x14
+    SIZE = 0x1C
+    CHECKSUM = 0x20
+    IRQ_TYPE = 0x24
+    IRQ_NUMBER = 0x28
+    FLAGS = 0x2C
+    CAPS = 0x30
+    DB_BAR = 0x34
+    DB_OFFSET = 0x38
+    DB_DATA = 0x3C
+
+
+class Command(IntEnum):
+    """COMMAND is exactly one of these bits."""
+
+    RAISE_INTX = 1 << 0
+    RAISE_MSI = 1 << 1
+    RAISE_MSIX = 1 << 2
+    READ = 1 << 3
+    WRITE = 1 << 4
+    COPY = 1 << 5
+    ENABLE_DOORBELL = 1 << 6
+    DISABLE_DOORBELL = 1 << 7
+    BAR_SUBRANGE_SETUP = 1 << 8
+    BAR_SUBRANGE_CLEAR = 1 << 9
+
+
+class Status(IntFlag):
+    """Bits of STATUS."""
+
+    READ_SUCCESS = 1 << 0
+    READ_FAIL = 1 << 1
+    WRITE_SUCCESS = 1 << 2
+    WRITE_FAIL = 1 << 3
+    COPY_SUCCESS = 1 << 4
+    COPY_FAIL = 1 << 5
+    IRQ_RAISED = 1 << 6
+    SRC_ADDR_INVALID = 1 << 7
+    DST_ADDR_INVALID = 1 << 8
+    DOORBELL_SUCCESS = 1 << 9
+    DOORBELL_ENABLE_SUCCESS = 1 << 10
+    DOORBELL_ENABLE_FAIL = 1 << 11
+    DOORBELL_DISABLE_SUCCESS = 1 << 12
+    DOORBELL_DISABLE_FAIL = 1 << 13
+    BAR_SUBRANGE_SETUP_SUCCESS = 1 << 14
+    BAR_SUBRANGE_SETUP_FAIL = 1 << 15
+    BAR_SUBRANGE_CLEAR_SUCCESS = 1 << 16
+    BAR_SUBRANGE_CLEAR_FAIL = 1 << 17
+    NO_RESOURCE = 1 << 18
+
+
+class Caps(IntFlag):
+    """Bits of CAPS; BARn_RESERVED is BAR0_RESERVED << n."""
+
+    UNALIGNED_ACCESS = 1 << 0
+    MSI = 1 << 1
+    MSIX = 1 << 2
+    INTX = 1 << 3
+    SUBRANGE_MAPPING = 1 << 4
+    DYNAMIC_INBOUND_MAPPING = 1 << 5
+    BAR0_RESERVED = 1 << 6
+
+
+USE_DMA = 1 << 0
+NO_BAR = 0xFFFF_FFFF
+
+KMALLOC_MAX = 4 << 20
+"""The largest kzalloc() with 4 KiB pages; more warns and fails (include/linux/slab.h)."""
+
+LARGEST_SUBRANGE = 256 << 20
+"""The largest BAR whose memory is filled by BAR_SUBRANGE_SETUP. A larger one is sparse here, and
+could not be allocated by a real endpoint's dma_alloc_coherent()."""
+
+_WRITE_SETTLES = 0.0015
+"""usleep_range(1000, 2000) at the end of pci_epf_test_write()."""
+
+_Steps = Generator[float, None, None]
+"""A command in progress: it yields the seconds that it sleeps."""
+
+_NEVER = math.inf
+
+
+class _LinkDown(Exception):
+    """The function was reset while it waited for the host's memory."""
+
+
+class EpfTest:
+    """pci-epf-test on ``controller``. Times are seconds of ``clock``."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        doorbells: Doorbells,
+        faults: Faults,
+        log: AccessLog,
+        clock: Callable[[], float],
+    ) -> None:
+        self._controller = controller
+        self._layout = controller.layout
+        self._doorbells = doorbells
+        self._faults = faults
+        self._log = log
+        self._clock = clock
+        self._regs = controller.window(self._layout.register_bar)
+        self._due: float | None = None
+        self._steps: _Steps | None = None
+        # Changes with every reset, so that a transfer notices one that it waited through.
+        self._epoch = 0
+        # The worker crashed, or waits for ever: nothing but a reboot brings it back.
+        self._dead = False
+        self._stuck = 0
+        # epf->bar[].submap
+        self._submaps: dict[int, tuple[int, ...]] = {}
+        self._doorbell_bar_mapped = False
+        self.set_up()
+        self.start()
+
+    # -- life -------------------------------------------------------------------------------------
+
+    def set_up(self) -> None:
+        """pci_epf_test_epc_init(): CAPS and the BARs. Nothing else is initialized: registers,
+        doorbell and everything in memory stay as they are."""
+        self._regs.write32(Register.CAPS, self._caps())
+        self._submaps.clear()
+        for index, bar in enumerate(self._layout.bars):
+            if bar is not None and bar.type is not BarType.RESERVED:
+                self._controller.map_memory(index)
+
+    def start(self) -> None:
+        """The link is up: begin to look for commands (pci_epf_test_link_up)."""
+        if not self._dead:
+            self._queue()
+
+    def stop(self) -> None:
+        """The link is down: a command in progress is not finished (pci_epf_test_link_down)."""
+        self._epoch += 1
+        self._due = None
+        self._steps = None
+
+    def next_event(self) -> float | None:
+        """When :meth:`run` has something to do."""
+        return self._due
+
+    def run(self) -> None:
+        """Look for a command, or go on with one that slept. May call the host's DMA methods."""
+        if self._due is None or self._clock() < self._due:
+            return
+        if self._steps is None:
+            self._steps = self._cmd_handler()
+        steps, epoch = self._steps, self._epoch
+        self._due = None
+        try:
+            sleep = next(steps)
+        except StopIteration:
+            if epoch == self._epoch:
+                self._steps = None
+                self._queue()
+        except _LinkDown:
+            pass
+        else:
+            self._dead = sleep == _NEVER
+            self._due = None if self._dead else self._clock() + sleep
+
+    def _queue(self) -> None:
+        """queue_delayed_work(msecs_to_jiffies(1)): the timer wheel rounds up to the jiffy after
+        the one in which the delay ends (kernel/time/timer.c, calc_index)."""
+        hz = self._layout.hz
+        delay = -(-hz // 1000)
+        self._due = (math.floor(self._clock() * hz) + delay + 1) / hz
+
+    def _caps(self) -> int:
+        """pci_epf_test_set_capabilities()"""
+        layout = self._layout
+        if layout.caps >= 0:
+            return layout.caps
+        caps = Caps(0)
+        if layout.unaligned_access:
+            caps |= Caps.UNALIGNED_ACCESS
+        if layout.msi:
+            caps |= Caps.MSI
+        if layout.msix:
+            caps |= Caps.MSIX
+        if layout.announce_intx:
+            caps |= Caps.INTX
+        if layout.dynamic_inbound:
+            caps |= Caps.DYNAMIC_INBOUND_MAPPING
+            if layout.subrange:
+                caps |= Caps.SUBRANGE_MAPPING
+        value = int(caps)
+        for index, bar in enumerate(layout.bars):
+            if bar is not None and bar.type is BarType.RESERVED:
+                value |= Caps.BAR0_RESERVED << index
+        return value
+
+    # -- commands ---------------------------------------------------------------------------------
+
+    def _cmd_handler(self) -> _Steps:
+        """pci_epf_test_cmd_handler()"""
+        regs, faults = self._regs, self._faults
+        irq_type = regs.read32(Register.IRQ_TYPE)
+        command = regs.read32(Register.COMMAND)
+        if not command or "silent" in faults:
+            self._stuck = 0
+            return
+        if command == self._stuck:
+            return
+        self._log.event("command", command=command)
+        if "slow" in faults:
+            yield faults.get("slow", 0) / 1000
+        if "stuck-command" in faults:
+            self._stuck = command
+        else:
+            regs.write32(Register.COMMAND, 0)
+        regs.write32(Register.STATUS, 0)
+        reason = self._swallows(command, irq_type)
+        if reason:
+            self._log.event("swallowed", command=command, reason=reason)
+            return
+        handler = {
+            Command.READ: self._read,
+            Command.WRITE: self._write,
+            Command.COPY: self._copy,
+            Command.ENABLE_DOORBELL: self._enable_doorbell,
+            Command.DISABLE_DOORBELL: self._disable_doorbell,
+            Command.BAR_SUBRANGE_SETUP: self._subrange_setup,
+            Command.BAR_SUBRANGE_CLEAR: self._subrange_clear,
+        }.get(Command(command))
+        if handler is not None:
+            yield from handler()
+        self._log.event("answer", command=command, status=regs.read32(Register.STATUS))
+        self._raise_irq()
+
+    def _swallows(self, command: int, irq_type: int) -> str:
+        """Why a command gets no answer at all; empty when it gets one."""
+        if self._regs.read32(Register.FLAGS) & USE_DMA and self._layout.dma is Dma.NONE:
+            return "USE_DMA without a DMA channel"
+        if irq_type > 2:
+            return f"IRQ_TYPE {irq_type:#x}"
+        if command not in Command._value2member_map_:
+            return "not exactly one known bit"
+        faults = {
+            Command.ENABLE_DOORBELL: ("swallow", "enable-silent"),
+            Command.DISABLE_DOORBELL: ("swallow", "disable-silent"),
+        }.get(Command(command), ("swallow",))
+        return "".join(f"fault {fault}" for fault in faults if fault in self._faults)
+
+    def _set_status(self, status: int) -> None:
+        self._regs.write32(Register.STATUS, status)
+
+    def _add_status(self, status: int) -> None:
+        self._regs.write32(Register.STATUS, self._regs.read32(Register.STATUS) | status)
+
+    def _raise_irq(self, *, doorbell: bool = False) -> None:
+        """pci_epf_test_raise_irq()"""
+        irq_number = self._regs.read32(Register.IRQ_NUMBER)
+        irq_type = self._regs.read32(Register.IRQ_TYPE)
+        # Before the interrupt, so that the host finds it when the interrupt arrives.
+        self._add_status(Status.IRQ_RAISED)
+        if irq_type == IrqKind.INTX:
+            self._controller.raise_irq(IrqKind.INTX, 1, doorbell=doorbell)
+            return
+        if irq_type > IrqKind.MSIX:
+            self._log.event("irq-failed", reason=f"IRQ_TYPE {irq_type:#x}")
+            return
+        kind = IrqKind(irq_type)
+        count = self._controller.vectors(kind)
+        if irq_number > count or not count:
+            reason = f"IRQ_NUMBER {irq_number} of {count}"
+            self._log.event("irq-failed", kind=kind.name.lower(), reason=reason)
+            return
+        if not irq_number:
+            # The kernel subtracts 1 unchecked: for MSI-X it takes what precedes the table.
+            self._log.event("harm", reason=f"IRQ_NUMBER 0 with {kind.name}")
+        self._controller.raise_irq(kind, irq_number, doorbell=doorbell)
+
+    # -- transfers --------------------------------------------------------------------------------
+
+    def _read(self) -> _Steps:
+        """pci_epf_test_read(): the host's memory at SRC must have the CRC that CHECKSUM says."""
+        source, size = self._address(Register.SRC_ADDR), self._regs.read32(Register.SIZE)
+        expected = self._regs.read32(Register.CHECKSUM)
+        if "bad-checksum" in self._faults:
+            expected ^= 1
+        status = Status(0)
+        try:
+            self._allocate(size)
+            if size:
+                status = Status.SRC_ADDR_INVALID
+                self._map("src-invalid", source, size)
+                status = Status(0)
+            data = yield from self._fetch(source, size)
+            failed = crc32_le(data) != expected
+        except OSError:
+            failed = True
+        self._set_status(status | (Status.READ_FAIL if failed else Status.READ_SUCCESS))
+
+    def _write(self) -> _Steps:
+        """pci_epf_test_write(): random bytes go to DST, their CRC to CHECKSUM."""
+        target, size = self._address(Register.DST_ADDR), self._regs.read32(Register.SIZE)
+        status = Status(0)
+        try:
+            self._allocate(size)
+            data = os.urandom(size)
+            checksum = crc32_le(data) ^ ("bad-checksum" in self._faults)
+            self._regs.write32(Register.CHECKSUM, checksum)
+            if size:
+                status = Status.DST_ADDR_INVALID
+                self._map("dst-invalid", target, size)
+                status = Status(0)
+            yield from self._store(target, data)
+            yield _WRITE_SETTLES
+            status |= Status.WRITE_SUCCESS
+        except OSError:
+            status |= Status.WRITE_FAIL
+        self._set_status(status)
+
+    def _copy(self) -> _Steps:
+        """pci_epf_test_copy(): SRC to DST."""
+        regs = self._regs
+        source, target = self._address(Register.SRC_ADDR), self._address(Register.DST_ADDR)
+        size = regs.read32(Register.SIZE)
+        status = Status(0)
+        try:
+            if regs.read32(Register.FLAGS) & USE_DMA:
+                if self._layout.dma is not Dma.MEMCPY:
+                    raise OSError(errno.EINVAL, "no memcpy channel")
+            else:
+                self._allocate(size)
+            if size:
+                status = Status.SRC_ADDR_INVALID
+                used = self._map("src-invalid", source, size)
+                status = Status.DST_ADDR_INVALID
+                self._map("dst-invalid", target, size, used)
+                status = Status(0)
+            data = yield from self._fetch(source, size)
+            yield from self._store(target, data)
+            status |= Status.COPY_SUCCESS
+        except OSError:
+            status |= Status.COPY_FAIL
+        self._set_status(status)
+
+    def _address(self, register: Register) -> int:
+        # Not 8-byte aligned, so it is two words.
+        return self._regs.read32(register) | self._regs.read32(register + 4) << 32
+
+    def _allocate(self, size: int) -> None:
+        if size > KMALLOC_MAX:
+            self._log.event("harm", reason=f"kzalloc({size}) warns and fails")
+            raise OSError(errno.ENOMEM, "kzalloc")
+
+    def _map(self, fault: str, address: int, size: int, used: int = 0) -> int:
+        if fault in self._faults:
+            raise OSError(errno.ENOMEM, f"fault {fault}")
+        return self._controller.map_outbound(address, size, used)
+
+    def _fetch(self, address: int, size: int) -> Generator[float, None, bytes]:
+        yield from self._hang()
+        if not size:
+            return b""
+        epoch = self._epoch
+        data = self._controller.read_host(address, size)
+        self._check_link(epoch)
+        return self._damage(data)
+
+    def _store(self, address: int, data: bytes) -> _Steps:
+        yield from self._hang()
+        if data:
+            epoch = self._epoch
+            self._controller.write_host(address, self._damage(data))
+            self._check_link(epoch)
+
+    def _hang(self) -> _Steps:
+        if "dma-hangs" in self._faults and self._regs.read32(Register.FLAGS) & USE_DMA:
+            # wait_for_completion_interruptible() has no time-out.
+            yield _NEVER
+
+    def _check_link(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            raise _LinkDown
+
+    def _damage(self, data: bytes) -> bytes:
+        if "bad-data" not in self._faults:
+            return data
+        middle = len(data) // 2
+        return data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]
+
+    # -- doorbell ---------------------------------------------------------------------------------
+
+    def _doorbell_handler(self) -> None:
+        """pci_epf_test_doorbell_handler(): a threaded interrupt, so it does not wait for a tick."""
+        status = 0 if "no-status" in self._faults else Status.DOORBELL_SUCCESS
+        self._log.event("doorbell")
+        self._add_status(status)
+        self._raise_irq(doorbell=True)
+
+    def _enable_doorbell(self) -> _Steps:
+        """pci_epf_test_enable_doorbell()"""
+        yield from ()
+        try:
+            if "enable-fail" in self._faults:
+                raise OSError(errno.ENODEV, "fault enable-fail")
+            doorbell = self._doorbells.allocate([self._doorbell_handler])[0]
+        except OSError:
+            self._add_status(Status.DOORBELL_ENABLE_FAIL)
+            return
+        self._doorbell_bar_mapped = False
+        regs = self._regs
+        bar = doorbell.bar
+        offset = doorbell.offset
+        try:
+            if bar is None:
+                bar = self._layout.next_free_bar(self._layout.register_bar + 1)
+                if bar is None:
+                    raise OSError(errno.ENODEV, "no BAR left for the doorbell")
+                regs.write32(Register.DB_DATA, doorbell.data)
+                regs.write32(Register.DB_BAR, bar)
+                offset = self._controller.map_registers(bar, doorbell.address)
+                self._doorbell_bar_mapped = True
+        except OSError:
+            regs.write32(Register.DB_BAR, NO_BAR)
+            self._doorbells.free()
+            self._add_status(Status.DOORBELL_ENABLE_FAIL)
+            return
+        regs.write32(Register.DB_DATA, doorbell.data)
+        regs.write32(Register.DB_BAR, self._said_bar(bar))
+        regs.write32(Register.DB_OFFSET, self._said_offset(bar, offset))
+        self._add_status(Status.DOORBELL_ENABLE_SUCCESS)
+
+    def _said_bar(self, bar: int) -> int:
+        """DB_BAR, which faults falsify."""
+        present = [index for index, entry in enumerate(self._layout.bars) if entry is not None]
+        if "wrong-bar" in self._faults:
+            others = [n for n in present if n not in (bar, self._layout.register_bar)] or present
+            return self._faults.get("wrong-bar", others[0])
+        if "db-bar-absent" in self._faults:
+            absent = [index for index in range(7) if index not in present]
+            return self._faults.get("db-bar-absent", absent[0])
+        return bar
+
+    def _said_offset(self, bar: int, offset: int) -> int:
+        """DB_OFFSET, likewise."""
+        if "bad-offset" in self._faults:
+            return self._faults.get("bad-offset", self._layout.bar(bar).size) & 0xFFFF_FFFF
+        if "unaligned-offset" in self._faults:
+            return offset + self._faults.get("unaligned-offset", 0)
+        return offset
+
+    def _disable_doorbell(self) -> _Steps:
+        """pci_epf_test_disable_doorbell()"""
+        yield from ()
+        regs = self._regs
+        bar = regs.read32(Register.DB_BAR)
+        # enum pci_barno is signed, and NO_BAR is -1.
+        if bar >= 1 << 31 or "disable-fail" in self._faults:
+            self._add_status(Status.DOORBELL_DISABLE_FAIL)
+            return
+        if not self._doorbells.allocated:
+            # free_irq(epf->db_msg[0].virq) with db_msg NULL.
+            yield from self._oops("DISABLE_DOORBELL without an enabled doorbell")
+        self._doorbells.free()
+        regs.write32(Register.DB_BAR, NO_BAR)
+        if self._doorbell_bar_mapped:
+            if "wrong-bar" in self._faults or "db-bar-absent" in self._faults:
+                # Only what DB_BAR said was false; the endpoint itself knows the BAR.
+                bar = self._layout.next_free_bar(self._layout.register_bar + 1) or 0
+            elif bar >= 6 or self._layout.bars[bar] is None:
+                # epf->bar[bar], with whatever the host wrote into DB_BAR.
+                yield from self._oops(f"DB_BAR was overwritten with {bar:#x}")
+            try:
+                self._controller.map_memory(bar, self._submaps.get(bar, STRAIGHT))
+            except OSError:
+                self._add_status(Status.DOORBELL_DISABLE_FAIL)
+                return
+            self._doorbell_bar_mapped = False
+        self._add_status(Status.DOORBELL_DISABLE_SUCCESS)
+
+    def _oops(self, reason: str) -> _Steps:
+        """The kernel's worker dies: no command is looked for any more, whatever the host does."""
+        self._log.event("oops", reason=reason)
+        yield _NEVER
+
+    # -- subrange mapping -------------------------------------------------------------------------
+
+    def _subrange_setup(self) -> _Steps:
+        """pci_epf_test_bar_subrange_setup()"""
+        yield from ()
+        index = self._regs.read32(Register.SIZE)
+        status = Status.BAR_SUBRANGE_SETUP_FAIL
+        if self._may_subrange(index):
+            try:
+                if "no-resource" in self._faults:
+                    raise OSError(errno.ENOSPC, "fault no-resource")
+                self._controller.map_memory(index, SWAPPED)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    status |= Status.NO_RESOURCE
+                self._controller.map_memory(index, self._submaps.get(index, STRAIGHT))
+            else:
+                self._submaps[index] = SWAPPED
+                half = self._layout.bar(index).size // 2
+                for part in range(2):
+                    # pci_epf_test_subrange_sig_byte(), into the memory that part shows
+                    value = 0x50 + 8 * index + part
+                    self._controller.fill(index, (part ^ 1) * half, half, value)
+                status = Status.BAR_SUBRANGE_SETUP_SUCCESS
+        self._add_status(status)
+
+    def _may_subrange(self, index: int) -> bool:
+        layout = self._layout
+        if index >= 1 << 31:
+            # A signed comparison lets it pass.
+            self._log.event("harm", reason=f"BAR_SUBRANGE with BAR number {index:#x}")
+        if index >= 6 or index == layout.register_bar:
+            return False
+        if not (layout.dynamic_inbound and layout.subrange):
+            return False
+        bar = layout.bars[index]
+        if bar is None or bar.type is BarType.RESERVED:
+            return False
+        return bar.size <= LARGEST_SUBRANGE
+
+    def _subrange_clear(self) -> _Steps:
+        """pci_epf_test_bar_subrange_clear()"""
+        yield from ()
+        index = self._regs.read32(Register.SIZE)
+        status = Status.BAR_SUBRANGE_CLEAR_FAIL
+        if index >= 1 << 31:
+            self._log.event("harm", reason=f"BAR_SUBRANGE with BAR number {index:#x}")
+        if self._submaps.pop(index, None) is not None:
+            self._controller.map_memory(index)
+            status = Status.BAR_SUBRANGE_CLEAR_SUCCESS
+        self._add_status(status)
+
+
+def crc32_le(data: bytes) -> int:
+    """The kernel's crc32_le(~0, data): without the final inversion of zlib's."""
+    return zlib.crc32(data) ^ 0xFFFF_FFFF

@@ -1,0 +1,124 @@
+"""Named ways for the endpoint to misbehave, so that a driver can be shown against them.
+
+A fault is written NAME or NAME=ARGUMENT, in a layout's ``faults`` or on the command line. Several
+can be active at once. What a fault does is done where the thing happens, with one
+``faults.get(...)``; this module only knows their names and arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rcdrv.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of misbehaviour."""
+
+    summary: str
+    argument: str = ""
+    """What the argument is; empty when there is none."""
+    default: int | None = None
+    """Its value when it is left out; None: the endpoint picks one that fits its layout."""
+    choices: tuple[str, ...] = ()
+    """The argument is one of these words, and its value the index."""
+    traps: bool = False
+    """It can be shown only on accesses that reach the endpoint: all BARs are trapped."""
+
+
+COMMANDS, DOORBELL, BOTH = 0, 1, 2
+"""Values of the irq-... arguments: interrupts after commands, after rings, or all of them."""
+
+_WHICH = ("commands", "doorbell", "all")
+
+FAULTS: dict[str, Fault] = {
+    # commands
+    "silent": Fault("no command is ever taken"),
+    "swallow": Fault("commands are taken and not answered"),
+    "stuck-command": Fault("commands are answered, but COMMAND is not cleared"),
+    "slow": Fault("each command is answered late", "milliseconds", 200),
+    "enable-silent": Fault("ENABLE_DOORBELL is taken and not answered"),
+    "enable-fail": Fault("ENABLE_DOORBELL answers DOORBELL_ENABLE_FAIL"),
+    "disable-silent": Fault("DISABLE_DOORBELL is taken and not answered"),
+    "disable-fail": Fault("DISABLE_DOORBELL answers DOORBELL_DISABLE_FAIL and frees nothing"),
+    # where the doorbell is said to be
+    "wrong-bar": Fault("DB_BAR names another BAR", "BAR"),
+    "db-bar-absent": Fault("DB_BAR names a BAR that does not exist", "DB_BAR value"),
+    "bad-offset": Fault("DB_OFFSET is past the end of the BAR", "DB_OFFSET value"),
+    "unaligned-offset": Fault("DB_OFFSET is not a multiple of 4", "bytes added", 2),
+    "offset-changes": Fault("DB_OFFSET grows by 4 with each read", traps=True),
+    # what a ring does
+    "doorbell-dead": Fault("a doorbell write reaches nothing"),
+    "no-status": Fault("a ring raises its interrupt without DOORBELL_SUCCESS"),
+    # interrupts; STATUS says IRQ_RAISED in all cases
+    "irq-lost": Fault("interrupts do not arrive", "of", BOTH, _WHICH),
+    "irq-twice": Fault("interrupts arrive twice", "of", DOORBELL, _WHICH),
+    "irq-wrong-vector": Fault("interrupts arrive at the next vector", "of", BOTH, _WHICH),
+    # data
+    "bad-data": Fault("one byte of every transfer is wrong"),
+    "bad-checksum": Fault("WRITE reports a wrong CHECKSUM, READ expects one"),
+    "src-invalid": Fault("no outbound window for SRC"),
+    "dst-invalid": Fault("no outbound window for DST"),
+    "dma-hangs": Fault("a DMA completion is lost: the command never ends"),
+    "bar-alias": Fault("two BARs show the same memory", "BAR"),
+    "subrange-straight": Fault("BAR_SUBRANGE_SETUP does not swap the halves"),
+    "no-resource": Fault("BAR_SUBRANGE_SETUP finds no free inbound window"),
+    # the whole device
+    "all-ones": Fault(
+        "BARs read all ones and take no writes, config space works", "after", 0, traps=True
+    ),
+    "vanish": Fault("everything reads all ones, for good", "after accesses", 100, traps=True),
+    "cap-loop": Fault("the capability list loops"),
+}
+
+
+def parse_fault(text: str, path: str = "fault") -> tuple[str, int | None]:
+    """(name, argument) of ``NAME`` or ``NAME=ARGUMENT``.
+
+    :raises UsageError: no such fault, or not an argument of it
+    """
+    name, equals, argument = text.partition("=")
+    fault = FAULTS.get(name)
+    if fault is None:
+        raise UsageError(f"{path}: no fault {name!r}", hint=f"one of {', '.join(FAULTS)}")
+    if not equals:
+        return name, fault.default
+    if fault.choices:
+        if argument not in fault.choices:
+            raise UsageError(f"{path}: {argument!r} is not one of {', '.join(fault.choices)}")
+        return name, fault.choices.index(argument)
+    if not fault.argument:
+        raise UsageError(f"{path}: {name} has no argument")
+    try:
+        value = int(argument, 0)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise UsageError(f"{path}: {argument!r} is not a number ({fault.argument})")
+    return name, value
+
+
+class Faults:
+    """The active faults of one endpoint."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._active = dict(map(parse_fault, texts))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._active
+
+    def get(self, name: str, default: int) -> int:
+        """The argument of an active fault; ``default`` where it was left to the endpoint."""
+        value = self._active[name]
+        return default if value is None else value
+
+    def hits(self, name: str, which: int) -> bool:
+        """Whether an irq-... fault is active for interrupts of kind ``which``."""
+        return name in self._active and self._active[name] in (which, BOTH)
+
+    @property
+    def traps(self) -> bool:
+        """Whether one of them needs every BAR access to be trapped."""
+        return any(FAULTS[name].traps for name in self._active)

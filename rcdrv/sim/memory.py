@@ -1,0 +1,162 @@
+"""The memory behind a BAR, and what the BAR shows of it.
+
+A client may have mapped the BAR, so what it shows must be in one file for good. When the
+controller redirects the BAR, the endpoint's memory is moved out of that file and the new view is
+put in; when the BAR shows its memory again, everything is moved back. Files are sparse: only what
+was ever written takes memory, however large the BAR.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+
+from rcdrv.mmio import MappedWindow
+
+STRAIGHT = (0,)
+"""The BAR shows its memory as it is."""
+
+REGISTERS = ()
+"""The BAR shows none of its memory."""
+
+_CHUNK = 1 << 20
+
+
+class BarMemory:
+    """``size`` bytes of endpoint memory behind BAR ``index``."""
+
+    def __init__(self, index: int, size: int) -> None:
+        self.size = size
+        self._length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.fd = self._new_file(f"rcdrv-bar{index}")
+        """What the BAR shows, to be mapped by the client."""
+        self._view = mmap.mmap(self.fd, self._length)
+        self.window = MappedWindow(self._view, size, f"BAR{index}")
+        """The same, for exact-width accesses by the endpoint's own processor."""
+        self._bytes = memoryview(self._view)
+        self._order: tuple[int, ...] = STRAIGHT
+        # The endpoint's memory, while the view is not simply that.
+        self._store = -1
+
+    def _new_file(self, name: str) -> int:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        os.ftruncate(fd, self._length)
+        return fd
+
+    # -- accesses that arrive as messages ---------------------------------------------------
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Copy out what the BAR shows."""
+        return bytes(self._bytes[offset : offset + size])
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Copy into what the BAR shows."""
+        self._bytes[offset : offset + len(data)] = data
+
+    # -- what the BAR shows -----------------------------------------------------------------
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Which part of the memory each equal part of the BAR shows; :data:`REGISTERS`: none."""
+        return self._order
+
+    def show(self, order: Sequence[int]) -> int | None:
+        """Let equal part i of the BAR show part ``order[i]`` of the memory, or none of it.
+
+        Where a BAR shows registers, its mapped part reads zero.
+
+        :returns: while it showed registers, somebody wrote into it: the offset of the first byte
+            that is not zero
+        """
+        if tuple(order) == self._order:
+            return None
+        stray = self._save()
+        self._order = tuple(order)
+        self._load()
+        return stray
+
+    def _save(self) -> int | None:
+        """Bring the endpoint's memory up to date with what was written into the view."""
+        if self._order == REGISTERS:
+            return _first_nonzero(self.fd, self.size)
+        if self._store < 0:
+            self._store = self._new_file("rcdrv-hidden")
+        for view, memory, size in self._parts():
+            _copy(self.fd, view, self._store, memory, size)
+        return None
+
+    def _load(self) -> None:
+        # Punches holes, which frees the pages and makes them read zero.
+        self._view.madvise(mmap.MADV_REMOVE)
+        for view, memory, size in self._parts():
+            _copy(self._store, memory, self.fd, view, size)
+        if self._order == STRAIGHT:
+            os.close(self._store)
+            self._store = -1
+
+    def _parts(self) -> Iterator[tuple[int, int, int]]:
+        """(offset in the BAR, offset in the memory, size) of each part."""
+        if self._order:
+            size = self.size // len(self._order)
+            for index, part in enumerate(self._order):
+                yield index * size, part * size, size
+
+    def fill(self, offset: int, size: int, value: int) -> None:
+        """Set endpoint memory to the byte ``value``, wherever the BAR shows it now.
+
+        ``offset`` and ``size`` are those of one part.
+        """
+        if self._store >= 0:
+            _fill(self._store, offset, size, value)
+        for view, memory, length in self._parts():
+            if memory <= offset < memory + length:
+                _fill(self.fd, view + offset - memory, size, value)
+
+    def close(self) -> None:
+        """Free it. Clients that have it mapped keep their mapping."""
+        self._bytes.release()
+        self.window.close()
+        os.close(self.fd)
+        if self._store >= 0:
+            os.close(self._store)
+
+
+def _data(fd: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of everything that may differ from zero in a sparse file."""
+    with contextlib.suppress(OSError):
+        # ENXIO: no data from here on.
+        while start < end:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+            hole = min(os.lseek(fd, start, os.SEEK_HOLE), end)
+            while start < hole:
+                chunk = os.pread(fd, min(hole - start, _CHUNK), start)
+                yield start, chunk
+                start += len(chunk)
+
+
+def _copy(source: int, start: int, target: int, to: int, size: int) -> None:
+    """Copy between two files of which the target reads zero, or has the same holes, there."""
+    for offset, chunk in _data(source, start, start + size):
+        _write_all(target, chunk, to + offset - start)
+
+
+def _fill(fd: int, offset: int, size: int, value: int) -> None:
+    chunk = bytes([value]) * min(size, _CHUNK)
+    for start in range(offset, offset + size, _CHUNK):
+        _write_all(fd, chunk[: offset + size - start], start)
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    if os.pwrite(fd, data, offset) != len(data):
+        raise OSError(errno.ENOSPC, "no memory left for what a BAR holds")
+
+
+def _first_nonzero(fd: int, size: int) -> int | None:
+    for offset, chunk in _data(fd, 0, size):
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            return offset + len(chunk) - len(rest)
+    return None

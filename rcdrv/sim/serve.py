@@ -1,0 +1,85 @@
+"""Serve a software endpoint on a vfio-user socket until it is asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from rcdrv.errors import UsageError
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.endpoint import Endpoint
+from rcdrv.sim.layout import Layout
+from rcdrv.vfio_user.server import Server, listen
+
+
+def serve(
+    layout: Layout,
+    *,
+    path: str | Path | None = None,
+    fd: int = -1,
+    access_log: str | Path | None = None,
+    ready: Callable[[], None] | None = None,
+) -> None:
+    """Serve ``layout`` to one client after another, until SIGTERM or SIGINT.
+
+    :param path: where to listen; the socket is for this user alone, and removed at the end
+    :param fd: instead of ``path``, one end of a connected socket pair. Ends when the other end is
+        closed, and ignores SIGINT, which a terminal sends to its owner too
+    :param access_log: a file for the access log, overwritten. Give the layout ``trap = "all"`` for
+        a log that has every access
+    :param ready: called once a client can connect
+    :raises HostError: cannot listen there
+    :raises UsageError: the access log cannot be written
+    """
+    if (path is None) == (fd < 0):
+        raise UsageError("serve a socket path or a connected socket: one of the two")
+    with contextlib.ExitStack() as stack:
+        endpoint = Endpoint(layout, stack.enter_context(_open_log(access_log)))
+        stack.callback(endpoint.close)
+        server = Server(endpoint)
+        stack.callback(server.close)
+        stack.enter_context(_signals(server, interactive=path is not None))
+        if path is None:
+            sock = socket.socket(fileno=fd)
+            if ready:
+                ready()
+            server.serve_connected(sock)
+            return
+        listener = stack.enter_context(listen(path))
+        if ready:
+            ready()
+        server.serve(listener)
+
+
+@contextlib.contextmanager
+def _open_log(path: str | Path | None) -> Iterator[AccessLog]:
+    if path is None:
+        yield AccessLog()
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(Path(path).open("w", encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"cannot write the access log {path}: {error.strerror}") from None
+        yield AccessLog(stream)
+
+
+@contextlib.contextmanager
+def _signals(server: Server, *, interactive: bool) -> Iterator[None]:
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        server.stop()
+
+    handlers = {
+        signal.SIGTERM: stop,
+        signal.SIGINT: stop if interactive else signal.SIG_IGN,
+    }
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
