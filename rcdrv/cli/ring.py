@@ -163,12 +163,11 @@ class _Output:
     def finish(self, report: RingReport, error: RcdrvError | None, cancel: Cancel) -> int:
         """Print the rest and return the exit status."""
         failure = report.failure()
-        # A ring that failed is what the user came for; that stopping failed too comes second.
-        finding = error if error is not None and not isinstance(failure, NotPassed) else failure
-        if error is not None and isinstance(error, (Interrupted, DeviceLost)):
-            finding = error
-        statuses = [exit_status(one, cancel) for one in (failure, error) if one is not None]
-        status = max(statuses, key=_rank, default=0)
+        findings = [one for one in (failure, error) if one is not None]
+        # The first of the worst: a ring that failed is what the user came for, and that
+        # disabling failed too comes second.
+        finding = max(findings, key=lambda one: _rank(exit_status(one, cancel)), default=None)
+        status = 0 if finding is None else exit_status(finding, cancel)
         if self._json:
             print_json(self._document(report, finding))
         else:
@@ -187,10 +186,11 @@ class _Output:
         if len(rings) > 1:
             print(summary_line(report))
         sys.stdout.flush()
-        for one in (failure, error):
-            if one is None or (isinstance(one, NotPassed) and one.verdict is Verdict.UNVERIFIED):
-                continue
-            print_error(one)
+        if failure is not None and failure.verdict is not Verdict.UNVERIFIED:
+            print_error(failure)
+        same = isinstance(error, NotPassed) and failure and error.reason is failure.reason
+        if error is not None and not same:
+            print_error(error)
 
     def _document(self, report: RingReport, finding: RcdrvError | None) -> dict[str, Any]:
         verdict, reason = classify(finding)

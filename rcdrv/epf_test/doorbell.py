@@ -136,9 +136,10 @@ class Doorbell:
             driver.trace("doorbell left enabled by an earlier run: disable it and try again")
             driver.command(Command.DISABLE_DOORBELL)
             answer = self._send_enable()
-        if answer.status & Status.DOORBELL_ENABLE_SUCCESS and answer.answered:
+        done = answer.answered and not answer.command_left
+        if answer.status & Status.DOORBELL_ENABLE_SUCCESS and done:
             return
-        if answer.status & Status.DOORBELL_ENABLE_FAIL and answer.answered:
+        if answer.status & Status.DOORBELL_ENABLE_FAIL and done:
             raise NotPassed(
                 Reason.ENABLE_FAILED,
                 "the endpoint could not enable its doorbell (DOORBELL_ENABLE_FAIL)",

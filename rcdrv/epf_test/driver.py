@@ -65,7 +65,7 @@ class Answer:
     irq_lost: bool = False
     """STATUS has the answer, the interrupt did not come."""
     command_left: bool = False
-    """COMMAND was still set when the time was up: the endpoint never took it."""
+    """COMMAND was still set afterwards, which the endpoint clears before anything else."""
 
     @property
     def answered(self) -> bool:
@@ -223,9 +223,7 @@ class EpfTest:
         self.write(Reg.COMMAND, command)
         answer = self.wait_answer(start)
         self.in_flight = None
-        if not answer.answered:
-            left = self.read(Reg.COMMAND)
-            answer.command_left = left != 0
+        answer.command_left = self.read(Reg.COMMAND) != 0
         return answer
 
     def _wait_until_idle(self) -> None:
@@ -307,11 +305,11 @@ class EpfTest:
                 f"{what}: the test registers read all ones, though the device is there",
                 hint="the endpoint's inbound mapping of the register BAR may be gone",
             )
-        if answer.command_left:
+        if answer.command_left and answer.answered:
             return NotPassed(
                 Reason.STUCK_COMMAND,
-                f"{what}: the endpoint did not take the command within {self.timeout:g} s",
-                hint=_LOOK_AT_EP,
+                f"{what}: answered ({status}), but COMMAND is not cleared",
+                hint="pci-epf-test clears COMMAND first of all: what runs on the endpoint?",
             )
         if answer.irq_lost:
             return NotPassed(
@@ -322,7 +320,8 @@ class EpfTest:
         if not answer.answered and not answer.stray and not answer.status:
             return NotPassed(
                 Reason.SILENT,
-                f"{what}: no answer within {self.timeout:g} s",
+                f"{what}: no answer within {self.timeout:g} s"
+                + ("; it was not even taken" if answer.command_left else ""),
                 hint=_LOOK_AT_EP,
             )
         return NotPassed(

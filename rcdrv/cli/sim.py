@@ -1,0 +1,64 @@
+"""Serve a software endpoint on a socket, for rcdrv (--device vfio-user:PATH) and for QEMU
+(-device vfio-user-pci), until SIGTERM or Ctrl-C.
+
+SPEC is a preset or a TOML file, with changes behind it: rcar-s4,ep_iommu=true,fault=irq-lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rcdrv.errors import UsageError
+from rcdrv.sim.faults import FAULTS
+from rcdrv.sim.layout import load_layout, preset_names
+from rcdrv.sim.serve import serve
+from rcdrv.wait import Cancel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", nargs="?", metavar="SPEC", help="preset or FILE.toml")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="where to listen")
+    parser.add_argument(
+        "--access-log",
+        type=Path,
+        metavar="FILE",
+        help="write every access as a line of JSON; traps all BARs (not with --set trap=sparse)",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of SPEC"
+    )
+    parser.add_argument(
+        "--fault", action="append", default=[], metavar="NAME[=ARGUMENT]", help="misbehave"
+    )
+    parser.add_argument("--list", action="store_true", help="list the presets and the faults")
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    del cancel  # the server has signal handlers of its own
+    if args.list:
+        return _list()
+    if args.spec is None or args.socket is None:
+        raise UsageError("rcdrv sim needs a SPEC and --socket PATH", hint="rcdrv sim --list")
+    spec = ",".join([args.spec, *args.set, *(f"fault={fault}" for fault in args.fault)])
+    if args.access_log is not None and ",trap=" not in spec:
+        spec += ",trap=all"
+    layout = load_layout(spec)
+
+    def ready() -> None:
+        print(f"serving {args.spec} on {args.socket}", file=sys.stderr, flush=True)
+
+    serve(layout, path=args.socket, access_log=args.access_log, ready=ready)
+    return 0
+
+
+def _list() -> int:
+    print("presets:")
+    for name in preset_names():
+        print(f"  {name:16} {load_layout(name).description}")
+    print("faults:")
+    for name, fault in FAULTS.items():
+        argument = f" (={fault.argument})" if fault.argument else ""
+        print(f"  {name:16} {fault.summary}{argument}")
+    return 0

@@ -1,0 +1,430 @@
+"""`rcdrv ring` on software endpoints: where each doorbell is, and every way in which it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.sim.conftest import Endpoint, Result, finish, rcdrv, start
+
+EPF_PRESETS = ("rk3588", "rcar-s4", "imx95", "imx8m", "am654", "tegra194", "j721e", "generic")
+
+
+def ring(spec: str, *arguments: str) -> Result:
+    return rcdrv("ring", "--device", f"sim:{spec}", *arguments)
+
+
+# -- the main job --------------------------------------------------------------------------------
+
+
+def test_the_main_job() -> None:
+    result = rcdrv("ring", "--bar", "4", "--device", "sim:rk3588")
+    assert result.status == 0
+    lines = result.out.splitlines()
+    assert lines[0] == "doorbell BAR4+0xa0 data 0x00000000"
+    assert lines[1].startswith("ring 1: acknowledged in ")
+    assert lines[1].endswith(" us, status 0x00000240 DOORBELL_SUCCESS|IRQ_RAISED, msi 1")
+    assert len(lines) == 2
+    assert result.err == ""
+
+
+@pytest.mark.parametrize(
+    ("spec", "bar", "offset", "data"),
+    [
+        ("rk3588", 4, 0xA0, 0),
+        ("rcar-s4", 2, 0xD50A0, 0),
+        ("imx8m", 2, 0xA0, 0),
+    ],
+)
+def test_where_the_doorbell_is(spec: str, bar: int, offset: int, data: int) -> None:
+    document = ring(spec, "--json").document
+    assert document["doorbell"] == {"bar": bar, "offset": offset, "data": data}
+    assert (document["verdict"], document["reason"]) == ("pass", None)
+    assert document["device"] == f"sim:{spec}"
+    assert document["irq"] == "msi"
+    (only,) = document["rings"]
+    assert only["acknowledged"] is True
+    assert only["status"] == 0x240
+    assert 0 < only["latency_ns"] < 1e9
+
+
+def test_an_its_doorbell_has_the_data_of_its_event() -> None:
+    doorbell = ring("imx95", "--json").document["doorbell"]
+    assert (doorbell["bar"], doorbell["offset"]) == (1, 0x40)
+    assert doorbell["data"] != 0
+
+
+def test_behind_an_iommu_the_offset_is_another_one() -> None:
+    doorbell = ring("rcar-s4,ep_iommu=true", "--json").document["doorbell"]
+    assert doorbell["bar"] == 2
+    assert doorbell["offset"] != 0xD50A0
+    assert doorbell["offset"] & 0xFFF == 0xA0
+
+
+@pytest.mark.parametrize("irq", ["msi", "msix", "intx", "poll", "auto"])
+def test_every_way_to_learn_of_the_acknowledgement(irq: str) -> None:
+    result = ring("generic", "--irq", irq, "--count", "5", "--json")
+    assert result.status == 0, result
+    assert result.document["irq"] == ("msi" if irq == "auto" else irq)
+    assert [one["acknowledged"] for one in result.document["rings"]] == [True] * 5
+
+
+def test_several_rings_have_a_summary() -> None:
+    result = ring("rk3588", "--count", "20")
+    assert result.status == 0
+    assert result.out.splitlines()[-1].startswith("20 rings, 20 acknowledged, min/avg/max ")
+
+
+# -- endpoints that cannot -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "status", "verdict", "reason"),
+    [
+        ("am654", [], 1, "fail", "enable-failed"),
+        ("tegra194", [], 1, "fail", "enable-failed"),
+        ("j721e", [], 4, "skip", "no-caps"),
+        ("j721e", ["--force"], 1, "fail", "enable-failed"),
+        ("rcar-s4", ["--bar", "4"], 1, "fail", "wrong-bar"),
+        ("rk3588", ["--irq", "intx"], 1, "fail", "irq-lost"),
+        ("rcar-s4", ["--irq", "msix"], 4, "skip", "no-vectors"),
+    ],
+)
+def test_what_an_endpoint_cannot_do_has_its_verdict(
+    spec: str, arguments: list[str], status: int, verdict: str, reason: str
+) -> None:
+    result = ring(spec, "--json", *arguments)
+    document = result.document
+    assert (result.status, document["verdict"], document["reason"]) == (status, verdict, reason)
+    assert document["message"]
+    text = ring(spec, *arguments)
+    assert text.status == status
+    assert text.err.startswith("rcdrv: ")
+    assert "hint: " in text.err
+
+
+def accesses(log: list[dict[str, Any]], region: str, kind: str) -> list[dict[str, Any]]:
+    return [line for line in log if line.get("region") == region and line.get("op") == kind]
+
+
+def test_the_wrong_bar_is_named_and_nothing_is_written_there(
+    endpoint: Callable[..., Endpoint],
+) -> None:
+    board = endpoint("rcar-s4")
+    result = rcdrv("ring", "--bar", "4", "--device", board.address)
+    assert result.status == 1
+    assert "BAR2" in result.err
+    assert "BAR4" in result.err
+    log = board.log()
+    assert not accesses(log, "BAR2", "write")
+    assert not accesses(log, "BAR4", "write")
+    commands = [line["value"] for line in accesses(log, "BAR0", "write") if line["offset"] == 4]
+    assert commands == [0x40, 0x80]  # enabled, and disabled again
+
+
+# -- one access is one access --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", ["rk3588", "rcar-s4", "imx95", "imx8m", "generic"])
+def test_a_ring_is_one_write_of_32_bits(endpoint: Callable[..., Endpoint], spec: str) -> None:
+    board = endpoint(spec)
+    result = rcdrv("ring", "--count", "7", "--json", "--device", board.address)
+    assert result.status == 0
+    where = result.document["doorbell"]
+    log = board.log()
+    rung = accesses(log, f"BAR{where['bar']}", "write")
+    assert [(line["offset"], line["size"], line["value"]) for line in rung] == [
+        (where["offset"], 4, where["data"])
+    ] * 7
+    assert not accesses(log, f"BAR{where['bar']}", "read")
+    registers = accesses(log, "BAR0", "read") + accesses(log, "BAR0", "write")
+    assert {line["size"] for line in registers} == {4}
+    assert max(line["offset"] for line in registers) < 0x40
+
+
+@pytest.mark.parametrize("width", [8, 16, 32, 64])
+def test_peek_and_poke_are_one_access_each(endpoint: Callable[..., Endpoint], width: int) -> None:
+    board = endpoint("generic")
+    poke = rcdrv("poke", "1", "0x1008", "0x5a", "--width", str(width), "--device", board.address)
+    peek = rcdrv(
+        "peek", "BAR1", "0x1008", "--width", str(width), "--json", "--device", board.address
+    )
+    assert (poke.status, peek.status) == (0, 0)
+    assert peek.document["values"] == [0x5A]
+    log = board.log()
+    for kind in ("read", "write"):
+        (only,) = accesses(log, "BAR1", kind)
+        assert (only["offset"], only["size"], only["value"]) == (0x1008, width // 8, 0x5A)
+
+
+# -- faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "reason"),
+    [
+        ("silent", 1, "silent"),
+        ("stuck-command", 1, "stuck-command"),
+        ("enable-silent", 1, "silent"),
+        ("enable-fail", 1, "enable-failed"),
+        ("disable-silent", 1, "silent"),
+        ("disable-fail", 1, "disable-failed"),
+        ("wrong-bar", 1, "wrong-bar"),
+        ("db-bar-absent", 1, "bad-bar"),
+        ("bad-offset", 1, "bad-offset"),
+        ("bad-offset=0xfffffffc", 1, "bad-offset"),
+        ("unaligned-offset", 1, "bad-offset"),
+        ("doorbell-dead", 1, "silent"),
+        ("no-status", 1, "wrong-status"),
+        ("irq-lost", 1, "irq-lost"),
+        ("irq-lost=doorbell", 1, "irq-lost"),
+        ("irq-twice", 1, "irq-twice"),
+        ("irq-wrong-vector", 1, "irq-lost"),
+        ("all-ones=20", 1, "all-ones"),
+        ("vanish=20", 5, "device-lost"),
+        ("slow=100", 0, None),
+        ("slow=900", 1, "silent"),
+    ],
+)
+@pytest.mark.parametrize("preset", ["rk3588", "generic"])
+def test_each_fault_has_its_verdict(
+    preset: str, fault: str, status: int, reason: str | None
+) -> None:
+    expected_bar = {"rk3588": "4", "generic": "1"}[preset]
+    begun = time.monotonic()
+    result = ring(f"{preset},fault={fault}", "--json", "--timeout", "0.4", "--bar", expected_bar)
+    assert (result.status, result.document["reason"]) == (status, reason), result
+    assert time.monotonic() - begun < 20
+
+
+def test_a_doubled_interrupt_is_reported_with_its_count() -> None:
+    result = ring("rk3588,fault=irq-twice", "--count", "10")
+    assert result.status == 1
+    assert "interrupts" in result.err
+
+
+def test_an_unanswered_disable_is_the_last_line() -> None:
+    result = ring("rk3588,fault=disable-silent", "--timeout", "0.2")
+    assert result.status == 1
+    assert result.err.splitlines()[-1].endswith("its doorbell may still be enabled")
+
+
+@pytest.mark.parametrize("accesses_before", [1, 5, 12, 13, 14, 15, 16, 17, 18, 20, 25, 30])
+def test_an_endpoint_that_vanishes_at_any_moment_is_lost(accesses_before: int) -> None:
+    result = ring(f"rk3588,fault=vanish={accesses_before}", "--timeout", "0.4", "--count", "3")
+    assert result.status == 5, result
+    assert result.err.startswith("rcdrv: ")
+
+
+def test_an_endpoint_whose_process_ends_is_lost_at_once(
+    endpoint: Callable[..., Endpoint],
+) -> None:
+    board = endpoint("rk3588")
+    run = start("ring", "--count", "0", "--timeout", "30", "--device", board.address)
+    assert run.stdout is not None
+    assert run.stdout.readline().startswith("doorbell ")
+    board.process.kill()
+    begun = time.monotonic()
+    result = finish(run)
+    assert result.status == 5
+    assert time.monotonic() - begun < 10
+
+
+# -- nothing is left behind ----------------------------------------------------------------------
+
+
+def db_bar(address: str) -> int:
+    registers = rcdrv("regs", "--json", "--device", address).document["registers"]
+    value: int = registers["DB_BAR"]["value"]
+    return value
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("lines", [0, 1, 2, 5])
+def test_a_signal_at_any_moment_leaves_the_doorbell_disabled(
+    endpoint: Callable[..., Endpoint], signum: signal.Signals, lines: int
+) -> None:
+    board = endpoint("rcar-s4")
+    run = start("ring", "--count", "0", "--device", board.address)
+    assert run.stdout is not None
+    for _ in range(lines):
+        assert run.stdout.readline()
+    run.send_signal(signum)
+    result = finish(run)
+    # With 0 lines the signal may come before rcdrv has taken it over.
+    assert result.status == 128 + signum or (lines == 0 and result.status == -signum)
+    assert db_bar(board.address) in (0, 0xFFFFFFFF)
+
+
+def test_signals_throughout_the_enable(endpoint: Callable[..., Endpoint]) -> None:
+    """The signal falls before, into and behind the ENABLE, which takes 100 ms here."""
+    board = endpoint("rcar-s4,fault=slow=100")
+    for step in range(12):
+        run = start("ring", "--count", "0", "--verbose", "--device", board.address)
+        assert run.stderr is not None
+        assert run.stderr.readline()
+        time.sleep(step * 0.015)
+        run.send_signal(signal.SIGINT)
+        assert finish(run).status == 130
+        assert db_bar(board.address) in (0, 0xFFFFFFFF), f"step {step}"
+
+
+def test_a_reader_that_goes_away_leaves_the_doorbell_disabled(
+    endpoint: Callable[..., Endpoint],
+) -> None:
+    board = endpoint("rcar-s4")
+    run = start("ring", "--count", "0", "--device", board.address)
+    assert run.stdout is not None
+    run.stdout.readline()
+    os.close(run.stdout.fileno())
+    run.stdout = None
+    result = finish(run)
+    assert result.status == 128 + signal.SIGPIPE
+    assert db_bar(board.address) == 0xFFFFFFFF
+
+
+def test_an_earlier_run_that_died_does_not_stop_the_next(
+    endpoint: Callable[..., Endpoint],
+) -> None:
+    board = endpoint("rcar-s4")
+    run = start("ring", "--count", "0", "--device", board.address)
+    assert run.stdout is not None
+    run.stdout.readline()
+    run.kill()
+    finish(run)
+    assert db_bar(board.address) == 2
+    assert rcdrv("ring", "--device", board.address).status == 0
+    assert db_bar(board.address) == 0xFFFFFFFF
+
+
+def open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - only counted
+
+
+def test_a_thousand_cycles_leave_nothing_behind(endpoint: Callable[..., Endpoint]) -> None:
+    board = endpoint("rcar-s4", "--set", "hz=1000", "--set", "trap=sparse")
+    pattern = ["poke", "2", "0xd5000", "0xdeadbeef", "--device", board.address]
+    assert rcdrv(*pattern).status == 0
+    before = open_files(board.process.pid)
+    result = rcdrv("ring", "--cycles", "1000", "--json", "--device", board.address)
+    assert result.status == 0, result.err
+    assert len(result.document["rings"]) == 1000
+    assert result.document["stray_interrupts"] == 0
+    peek = rcdrv("peek", "2", "0xd5000", "--json", "--device", board.address)
+    assert peek.document["values"] == [0xDEADBEEF]
+    assert open_files(board.process.pid) == before
+    maps = (f"/proc/{board.process.pid}/maps",)
+    assert "rcdrv-dma" not in open(maps[0]).read()  # noqa: PTH123, SIM115
+    assert board.stop().status == 0
+
+
+# -- options -------------------------------------------------------------------------------------
+
+
+def test_without_waiting_it_is_unverified() -> None:
+    document = ring("rk3588", "--no-wait", "--count", "3", "--json").document
+    assert document["verdict"] == "unverified"
+    assert [one["acknowledged"] for one in document["rings"]] == [None] * 3
+
+
+def test_ringing_elsewhere_shows_what_the_endpoint_says(
+    endpoint: Callable[..., Endpoint],
+) -> None:
+    board = endpoint("rk3588")
+    result = rcdrv(
+        *("ring", "--bar", "4", "--offset", "0xa0", "--data", "7"),
+        *("--no-enable", "--device", board.address),
+    )
+    assert result.status == 0
+    log = board.log()
+    assert [(w["offset"], w["value"]) for w in accesses(log, "BAR4", "write")] == [(0xA0, 7)]
+    assert not accesses(log, "BAR0", "write")
+    shown = rcdrv(
+        *("ring", "--bar", "1", "--offset", "0x40", "--data", "1", "--timeout", "0.2"),
+        *("--device", board.address),
+    )
+    assert shown.status == 1  # nothing is there that could acknowledge
+    assert "BAR4+0xa0" in shown.out
+    assert "BAR1+0x40" in shown.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--bar", "6"],
+        ["--bar", "0"],
+        ["--offset", "0xa0", "--bar", "4"],
+        ["--data", "0", "--bar", "4"],
+        ["--offset", "0xa0", "--data", "0"],
+        ["--offset", "0xa2", "--data", "0", "--bar", "4"],
+        ["--offset", "0x100000000", "--data", "0", "--bar", "4"],
+        ["--offset", "0x40000000", "--data", "0", "--bar", "4"],
+        ["--no-enable"],
+        ["--count", "-1"],
+        ["--cycles", "0"],
+        ["--timeout", "0"],
+        ["--irq", "smoke"],
+    ],
+)
+def test_bad_usage_is_status_2(arguments: list[str]) -> None:
+    result = ring("rk3588", *arguments)
+    assert result.status == 2
+    assert result.err.strip()
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "word"),
+    [
+        ("sim:nosuch", 2, "nosuch"),
+        ("nonsense", 2, "nonsense"),
+        ("vfio-user:/nonexistent/x.sock", 3, "rcdrv sim"),
+        ("0000:ff:1f.7", 3, "0000:ff:1f.7"),
+    ],
+)
+def test_an_address_that_leads_nowhere(address: str, status: int, word: str) -> None:
+    result = rcdrv("ring", "--device", address)
+    assert result.status == status
+    assert word in result.err
+
+
+def test_without_an_address_no_endpoint_is_made_up() -> None:
+    result = rcdrv("ring")
+    assert result.status == 3
+    assert "sim:rk3588" in result.err
+
+
+@pytest.mark.parametrize("preset", EPF_PRESETS)
+def test_info_and_regs_work_on_every_preset(preset: str) -> None:
+    info = rcdrv("info", "--device", f"sim:{preset}")
+    assert info.status == 0, info.err
+    regs = rcdrv("regs", "--device", f"sim:{preset}")
+    assert regs.status == 0, regs.err
+    assert "CAPS" in regs.out
+
+
+def test_core_commands_import_the_standard_library_only(
+    endpoint: Callable[..., Endpoint],
+) -> None:
+    board = endpoint("rk3588")
+    script = (
+        "import sys\n"
+        "from rcdrv.cli import main\n"
+        f"assert main(['ring', '--device', {board.address!r}]) == 0\n"
+        "tops = {name.partition('.')[0] for name in sys.modules}\n"
+        "extra = tops - set(sys.stdlib_module_names) - {'rcdrv', '__main__'}\n"
+        "print(sorted(n for n in extra if not n.startswith('_')), file=sys.stderr)\n"
+    )
+    # -S: site-packages with their start-up hooks are not what is under test.
+    import sys
+
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert run.stderr.strip() == "[]", json.dumps(run.stderr)
