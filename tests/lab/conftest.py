@@ -1,0 +1,65 @@
+"""Guests for the tests: booted once a session, each with all presets as endpoints.
+
+Where the lab cannot start, CI fails and a developer's run skips, both with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tools.lab.errors import LabError
+from tools.lab.guest import Guest
+
+PRESETS = ("rk3588", "rcar-s4", "imx95", "imx8m", "am654", "tegra194", "j721e", "generic")
+# Emulation is slow, and the first test that uses a guest may also have to build the lab.
+TIMEOUT = 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs the lab."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT))
+
+
+@pytest.fixture(scope="session")
+def guest_x86_64() -> Iterator[Guest]:
+    """An x86-64 guest with the presets as endpoints."""
+    with _booted("x86_64", endpoints=PRESETS) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="session")
+def guest_aarch64() -> Iterator[Guest]:
+    """An arm64 guest with the presets as endpoints."""
+    with _booted("aarch64", endpoints=PRESETS) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="session", params=["x86_64", "aarch64"])
+def bare_guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
+    """A guest with no endpoint, but a device of QEMU's own."""
+    with _booted(request.param, devices=["edu"]) as guest:
+        yield guest
+
+
+@contextlib.contextmanager
+def _booted(
+    arch: str, *, endpoints: Sequence[str] = (), devices: Sequence[str] = ()
+) -> Iterator[Guest]:
+    guest = Guest(arch, endpoints=endpoints, devices=devices)
+    try:
+        guest.__enter__()
+    except LabError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the lab does not start: {error}", pytrace=False)
+        pytest.skip(f"the lab does not start: {error}")
+    with contextlib.closing(guest):
+        yield guest

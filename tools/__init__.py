@@ -1,0 +1,1 @@
+"""Tools for developing rcdrv; no part of what is installed."""

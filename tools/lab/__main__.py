@@ -1,0 +1,235 @@
+"""The command line: ``python3 -m tools.lab build|run|shell``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import select
+import shutil
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+from tools.lab.channel import Process
+from tools.lab.errors import CommandTimeout, LabError
+from tools.lab.guest import BOOT_TIMEOUT, Guest
+from tools.lab.image import image
+from tools.lab.machine import MACHINES
+from tools.lab.toolbox import toolbox
+
+# As timeout(1) and container runtimes have them, apart from what the command itself may say.
+STATUS_TIMEOUT = 124
+STATUS_LAB = 125
+# A shell has no timeout; this is one that no one reaches.
+FOR_EVER = 30 * 86400.0
+SIZE = (24, 80)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of the lab's commands and return the exit status."""
+    options = _parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    try:
+        status: int = options.command(options)
+    except CommandTimeout as error:
+        print(f"lab: {str(error).splitlines()[0]}", file=sys.stderr)
+        return STATUS_TIMEOUT
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return STATUS_LAB
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return status
+
+
+def build(options: argparse.Namespace) -> int:
+    """Build what the cache lacks."""
+    toolbox(rebuild=options.rebuild)
+    for arch in MACHINES if options.arch == "all" else (options.arch,):
+        print(f"{arch}: Linux {image(arch, rebuild=options.rebuild).release}")
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run one command in a fresh guest, with its output as it comes."""
+    with _guest(options) as guest:
+        process = guest.start(
+            options.argv,
+            timeout=options.timeout,
+            user=options.user,
+            sinks=(_sink(sys.stdout.buffer), _sink(sys.stderr.buffer)),
+        )
+        process.close_stdin()
+        try:
+            result = guest.wait(process)
+        except KeyboardInterrupt:
+            # The first Ctrl-C is for the command, as if it ran here; the second ends the lab.
+            process.signal(signal.SIGINT)
+            result = guest.wait(process)
+        return _shell_status(result.status)
+
+
+def shell(options: argparse.Namespace) -> int:
+    """Run a command, by default a shell, on this terminal."""
+    fd = sys.stdin.fileno()
+    size = tuple(shutil.get_terminal_size()[::-1]) if os.isatty(fd) else None
+    with _guest(options) as guest:
+        process = guest.start(
+            options.argv or ["sh", "-l"],
+            timeout=FOR_EVER,
+            user=options.user,
+            cwd="/root" if options.user == "root" else "/",
+            env={"TERM": os.environ.get("TERM", "linux"), "PS1": f"{options.arch}:\\w\\$ "},
+            terminal=(size[0], size[1]) if size else None,
+            sinks=(_sink(sys.stdout.buffer), _sink(sys.stderr.buffer)),
+        )
+        with _raw(fd, process) if size else contextlib.nullcontext():
+            _forward(fd, process, lambda: bool(guest.deaths()))
+        if process.poll() is None and guest.powered_off:
+            return 0  # typed in the guest, it is as good an end as "exit"
+        return _shell_status(guest.wait(process).status)
+
+
+@contextlib.contextmanager
+def _guest(options: argparse.Namespace) -> Iterator[Guest]:
+    guest = Guest(
+        options.arch,
+        endpoints=options.endpoint,
+        devices=options.device,
+        append=options.append,
+        files=dict(options.file),
+        bind=options.bind,
+        log_accesses=options.log_accesses,
+        logs=options.logs,
+        boot_timeout=options.boot_timeout,
+    )
+    with guest:
+        try:
+            yield guest
+        finally:
+            # Nothing takes long from here on, and an impatient Ctrl-C would leave things behind.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for death in guest.deaths():
+                if not guest.powered_off:
+                    print(f"lab: {death}", file=sys.stderr)
+
+
+def _forward(fd: int, process: Process, guest_died: Callable[[], bool]) -> None:
+    """Copy what is typed to the command, until the command or the input ends."""
+    while process.poll() is None and not guest_died():
+        if select.select([fd], [], [], 0.1)[0]:
+            data = os.read(fd, 4096)
+            if not data:
+                process.close_stdin()
+                return
+            process.write(data)
+
+
+@contextlib.contextmanager
+def _raw(fd: int, process: Process) -> Iterator[None]:
+    """Leave every key and the size of the terminal to the guest's terminal."""
+
+    def resized(_number: int, _frame: FrameType | None) -> None:
+        columns, rows = shutil.get_terminal_size()
+        process.resize(rows, columns)
+
+    before = termios.tcgetattr(fd)
+    handler = signal.signal(signal.SIGWINCH, resized)
+    try:
+        tty.setraw(fd)
+        yield
+    finally:
+        signal.signal(signal.SIGWINCH, handler)
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _sink(stream: BinaryIO) -> Callable[[bytes], None]:
+    def write(data: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            stream.write(data)
+            stream.flush()
+
+    return write
+
+
+def _shell_status(status: int) -> int:
+    return 128 - status if status < 0 else status
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _file(text: str) -> tuple[str, Path]:
+    inside, separator, outside = text.partition("=")
+    if not separator or not Path(outside).exists():
+        raise argparse.ArgumentTypeError(f"{text!r} is not GUEST_PATH=EXISTING_HOST_PATH")
+    return inside, Path(outside)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m tools.lab", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("build", help="build what the cache lacks (run and shell do it too)")
+    one.add_argument("--arch", choices=[*MACHINES, "all"], default="all")
+    one.add_argument("--rebuild", action="store_true", help="build it even if it is there")
+    one.set_defaults(command=build)
+
+    guest = argparse.ArgumentParser(add_help=False)
+    guest.add_argument("--arch", choices=list(MACHINES), default="x86_64")
+    guest.add_argument(
+        "--endpoint",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="a software endpoint, as for 'rcdrv sim'; may be repeated",
+    )
+    guest.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="QEMU_DEVICE",
+        help="a device of QEMU's own, such as edu or igb; may be repeated",
+    )
+    guest.add_argument("--append", action="append", default=[], metavar="KERNEL_ARGUMENT")
+    guest.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        type=_file,
+        metavar="GUEST_PATH=HOST_PATH",
+        help="a further file or folder for the guest; may be repeated",
+    )
+    guest.add_argument(
+        "--no-bind", dest="bind", action="store_false", help="leave the functions without a driver"
+    )
+    guest.add_argument(
+        "--log-accesses",
+        action="store_true",
+        help="let the endpoints log each access, which keeps their BARs from being mapped",
+    )
+    guest.add_argument("--user", choices=["root", "user"], default="root")
+    guest.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs there")
+    guest.add_argument("--boot-timeout", type=float, default=BOOT_TIMEOUT, metavar="SECONDS")
+
+    one = commands.add_parser("run", parents=[guest], help="run a command in a fresh guest")
+    one.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS")
+    one.add_argument("argv", nargs="+", metavar="CMD")
+    one.set_defaults(command=run)
+
+    one = commands.add_parser("shell", parents=[guest], help="a shell in a fresh guest")
+    one.add_argument("argv", nargs="*", metavar="CMD")
+    one.set_defaults(command=shell)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

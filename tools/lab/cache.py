@@ -1,0 +1,74 @@
+"""What is built once and kept: one folder for each part, named after the recipe that made it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+
+def directory() -> Path:
+    """Where the lab keeps its parts."""
+    if chosen := os.environ.get("RCDRV_LAB_CACHE"):
+        return Path(chosen).absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base).absolute() / "rcdrv" / "lab"
+
+
+def say(message: str) -> None:
+    """Tell the user about progress, on stderr, where it does not mix with a command's output."""
+    print(f"lab: {message}", file=sys.stderr, flush=True)
+
+
+def part(
+    name: str, recipe: Sequence[str], build: Callable[[Path], None], *, rebuild: bool = False
+) -> Path:
+    """Return the folder of part ``name``; call ``build`` to fill it when it is not there yet.
+
+    ``recipe`` names the lab's files that say how it is built: a change to one makes it stale.
+
+    It is filled under another name and renamed when complete, so a part that exists is whole, and
+    an interrupted build leaves nothing that a later one could mistake for a result.
+    """
+    home = directory()
+    digest = hashlib.sha256(
+        b"".join((Path(__file__).parent / file).read_bytes() for file in recipe)
+    )
+    final = home / f"{name}-{digest.hexdigest()[:12]}"
+    if final.is_dir() and not rebuild:
+        return final
+    home.mkdir(parents=True, exist_ok=True)
+    with _only_builder(home):
+        if final.is_dir() and not rebuild:
+            return final  # someone else built it while we waited for the lock
+        started = time.monotonic()
+        say(f"building {name}")
+        for abandoned in home.glob(".building-*"):
+            shutil.rmtree(abandoned)  # we hold the lock: nobody is at work there
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=home) as temporary:
+            fresh = Path(temporary) / "part"
+            fresh.mkdir()
+            build(fresh)
+            for old in home.glob(f"{name}-????????????"):
+                shutil.rmtree(old)
+            fresh.rename(final)
+        say(f"built {name} in {time.monotonic() - started:.0f} s")
+    return final
+
+
+@contextlib.contextmanager
+def _only_builder(home: Path) -> Iterator[None]:
+    with (home / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another builder to finish")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,43 @@
+"""A software endpoint of the working tree, served to QEMU over vfio-user."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from tools.lab.child import Child, wait_listening
+from tools.lab.errors import LabError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Endpoint:
+    """A running ``rcdrv sim``; ``address`` and ``group`` are its function's, once a guest is up."""
+
+    def __init__(self, spec: str, number: int, folder: Path, *, log_accesses: bool) -> None:
+        self.spec = spec
+        self.address = ""
+        self.group = ""
+        self.socket = folder / f"ep{number}.sock"
+        self.access_log = folder / f"ep{number}.access"
+        command = [sys.executable, "-m", "rcdrv", "sim", spec, "--socket", str(self.socket)]
+        if log_accesses:
+            command += ["--access-log", str(self.access_log)]
+        path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+        self.child = Child(
+            f"ep{number}-{Path(spec.split(',')[0]).stem}",
+            command,
+            folder,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    def wait_ready(self, deadline: float) -> None:
+        """Wait until it takes a client."""
+        if problem := wait_listening(self.child, self.socket, deadline):
+            raise LabError(f"endpoint {self.spec}: {problem}")
+
+    def qemu_device(self) -> dict[str, object]:
+        """The function that it is in a guest."""
+        path = {"type": "unix", "path": str(self.socket)}
+        return {"driver": "vfio-user-pci", "socket": path}

@@ -1,0 +1,309 @@
+"""A guest: one boot of a stock kernel, with the working tree's rcdrv and software endpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from tools.lab.channel import Channel, Process, Result, Sink
+from tools.lab.child import Child
+from tools.lab.cpio import Writer
+from tools.lab.endpoint import REPOSITORY, Endpoint
+from tools.lab.errors import LabError
+from tools.lab.image import image
+from tools.lab.inside.wire import PORT
+from tools.lab.machine import MACHINES, SLOTS, root_port
+from tools.lab.toolbox import toolbox
+
+BOOT_TIMEOUT = 120.0
+TREE = "opt/rcdrv"  # where the guest has the working tree
+# The last two spare a second of every boot; nothing that VFIO does depends on them.
+KERNEL = ("loglevel=7", "panic=-1", "cryptomgr.notests", "rcupdate.rcu_expedited=1")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that QEMU emulates itself, as the guest sees it."""
+
+    spec: str
+    address: str
+    group: str
+
+
+class Guest:
+    """Boots on entry, and ends with everything that it started on exit.
+
+    ``endpoints`` are presets or TOML files for ``rcdrv sim``; ``devices`` are QEMU's own, such as
+    ``edu``. Each stands behind a root port of its own, in this order, and is bound to vfio-pci
+    unless ``bind`` is false. ``files`` maps paths in the guest to files or folders of the host.
+    With ``log_accesses`` each endpoint writes an ``access_log``; its BARs cannot be mapped then,
+    unless its spec says otherwise. With ``logs``, all logs are kept in that folder.
+    """
+
+    def __init__(
+        self,
+        arch: str = "x86_64",
+        *,
+        endpoints: Sequence[str] = (),
+        devices: Sequence[str] = (),
+        append: Sequence[str] = (),
+        files: Mapping[str, Path] | None = None,
+        bind: bool = True,
+        log_accesses: bool = False,
+        logs: Path | None = None,
+        boot_timeout: float = BOOT_TIMEOUT,
+    ) -> None:
+        if arch not in MACHINES:
+            raise LabError(f"no machine {arch!r}: there are {', '.join(MACHINES)}")
+        if len(endpoints) + len(devices) > SLOTS:
+            raise LabError(f"at most {SLOTS} endpoints and devices fit")
+        self.arch = arch
+        self.endpoints: list[Endpoint] = []
+        self.devices: list[Device] = []
+        self._endpoint_specs = tuple(endpoints)
+        self._device_specs = tuple(devices)
+        self._append = tuple(append)
+        self._files = dict(files or {})
+        self._bind = bind
+        self._log_accesses = log_accesses
+        self._logs = logs
+        self._boot_timeout = boot_timeout
+        self._folder: Path | None = None
+        self._qemu: Child | None = None
+        self._channel: Channel | None = None
+
+    def __enter__(self) -> Guest:
+        try:
+            self._boot()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 60.0,
+        user: str = "root",
+        cwd: str = "/",
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+    ) -> Result:
+        """Run a command to its end. The users are ``root`` and ``user``.
+
+        A command that takes longer is killed and raises CommandTimeout; a guest that does not even
+        report that is ended and raises LabError.
+        """
+        process = self.start(argv, timeout=timeout, user=user, cwd=cwd, env=env)
+        process.write(stdin)
+        process.close_stdin()
+        return self.wait(process)
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 60.0,
+        user: str = "root",
+        cwd: str = "/",
+        env: Mapping[str, str] | None = None,
+        terminal: tuple[int, int] | None = None,
+        sinks: tuple[Sink, Sink] | None = None,
+    ) -> Process:
+        """Start a command, on a ``terminal`` of so many rows and columns if given."""
+        return self._agent().start(
+            argv, timeout=timeout, user=user, cwd=cwd, env=env, terminal=terminal, sinks=sinks
+        )
+
+    def wait(self, process: Process) -> Result:
+        """Wait for a command; a guest that hangs is ended, so that nobody waits for it again."""
+        try:
+            return process.wait()
+        except LabError as error:
+            if process.poll() is None:
+                problem = self._report(str(error))
+                self.close()
+                raise LabError(problem) from error
+            raise
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file in the guest, and the folders above it."""
+        script = 'mkdir -p "$(dirname "$1")" && cat >"$1"'
+        self._must(self.run(["sh", "-c", script, "put", path], stdin=data), f"write {path}")
+
+    def get(self, path: str) -> bytes:
+        """Read a file in the guest."""
+        process = self.start(["cat", path])
+        self._must(self.wait(process), f"read {path}")
+        return bytes(process.stdout)
+
+    @property
+    def console(self) -> str:
+        """What the kernel wrote to its console, the last 64 KiB of it at least."""
+        return self._qemu.out.text() if self._qemu else ""
+
+    def deaths(self) -> list[str]:
+        """What ended that should not have: QEMU or endpoints, with the last lines of their logs."""
+        children = [endpoint.child for endpoint in self.endpoints]
+        if self._qemu:
+            children.append(self._qemu)
+        return [child.epitaph() for child in children if child.died]
+
+    @property
+    def powered_off(self) -> bool:
+        """The guest ended by its own will."""
+        return self._qemu is not None and self._qemu.status == 0
+
+    def close(self) -> None:
+        """End the guest, its endpoints, and remove what they left."""
+        if self._qemu:
+            self._qemu.stop()
+        if self._channel:
+            self._channel.close()
+            self._channel = None
+        for endpoint in self.endpoints:
+            endpoint.child.terminate()  # all of them, before waiting for each
+        for endpoint in self.endpoints:
+            endpoint.child.stop()
+        if self._folder:
+            self._keep_logs(self._folder)
+            shutil.rmtree(self._folder)
+            self._folder = None
+
+    def _boot(self) -> None:
+        deadline = time.monotonic() + self._boot_timeout
+        parts = image(self.arch)
+        tools = toolbox()
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
+        for number, spec in enumerate(self._endpoint_specs):
+            self.endpoints.append(Endpoint(spec, number, folder, log_accesses=self._log_accesses))
+        ports = [root_port(number) for number in range(self._slots())]
+        initramfs = folder / "initramfs"
+        self._write_initramfs(initramfs, parts.initramfs, [address for _, address in ports])
+        for endpoint in self.endpoints:
+            endpoint.wait_ready(deadline)
+
+        ours, qemus = socket.socketpair()
+        with qemus:
+            command = [
+                *tools.qemu(self.arch),
+                *self._machine_options(qemus.fileno()),
+                *("-kernel", str(parts.kernel), "-initrd", str(initramfs)),
+            ]
+            for number, (port, _) in enumerate(ports):
+                command += ["-device", port, "-device", self._qemu_device(number)]
+            self._qemu = Child("qemu", command, folder, pass_fds=[qemus.fileno()])
+        self._channel = Channel(ours, self._why_gone)
+        try:
+            self._channel.wait_until(self._is_ready, deadline, "the guest did not boot in time")
+        except LabError as error:
+            raise LabError(self._report(str(error))) from error
+        initramfs.unlink()  # QEMU has read it
+        self._note_functions()
+
+    def _machine_options(self, agent: int) -> list[str]:
+        machine = MACHINES[self.arch]
+        return [
+            *("-accel", "tcg", "-m", "1G", "-nodefaults", "-no-reboot", "-display", "none"),
+            # Shared, so that endpoints can map the guest's memory.
+            *("-object", "memory-backend-memfd,id=memory,size=1G,share=on"),
+            *machine.options,
+            *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+            *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={agent}"),
+            *("-device", f"virtserialport,chardev=agent,name={PORT}"),
+            *("-append", " ".join((*machine.kernel, *KERNEL, *self._append))),
+        ]
+
+    def _write_initramfs(self, path: Path, base: Path, ports: list[str]) -> None:
+        """The cached part, and after it what may have changed since: the tree and the agent."""
+        shutil.copyfile(base, path)
+        with path.open("ab") as stream:
+            writer = Writer(stream)
+            inside = Path(__file__).parent / "inside"
+            writer.file("init", (inside / "init").read_bytes(), 0o755)
+            for source in inside.glob("*.py"):
+                writer.file(f"lab/tools/lab/inside/{source.name}", source.read_bytes())
+            settings = {"ports": ports, "bind": self._bind}
+            writer.file("lab/settings.json", json.dumps(settings).encode())
+            for source in (REPOSITORY / "rcdrv").rglob("*"):
+                if source.is_file() and "__pycache__" not in source.parts:
+                    inner = source.relative_to(REPOSITORY)
+                    writer.file(f"{TREE}/{inner}", source.read_bytes())
+            writer.file("usr/bin/rcdrv", b'#!/bin/sh\nexec python3 -m rcdrv "$@"\n', 0o755)
+            for name, source in self._files.items():
+                if source.is_dir():
+                    writer.tree(source, name)
+                else:
+                    writer.file(name, source.read_bytes(), source.stat().st_mode & 0o755)
+            writer.close()
+
+    def _slots(self) -> int:
+        return len(self._endpoint_specs) + len(self._device_specs)
+
+    def _qemu_device(self, number: int) -> str:
+        if number < len(self.endpoints):
+            return json.dumps({**self.endpoints[number].qemu_device(), "bus": f"rp{number}"})
+        return f"{self._device_specs[number - len(self.endpoints)]},bus=rp{number}"
+
+    def _is_ready(self) -> bool:
+        return self._channel is not None and self._channel.ready is not None
+
+    def _note_functions(self) -> None:
+        ready = self._agent().ready
+        assert ready is not None
+        if ready["error"]:
+            raise LabError(self._report(ready["error"]))
+        functions = ready["functions"]
+        for endpoint, function in zip(self.endpoints, functions, strict=False):
+            endpoint.address, endpoint.group = function["address"], function["group"]
+        for spec, function in zip(
+            self._device_specs, functions[len(self.endpoints) :], strict=True
+        ):
+            self.devices.append(Device(spec, function["address"], function["group"]))
+        for function in functions:
+            if self._bind and function["driver"] != "vfio-pci":
+                raise LabError(self._report(f"vfio-pci did not take {function['address']}"))
+
+    def _agent(self) -> Channel:
+        if self._channel is None:
+            raise LabError("the guest has ended")
+        return self._channel
+
+    def _why_gone(self) -> str:
+        if self._qemu:
+            self._qemu.wait_end(1.0)  # QEMU hangs up a moment before it ends
+        return "\n".join(self.deaths())
+
+    def _must(self, result: Result, purpose: str) -> None:
+        if result.status:
+            raise LabError(f"cannot {purpose} in the guest: {result.stderr.strip()}")
+
+    def _report(self, problem: str) -> str:
+        """A problem with all that may explain it."""
+        parts = [problem, *(death for death in self.deaths() if death not in problem)]
+        if self._qemu:
+            parts.append(f"the end of the guest's console:\n{self._qemu.out.tail(60)}")
+        return "\n".join(parts)
+
+    def _keep_logs(self, folder: Path) -> None:
+        if self._logs:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            for pattern in ("*.log", "*.err", "*.access"):
+                for path in folder.glob(pattern):
+                    shutil.copy(path, self._logs)

@@ -1,0 +1,48 @@
+"""Finds the functions behind the guest's root ports and hands them to vfio-pci."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tools.lab.inside.wire import Function
+
+DEVICES = Path("/sys/bus/pci/devices")
+PROBE = Path("/sys/bus/pci/drivers_probe")
+
+
+def behind(port: str, *, bind: bool, patience: float = 10.0) -> Function:
+    """The function behind root port ``port``, bound to vfio-pci if ``bind``.
+
+    By the port's own child and not by a bus number, so nothing depends on who numbered the buses.
+    """
+    address = _child(port, patience)
+    device = DEVICES / address
+    if bind:
+        # Never new_id: it would take every device with that ID, also one that another test owns.
+        driver = device / "driver"
+        if driver.exists():
+            (driver / "unbind").write_text(address)
+        (device / "driver_override").write_text("vfio-pci")
+        PROBE.write_text(address)
+    return Function(
+        port=port,
+        address=address,
+        group=_name_of(device / "iommu_group"),
+        driver=_name_of(device / "driver"),
+    )
+
+
+def _child(port: str, patience: float) -> str:
+    deadline = time.monotonic() + patience
+    while True:
+        found = sorted(path.name for path in (DEVICES / port).glob("????:??:??.?"))
+        if found:
+            return found[0]
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no PCI function appeared behind root port {port}")
+        time.sleep(0.05)
+
+
+def _name_of(link: Path) -> str:
+    return link.resolve().name if link.exists() else ""
