@@ -39,8 +39,6 @@ def _run(arguments: list[str]) -> None:
             raise UsageError(f"{option} {value}: not understood", hint=_USAGE)
     if not spec or (fd < 0) == (path is None):
         raise UsageError("what to serve, and where?", hint=_USAGE)
-    if log is not None and ",trap=" not in spec:
-        spec += ",trap=all"
     serve(load_layout(spec), path=path, fd=fd, access_log=log)
 
 

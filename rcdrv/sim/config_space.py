@@ -72,6 +72,9 @@ class ConfigSpace:
         """
         for index, byte in enumerate(data, offset):
             writable = self._writable[index]
+            if index == _PM_CONTROL and byte & 3 in (1, 2):
+                # A write that asks for a power state that the function lacks is discarded.
+                writable = 0
             kept = self._data[index] & ~writable & ~(byte & self._clears[index])
             self._data[index] = kept | byte & writable
         high = _DEVICE_CONTROL + 1 - offset
@@ -147,12 +150,12 @@ class ConfigSpace:
     def _power_management(self, _layout: Layout) -> None:
         self._set(PM, 1, 0x01)
         self._set(PM + 2, 2, 0x0003)  # version 3; no D1, D2, no PME
-        # NO_SOFT_RESET: D3hot keeps everything. D1 and D2 cannot be told from D3 here.
+        # NO_SOFT_RESET: D3hot keeps everything.
         self._set(_PM_CONTROL, 2, 1 << 3, writable=0x3)
 
     def _msi(self, layout: Layout) -> None:
         self._set(MSI, 1, 0x05)
-        capable = (layout.msi - 1).bit_length()
+        capable = layout.msi_capable.bit_length() - 1
         self._set(MSI + 2, 2, capable << 1 | 1 << 7, writable=0x0071)  # 64-bit, no masking
         self._set(MSI + 4, 4, 0, writable=0xFFFF_FFFC)
         self._set(MSI + 8, 4, 0, writable=0xFFFF_FFFF)
@@ -196,6 +199,6 @@ class ConfigSpace:
         for slot, (index, size) in enumerate(bars):
             exponent = size.bit_length() - 1 - 20
             entry = REBAR + 4 + 8 * slot
-            self._set(entry, 4, 1 << 4 + exponent if exponent < 28 else 0)
+            self._set(entry, 4, 1 << 4 + exponent)
             count = len(bars) << 5 if slot == 0 else 0
             self._set(entry + 4, 4, index | count | exponent << 8)

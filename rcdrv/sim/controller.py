@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from rcdrv.function import Area, IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.config_space import ConfigSpace
+from rcdrv.sim.config_space import COMMAND, ConfigSpace
 from rcdrv.sim.doorbell import Doorbells, RegisterPage
 from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
 from rcdrv.sim.layout import (
@@ -26,7 +26,6 @@ from rcdrv.sim.layout import (
     DoorbellBackend,
     Intx,
     Layout,
-    Trap,
 )
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
 from rcdrv.vfio_user.served import DmaFault, Peer
@@ -57,8 +56,12 @@ class Controller:
         faults: Faults,
         log: AccessLog,
         clock: Callable[[], float],
+        *,
+        trap_all: bool = False,
     ) -> None:
+        """:param trap_all: no BAR may be mapped by the client"""
         self.layout = layout
+        self._trap_all = trap_all
         self.config = ConfigSpace(layout, loop="cap-loop" in faults)
         self._doorbells = doorbells
         self._faults = faults
@@ -70,14 +73,35 @@ class Controller:
             for index, bar in enumerate(layout.bars)
             if bar is not None
         }
+        self._alias_memory()
+        # Registers that a BAR shows instead of its memory, and inbound windows a BAR takes.
         self._shown: dict[int, _Shown] = {}
-        self._windows = dict.fromkeys(self._memory, 1)
+        self._windows: dict[int, int] = {}
         self._exposed = self._find_exposed()
         # INTx: the line, whether the host has seen it go up, and when a pulse ends.
         self._asserted = False
         self._delivered = False
         self._masked = False
         self._pulse_end: float | None = None
+        self._repeat = False
+
+    def _alias_memory(self) -> None:
+        """The fault bar-alias: a BAR shows the memory of another one of the same size."""
+        if "bar-alias" not in self._faults:
+            return
+        bars = [n for n in self._memory if n != self.layout.register_bar]
+        pairs = [
+            (one, other)
+            for one in bars
+            for other in bars
+            if one < other and self._memory[one].size == self._memory[other].size
+        ]
+        chosen = self._faults.get("bar-alias", pairs[0][1] if pairs else -1)
+        for one, other in pairs:
+            if other == chosen:
+                self._memory[other].close()
+                self._memory[other] = self._memory[one]
+                return
 
     def _find_exposed(self) -> dict[int, _Shown]:
         """Pages that a reserved BAR always shows."""
@@ -93,6 +117,10 @@ class Controller:
         """The host's side of interrupts and DMA; None while there is no host."""
         self._peer = peer
         self._masked = False
+        if peer is None:
+            # As the host leaves it: nothing is decoded, mastered or asserted (pci_disable_device).
+            self.config.write(COMMAND, b"\0\0")
+            self._deassert()
 
     def reset(self) -> None:
         """Config space as at power-on, no interrupt asserted. Inbound windows are kept: they
@@ -104,19 +132,13 @@ class Controller:
 
     def fd(self, bar: int) -> int:
         """The shared memory of a BAR."""
-        if "bar-alias" in self._faults and bar == self._alias():
-            return self._memory[self.layout.register_bar].fd
         return self._memory[bar].fd
-
-    def _alias(self) -> int:
-        return self._faults.get("bar-alias", -1)
 
     def areas(self, bar: int) -> tuple[Area, ...]:
         """The parts of a BAR that a client may map: whole pages without any side effect."""
         layout = self.layout.bar(bar)
         page = mmap.PAGESIZE
-        everything = self.layout.trap is Trap.ALL or self._faults.traps
-        if everything or layout.type is BarType.RESERVED or layout.size < page:
+        if self._trap_all or layout.type is BarType.RESERVED or layout.size < page:
             return ()
         areas = []
         start = 0
@@ -208,7 +230,7 @@ class Controller:
         """pci_epc_set_bar() to the BAR's own memory, in parts if ``order`` has several.
 
         :raises OSError: EINVAL: a part is not a multiple of the controller's granularity; ENOSPC:
-            not enough inbound windows. The BAR shows nothing then, until the next call
+            not enough inbound windows. The BAR has to be mapped again then
         """
         size = self.layout.bar(bar).size
         self._windows[bar] = 0
@@ -220,23 +242,19 @@ class Controller:
         self._take_windows(bar, len(order))
         self._show(bar, order, None)
 
-    def map_registers(self, bar: int, address: int) -> int:
-        """pci_epc_set_bar() to a page on the endpoint's bus.
+    def map_registers(self, bar: int, base: int) -> None:
+        """pci_epc_set_bar() to ``base`` on the endpoint's bus, a multiple of the BAR's size.
 
-        :returns: the offset of ``address`` in the BAR (pci_epf_align_inbound_addr)
-        :raises OSError: EINVAL: the controller cannot map that
+        :raises OSError: EINVAL, ENOSPC: as for :meth:`map_memory`
         """
-        size = self.layout.bar(bar).size
-        base = address // size * size
         if base % self.layout.align:
-            # dw_pcie_prog_ep_inbound_atu(). The old mapping is gone by then.
+            # dw_pcie_prog_ep_inbound_atu()
             raise OSError(errno.EINVAL, f"{base:#x} is not a multiple of {self.layout.align:#x}")
         self._windows[bar] = 0
         self._take_windows(bar, 1)
         page = self._doorbells.page
         assert page is not None, "only a doorbell is ever mapped"
         self._show(bar, REGISTERS, _Shown(page, page.base - base))
-        return address - base
 
     def _take_windows(self, bar: int, count: int) -> None:
         if sum(self._windows.values()) + count > self.layout.inbound_windows:
@@ -277,11 +295,13 @@ class Controller:
         vector = number - 1
         if self._faults.hits("irq-wrong-vector", which):
             vector += 1
-        for _ in range(2 if self._faults.hits("irq-twice", which) else 1):
-            if kind is IrqKind.INTX:
-                self._raise_intx()
-            else:
-                self._send(kind, vector)
+        twice = self._faults.hits("irq-twice", which)
+        if kind is IrqKind.INTX:
+            self._raise_intx(again=twice)
+            return
+        self._send(kind, vector)
+        if twice:
+            self._send(kind, vector)
 
     def _send(self, kind: IrqKind, vector: int) -> None:
         if not self.config.masters:
@@ -292,7 +312,7 @@ class Controller:
     def _failed(self, kind: IrqKind, reason: str) -> None:
         self._log.event("irq-failed", kind=kind.name.lower(), reason=reason)
 
-    def _raise_intx(self) -> None:
+    def _raise_intx(self, *, again: bool) -> None:
         if self.layout.intx is Intx.NONE:
             self._failed(IrqKind.INTX, "the controller cannot raise INTx")
             return
@@ -300,6 +320,7 @@ class Controller:
             self._failed(IrqKind.INTX, "INTx is disabled")
             return
         self._asserted = True
+        self._repeat = again
         self.config.set_interrupt_status(True)
         if self.layout.intx is Intx.PULSE:
             self._pulse_end = self._clock() + PULSE_SECONDS
@@ -310,7 +331,7 @@ class Controller:
             self._delivered = self._peer.trigger(IrqKind.INTX, 0) or self._delivered
 
     def _deassert(self) -> None:
-        self._asserted = self._delivered = False
+        self._asserted = self._delivered = self._repeat = False
         self._pulse_end = None
         self.config.set_interrupt_status(False)
 
@@ -319,7 +340,9 @@ class Controller:
         self._masked = masked
         if masked:
             return
-        if self._delivered and self._pulse_end is None:
+        if self._repeat:
+            self._repeat = False
+        elif self._delivered and self._pulse_end is None:
             # A held level is let go when it has been handled. So is a pulse that ended while
             # the host was at it: STATUS still had to name the function that interrupted.
             self._deassert()
@@ -388,7 +411,7 @@ class Controller:
 
     def close(self) -> None:
         """Free the BARs' memory."""
-        for memory in self._memory.values():
+        for memory in set(self._memory.values()):
             memory.close()
 
 

@@ -12,7 +12,7 @@ from rcdrv.sim.controller import Controller
 from rcdrv.sim.doorbell import Doorbells
 from rcdrv.sim.epf_test import EpfTest, Register
 from rcdrv.sim.faults import Faults
-from rcdrv.sim.layout import Layout, Reset
+from rcdrv.sim.layout import Layout, Reset, Trap
 from rcdrv.vfio_user.served import Peer, ServedDevice, ServedRegion
 
 _FUNCTIONS = {"epf_test": EpfTest}
@@ -38,10 +38,19 @@ class Endpoint(ServedDevice):
         self._log.clock = clock
         self._faults = Faults(layout.faults)
         doorbells = Doorbells(layout, self._log)
-        self.controller = Controller(layout, doorbells, self._faults, self._log, clock)
+        trap_all = layout.trap is Trap.ALL or (layout.trap is Trap.AUTO and self._log.enabled)
+        self.controller = Controller(
+            layout,
+            doorbells,
+            self._faults,
+            self._log,
+            clock,
+            trap_all=trap_all or self._faults.traps,
+        )
         function = _FUNCTIONS[layout.function]
         self._function = function(self.controller, doorbells, self._faults, self._log, clock)
         self._attached = False
+        self._vanished = False
         self._accesses = 0
         self._offset_reads = 0
 
@@ -60,7 +69,7 @@ class Endpoint(ServedDevice):
         return regions
 
     def irq_counts(self) -> Sequence[int]:
-        return (1 if self.layout.intx_pin else 0, self.layout.msi, self.layout.msix, 0, 0)
+        return (1 if self.layout.intx_pin else 0, self.layout.msi_capable, self.layout.msix, 0, 0)
 
     def can_reset(self) -> bool:
         return self.layout.reset is not Reset.NONE
@@ -80,7 +89,7 @@ class Endpoint(ServedDevice):
         self._log.event("detach")
 
     def reset(self) -> None:
-        if self.layout.reset is Reset.NONE:
+        if self.layout.reset is Reset.NONE or self._vanished:
             return
         self._log.event("reset", kind=self.layout.reset.value)
         self.controller.reset()
@@ -123,6 +132,7 @@ class Endpoint(ServedDevice):
         """Whether a fault keeps this access from the endpoint."""
         self._accesses += 1
         if "vanish" in self._faults and self._accesses > self._faults.get("vanish", 0):
+            self._vanished = True
             self._function.stop()
             return True
         if "all-ones" in self._faults and region != CONFIG_REGION:

@@ -141,7 +141,10 @@ class EpfTest:
         self._stuck = 0
         # epf->bar[].submap
         self._submaps: dict[int, tuple[int, ...]] = {}
-        self._doorbell_bar_mapped = False
+        # The BAR that shows an on-demand doorbell (epf_test->db_bar_programmed), and what DB_BAR
+        # says of it.
+        self._doorbell_bar: int | None = None
+        self._said_bar = 0
         self.set_up()
         self.start()
 
@@ -433,53 +436,51 @@ class EpfTest:
         except OSError:
             self._add_status(Status.DOORBELL_ENABLE_FAIL)
             return
-        self._doorbell_bar_mapped = False
-        regs = self._regs
-        bar = doorbell.bar
-        offset = doorbell.offset
+        bar, offset = doorbell.bar, doorbell.offset
+        self._doorbell_bar = None
         try:
             if bar is None:
                 bar = self._layout.next_free_bar(self._layout.register_bar + 1)
                 if bar is None:
                     raise OSError(errno.ENODEV, "no BAR left for the doorbell")
-                regs.write32(Register.DB_DATA, doorbell.data)
-                regs.write32(Register.DB_BAR, bar)
-                offset = self._controller.map_registers(bar, doorbell.address)
-                self._doorbell_bar_mapped = True
+                # pci_epf_align_inbound_addr()
+                offset = doorbell.address % self._layout.bar(bar).size
+                self._announce(bar, offset, doorbell.data)
+                self._controller.map_registers(bar, doorbell.address - offset)
+                self._doorbell_bar = bar
+            else:
+                self._announce(bar, offset, doorbell.data)
         except OSError:
-            regs.write32(Register.DB_BAR, NO_BAR)
+            self._regs.write32(Register.DB_BAR, NO_BAR)
             self._doorbells.free()
             self._add_status(Status.DOORBELL_ENABLE_FAIL)
             return
-        regs.write32(Register.DB_DATA, doorbell.data)
-        regs.write32(Register.DB_BAR, self._said_bar(bar))
-        regs.write32(Register.DB_OFFSET, self._said_offset(bar, offset))
         self._add_status(Status.DOORBELL_ENABLE_SUCCESS)
 
-    def _said_bar(self, bar: int) -> int:
-        """DB_BAR, which faults falsify."""
-        present = [index for index, entry in enumerate(self._layout.bars) if entry is not None]
-        if "wrong-bar" in self._faults:
-            others = [n for n in present if n not in (bar, self._layout.register_bar)] or present
-            return self._faults.get("wrong-bar", others[0])
-        if "db-bar-absent" in self._faults:
-            absent = [index for index in range(7) if index not in present]
-            return self._faults.get("db-bar-absent", absent[0])
-        return bar
-
-    def _said_offset(self, bar: int, offset: int) -> int:
-        """DB_OFFSET, likewise."""
-        if "bad-offset" in self._faults:
-            return self._faults.get("bad-offset", self._layout.bar(bar).size) & 0xFFFF_FFFF
-        if "unaligned-offset" in self._faults:
-            return offset + self._faults.get("unaligned-offset", 0)
-        return offset
+    def _announce(self, bar: int, offset: int, data: int) -> None:
+        """DB_BAR, DB_OFFSET, DB_DATA; faults change what is said, not what is."""
+        faults, layout = self._faults, self._layout
+        said = bar
+        present = [index for index, entry in enumerate(layout.bars) if entry is not None]
+        if "wrong-bar" in faults:
+            others = [index for index in present if index not in (bar, layout.register_bar)]
+            said = faults.get("wrong-bar", (others or present)[0])
+        elif "db-bar-absent" in faults:
+            absent = next(index for index in range(7) if index not in present)
+            said = faults.get("db-bar-absent", absent)
+        if "bad-offset" in faults:
+            offset = faults.get("bad-offset", layout.bar(bar).size)
+        elif "unaligned-offset" in faults:
+            offset += faults.get("unaligned-offset", 0)
+        self._said_bar = said & 0xFFFF_FFFF
+        self._regs.write32(Register.DB_DATA, data)
+        self._regs.write32(Register.DB_BAR, self._said_bar)
+        self._regs.write32(Register.DB_OFFSET, offset & 0xFFFF_FFFF)
 
     def _disable_doorbell(self) -> _Steps:
         """pci_epf_test_disable_doorbell()"""
         yield from ()
-        regs = self._regs
-        bar = regs.read32(Register.DB_BAR)
+        bar = self._regs.read32(Register.DB_BAR)
         # enum pci_barno is signed, and NO_BAR is -1.
         if bar >= 1 << 31 or "disable-fail" in self._faults:
             self._add_status(Status.DOORBELL_DISABLE_FAIL)
@@ -488,12 +489,11 @@ class EpfTest:
             # free_irq(epf->db_msg[0].virq) with db_msg NULL.
             yield from self._oops("DISABLE_DOORBELL without an enabled doorbell")
         self._doorbells.free()
-        regs.write32(Register.DB_BAR, NO_BAR)
-        if self._doorbell_bar_mapped:
-            if "wrong-bar" in self._faults or "db-bar-absent" in self._faults:
-                # Only what DB_BAR said was false; the endpoint itself knows the BAR.
-                bar = self._layout.next_free_bar(self._layout.register_bar + 1) or 0
-            elif bar >= 6 or self._layout.bars[bar] is None:
+        self._regs.write32(Register.DB_BAR, NO_BAR)
+        if self._doorbell_bar is not None:
+            if bar == self._said_bar:
+                bar = self._doorbell_bar
+            if bar >= 6 or self._layout.bars[bar] is None:
                 # epf->bar[bar], with whatever the host wrote into DB_BAR.
                 yield from self._oops(f"DB_BAR was overwritten with {bar:#x}")
             try:
@@ -501,7 +501,7 @@ class EpfTest:
             except OSError:
                 self._add_status(Status.DOORBELL_DISABLE_FAIL)
                 return
-            self._doorbell_bar_mapped = False
+            self._doorbell_bar = None
         self._add_status(Status.DOORBELL_DISABLE_SUCCESS)
 
     def _oops(self, reason: str) -> _Steps:

@@ -98,6 +98,8 @@ class DoorbellBackend(str, Enum):
 class Trap(str, Enum):
     """Which BAR accesses reach the endpoint as messages."""
 
+    AUTO = "auto"
+    """``all`` when there is an access log, else ``sparse``."""
     SPARSE = "sparse"
     """Those of the doorbell's and the MSI-X structures' pages, and BARs that cannot be mapped."""
     ALL = "all"
@@ -149,7 +151,7 @@ class Layout:
     link_width: int = 1
 
     msi: int = 0
-    """MSI vectors; 0 leaves the capability out."""
+    """MSI vectors; 0 leaves the capability out. The host sees the next power of two."""
     msix: int = 0
     """MSI-X vectors, likewise."""
     msix_bar: int = -1
@@ -166,6 +168,7 @@ class Layout:
     align: int = 4 * K
     """Granularity of inbound windows: their targets and sizes are multiples of it."""
     inbound_windows: int = 16
+    """One for each BAR that is not reserved, two while it is mapped in halves."""
     dynamic_inbound: bool = True
     """CAPS has DYNAMIC_INBOUND_MAPPING."""
     subrange: bool = True
@@ -189,7 +192,7 @@ class Layout:
     hz: int = 1000
     """CONFIG_HZ of the endpoint's kernel. A 1 ms delayed work takes one to two jiffies, so a
     command is taken within 2 ms at 1000 and within 8 ms at 250, the default of arm64."""
-    trap: Trap = Trap.SPARSE
+    trap: Trap = Trap.AUTO
     faults: tuple[str, ...] = ()
     """NAME or NAME=ARGUMENT, as :mod:`rcdrv.sim.faults` lists them."""
 
@@ -211,6 +214,11 @@ class Layout:
             if bar is not None and bar.type is not BarType.RESERVED:
                 return index
         return None
+
+    @property
+    def msi_capable(self) -> int:
+        """MSI vectors that config space announces."""
+        return 1 << (self.msi - 1).bit_length() if self.msi else 0
 
     @property
     def doorbell_address(self) -> int:
@@ -550,6 +558,13 @@ def _resolve(layout: Layout, source: str) -> Layout:
             )
         register_bar = first
     layout = replace(layout, register_bar=register_bar)
+    usable = [bar for bar in layout.bars if bar is not None and bar.type is not BarType.RESERVED]
+    if len(usable) > layout.inbound_windows:
+        raise UsageError(
+            f"{source}: inbound_windows: {layout.inbound_windows} are too few for"
+            f" {len(usable)} BARs",
+            hint=f"at least {len(usable)}, or fewer BARs",
+        )
     bars = [
         bar if bar is None or bar.size else replace(bar, size=_default_size(layout, index, source))
         for index, bar in enumerate(layout.bars)

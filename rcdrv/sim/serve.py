@@ -29,8 +29,8 @@ def serve(
     :param path: where to listen; the socket is for this user alone, and removed at the end
     :param fd: instead of ``path``, one end of a connected socket pair. Ends when the other end is
         closed, and ignores SIGINT, which a terminal sends to its owner too
-    :param access_log: a file for the access log, overwritten. Give the layout ``trap = "all"`` for
-        a log that has every access
+    :param access_log: a file for the access log, overwritten. It has every access unless the
+        layout has ``trap = "sparse"``
     :param ready: called once a client can connect
     :raises HostError: cannot listen there
     :raises UsageError: the access log cannot be written
