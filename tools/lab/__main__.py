@@ -20,6 +20,7 @@ from tools.lab.channel import Process
 from tools.lab.errors import CommandTimeout, LabError
 from tools.lab.guest import BOOT_TIMEOUT, Guest
 from tools.lab.image import image
+from tools.lab.kernel_driver import kernel_driver
 from tools.lab.machine import MACHINES
 from tools.lab.toolbox import toolbox
 
@@ -54,6 +55,8 @@ def build(options: argparse.Namespace) -> int:
     toolbox(rebuild=options.rebuild)
     for arch in MACHINES if options.arch == "all" else (options.arch,):
         print(f"{arch}: Linux {image(arch, rebuild=options.rebuild).release}")
+    if options.kernel_driver:
+        print(f"the kernel's driver and test: {kernel_driver(rebuild=options.rebuild)}")
     return 0
 
 
@@ -99,12 +102,15 @@ def shell(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _guest(options: argparse.Namespace) -> Iterator[Guest]:
+    files = dict(options.file)
+    if options.kernel_driver:
+        files["opt/kernel"] = kernel_driver(options.arch)
     guest = Guest(
         options.arch,
         endpoints=options.endpoint,
         devices=options.device,
         append=options.append,
-        files=dict(options.file),
+        files=files,
         bind=options.bind,
         log_accesses=options.log_accesses,
         logs=options.logs,
@@ -180,6 +186,11 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("build", help="build what the cache lacks (run and shell do it too)")
     one.add_argument("--arch", choices=[*MACHINES, "all"], default="all")
+    one.add_argument(
+        "--kernel-driver",
+        action="store_true",
+        help="build the kernel's own driver and test for the x86_64 guest, too",
+    )
     one.add_argument("--rebuild", action="store_true", help="build it even if it is there")
     one.set_defaults(command=build)
 
@@ -207,6 +218,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_file,
         metavar="GUEST_PATH=HOST_PATH",
         help="a further file or folder for the guest; may be repeated",
+    )
+    guest.add_argument(
+        "--kernel-driver",
+        action="store_true",
+        help="put the kernel's own driver and test in the guest's /opt/kernel",
     )
     guest.add_argument(
         "--no-bind", dest="bind", action="store_false", help="leave the functions without a driver"
