@@ -175,6 +175,7 @@ class Interrupts:
         self.count = count
         """Vectors armed, numbered from 0. The endpoint's IRQ_NUMBER counts from 1."""
         self._eventfds: list[int] = []
+        self._masked = False
 
     def _arm(self) -> None:
         function = self._function
@@ -195,10 +196,15 @@ class Interrupts:
     def wait(self, deadline: Deadline) -> dict[int, int]:
         """Sleep until a vector fires.
 
+        INTx is a level: VFIO masks it when it fires, and it is unmasked here, in the next call.
+        Whoever waits has by then looked at the device, which is what makes it drop the line; one
+        that still holds it fires again, so the count of INTx says nothing.
+
         :returns: {vector: how often}, everything that was pending; empty when the time is up
         :raises DeviceLost: the device went, or the host wants it back
         :raises Interrupted: the user asked to stop
         """
+        self._unmask()
         while True:
             fired = self._function._poll(deadline.remaining)
             if fired or deadline.expired:
@@ -206,6 +212,7 @@ class Interrupts:
 
     def take(self) -> dict[int, int]:
         """What has fired since the last look, without sleeping."""
+        self._unmask()
         return self._collect(self._function._poll(0.0))
 
     def _collect(self, vectors: Sequence[int]) -> dict[int, int]:
@@ -213,11 +220,14 @@ class Interrupts:
         for vector in vectors:
             with contextlib.suppress(BlockingIOError):
                 counts[vector] = os.eventfd_read(self._eventfds[vector])
-        if counts and self.kind is IrqKind.INTX:
-            # VFIO masks a level interrupt when it fires, else it would fire for ever.
+        self._masked = bool(counts) and self.kind is IrqKind.INTX
+        return counts
+
+    def _unmask(self) -> None:
+        if self._masked:
+            self._masked = False
             flags = SetIrqs.DATA_NONE | SetIrqs.ACTION_UNMASK
             self._function.device.set_irqs(IrqKind.INTX, flags, 0, 1)
-        return counts
 
     def close(self) -> None:
         """Disarm. Also safe on a device that is gone; closing twice is harmless."""
@@ -291,6 +301,8 @@ class Function:
         if device.fileno() >= 0:
             self._watch(device.fileno(), self._TRANSPORT)
         self._watch(self.cancel.fd, self._CANCEL)
+        # What was read so far means nothing if the device went away meanwhile.
+        self.check_alive()
         for kind, key in ((IrqKind.ERR, self._ERR), (IrqKind.REQ, self._REQ)):
             self._arm_notice(kind, key)
 
