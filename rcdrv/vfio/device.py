@@ -1,0 +1,348 @@
+"""A VFIO device descriptor as a :class:`rcdrv.function.Device`.
+
+How the descriptor was had, and what translates the device's DMA addresses, is the business of a
+backend: it hands both over, the latter as an :class:`AddressSpace`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from array import array
+from collections.abc import Sequence
+from typing import Protocol
+
+from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
+from rcdrv.function import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.vfio import uapi
+from rcdrv.vfio.ioctl import call, capabilities, pairs, query
+
+_NO_VENDOR = b"\xff\xff"
+
+
+class AddressSpace(Protocol):
+    """What stands between the device's DMA and this process's memory."""
+
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """The usable IOVAs, as ascending (first, last) pairs, both inclusive."""
+
+    def map(self, iova: int, address: int, size: int) -> None:
+        """Let the device read and write ``size`` bytes of this process from ``address`` on."""
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Take a mapping made with these very numbers away."""
+
+    def close(self) -> None:
+        """Give the address space up, with all of its mappings. Called after the device's end."""
+
+
+class VfioDevice:
+    """A PCI function behind a VFIO device descriptor.
+
+    Owns ``fd`` and ``space`` from the moment that it is made; when making it fails they stay the
+    caller's.
+
+    :param address: how messages name the device
+    :param backend: how the descriptor was had
+    :raises HostError: the descriptor is not that of a PCI device
+    """
+
+    def __init__(self, address: str, backend: str, fd: int, space: AddressSpace) -> None:
+        self.address = address
+        self.backend = backend
+        self._fd = fd
+        self._space = space
+        self._regions: dict[int, tuple[RegionInfo, int]] = {}
+        self._config_start: int | None = None
+        try:
+            info, _ = query(fd, uapi.DEVICE_GET_INFO, uapi.DeviceInfo())
+        except OSError as error:
+            raise self._failure("VFIO does not describe the device", error) from error
+        if not info.flags & uapi.DeviceFlag.PCI:
+            raise HostError(f"{address} is not a PCI device to VFIO")
+        self._can_reset = bool(info.flags & uapi.DeviceFlag.RESET)
+        _, self._config_start = self._region(CONFIG_REGION)
+
+    # -- regions ------------------------------------------------------------------------------
+
+    def region(self, index: int) -> RegionInfo:
+        """One region; one that the device does not have has size 0.
+
+        :raises HostError: the kernel's description contradicts itself
+        """
+        return self._region(index)[0]
+
+    def _region(self, index: int) -> tuple[RegionInfo, int]:
+        """A region, and where it starts in the descriptor."""
+        if index not in self._regions:
+            self._regions[index] = self._query_region(index)
+        return self._regions[index]
+
+    def _query_region(self, index: int) -> tuple[RegionInfo, int]:
+        try:
+            info, answer = query(
+                self._fd, uapi.DEVICE_GET_REGION_INFO, uapi.RegionInfo(index=index)
+            )
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # no such index
+                return RegionInfo(index, 0, RegionFlag(0)), 0
+            raise self._failure(f"VFIO does not describe region {index}", error) from error
+        flags = RegionFlag(info.flags & 0xF)
+        areas: list[Area] = []
+        if flags & RegionFlag.MMAP:
+            # Without a list of areas all of the region can be mapped. Since Linux 4.16 that
+            # includes the MSI-X table (the MSIX_MAPPABLE capability says so).
+            areas = [Area(0, info.size)]
+            first = info.cap_offset if flags & RegionFlag.CAPS else 0
+            for identity, body in capabilities(answer, ctypes.sizeof(info), first):
+                if identity == uapi.RegionCap.SPARSE_MMAP:
+                    areas = sorted_areas(pairs(body), info.size)
+        return RegionInfo(index, info.size, flags, tuple(areas)), info.offset
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        """Read a region: one aligned access when ``size`` is 1, 2, 4 or 8.
+
+        The kernel does the access, and answers EIO instead of touching a BAR whose memory
+        decoding is off. In config space an access has at most 4 bytes, and older kernels (6.1 is
+        one) make two of 4 bytes out of one of 8.
+
+        :raises AccessError: outside the region
+        :raises HostError: memory decoding is off, or the kernel refused
+        :raises DeviceLost: the device does not answer any more
+        """
+        position = self._position(region, offset, size)
+        try:
+            data = os.pread(self._fd, size, position)
+        except OSError as error:
+            raise self._access_failure("read", region, offset, error) from error
+        if len(data) != size:
+            raise HostError(
+                f"{self.address}: only {len(data)} of {size} bytes at {offset:#x} of "
+                f"{_region_name(region)} could be read"
+            )
+        return data
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        """Write a region; accesses and errors are those of :meth:`read`."""
+        position = self._position(region, offset, len(data))
+        try:
+            written = os.pwrite(self._fd, data, position)
+        except OSError as error:
+            raise self._access_failure("write", region, offset, error) from error
+        if written != len(data):
+            raise HostError(
+                f"{self.address}: only {written} of {len(data)} bytes at {offset:#x} of "
+                f"{_region_name(region)} could be written"
+            )
+
+    def _position(self, region: int, offset: int, size: int) -> int:
+        info, start = self._region(region)
+        if offset < 0 or size < 0 or offset + size > info.size:
+            # The kernel would shorten the access.
+            raise AccessError(
+                f"{self.address}: {size} bytes at {offset:#x} are outside the {info.size:#x} "
+                f"bytes of {_region_name(region)}"
+            )
+        return start + offset
+
+    def _access_failure(self, verb: str, region: int, offset: int, error: OSError) -> RcdrvError:
+        where = f"cannot {verb} {offset:#x} of {_region_name(region)}"
+        if error.errno == errno.EIO and region != CONFIG_REGION and not self._is_gone():
+            # vfio_pci_rdwr.c: __vfio_pci_memory_enabled() said no.
+            return HostError(
+                f"{self.address}: {where}: the function does not decode memory accesses",
+                hint="set bit 1 of its COMMAND register; in D3, wake it up first",
+            )
+        if error.errno == errno.EBUSY:
+            return HostError(
+                f"{self.address}: {where}: another driver has claimed the BAR",
+                hint="/proc/iomem shows whose it is",
+            )
+        return self._failure(where, error)
+
+    def map(self, region: int, area: Area) -> mmap.mmap:
+        """Map one of the region's areas, readable and writable, shared.
+
+        The mapping keeps the device open: close it before the device. An access while memory
+        decoding is off is SIGBUS, which ends the process.
+
+        :raises AccessError: the region has no such area
+        :raises HostError: the kernel refused
+        """
+        info, start = self._region(region)
+        if area not in info.areas:
+            raise AccessError(
+                f"{self.address}: {area.size:#x} bytes at {area.offset:#x} of "
+                f"{_region_name(region)} cannot be mapped"
+            )
+        try:
+            return mmap.mmap(
+                self._fd,
+                area.size,
+                mmap.MAP_SHARED,
+                mmap.PROT_READ | mmap.PROT_WRITE,
+                offset=start + area.offset,
+            )
+        except OSError as error:
+            raise self._access_failure("map", region, area.offset, error) from error
+
+    # -- interrupts ---------------------------------------------------------------------------
+
+    def irq_count(self, kind: IrqKind) -> int:
+        """How many vectors of this kind the device has; 0 when it has none."""
+        try:
+            info, _ = query(self._fd, uapi.DEVICE_GET_IRQ_INFO, uapi.IrqInfo(index=kind))
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # no such index: ERR on a function without Express
+                return 0
+            raise self._failure(f"VFIO does not describe {kind.name}", error) from error
+        return info.count if info.flags & uapi.IrqFlag.EVENTFD else 0
+
+    def set_irqs(
+        self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
+    ) -> int:
+        """VFIO_DEVICE_SET_IRQS. -1 in ``eventfds`` takes that vector's eventfd away;
+        DATA_NONE with count 0 turns the kind off, also when it is off already.
+
+        :returns: 0, or the number of vectors that could be had instead (nothing is armed then)
+        :raises HostError: the host has no such interrupt to give, or the kernel refused
+        """
+        data = array("i", eventfds).tobytes()
+        head = uapi.IrqSet(
+            ctypes.sizeof(uapi.IrqSet) + len(data), flags, index=kind, start=start, count=count
+        )
+        try:
+            return call(self._fd, uapi.DEVICE_SET_IRQS, bytearray(head) + data)
+        except OSError as error:
+            if error.errno == errno.EINVAL and not count and flags & SetIrqs.DATA_NONE:
+                return 0
+            raise self._irq_failure(kind, count, error) from error
+
+    def _irq_failure(self, kind: IrqKind, count: int, error: OSError) -> RcdrvError:
+        vectors = f"{self.address}: {count} {kind.name} {'vector' if count == 1 else 'vectors'}"
+        if error.errno == errno.ENOSPC:
+            return HostError(
+                f"{vectors} cannot be had on this host",
+                hint="use polling or INTx: rcdrv's --irq",
+            )
+        if kind is IrqKind.INTX and error.errno == errno.ENODEV and not self._is_gone():
+            # vfio_intx_enable() in vfio_pci_intrs.c: pdev->irq is 0 or IRQ_NOTCONNECTED.
+            return HostError(
+                f"{self.address}: this host routes no interrupt line to the function",
+                hint="use MSI, MSI-X or polling: rcdrv's --irq",
+            )
+        if kind is IrqKind.INTX and error.errno == errno.EBUSY:
+            # request_irq() without IRQF_SHARED, for a function that cannot disable its INTx.
+            return HostError(
+                f"{self.address}: its interrupt line is in use by another device",
+                hint="unbind the other device (/proc/interrupts names it), or use MSI or polling",
+            )
+        return self._failure(f"the kernel does not arm {count} of {kind.name}", error)
+
+    # -- DMA ----------------------------------------------------------------------------------
+
+    def dma_ranges(self) -> Sequence[tuple[int, int]]:
+        """The usable IOVAs, as ascending (first, last) pairs, both inclusive."""
+        return self._space.ranges()
+
+    def dma_map(self, iova: int, memory: mmap.mmap, fd: int) -> None:
+        """Let the device reach all of ``memory`` at ``iova``. ``fd`` is not needed here.
+
+        :raises HostError: the memory may not be locked, or the IOMMU has no room
+        """
+        # The ctypes object lives for one expression: while it does, the mapping cannot be closed.
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self._space.map(iova, address, len(memory))
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        """Take a mapping made with these very numbers away."""
+        self._space.unmap(iova, size)
+
+    # -- the whole device ---------------------------------------------------------------------
+
+    def can_reset(self) -> bool:
+        """Whether the reset that the kernel tried when it opened the device worked."""
+        return self._can_reset
+
+    def reset(self) -> None:
+        """VFIO_DEVICE_RESET. Config space keeps its values; the device's own registers do not.
+
+        :raises HostError: it has no reset, or another one is under way
+        """
+        try:
+            call(self._fd, uapi.DEVICE_RESET)
+        except OSError as error:
+            raise self._failure("the reset failed", error) from error
+
+    def fileno(self) -> int:
+        """-1: the kernel tells of events through the ERR and REQ interrupts."""
+        return -1
+
+    def on_readable(self) -> None:
+        """Nothing to serve."""
+
+    def close(self) -> None:
+        """Release everything; the kernel resets the function. Closing twice is harmless."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        try:
+            os.close(fd)
+        finally:
+            self._space.close()
+
+    # -- errors -------------------------------------------------------------------------------
+
+    def _is_gone(self) -> bool:
+        """Whether VENDOR_ID reads all ones, which is the bus's answer, or not at all."""
+        if self._config_start is None:
+            return False
+        try:
+            return os.pread(self._fd, 2, self._config_start) == _NO_VENDOR
+        except OSError as error:
+            return error.errno == errno.ENODEV
+
+    def _failure(self, what: str, error: OSError) -> RcdrvError:
+        if self._is_gone():
+            return DeviceLost(
+                f"{self.address}: {what}: the device is gone",
+                hint="the endpoint rebooted, its link is down, or it was removed",
+            )
+        if error.errno == errno.EAGAIN:
+            # pci_try_reset_function(): somebody else holds the device lock.
+            return HostError(
+                f"{self.address}: {what}: the kernel is busy with it", hint="try again"
+            )
+        return HostError(
+            f"{self.address}: {what}: {os.strerror(error.errno or 0)}",
+            hint="the kernel's log (dmesg) may say why",
+        )
+
+
+def sorted_areas(found: Sequence[tuple[int, int]], size: int) -> list[Area]:
+    """The (offset, size) pairs of a sparse mmap capability, as areas that can be mapped.
+
+    :param size: of the region, in bytes
+    :raises HostError: one is outside the region, overlaps another or is not made of whole pages
+    """
+    areas: list[Area] = []
+    end = 0
+    for offset, length in sorted(found):
+        if not length:
+            continue
+        last = offset + length
+        if last > size:
+            raise HostError(f"the mappable {length:#x} bytes at {offset:#x} are outside the region")
+        if offset < end:
+            raise HostError(f"the mappable {length:#x} bytes at {offset:#x} overlap others")
+        if offset % mmap.PAGESIZE or (last % mmap.PAGESIZE and last != size):
+            raise HostError(f"the mappable {length:#x} bytes at {offset:#x} are not whole pages")
+        areas.append(Area(offset, length))
+        end = last
+    return areas
+
+
+def _region_name(region: int) -> str:
+    return "config space" if region == CONFIG_REGION else f"region {region}"

@@ -1,0 +1,92 @@
+"""ioctl(2) as VFIO uses it. The only place in rcdrv that makes the system call."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import struct
+from collections.abc import Iterator
+from typing import TypeVar
+
+from rcdrv.errors import HostError
+from rcdrv.vfio.uapi import Argument
+
+# struct vfio_info_cap_header: __u16 id, __u16 version, __u32 next.
+_CAP_HEADER = struct.Struct("=HHI")
+
+# What an INFO request may ask for: far above any chain of the kernel, far below harm.
+_LARGEST_INFO = 1 << 20
+
+Info = TypeVar("Info", bound=Argument)
+
+
+def call(fd: int, request: int, argument: int | bytearray | Argument = 0) -> int:
+    """One ioctl, repeated when a signal interrupts it.
+
+    ``argument`` is passed by value when it is a number and as memory otherwise. That memory is
+    writable: for a read-only one :func:`fcntl.ioctl` would return it instead of the result.
+
+    :returns: what the kernel returned, which can be positive
+    :raises OSError: the kernel's errno
+    """
+    while True:
+        try:
+            return fcntl.ioctl(fd, request, argument)
+        except InterruptedError:
+            continue
+
+
+def query(fd: int, request: int, info: Info) -> tuple[Info, bytes]:
+    """An INFO request, repeated with the room that the kernel asks for.
+
+    :returns: the structure filled in, and all of the answer: the structure with its capability
+        chain behind it
+    :raises HostError: the kernel keeps asking for more
+    :raises OSError: the kernel's errno
+    """
+    fixed = info.argsz = ctypes.sizeof(info)
+    # Twice is enough, unless the chain grows in between.
+    for _ in range(4):
+        answer = bytearray(info) + bytes(info.argsz - fixed)
+        call(fd, request, answer)
+        result = type(info).from_buffer_copy(answer)
+        if result.argsz <= info.argsz:
+            return result, bytes(answer)
+        if result.argsz > _LARGEST_INFO:
+            break
+        info.argsz = result.argsz
+    raise HostError(f"the kernel wants {result.argsz} bytes for the answer to ioctl {request:#x}")
+
+
+def capabilities(answer: bytes, fixed: int, first: int) -> Iterator[tuple[int, bytes]]:
+    """Walk the capability chain of an INFO answer.
+
+    :param fixed: size of the structure that the chain stands behind
+    :param first: its ``cap_offset``; 0 for no chain
+    :returns: (id, everything behind the capability's header) of each
+    :raises HostError: the chain loops or leaves the answer
+    """
+    seen: set[int] = set()
+    offset = first
+    while offset:
+        if not fixed <= offset <= len(answer) - _CAP_HEADER.size or offset in seen:
+            raise HostError(f"the kernel's capability chain is broken at {offset:#x}")
+        seen.add(offset)
+        identity, _version, following = _CAP_HEADER.unpack_from(answer, offset)
+        yield identity, answer[offset + _CAP_HEADER.size :]
+        offset = following
+
+
+def pairs(body: bytes) -> list[tuple[int, int]]:
+    """A capability body of a counted list: ``__u32 count, reserved``, then pairs of __u64.
+
+    Both lists that rcdrv reads look so: sparse mmap areas and IOVA ranges.
+
+    :raises HostError: it counts more pairs than there are
+    """
+    if len(body) < 8:
+        raise HostError("the kernel cut a capability off")
+    (count,) = struct.unpack_from("=I", body)
+    if count > (len(body) - 8) // 16:
+        raise HostError(f"the kernel announces {count} entries in {len(body) - 8} bytes")
+    return list(struct.iter_unpack("=QQ", body[8 : 8 + 16 * count]))

@@ -1,0 +1,195 @@
+"""The checks before VFIO, on a made-up host; each refusal has its cure."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from rcdrv.errors import HostError, RcdrvError, UsageError
+from rcdrv.vfio import open_device
+from rcdrv.vfio.group import cannot_open, no_isolation, not_viable
+from rcdrv.vfio.sysfs import Paths, canonical_bdf, group_members, holders, iommu_group
+
+BDF = "0000:01:00.0"
+
+
+class Host:
+    """A sysfs, /dev and /proc of plain files."""
+
+    def __init__(self, root: Path) -> None:
+        self.paths = Paths(root / "sys", root / "dev", root / "proc")
+        for folder in (self.paths.sys, self.paths.dev / "vfio", self.paths.proc):
+            folder.mkdir(parents=True)
+
+    def add(self, bdf: str = BDF, *, driver: str | None = "vfio-pci", group: str = "7") -> None:
+        function = self.paths.function(bdf)
+        function.mkdir(parents=True)
+        if driver:
+            folder = self.paths.sys / "bus" / "pci" / "drivers" / driver
+            folder.mkdir(parents=True, exist_ok=True)
+            (function / "driver").symlink_to(folder)
+        if group:
+            members = self.paths.group(group) / "devices"
+            members.mkdir(parents=True, exist_ok=True)
+            (members / bdf).symlink_to(function)
+            (function / "iommu_group").symlink_to(self.paths.group(group))
+
+    def process(self, pid: int, name: str, *opened: Path) -> None:
+        folder = self.paths.proc / str(pid) / "fd"
+        folder.mkdir(parents=True)
+        (folder.parent / "comm").write_text(name + "\n")
+        for number, target in enumerate(opened):
+            (folder / str(number)).symlink_to(target)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def refusal(host: Host, bdf: str = BDF) -> RcdrvError:
+    with pytest.raises(HostError) as caught:
+        open_device(bdf, paths=host.paths)
+    assert caught.value.exit_status == 3
+    assert caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("0000:01:00.0", "0000:01:00.0"),
+        ("01:00.0", "0000:01:00.0"),
+        (" 1:0.0\n", "0000:01:00.0"),
+        ("ABCD:Ff:1F.7", "abcd:ff:1f.7"),
+        ("10000:e1:00.1", "10000:e1:00.1"),
+    ],
+)
+def test_addresses(text: str, canonical: str) -> None:
+    assert canonical_bdf(text) == canonical
+
+
+@pytest.mark.parametrize("text", ["", "01:00", "01:20.0", "01:00.8", "1:2:3:4.0", "../x", "sim:a"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(UsageError, match="not a PCI address"):
+        canonical_bdf(text)
+
+
+def test_no_such_device(host: Host) -> None:
+    error = refusal(host, "01:00.0")
+    assert error.message == f"{BDF}: no such PCI device"
+    assert "rescan" in error.hint
+
+
+def test_no_iommu(host: Host) -> None:
+    # Also when no driver is bound: binding vfio-pci could only fail.
+    host.add(group="", driver=None)
+    error = refusal(host)
+    assert error.message == f"{BDF} is not behind an IOMMU"
+    assert "intel_iommu=on" in error.hint
+    assert "SMMU" in error.hint
+
+
+def test_a_group_of_the_noiommu_mode_is_no_iommu(host: Host) -> None:
+    host.add()
+    (host.paths.group("7") / "name").write_text("vfio-noiommu\n")
+    assert refusal(host).message == f"{BDF} is not behind an IOMMU"
+
+
+def test_another_driver(host: Host) -> None:
+    host.add(driver="pci_endpoint_test")
+    error = refusal(host)
+    assert error.message == f"{BDF} is bound to pci_endpoint_test, not to vfio-pci"
+    function = host.paths.function(BDF)
+    assert error.hint.splitlines()[1:] == [
+        "  modprobe vfio-pci",
+        f"  echo vfio-pci > {function}/driver_override",
+        f"  echo {BDF} > {function}/driver/unbind",
+        f"  echo {BDF} > {host.paths.sys}/bus/pci/drivers_probe",
+    ]
+
+
+def test_no_driver(host: Host) -> None:
+    host.add(driver=None)
+    host.add("0000:02:00.0", group="8")  # so the module is loaded
+    error = refusal(host)
+    assert error.message == f"{BDF} is not bound to a driver, not to vfio-pci"
+    assert "unbind" not in error.hint
+    assert "modprobe" not in error.hint
+    assert "new_id" not in error.hint
+
+
+def test_ready(host: Host) -> None:
+    host.add()
+    assert iommu_group(host.paths, BDF) == "7"
+
+
+def test_no_nodes(host: Host) -> None:
+    host.add()
+    error = refusal(host)
+    assert str(host.paths.container_node) in error.message
+    assert "modprobe" in error.hint
+
+
+def test_a_node_that_is_not_vfio(host: Host) -> None:
+    host.add()
+    host.paths.container_node.touch()
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    assert "container does not answer" in refusal(host).message
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+def test_no_permission(host: Host, code: int) -> None:
+    error = cannot_open(host.paths, host.paths.group_node("7"), OSError(code, ""))
+    assert "may not open" in error.message
+    assert "udev/70-rcdrv.rules" in error.hint
+
+
+def test_in_use(host: Host) -> None:
+    node = host.paths.group_node("7")
+    host.process(12, "bystander", host.paths.dev / "null", host.paths.group_node("77"))
+    host.process(345, "qemu-system-x86", host.paths.dev / "null", node)
+    host.process(6, "rcdrv", node, node)
+    (host.paths.proc / "self").mkdir()
+    assert holders(host.paths, node) == ["qemu-system-x86 (pid 345)", "rcdrv (pid 6)"]
+    error = cannot_open(host.paths, node, OSError(errno.EBUSY, ""))
+    assert error.message == f"{node} is in use by qemu-system-x86 (pid 345), rcdrv (pid 6)"
+
+
+def test_in_use_by_what_this_user_cannot_see(host: Host) -> None:
+    node = host.paths.group_node("7")
+    assert "fuser" in cannot_open(host.paths, node, OSError(errno.EBUSY, "")).message
+
+
+def test_not_viable(host: Host) -> None:
+    host.add()
+    host.add("0000:01:00.1", driver="nvme")
+    host.add("0000:01:00.2", driver=None)
+    assert group_members(host.paths, "7")[1] == ("0000:01:00.1", "nvme")
+    error = not_viable(host.paths, BDF, "7")
+    assert error.message == (
+        f"{BDF} shares IOMMU group 7 with 0000:01:00.1 (nvme), 0000:01:00.2 (no driver)"
+    )
+    assert "vfio-pci" in error.hint
+
+
+@pytest.mark.parametrize("module", ["vfio_iommu_type1", "iommufd"])
+def test_interrupts_not_isolated(host: Host, module: str) -> None:
+    (host.paths.sys / "module" / module).mkdir(parents=True)
+    hint = no_isolation(host.paths, BDF).hint
+    assert hint.endswith(f"{module}/parameters/allow_unsafe_interrupts")
+    assert "echo 1 >" in hint
+
+
+@pytest.mark.parametrize(
+    ("backend", "state"),
+    [("iommufd", "not supported yet"), ("noiommu", "not supported yet"), ("vfio", "unknown")],
+)
+def test_other_backends(host: Host, backend: str, state: str) -> None:
+    with pytest.raises(UsageError, match=state) as caught:
+        open_device(BDF, backend, paths=host.paths)
+    assert "group" in caught.value.hint
