@@ -179,6 +179,16 @@ def test_an_endpoint_that_does_not_start_is_reported(nothing_left: Path) -> None
         Guest(endpoints=["no-such-preset"]).__enter__()
 
 
+def test_the_death_of_an_endpoint_is_told_and_the_guest_lives_on(nothing_left: Path) -> None:
+    with Guest(endpoints=["generic", "rk3588"]) as guest:
+        assert guest.deaths() == []
+        os.kill(guest.endpoints[0].child.pid, signal.SIGKILL)
+        wait_for(lambda: bool(guest.deaths()))
+        assert "ep0-generic ended with status -9" in guest.deaths()[0]
+        ring = guest.run(["rcdrv", "-d", guest.endpoints[1].address, "ring"])
+        assert ring.status == 0, ring.stderr
+
+
 def test_a_device_that_qemu_does_not_know(nothing_left: Path) -> None:
     with pytest.raises(LabError, match="no-such-device"):
         Guest(devices=["no-such-device"]).__enter__()
