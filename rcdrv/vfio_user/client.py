@@ -296,7 +296,7 @@ class Client:
         if not 0 <= index < self._info.num_regions:
             return nothing
         for room in _REGION_INFO_ROOM:
-            request = wire.RegionInfo(index, room)
+            request = wire.RegionInfoRequest(index, room)
             try:
                 message = self._call(Command.DEVICE_GET_REGION_INFO, request.pack())
             except Refused:
@@ -313,7 +313,7 @@ class Client:
                     raise self._lie(f"region {index} has {reply.size:#x} bytes")
                 areas = self._check_areas(reply, message.fds)
                 fd = message.fds.pop() if areas else -1
-            flags = RegionFlag(reply.flags & ~RegionFlag.CAPS)
+            flags = RegionFlag(reply.flags & (RegionFlag.READ | RegionFlag.WRITE | RegionFlag.MMAP))
             return _Region(RegionInfo(index, reply.size, flags, areas), fd, reply.offset)
         raise self._lie(f"region {index}: its capabilities take {reply.argsz} bytes")
 
@@ -489,7 +489,9 @@ class Client:
             )
         flags = DmaFlag.READ | DmaFlag.WRITE
         request = wire.DmaMap(flags, 0, iova, len(memory))
-        self._ask(Command.DMA_MAP, request.pack(), (fd,) if self._server.max_msg_fds else ())
+        # Without a descriptor the server asks for the bytes with DMA_READ and DMA_WRITE.
+        fds = (fd,) if fd >= 0 and self._server.max_msg_fds else ()
+        self._ask(Command.DMA_MAP, request.pack(), fds)
         self._memory[iova] = memory
 
     def dma_unmap(self, iova: int, size: int) -> None:

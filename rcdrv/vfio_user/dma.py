@@ -89,10 +89,9 @@ class DmaSpace:
             it lies over another mapping (EEXIST), there are too many (ENOSPC)
         """
         address, size, flags = request.address, request.size, request.flags
-        known = DmaFlag.READ | DmaFlag.WRITE
         if not size or (address | size) % wire.PAGE_SIZE or address + size > _ADDRESS_END:
             raise Refused(errno.EINVAL)
-        if not flags & known or flags & ~known:
+        if not 0 < flags <= DmaFlag.READ | DmaFlag.WRITE:
             raise Refused(errno.EINVAL)
         if self._overlapping(address, size):
             raise Refused(errno.EEXIST)

@@ -229,7 +229,7 @@ class _Session:
         return wire.DeviceInfo(flags, len(self._regions), len(IrqKind)).pack(), ()
 
     def _get_region_info(self, message: Message) -> _Reply:
-        request = wire.RegionInfo.unpack(message.body)
+        request = wire.RegionInfoRequest.unpack(message.body)
         region = self._region(request.index)
         areas = None
         flags = region.flags
@@ -237,9 +237,7 @@ class _Session:
             flags |= RegionFlag.MMAP
             if region.areas != (Area(0, region.size),):
                 areas = region.areas
-        info = wire.RegionInfo(
-            request.index, request.argsz, flags, region.size, offset=0, areas=areas
-        ).pack()
+        info = wire.RegionInfo(request.index, flags, region.size, 0, areas).pack(request.argsz)
         # A client with too little room asks again, and would have to close a descriptor.
         complete = areas is None or len(info) > wire.REGION_INFO_SIZE
         return info, (region.fd,) if region.areas and complete else ()
@@ -499,12 +497,11 @@ class Server:
     """
 
     def __init__(self, device: ServedDevice, timeout: float = 5.0) -> None:
+        if len(device.regions()) <= CONFIG_REGION or len(device.irq_counts()) != len(IrqKind):
+            raise ValueError("a PCI device has at least 8 regions and exactly 5 interrupt kinds")
         self._device = device
         self._timeout = timeout
         self._stop = _Stop()
-        regions = device.regions()
-        if len(regions) <= CONFIG_REGION or len(device.irq_counts()) != len(IrqKind):
-            raise ValueError("a PCI device has at least 8 regions and exactly 5 interrupt kinds")
 
     def stop(self) -> None:
         """End :meth:`serve` and :meth:`serve_connected` soon, now and in the future. Safe in

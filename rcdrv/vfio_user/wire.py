@@ -315,36 +315,50 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class RegionInfo:
-    """DEVICE_GET_REGION_INFO. In a request ``argsz`` is the room for the reply, and only it and
-    ``index`` count; in a reply it is the room that the whole reply needs."""
+class RegionInfoRequest:
+    """The request of DEVICE_GET_REGION_INFO; ``argsz`` is the room for the reply's body."""
 
     index: int
     argsz: int = REGION_INFO_SIZE
+
+    def pack(self) -> bytes:
+        return _REGION_INFO.pack(self.argsz, 0, self.index, 0, 0, 0)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> RegionInfoRequest:
+        _check_argsz("DEVICE_GET_REGION_INFO", data, _REGION_INFO)
+        fields = _REGION_INFO.unpack_from(data)
+        return cls(fields[2], fields[0])
+
+
+@dataclass(frozen=True, slots=True)
+class RegionInfo:
+    """The reply to DEVICE_GET_REGION_INFO."""
+
+    index: int
     flags: int = 0
-    """:class:`rcdrv.function.RegionFlag`"""
+    """:class:`rcdrv.function.RegionFlag`; CAPS is set by :meth:`pack`."""
     size: int = 0
     offset: int = 0
     """Where the region begins in the file that came with the reply."""
     areas: tuple[Area, ...] | None = None
-    """The sparse mmap capability; None if there is none."""
+    """The sparse mmap capability; None if there is none, or no room for it."""
+    argsz: int = 0
+    """What :meth:`unpack` found: the room that the whole reply needs."""
 
-    def pack(self) -> bytes:
-        """The fields, and the capability chain if ``argsz`` has room for it."""
+    def pack(self, room: int) -> bytes:
+        """The fields, and the capability chain if ``room`` is enough for it."""
         chain = b""
         if self.areas is not None:
             chain = _CAP_HEADER.pack(CAP_SPARSE_MMAP, 1, 0)
             chain += _SPARSE_MMAP.pack(len(self.areas), 0)
             chain += b"".join(_AREA.pack(area.offset, area.size) for area in self.areas)
-        flags, cap_offset, argsz = self.flags, 0, max(self.argsz, REGION_INFO_SIZE)
+        flags, cap_offset, argsz = self.flags, 0, REGION_INFO_SIZE + len(chain)
+        if argsz > room:
+            chain = b""
         if chain:
-            needed = REGION_INFO_SIZE + len(chain)
-            if argsz < needed:
-                chain = b""
-            else:
-                flags |= RegionFlag.CAPS
-                cap_offset = REGION_INFO_SIZE
-            argsz = needed
+            flags |= RegionFlag.CAPS
+            cap_offset = REGION_INFO_SIZE
         info = _REGION_INFO.pack(argsz, flags, self.index, cap_offset, self.size, self.offset)
         return info + chain
 
@@ -356,7 +370,7 @@ class RegionInfo:
         areas = None
         if flags & RegionFlag.CAPS and argsz <= len(data):
             areas = _find_areas(what, data, cap_offset)
-        return cls(index, argsz, flags, size, offset, areas)
+        return cls(index, flags, size, offset, areas, argsz)
 
 
 def _find_areas(what: str, data: bytes, offset: int) -> tuple[Area, ...] | None:

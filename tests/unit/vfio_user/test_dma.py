@@ -1,0 +1,322 @@
+"""The server reaches the client's memory: through its files, and by messages."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from rcdrv.function import IrqKind
+from rcdrv.vfio_user import wire
+from rcdrv.vfio_user.dma import DmaSpace
+from rcdrv.vfio_user.served import DmaFault, Peer
+from rcdrv.vfio_user.wire import Command, Message
+from rcdrv.wait import Deadline
+
+from .fake import BAR_TRAPPED, TIMEOUT, FakeDevice, RawClient, open_fds, served
+
+BASE = 0x1_0000_0000
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    fd = os.memfd_create("client-memory", os.MFD_CLOEXEC)
+    os.pwrite(fd, random.Random(1).randbytes(SIZE), 0)
+    yield fd
+    os.close(fd)
+
+
+def dma_map(
+    raw: RawClient, address: int, size: int, fd: int = -1, offset: int = 0, flags: int = 3
+) -> None:
+    body = wire.DmaMap(flags, offset, address, size).pack()
+    assert raw.error(Command.DMA_MAP, body, fds=[fd] if fd >= 0 else []) == 0
+
+
+def job(device: FakeDevice, raw: RawClient, work: Callable[[Peer], object]) -> None:
+    """Have the device do ``work`` after the answer to a register write."""
+    device.job_done.clear()
+    device.soon(work)
+    raw.ask(Command.REGION_WRITE, wire.RegionAccess(0, BAR_TRAPPED, 1, b"!").pack()).close()
+
+
+def outcome(device: FakeDevice) -> object:
+    assert device.job_done.wait(TIMEOUT), "the device's work did not end"
+    return device.results.pop()
+
+
+def test_memory_shared_page_by_page(device: FakeDevice, raw: RawClient, memory: int) -> None:
+    """As QEMU maps 1 MiB with a vIOMMU: 256 descriptors of one file, in no order."""
+    before = len(open_fds())
+    pages = list(range(SIZE // 4096))
+    random.Random(2).shuffle(pages)
+    for index, page in enumerate(pages):
+        dma_map(raw, BASE + index * 4096, 4096, memory, page * 4096)
+    assert len(open_fds()) - before <= 2, "a descriptor for each page is kept"
+    content = os.pread(memory, SIZE, 0)
+    expected = b"".join(content[page * 4096 : page * 4096 + 4096] for page in pages)
+    job(device, raw, lambda peer: peer.dma_read(BASE + 1, SIZE - 2))
+    assert outcome(device) == expected[1:-1]
+    job(device, raw, lambda peer: peer.dma_write(BASE + 4090, b"across the edge"))
+    assert outcome(device) is None
+    assert os.pread(memory, 6, pages[0] * 4096 + 4090) == b"across"
+    assert os.pread(memory, 9, pages[1] * 4096) == b" the edge"
+    body = wire.DmaUnmap(0, BASE, SIZE).pack()
+    assert raw.error(Command.DMA_UNMAP, body) == 0
+    assert len(open_fds()) == before
+    job(device, raw, lambda peer: peer.dma_read(BASE, 1))
+    assert isinstance(outcome(device), DmaFault)
+
+
+def test_a_file_that_grew(device: FakeDevice, raw: RawClient, memory: int) -> None:
+    dma_map(raw, BASE, SIZE, memory)
+    os.ftruncate(memory, 2 * SIZE)
+    os.pwrite(memory, b"new", SIZE)
+    dma_map(raw, BASE + SIZE, SIZE, memory, SIZE)
+    job(device, raw, lambda peer: peer.dma_read(BASE + SIZE - 1, 4))
+    assert outcome(device) == os.pread(memory, 1, SIZE - 1) + b"new"
+
+
+def test_a_file_that_shrank_is_a_fault_and_no_signal(
+    device: FakeDevice, raw: RawClient, memory: int
+) -> None:
+    dma_map(raw, BASE, SIZE, memory)
+    os.ftruncate(memory, 4096)
+    job(device, raw, lambda peer: peer.dma_read(BASE + 8192, 4))
+    assert isinstance(outcome(device), DmaFault)
+    job(device, raw, lambda peer: peer.dma_write(BASE + 4094, b"four"))
+    assert isinstance(outcome(device), DmaFault)
+
+
+@pytest.mark.parametrize(
+    ("address", "size"),
+    [
+        (BASE - 1, 1),
+        (BASE - 1, 2),
+        (BASE + SIZE, 1),
+        (BASE + SIZE - 1, 2),
+        (0, 1),
+        ((1 << 64) - 1, 2),
+    ],
+)
+def test_unmapped_memory_is_a_fault(
+    device: FakeDevice, raw: RawClient, memory: int, address: int, size: int
+) -> None:
+    dma_map(raw, BASE, SIZE, memory)
+    before = os.pread(memory, SIZE, 0)
+    job(device, raw, lambda peer: peer.dma_read(address, size))
+    assert isinstance(outcome(device), DmaFault)
+    job(device, raw, lambda peer: peer.dma_write(address, bytes(size)))
+    assert isinstance(outcome(device), DmaFault)
+    assert os.pread(memory, SIZE, 0) == before, "a part of the write was done"
+
+
+def test_rights_of_a_mapping(device: FakeDevice, raw: RawClient, memory: int) -> None:
+    dma_map(raw, BASE, 4096, memory, flags=1)
+    dma_map(raw, BASE + 4096, 4096, memory, flags=2)
+    for work, works in (
+        (lambda peer: peer.dma_read(BASE, 1), True),
+        (lambda peer: peer.dma_write(BASE, b"1"), False),
+        (lambda peer: peer.dma_read(BASE + 4096, 1), False),
+        (lambda peer: peer.dma_write(BASE + 4096, b"1"), True),
+    ):
+        job(device, raw, work)
+        assert isinstance(outcome(device), DmaFault) != works
+
+
+def test_mappings_are_limited(memory: int) -> None:
+    space = DmaSpace(limit=2)
+    for page in range(2):
+        space.map(wire.DmaMap(3, 0, page * 4096, 4096), memory)
+    with pytest.raises(wire.Refused) as refused:
+        space.map(wire.DmaMap(3, 0, 8192, 4096), memory)
+    assert refused.value.error == errno.ENOSPC
+    assert len(space) == 2
+    space.clear()
+    assert len(space) == 0
+
+
+# -- by messages --------------------------------------------------------------------------------
+
+
+def answer(raw: RawClient, request: Message, body: bytes = b"", error: int = 0) -> None:
+    flags = wire.TYPE_REPLY | (wire.ERROR if error else 0)
+    raw.connection.send(request.command, request.id, flags, body, Deadline(TIMEOUT), error=error)
+
+
+def expect_read(raw: RawClient) -> tuple[Message, wire.DmaAccess]:
+    request = raw.receive()
+    assert request.is_command
+    assert request.command == Command.DMA_READ
+    return request, wire.DmaAccess.unpack(request.body, with_data=False)
+
+
+def test_reads_in_chunks(device: FakeDevice, raw: RawClient) -> None:
+    dma_map(raw, BASE, SIZE)
+    job(device, raw, lambda peer: peer.dma_read(BASE + 5, 150000))
+    content = random.Random(3).randbytes(150000)
+    done = 0
+    for size in (65536, 65536, 18928):
+        request, access = expect_read(raw)
+        assert (access.address, access.count) == (BASE + 5 + done, size)
+        data = content[done : done + size]
+        answer(raw, request, wire.DmaAccess(access.address, size, data).pack())
+        done += size
+    assert outcome(device) == content
+
+
+def test_chunks_no_longer_than_the_client_takes(device: FakeDevice) -> None:
+    with served(device) as sock:
+        raw = RawClient(sock, negotiate=False)
+        capabilities = wire.Capabilities(max_data_xfer_size=4096)
+        raw.ask(Command.VERSION, wire.Version(0, 0, capabilities).pack()).close()
+        dma_map(raw, BASE, SIZE)
+        job(device, raw, lambda peer: peer.dma_write(BASE, b"x" * 5000))
+        for size in (4096, 904):
+            request = raw.receive()
+            assert wire.DmaAccess.unpack(request.body, with_data=True).count == size
+            answer(raw, request)
+        assert outcome(device) is None
+        raw.connection.close()
+
+
+@pytest.mark.parametrize("length", [0, 12, 16], ids=["QEMU", "specification", "libvfio-user"])
+def test_answers_to_a_write(device: FakeDevice, raw: RawClient, length: int) -> None:
+    dma_map(raw, BASE, SIZE)
+    job(device, raw, lambda peer: peer.dma_write(BASE + 1, b"data"))
+    request = raw.receive()
+    access = wire.DmaAccess.unpack(request.body, with_data=True)
+    assert access == wire.DmaAccess(BASE + 1, 4, b"data")
+    answer(raw, request, request.body[:length])
+    assert outcome(device) is None
+
+
+def test_requests_are_served_while_an_answer_is_outstanding(
+    device: FakeDevice, raw: RawClient, memory: int, eventfds: list[int]
+) -> None:
+    """QEMU's processor threads go on accessing registers meanwhile (trap 1)."""
+    dma_map(raw, BASE, SIZE)
+    job(device, raw, lambda peer: peer.dma_read(BASE, 4))
+    request, _ = expect_read(raw)
+    body = wire.RegionAccess(4, BAR_TRAPPED, 4, b"more").pack()
+    raw.ask(Command.REGION_WRITE, body).close()
+    read = wire.RegionAccess(4, BAR_TRAPPED, 4).pack()
+    assert raw.ask(Command.REGION_READ, read).body.endswith(b"more")
+    dma_map(raw, BASE + SIZE, SIZE, memory)
+    irqs = wire.IrqSet(0x24, IrqKind.MSI, 0, 1).pack()
+    assert raw.error(Command.DEVICE_SET_IRQS, irqs, eventfds[:1]) == 0
+    assert not device.job_done.is_set()
+    answer(raw, request, wire.DmaAccess(BASE, 4, b"late").pack())
+    assert outcome(device) == b"late"
+
+
+def test_memory_that_is_unmapped_while_it_is_read(device: FakeDevice, raw: RawClient) -> None:
+    dma_map(raw, BASE, SIZE)
+    job(device, raw, lambda peer: peer.dma_read(BASE, 100000))
+    request, access = expect_read(raw)
+    assert raw.error(Command.DMA_UNMAP, wire.DmaUnmap(0, BASE, SIZE).pack()) == 0
+    answer(raw, request, wire.DmaAccess(BASE, access.count, bytes(access.count)).pack())
+    assert isinstance(outcome(device), DmaFault)
+
+
+@pytest.mark.parametrize(
+    ("command", "body", "error"),
+    [
+        (Command.DMA_READ, b"", errno.EFAULT),
+        (Command.DMA_READ, b"", 0),
+        (Command.DMA_READ, wire.DmaAccess(BASE, 3, b"123").pack(), 0),
+        (Command.DMA_READ, wire.DmaAccess(BASE, 4, b"123").pack(), 0),
+        (Command.DMA_WRITE, wire.DmaAccess(BASE, 4, b"1234").pack(), 0),
+    ],
+)
+def test_answers_that_are_a_fault(
+    device: FakeDevice, raw: RawClient, command: int, body: bytes, error: int
+) -> None:
+    dma_map(raw, BASE, SIZE)
+    job(device, raw, lambda peer: peer.dma_read(BASE, 4))
+    request, _ = expect_read(raw)
+    request.command = command
+    answer(raw, request, body, error)
+    assert isinstance(outcome(device), DmaFault)
+    assert raw.error(Command.DEVICE_RESET) == 0
+
+
+def test_an_answer_that_does_not_come(device: FakeDevice) -> None:
+    with served(device, timeout=0.1) as sock:
+        raw = RawClient(sock)
+        dma_map(raw, BASE, SIZE)
+        job(device, raw, lambda peer: peer.dma_read(BASE, 4))
+        request, access = expect_read(raw)
+        assert isinstance(outcome(device), DmaFault)
+        answer(raw, request, wire.DmaAccess(access.address, 4, b"late").pack())
+        # The next request is not confused by it.
+        job(device, raw, lambda peer: peer.dma_read(BASE, 4))
+        request, _ = expect_read(raw)
+        answer(raw, request, wire.DmaAccess(access.address, 4, b"good").pack())
+        assert outcome(device) == b"good"
+        raw.connection.close()
+
+
+def test_a_client_that_vanishes_instead_of_answering(device: FakeDevice) -> None:
+    with served(device) as sock:
+        raw = RawClient(sock)
+        dma_map(raw, BASE, SIZE)
+        job(device, raw, lambda peer: peer.dma_write(BASE, b"1234"))
+        raw.receive().close()
+        started = time.monotonic()
+        raw.connection.close()
+    assert isinstance(outcome(device), DmaFault)
+    assert time.monotonic() - started < 1
+    assert device.detached.is_set()
+
+
+def test_a_stopped_server_does_not_wait_for_an_answer(device: FakeDevice) -> None:
+    started = time.monotonic()
+    with served(device, linger=True) as sock:
+        raw = RawClient(sock)
+        dma_map(raw, BASE, SIZE)
+        job(device, raw, lambda peer: peer.dma_write(BASE, b"1234"))
+        raw.receive().close()
+    assert isinstance(outcome(device), DmaFault)
+    assert time.monotonic() - started < 1
+
+
+def test_the_peer_of_a_client_that_has_gone(device: FakeDevice) -> None:
+    with served(device) as sock:
+        raw = RawClient(sock)
+        dma_map(raw, BASE, SIZE)
+        peer = device.peer
+        assert peer is not None
+        raw.connection.close()
+    assert not peer.trigger(IrqKind.MSI, 0)
+    assert peer.armed(IrqKind.MSI) == 0
+    with pytest.raises(DmaFault):
+        peer.dma_read(BASE, 4)
+
+
+class Impatient(FakeDevice):
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        assert self.peer is not None
+        self.peer.dma_write(BASE, data)
+
+
+def test_dma_before_the_answer_to_a_write_is_a_mistake_of_the_device() -> None:
+    device = Impatient()
+
+    def session() -> None:
+        with served(device) as sock:
+            raw = RawClient(sock)
+            dma_map(raw, BASE, SIZE)
+            raw.send(Command.REGION_WRITE, wire.RegionAccess(0, BAR_TRAPPED, 1, b"!").pack())
+            with pytest.raises(wire.Disconnected):
+                raw.receive()
+            raw.connection.close()
+
+    with pytest.raises(RuntimeError, match="answered"):
+        session()
+    device.close()
