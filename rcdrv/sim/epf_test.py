@@ -141,10 +141,10 @@ class EpfTest:
         self._stuck = 0
         # epf->bar[].submap
         self._submaps: dict[int, tuple[int, ...]] = {}
-        # The BAR that shows an on-demand doorbell (epf_test->db_bar_programmed), and what DB_BAR
-        # says of it.
-        self._doorbell_bar: int | None = None
-        self._said_bar = 0
+        # epf_test->db_bar_programmed
+        self._doorbell_mapped = False
+        # What DB_BAR was made to say, and of which BAR.
+        self._said_bar = (NO_BAR, NO_BAR)
         self.set_up()
         self.start()
 
@@ -437,7 +437,7 @@ class EpfTest:
             self._add_status(Status.DOORBELL_ENABLE_FAIL)
             return
         bar, offset = doorbell.bar, doorbell.offset
-        self._doorbell_bar = None
+        self._doorbell_mapped = False
         try:
             if bar is None:
                 bar = self._layout.next_free_bar(self._layout.register_bar + 1)
@@ -447,7 +447,7 @@ class EpfTest:
                 offset = doorbell.address % self._layout.bar(bar).size
                 self._announce(bar, offset, doorbell.data)
                 self._controller.map_registers(bar, doorbell.address - offset)
-                self._doorbell_bar = bar
+                self._doorbell_mapped = True
             else:
                 self._announce(bar, offset, doorbell.data)
         except OSError:
@@ -472,15 +472,19 @@ class EpfTest:
             offset = faults.get("bad-offset", layout.bar(bar).size)
         elif "unaligned-offset" in faults:
             offset += faults.get("unaligned-offset", 0)
-        self._said_bar = said & 0xFFFF_FFFF
+        said &= 0xFFFF_FFFF
+        self._said_bar = (said, bar)
         self._regs.write32(Register.DB_DATA, data)
-        self._regs.write32(Register.DB_BAR, self._said_bar)
+        self._regs.write32(Register.DB_BAR, said)
         self._regs.write32(Register.DB_OFFSET, offset & 0xFFFF_FFFF)
 
     def _disable_doorbell(self) -> _Steps:
         """pci_epf_test_disable_doorbell()"""
         yield from ()
         bar = self._regs.read32(Register.DB_BAR)
+        said, meant = self._said_bar
+        if bar == said and self._doorbells.allocated:
+            bar = meant
         # enum pci_barno is signed, and NO_BAR is -1.
         if bar >= 1 << 31 or "disable-fail" in self._faults:
             self._add_status(Status.DOORBELL_DISABLE_FAIL)
@@ -490,9 +494,7 @@ class EpfTest:
             yield from self._oops("DISABLE_DOORBELL without an enabled doorbell")
         self._doorbells.free()
         self._regs.write32(Register.DB_BAR, NO_BAR)
-        if self._doorbell_bar is not None:
-            if bar == self._said_bar:
-                bar = self._doorbell_bar
+        if self._doorbell_mapped:
             if bar >= 6 or self._layout.bars[bar] is None:
                 # epf->bar[bar], with whatever the host wrote into DB_BAR.
                 yield from self._oops(f"DB_BAR was overwritten with {bar:#x}")
@@ -501,7 +503,7 @@ class EpfTest:
             except OSError:
                 self._add_status(Status.DOORBELL_DISABLE_FAIL)
                 return
-            self._doorbell_bar = None
+            self._doorbell_mapped = False
         self._add_status(Status.DOORBELL_DISABLE_SUCCESS)
 
     def _oops(self, reason: str) -> _Steps:

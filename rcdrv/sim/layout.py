@@ -43,7 +43,7 @@ _IOVA_TOP = 0xFFFF_F000
 
 
 class BarType(str, Enum):
-    """enum pci_epc_bar_type; a disabled BAR is one that the layout leaves out."""
+    """enum pci_epc_bar_type."""
 
     PROGRAMMABLE = "programmable"
     FIXED = "fixed"
@@ -51,6 +51,8 @@ class BarType(str, Enum):
     """Has the Resizable BAR capability and at least 1 MiB."""
     RESERVED = "reserved"
     """Shows the controller's own registers; no endpoint function may use it."""
+    DISABLED = "disabled"
+    """The same as leaving it out: there is no such BAR."""
 
 
 class Intx(str, Enum):
@@ -286,7 +288,8 @@ def parse_layout(table: Mapping[str, object], source: str = "layout") -> Layout:
     for key, value in table.items():
         path = f"{source}: {key}"
         if key in _BAR_KEYS:
-            bars[_BAR_KEYS.index(key)] = BarLayout(**_parse_table(value, path, _BAR_SCHEMA))
+            bar = BarLayout(**_parse_table(value, path, _BAR_SCHEMA))
+            bars[_BAR_KEYS.index(key)] = None if bar.type is BarType.DISABLED else bar
         elif key == "doorbell":
             values[key] = DoorbellLayout(**_parse_table(value, path, _DOORBELL_SCHEMA))
         elif key in _SCHEMA:

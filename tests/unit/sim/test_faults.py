@@ -1,0 +1,257 @@
+"""Each fault does what it says, and nothing else goes wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from rcdrv.function import IrqKind
+from rcdrv.sim.epf_test import USE_DMA, Command, Register, Status, crc32_le
+from rcdrv.sim.faults import FAULTS, Faults, parse_fault
+
+from .host import MEMORY_BASE, Host
+
+
+def enable(host: Host) -> Status:
+    return host.command(Command.ENABLE_DOORBELL)
+
+
+def rung(host: Host) -> int:
+    enable(host)
+    host.ring()
+    return len(host.fired)
+
+
+def silent(host: Host) -> bool:
+    host.command(Command.RAISE_MSI)
+    return host.get(Register.COMMAND) != 0 and host.get(Register.STATUS) == 0
+
+
+def swallowed(host: Host) -> bool:
+    status = host.command(Command.RAISE_MSI)
+    return host.get(Register.COMMAND) == 0 and status == 0 and not host.fired
+
+
+def stuck(host: Host) -> bool:
+    host.command(Command.RAISE_MSI, seconds=1.0)
+    left = host.get(Register.COMMAND) == Command.RAISE_MSI
+    return left and host.get(Register.STATUS) == Status.IRQ_RAISED and len(host.fired) == 1
+
+
+def slow(host: Host) -> bool:
+    early = host.command(Command.RAISE_MSI, seconds=0.15)
+    host.advance(0.1)
+    return early == 0 and host.get(Register.STATUS) == Status.IRQ_RAISED
+
+
+def enable_silent(host: Host) -> bool:
+    return enable(host) == 0 and host.command(Command.RAISE_MSI) != 0
+
+
+def disable_silent(host: Host) -> bool:
+    return rung(host) == 1 and host.command(Command.DISABLE_DOORBELL) == 0
+
+
+def disable_fail(host: Host) -> bool:
+    enable(host)
+    failed = host.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_FAIL
+    return bool(failed) and host.get(Register.DB_BAR) == 2
+
+
+def says(register: Register, value: int) -> Callable[[Host], bool]:
+    def check(host: Host) -> bool:
+        enable(host)
+        said = host.get(register) == value
+        # What is said is false; the doorbell works, and is given back whole.
+        host.write(2, 0xD50A0, 0)
+        heard = bool(host.get(Register.STATUS) & Status.DOORBELL_SUCCESS)
+        host.command(Command.DISABLE_DOORBELL)
+        return (
+            said
+            and heard
+            and host.events("inbound")[-1]
+            == {
+                "t": host.events("inbound")[-1]["t"],
+                "event": "inbound",
+                "bar": 2,
+                "shows": "memory",
+            }
+        )
+
+    return check
+
+
+def offset_changes(host: Host) -> bool:
+    enable(host)
+    return [host.get(Register.DB_OFFSET) for _ in range(3)] == [0xD50A0, 0xD50A4, 0xD50A8]
+
+
+def dead(host: Host) -> bool:
+    return rung(host) == 0 and host.get(Register.STATUS) == 0
+
+
+def no_status(host: Host) -> bool:
+    return rung(host) == 1 and host.get(Register.STATUS) == Status.IRQ_RAISED
+
+
+def lost(host: Host) -> bool:
+    return enable(host) & Status.IRQ_RAISED != 0 and not host.fired and rung(host) == 0
+
+
+def lost_rings(host: Host) -> bool:
+    return enable(host) != 0 and len(host.fired) == 1 and rung(host) == 0
+
+
+def twice(host: Host) -> bool:
+    return enable(host) != 0 and len(host.fired) == 1 and rung(host) == 2
+
+
+def wrong_vector(host: Host) -> bool:
+    host.command(Command.RAISE_MSI, number=3)
+    return host.fired == [(IrqKind.MSI, 3)]
+
+
+def transfer(command: Command, **registers: int) -> Callable[[Host], Status]:
+    def run(host: Host) -> Status:
+        addresses = {"src_addr": MEMORY_BASE, "dst_addr": MEMORY_BASE + 4096, "size": 64}
+        return host.command(command, checksum=crc32_le(bytes(64)), **{**addresses, **registers})
+
+    return run
+
+
+def bad_data(host: Host) -> bool:
+    read = transfer(Command.READ)(host)
+    written = transfer(Command.WRITE)(host)
+    checksum = host.get(Register.CHECKSUM)
+    wrong = crc32_le(bytes(host.memory[4096 : 4096 + 64])) != checksum
+    return bool(read & Status.READ_FAIL) and bool(written & Status.WRITE_SUCCESS) and wrong
+
+
+def bad_checksum(host: Host) -> bool:
+    return bool(transfer(Command.READ)(host) & Status.READ_FAIL) and bad_checksum_of_write(host)
+
+
+def bad_checksum_of_write(host: Host) -> bool:
+    transfer(Command.WRITE)(host)
+    return crc32_le(bytes(host.memory[4096 : 4096 + 64])) != host.get(Register.CHECKSUM)
+
+
+def invalid(bit: Status) -> Callable[[Host], bool]:
+    def check(host: Host) -> bool:
+        return bool(transfer(Command.COPY)(host) & bit)
+
+    return check
+
+
+def dma_hangs(host: Host) -> bool:
+    fine = transfer(Command.WRITE)(host) & Status.WRITE_SUCCESS
+    host.command(Command.WRITE, flags=USE_DMA, dst_addr=MEMORY_BASE, size=4)
+    return bool(fine) and host.command(Command.RAISE_MSI) == 0
+
+
+def alias(host: Host) -> bool:
+    host.write(1, 0x40, 0xCAFE)
+    return [host.read(bar, 0x40) for bar in (2, 3)] == [0xCAFE, 0]
+
+
+def straight(host: Host) -> bool:
+    status = host.command(Command.BAR_SUBRANGE_SETUP, size=2)
+    return bool(status & Status.BAR_SUBRANGE_SETUP_SUCCESS) and host.read(2, 0) == 0x6161_6161
+
+
+def no_resource(host: Host) -> bool:
+    return bool(host.command(Command.BAR_SUBRANGE_SETUP, size=2) & Status.NO_RESOURCE)
+
+
+def all_ones(host: Host) -> bool:
+    return host.read(0, 0x30) == 0xFFFF_FFFF and host.read_config(0, 2) == 0x1912
+
+
+def vanish(host: Host) -> bool:
+    alive = [host.read_config(0, 2) for _ in range(110)]
+    host.endpoint.reset()
+    gone = host.read_config(0, 4) == host.read(0, 0x30) == 0xFFFF_FFFF
+    return alive[0] == 0x1912 and alive[-1] == 0xFFFF and gone and not host.endpoint.next_event()
+
+
+CHECKS: list[tuple[str, Callable[[Host], object]]] = [
+    ("silent", silent),
+    ("swallow", swallowed),
+    ("stuck-command", stuck),
+    ("slow", slow),
+    ("enable-silent", enable_silent),
+    ("enable-fail", lambda host: enable(host) & Status.DOORBELL_ENABLE_FAIL),
+    ("disable-silent", disable_silent),
+    ("disable-fail", disable_fail),
+    ("wrong-bar", says(Register.DB_BAR, 4)),
+    ("wrong-bar=0", says(Register.DB_BAR, 0)),
+    ("db-bar-absent", says(Register.DB_BAR, 1)),
+    ("db-bar-absent=0xfffffffe", says(Register.DB_BAR, 0xFFFF_FFFE)),
+    ("bad-offset", says(Register.DB_OFFSET, 0x10_0000)),
+    ("bad-offset=0xfffffffc", says(Register.DB_OFFSET, 0xFFFF_FFFC)),
+    ("unaligned-offset", says(Register.DB_OFFSET, 0xD50A2)),
+    ("offset-changes", offset_changes),
+    ("doorbell-dead", dead),
+    ("no-status", no_status),
+    ("irq-lost", lost),
+    ("irq-lost=doorbell", lost_rings),
+    ("irq-twice", twice),
+    ("irq-wrong-vector", wrong_vector),
+    ("bad-data", bad_data),
+    ("bad-checksum", bad_checksum),
+    ("src-invalid", invalid(Status.SRC_ADDR_INVALID)),
+    ("dst-invalid", invalid(Status.DST_ADDR_INVALID)),
+    ("dma-hangs", dma_hangs),
+    ("subrange-straight", straight),
+    ("no-resource", no_resource),
+    ("all-ones", all_ones),
+    ("vanish", vanish),
+]
+
+
+@pytest.mark.parametrize(("fault", "check"), CHECKS, ids=[fault for fault, _ in CHECKS])
+def test_fault(fault: str, check: Callable[[Host], object]) -> None:
+    preset = "rcar-s4"
+    assert check(Host(preset, fault=fault))
+    if fault not in ("wrong-bar=0", "db-bar-absent=0xfffffffe"):
+        assert not check(Host(preset)), "it looks the same without the fault"
+
+
+def test_bar_alias() -> None:
+    assert alias(Host("generic", fault="bar-alias"))
+    assert not alias(Host("generic"))
+    host = Host("generic,fault=bar-alias=3,trap=sparse")
+    host.write(1, 0, 0xCAFE)
+    assert host.read(3, 0) == 0xCAFE
+    assert host.endpoint.regions()[1].fd == host.endpoint.regions()[3].fd
+
+
+def test_irq_twice_by_intx() -> None:
+    host = Host("generic,fault=irq-twice=all")
+    host.command(Command.RAISE_INTX, irq=0)
+    for count in (1, 2, 2):
+        assert len(host.fired) == count
+        host.mask_intx(False)
+
+
+def test_all_of_them_are_tested() -> None:
+    tested = {fault.partition("=")[0] for fault, _ in CHECKS}
+    assert tested | {"bar-alias", "cap-loop"} == set(FAULTS)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_cannot_be_mapped_is_trapped(name: str) -> None:
+    host = Host("rk3588", fault=name, trap="sparse")
+    mapped = any(region.areas for region in host.endpoint.regions())
+    assert mapped != FAULTS[name].traps
+
+
+def test_arguments() -> None:
+    assert parse_fault("slow") == ("slow", 200)
+    assert parse_fault("slow=0x10") == ("slow", 16)
+    faults = Faults(["wrong-bar", "irq-lost=commands"])
+    assert faults.get("wrong-bar", 5) == 5
+    assert "silent" not in faults
+    assert faults.hits("irq-lost", 0)
+    assert not faults.hits("irq-lost", 1)
