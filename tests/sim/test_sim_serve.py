@@ -1,0 +1,263 @@
+"""The software endpoint in a process of its own, over vfio-user: what only a real client shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rcdrv.errors import DeviceLost
+from rcdrv.function import Function, IrqKind
+from rcdrv.sim.epf_test import NO_BAR, USE_DMA, Command, Register, Status, crc32_le
+from rcdrv.sim.layout import load_layout
+from rcdrv.vfio_user.client import Client
+from rcdrv.wait import Deadline
+
+from .conftest import Endpoint
+
+Start = Callable[..., "Board"]
+
+
+class Board:
+    """A process that serves one endpoint on one end of a socket pair; this is the other end."""
+
+    def __init__(self, spec: str, *options: str) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "rcdrv.sim", spec, "--fd", str(theirs.fileno()), *options],
+                pass_fds=[theirs.fileno()],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        self.client = Client(ours, f"sim:{spec}", timeout=10.0)
+        self.function = Function(self.client)
+        self.registers = self.function.bar(load_layout(spec).register_bar)
+
+    def command(self, command: Command, **registers: int) -> Status:
+        """STATUS, once the endpoint has answered; by polling."""
+        for name, value in registers.items():
+            self.registers.write32(Register[name.upper()], value & 0xFFFF_FFFF)
+            if name.endswith("_addr"):
+                self.registers.write32(Register[name.upper()] + 4, value >> 32)
+        self.registers.write32(Register.STATUS, 0)
+        self.registers.write32(Register.COMMAND, command)
+        deadline = Deadline(5.0)
+        while not self.registers.read32(Register.STATUS) & Status.IRQ_RAISED:
+            assert not deadline.expired
+            time.sleep(0.0005)
+        return Status(self.registers.read32(Register.STATUS))
+
+    def end(self) -> tuple[int, str]:
+        self.function.close()
+        _, said = self.process.communicate(timeout=10.0)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def board() -> Iterator[Start]:
+    running: list[Board] = []
+
+    def start(*arguments: str) -> Board:
+        running.append(Board(*arguments))
+        return running[-1]
+
+    yield start
+    for one in running:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.function.close()
+        one.process.communicate()
+
+
+def test_a_mapping_follows_the_inbound_window(board: Start) -> None:
+    """Client and endpoint share the memory; only the doorbell's page is a message."""
+    rcar = board("rcar-s4")
+    bar = rcar.function.bar(2)
+    contents = os.urandom(bar.size)
+    bar.write_block(0, contents)
+    for _ in range(3):
+        assert rcar.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_SUCCESS
+        assert bar.read_block(0, 0xD5000) == bytes(0xD5000)
+        assert rcar.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_SUCCESS
+        assert bar.read_block(0, bar.size) == contents
+    rcar.command(Command.BAR_SUBRANGE_SETUP, size=2)
+    half = bar.size // 2
+    assert bar.read_block(0, bar.size) == b"\x60" * half + b"\x61" * half
+    bar.write_block(0, contents)
+    rcar.command(Command.BAR_SUBRANGE_CLEAR, size=2)
+    assert bar.read_block(0, bar.size) == contents[half:] + contents[:half]
+
+
+@pytest.mark.parametrize("flags", [0, USE_DMA])
+def test_transfers(board: Start, flags: int) -> None:
+    generic = board("generic")
+    size = 1024001
+    with generic.function.dma_buffer(2 * size) as buffer:
+        source, target = buffer.iova + 3, buffer.iova + size + 5
+        data = os.urandom(size - 8)
+        buffer.memory[3 : 3 + len(data)] = data
+        common = {"src_addr": source, "dst_addr": target, "size": len(data), "flags": flags}
+        read = generic.command(Command.READ, checksum=crc32_le(data), **common)
+        assert read == Status.READ_SUCCESS | Status.IRQ_RAISED
+        assert generic.command(Command.COPY, **common) & Status.COPY_SUCCESS
+        assert buffer.memory[size + 5 : size + 5 + len(data)] == data
+        assert generic.command(Command.WRITE, **common) & Status.WRITE_SUCCESS
+        written = bytes(buffer.memory[size + 5 : size + 5 + len(data)])
+        assert generic.registers.read32(Register.CHECKSUM) == crc32_le(written)
+
+
+@pytest.mark.parametrize("preset", ["am654", "tegra194", "j721e", "generic"])
+def test_intx(board: Start, preset: str) -> None:
+    one = board(preset)
+    with one.function.interrupts(IrqKind.INTX) as interrupts:
+        for _ in range(5):
+            one.command(Command.RAISE_INTX, irq_type=0)
+            assert interrupts.wait(Deadline(2.0))
+            # A pulse that is still up fires again, as a level-triggered line does.
+            time.sleep(0.01)
+            interrupts.take()
+
+
+@pytest.mark.parametrize("kind", [IrqKind.MSI, IrqKind.MSIX])
+def test_each_vector(board: Start, kind: IrqKind) -> None:
+    generic = board("generic")
+    with generic.function.interrupts(kind, 32) as interrupts:
+        for number in (1, 2, 31, 32):
+            generic.command(Command.RAISE_MSI, irq_type=kind, irq_number=number)
+            assert interrupts.wait(Deadline(2.0)) == {number - 1: 1}
+
+
+def test_2048_vectors(board: Start) -> None:
+    # One eventfd a vector at either end.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("too few file descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+    try:
+        rk3588 = board("rk3588,msix=2048")
+        with rk3588.function.interrupts(IrqKind.MSIX, 2048) as interrupts:
+            for number in (1, 1000, 2048):
+                rk3588.command(Command.RAISE_MSIX, irq_type=2, irq_number=number)
+                assert interrupts.wait(Deadline(2.0)) == {number - 1: 1}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_log_has_every_access_of_a_ring(board: Start, tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    rk3588 = board("rk3588", "--access-log", str(path))
+    rk3588.command(Command.ENABLE_DOORBELL)
+    before = len(path.read_text().splitlines())
+    rk3588.registers.write32(Register.STATUS, 0)
+    rk3588.function.bar(4).write32(0xA0, 0)
+    assert rk3588.registers.read32(Register.STATUS) & Status.DOORBELL_SUCCESS
+    lines = [json.loads(line) for line in path.read_text().splitlines()[before:]]
+    accesses = [
+        (line["op"], line["region"], line["offset"], line["size"]) for line in lines if "op" in line
+    ]
+    assert accesses == [
+        ("write", "BAR0", Register.STATUS, 4),
+        ("write", "BAR4", 0xA0, 4),
+        ("read", "BAR0", Register.STATUS, 4),
+    ]
+    assert [line["event"] for line in lines if "event" in line][:1] == ["doorbell"]
+    times = [line["t"] for line in lines]
+    assert times == sorted(times)
+
+
+def test_the_doorbell_outlives_its_client(endpoint: Callable[..., Endpoint]) -> None:
+    one = endpoint("imx95")
+    for expected in (Status.DOORBELL_ENABLE_SUCCESS, Status.DOORBELL_ENABLE_FAIL):
+        client = Client.connect(one.socket)
+        with Function(client) as function:
+            registers = function.bar(0)
+            registers.write32(Register.STATUS, 0)
+            registers.write32(Register.COMMAND, Command.ENABLE_DOORBELL)
+            deadline = Deadline(5.0)
+            while not registers.read32(Register.STATUS):
+                assert not deadline.expired
+            assert registers.read32(Register.STATUS) & expected
+            assert registers.read32(Register.DB_BAR) not in (0, NO_BAR)
+
+
+# -- the process ----------------------------------------------------------------------------------
+
+
+def test_it_ends_with_its_owner(board: Start) -> None:
+    assert board("rk3588").end() == (0, "")
+
+
+def test_ctrl_c_is_its_owners_business(board: Start) -> None:
+    one = board("rk3588")
+    one.process.send_signal(signal.SIGINT)
+    assert one.command(Command.RAISE_MSI) == Status.IRQ_RAISED
+    assert one.end() == (0, "")
+
+
+def test_sigterm_ends_it(board: Start) -> None:
+    one = board("rk3588")
+    one.process.send_signal(signal.SIGTERM)
+    assert one.process.wait(10.0) == 0
+    with pytest.raises(DeviceLost):
+        one.registers.read32(Register.STATUS)
+
+
+def test_it_idles(board: Start) -> None:
+    """The tick of an attached endpoint costs a few percent of a core, no more."""
+    one = board("rk3588")
+
+    def seconds() -> float:
+        stat = Path(f"/proc/{one.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+    before = seconds()
+    time.sleep(1.0)
+    assert seconds() - before < 0.15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("nosuch --fd 0", "no preset 'nosuch'"),
+        ("rk3588,hz=x --fd 0", "hz"),
+        ("rk3588 --set hz=0 --fd 0", "hz"),
+        ("rk3588 --fault sillent --fd 0", "sillent"),
+        ("rk3588", "where"),
+        ("rk3588 --fd 0 --socket x", "where"),
+        ("rk3588 --fd", "without a value"),
+        ("rk3588 --colour red", "--colour"),
+        ("rk3588 --fd 0 --access-log /nonexistent/log", "/nonexistent/log"),
+    ],
+)
+def test_errors(arguments: str, says: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "rcdrv.sim", *arguments.split()],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert says in run.stderr
+    assert run.stderr.startswith("rcdrv: ")
+    assert "Traceback" not in run.stderr
+
+
+def test_it_starts_with_the_standard_library_alone() -> None:
+    code = "import sys, rcdrv.sim.__main__; print(*{m.partition('.')[0] for m in sys.modules})"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    foreign = set(run.stdout.split()) - sys.stdlib_module_names - {"rcdrv"}
+    assert not {name for name in foreign if not name.startswith(("_", "sitecustomize"))}
