@@ -39,11 +39,14 @@ SWAPPED = (1, 0)
 
 @dataclass(frozen=True)
 class _Shown:
-    """A page of registers where a BAR shows it."""
+    """A page of registers where a BAR shows it, or a part of it."""
 
     page: RegisterPage
     offset: int
     """Of the page's base in the BAR; negative where the BAR is smaller and shows its middle."""
+    start: int
+    """Of what is shown, in the BAR."""
+    end: int
 
 
 class Controller:
@@ -104,12 +107,16 @@ class Controller:
                 return
 
     def _find_exposed(self) -> dict[int, _Shown]:
-        """Pages that a reserved BAR always shows."""
+        """Registers that a BAR always shows: their page of a reserved one. In any other BAR there
+        is memory around the doorbell."""
         doorbell = self.layout.doorbell
         page = self._doorbells.page
         if page is None or doorbell.backend is not DoorbellBackend.EXPOSED:
             return {}
-        return {doorbell.bar: _Shown(page, page.base)}
+        start, end = doorbell.offset, doorbell.offset + 4
+        if self.layout.bar(doorbell.bar).type is BarType.RESERVED:
+            start, end = page.base, page.base + EP_PAGE
+        return {doorbell.bar: _Shown(page, page.base, start, end)}
 
     # -- the host's side: attach and detach -----------------------------------------------------
 
@@ -166,9 +173,9 @@ class Controller:
             return b"\xff" * size
         data = bytearray(self._memory[bar].read(offset, size))
         for shown in self._pages(bar):
-            # The page may begin before this access, or end after it.
-            first = max(offset, shown.offset)
-            last = min(offset + size, shown.offset + EP_PAGE)
+            # It may begin before this access, or end after it.
+            first = max(offset, shown.start)
+            last = min(offset + size, shown.end)
             if first < last:
                 inside = shown.page.read(first - shown.offset, last - first)
                 data[first - offset : last - offset] = inside
@@ -194,14 +201,12 @@ class Controller:
             yield self._shown[bar]
 
     def _write_page(self, shown: _Shown, bar: int, offset: int, data: bytes) -> bool:
-        inside = offset - shown.offset
-        if not 0 <= inside < EP_PAGE:
+        if not shown.start <= offset < shown.end:
             return False
-        if "doorbell-dead" in self._faults:
-            return True
-        if shown.page.write(inside, data):
-            return True
-        self._stray(bar, offset, data)
+        if "doorbell-dead" not in self._faults and not shown.page.write(
+            offset - shown.offset, data
+        ):
+            self._stray(bar, offset, data)
         return True
 
     def _write_beside(self, bar: int, offset: int, data: bytes) -> None:
@@ -254,7 +259,8 @@ class Controller:
         self._take_windows(bar, 1)
         page = self._doorbells.page
         assert page is not None, "only a doorbell is ever mapped"
-        self._show(bar, REGISTERS, _Shown(page, page.base - base))
+        offset = page.base - base
+        self._show(bar, REGISTERS, _Shown(page, offset, offset, offset + EP_PAGE))
 
     def _take_windows(self, bar: int, count: int) -> None:
         if sum(self._windows.values()) + count > self.layout.inbound_windows:
@@ -387,7 +393,8 @@ class Controller:
 
         May be entered again from other methods while it waits for the host.
         """
-        return self._transfer(address, size, None) or b"\xff" * size
+        data = self._transfer(address, size, None)
+        return b"\xff" * size if data is None else data
 
     def write_host(self, address: int, data: bytes) -> None:
         """Write host memory, likewise; lost where the host refuses (writes are posted)."""

@@ -37,7 +37,8 @@ class RegisterPage(ABC):
         self.base = register // EP_PAGE * EP_PAGE
         self._register = register - self.base
         self._log = log
-        self._handlers: Sequence[Handler] = ()
+        self.handlers: Sequence[Handler] = ()
+        """What runs when a doorbell is rung; empty while none is enabled."""
 
     @abstractmethod
     def read(self, offset: int, size: int) -> bytes:
@@ -71,12 +72,12 @@ class EdmaPage(RegisterPage):
     def write(self, offset: int, data: bytes) -> bool:
         if offset // 4 * 4 != self._register:
             return False
-        if not self._handlers:
+        if not self.handlers:
             # dw_edma_interrupt_emulated() acknowledges it, and nobody is interested.
             self._unheard(data, "no doorbell is enabled")
         elif len(data) != 4:
             self._unheard(data, "not a 32-bit write: rings all the same")
-        for handler in tuple(self._handlers):
+        for handler in tuple(self.handlers):
             handler()
         return True
 
@@ -101,10 +102,10 @@ class ItsPage(RegisterPage):
         event = int.from_bytes(data, "little") - self._first_event
         if offset != self._register or len(data) == 1:
             self._unheard(data, "neither a 16-bit nor a 32-bit write")
-        elif not 0 <= event < len(self._handlers):
+        elif not 0 <= event < len(self.handlers):
             self._unheard(data, "no such event")
         else:
-            self._handlers[event]()
+            self.handlers[event]()
         return True
 
 
@@ -125,7 +126,7 @@ class Doorbells:
 
     @property
     def allocated(self) -> bool:
-        return self.page is not None and bool(self.page._handlers)
+        return self.page is not None and bool(self.page.handlers)
 
     def allocate(self, handlers: Sequence[Handler]) -> list[Doorbell]:
         """Allocate one doorbell a handler; the handler runs when it is rung.
@@ -136,7 +137,7 @@ class Doorbells:
             raise OSError(errno.EBUSY, "doorbells are allocated already")
         if self.page is None:
             raise OSError(errno.ENODEV, "neither an MSI domain nor a doorbell register")
-        self.page._handlers = tuple(handlers)
+        self.page.handlers = tuple(handlers)
         doorbell = self._layout.doorbell
         if doorbell.backend is DoorbellBackend.EXPOSED:
             exposed = Doorbell(doorbell.data, bar=doorbell.bar, offset=doorbell.offset)
@@ -148,4 +149,4 @@ class Doorbells:
     def free(self) -> None:
         """Free all of them; harmless when there are none."""
         if self.page is not None:
-            self.page._handlers = ()
+            self.page.handlers = ()

@@ -333,10 +333,10 @@ def _dump_value(value: object) -> str:
         return str(value) if value < 1024 else hex(value)
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_dump_value, value)) + "]"
-    # JSON's escapes are a subset of TOML's.
+    # JSON's escapes are a subset of TOML's, which has to escape DEL too.
     import json
 
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _read(name: str) -> dict[str, object]:

@@ -13,4 +13,4 @@ from . import host
 def _close_endpoints() -> Iterator[None]:
     yield
     while host.alive:
-        host.alive.pop().endpoint.close()
+        host.alive[-1].close()

@@ -43,6 +43,10 @@ class Host:
         self.endpoint.attach(self)
         self.write_config(COMMAND, 2, COMMAND_MEMORY | COMMAND_MASTER)
 
+    def close(self) -> None:
+        self.endpoint.close()
+        alive.remove(self)
+
     # -- Peer -------------------------------------------------------------------------------------
 
     def armed(self, kind: IrqKind) -> int:

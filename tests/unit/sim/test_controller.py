@@ -14,8 +14,7 @@ from rcdrv.sim.config_space import COMMAND_INTX_DISABLE, STATUS, STATUS_INTERRUP
 from rcdrv.sim.epf_test import Command, Register, Status
 from rcdrv.sim.layout import K, M
 
-from . import host as module
-from .host import Host
+from .host import MEMORY_BASE, Host
 
 ON_DEMAND = ["rcar-s4", "imx95", "imx8m", "generic"]
 
@@ -75,6 +74,18 @@ def test_the_exposed_register_is_always_there() -> None:
     assert host.read(4, 0x8000) == 0x1234
 
 
+@pytest.mark.parametrize("offset", [0x40, 0x7C, 0x200, 0x3FC])
+def test_a_doorbell_among_the_registers(offset: int) -> None:
+    host = Host(f"generic,doorbell.backend=exposed,doorbell.bar=0,doorbell.offset={offset}")
+    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_SUCCESS
+    assert (host.get(Register.DB_BAR), host.get(Register.DB_OFFSET)) == (0, offset)
+    host.ring()
+    assert host.fired
+    host.write(0, offset - 4, 0xCAFE)
+    assert host.read(0, offset - 4) == 0xCAFE
+    assert not host.events("stray")
+
+
 @given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 0xFFFF_FFFF))
 @settings(max_examples=40)
 def test_any_write_to_the_edma_register_rings(size: int, value: int) -> None:
@@ -85,7 +96,7 @@ def test_any_write_to_the_edma_register_rings(size: int, value: int) -> None:
     assert host.get(Register.STATUS) & Status.DOORBELL_SUCCESS
     assert len(host.events("doorbell")) == 1
     assert bool(host.events("doorbell-unheard")) == (size < 4)
-    module.alive.pop().endpoint.close()
+    host.close()
 
 
 @pytest.mark.parametrize(
@@ -244,7 +255,7 @@ def test_a_bus_reset_ends_a_transfer() -> None:
         host.write_config(4, 2, 0x6)
 
     host.during_dma = reset
-    assert host.command(Command.READ, src_addr=module.MEMORY_BASE, size=64) == 0
+    assert host.command(Command.READ, src_addr=MEMORY_BASE, size=64) == 0
     assert not host.fired
     assert host.command(Command.RAISE_MSI) == Status.IRQ_RAISED
 

@@ -40,10 +40,7 @@ def test_a_command_is_one_known_bit_or_swallowed(command: int, irq: int) -> None
     assert bool(status & Status.IRQ_RAISED) == answered
     assert len(host.fired) == answered
     assert bool(host.events("swallowed")) != answered
-    host.endpoint.close()
-    from . import host as module
-
-    module.alive.remove(host)
+    host.close()
 
 
 @pytest.mark.parametrize("command", [c for c in KNOWN if c != Command.DISABLE_DOORBELL])

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rcdrv.errors import UsageError
@@ -80,6 +80,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 
 @given(layouts())
+@example(parse_layout({"bar0": {}, "description": '\x00\x7f\\"\n\U0001f600'}))
 def test_roundtrip(layout: Layout) -> None:
     assert parse_layout(toml.loads(dump_layout(layout))) == layout
 
