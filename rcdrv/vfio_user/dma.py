@@ -79,9 +79,6 @@ class DmaSpace:
         self._mappings: dict[int, Mapping] = {}
         self._files: dict[tuple[int, int, int], SharedFile] = {}
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
     def map(self, request: wire.DmaMap, fd: int) -> None:
         """Add a mapping; ``fd`` is -1 without a file and stays the caller's.
 

@@ -246,8 +246,8 @@ class _Session:
         index = wire.IrqInfo.unpack(message.body).index
         if index >= len(IrqKind):
             raise Refused(errno.EINVAL)
-        # MSI and MSI-X may grow one vector at a time. With NORESIZE, QEMU would disarm and arm
-        # all of them again for each one that a guest adds.
+        # Vectors may be armed one at a time. With NORESIZE, QEMU would disarm all of MSI-X and arm
+        # it again for each one that a guest adds (vfio_msix_vector_do_use in hw/vfio/pci.c).
         flags = IrqFlag.EVENTFD
         if index == IrqKind.INTX:
             flags |= IrqFlag.MASKABLE | IrqFlag.AUTOMASKED

@@ -56,9 +56,8 @@ class FakeDevice:
         os.close(self.shared)
 
     def soon(self, job: Callable[[Peer], object]) -> None:
-        """Let :meth:`run` do ``job`` after the next message."""
+        """Let :meth:`run` do ``job`` once the next register write is answered."""
         self._jobs.append(job)
-        self.due = time.monotonic()
 
     def take(self) -> list[tuple[object, ...]]:
         calls, self.calls = self.calls, []
@@ -90,6 +89,8 @@ class FakeDevice:
     def write(self, region: int, offset: int, data: bytes) -> None:
         self.calls.append(("write", region, offset, data))
         self.memory[region][offset : offset + len(data)] = data
+        if self._jobs:
+            self.due = time.monotonic()
 
     def irqs_changed(self, kind: IrqKind) -> None:
         assert self.peer is not None

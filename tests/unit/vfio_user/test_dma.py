@@ -136,9 +136,9 @@ def test_mappings_are_limited(memory: int) -> None:
     with pytest.raises(wire.Refused) as refused:
         space.map(wire.DmaMap(3, 0, 8192, 4096), memory)
     assert refused.value.error == errno.ENOSPC
-    assert len(space) == 2
     space.clear()
-    assert len(space) == 0
+    space.map(wire.DmaMap(3, 0, 0, 4096), memory)
+    space.clear()
 
 
 # -- by messages --------------------------------------------------------------------------------

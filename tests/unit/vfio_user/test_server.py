@@ -675,7 +675,7 @@ def test_events_are_run_on_time(device: FakeDevice, eventfds: list[int]) -> None
     def run() -> None:
         assert device.due is not None
         lateness.append(time.monotonic() - device.due)
-        device.due = device.due + 0.001 if len(lateness) < 100 else None
+        device.due = time.monotonic() + 0.0003 if len(lateness) < 100 else None
         if device.due is None:
             device.job_done.set()
 
@@ -687,7 +687,8 @@ def test_events_are_run_on_time(device: FakeDevice, eventfds: list[int]) -> None
         assert device.job_done.wait(TIMEOUT)
         raw.connection.close()
     assert min(lateness) >= 0
-    assert sorted(lateness)[len(lateness) // 2] < 0.001
+    # A quarter of them, because this machine may be busy. Whole milliseconds would show.
+    assert sorted(lateness)[len(lateness) // 4] < 0.0005
 
 
 def test_a_busy_client_does_not_starve_events(device: FakeDevice) -> None:
