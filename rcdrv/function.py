@@ -177,13 +177,20 @@ class Interrupts:
         self._eventfds: list[int] = []
         self._masked = False
 
-    def _arm(self) -> None:
+    def _arm(self, fewer: bool) -> None:
         function = self._function
         for _ in range(self.count):
             # EFD_CLOEXEC | EFD_NONBLOCK; Python has os.eventfd() since 3.10.
             self._eventfds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         flags = SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER
         available = function.device.set_irqs(self.kind, flags, 0, self.count, self._eventfds)
+        if fewer and 0 < available < self.count:
+            # Nothing is armed yet (VFIO_DEVICE_SET_IRQS): ask again for what can be had.
+            for fd in self._eventfds[available:]:
+                os.close(fd)
+            del self._eventfds[available:]
+            self.count = available
+            available = function.device.set_irqs(self.kind, flags, 0, self.count, self._eventfds)
         if available:
             raise HostError(
                 f"{function.address}: only {available} of {self.count} {self.kind.name} vectors"
@@ -366,11 +373,12 @@ class Function:
 
     # -- interrupts ---------------------------------------------------------------------------
 
-    def interrupts(self, kind: IrqKind, count: int = 1) -> Interrupts:
+    def interrupts(self, kind: IrqKind, count: int = 1, *, fewer: bool = False) -> Interrupts:
         """Arm the first ``count`` vectors of ``kind``, which is one of INTX, MSI, MSIX.
 
         Only one kind can be armed at a time, as in the hardware.
 
+        :param fewer: make do with fewer vectors where the host has fewer
         :raises UsageError: the function has fewer vectors, or another kind is armed
         :raises HostError: the host cannot give that many
         """
@@ -387,7 +395,7 @@ class Function:
         try:
             if kind is IrqKind.INTX:
                 self.config.command &= ~pci.Command.INTX_DISABLE
-            interrupts._arm()
+            interrupts._arm(fewer)
         except BaseException:
             interrupts.close()
             raise

@@ -17,6 +17,7 @@ from rcdrv.mmio import Window
 NO_VENDOR = 0xFFFF
 """What VENDOR_ID reads as when no device answers."""
 
+BASE_CLASS_BRIDGE = 0x06
 CLASS_NO_MATCHING = 0xFF00
 """Base class 0xff, "does not fit in any defined class": what pci-epf-test gives itself."""
 CLASS_MEMORY_RAM = 0x0500

@@ -73,6 +73,11 @@ class Answer:
     def answered(self) -> bool:
         return bool(self.status & Status.IRQ_RAISED) and int(self.status) != ALL_ONES
 
+    @property
+    def good(self) -> bool:
+        """Answered, and the command taken as it should be; what STATUS says is another matter."""
+        return self.answered and not self.command_left
+
 
 class EpfTest:
     """A pci-epf-test endpoint, seen from the root complex.
@@ -108,10 +113,10 @@ class EpfTest:
                 hint="--reg-bar says where they are",
             )
         self.caps = Caps(self.read(Reg.CAPS))
-        self.irq_type, self.irq_kind = self._choose_irq(irq)
+        self.irq_choice = irq
+        """What the caller asked for; :meth:`use_irq` may have changed what is in use."""
         self._interrupts: Interrupts | None = None
-        self.vector = 0
-        """The vector that commands ask for, from 0."""
+        self.irq_type, self.irq_kind = self._choose_irq(irq)
         self.in_flight: Command | None = None
         """A command that was written and whose answer nobody has seen yet, because waiting for
         it ended with an exception."""
@@ -146,6 +151,16 @@ class EpfTest:
             self._trace(line)
 
     # -- interrupts ---------------------------------------------------------------------------
+
+    def use_irq(self, choice: IrqChoice) -> None:
+        """Learn of answers in another way from now on.
+
+        :raises NotPassed: ``no-vectors``: the function has no interrupt of this kind
+        """
+        chosen = self._choose_irq(choice)
+        if chosen != (self.irq_type, self.irq_kind):
+            self.disarm()
+            self.irq_type, self.irq_kind = chosen
 
     def _choose_irq(self, choice: IrqChoice) -> tuple[IrqType, IrqKind | None]:
         """The IRQ_TYPE to ask for, and the interrupts to wait for (None: poll STATUS)."""
@@ -185,12 +200,20 @@ class EpfTest:
         """``msi``, ``msix``, ``intx`` or ``poll``."""
         return "poll" if self.irq_kind is None else self.irq_kind.name.lower()
 
-    def arm(self, count: int = 1) -> None:
-        """Have ``count`` vectors of the chosen kind ready; nothing to do when polling."""
-        if self.irq_kind is None or (self._interrupts and self._interrupts.count >= count):
-            return
-        self.disarm()
-        self._interrupts = self.function.interrupts(self.irq_kind, count)
+    def arm(self, count: int = 1) -> int:
+        """Have up to ``count`` vectors of the chosen kind ready; nothing to do when polling.
+
+        :returns: how many are ready, fewer where the function or the host has fewer
+        """
+        if self.irq_kind is None:
+            return 0
+        if self._interrupts is None or self._interrupts.count < count:
+            self.disarm()
+            available = self.function.device.irq_count(self.irq_kind)
+            self._interrupts = self.function.interrupts(
+                self.irq_kind, min(count, available), fewer=True
+            )
+        return self._interrupts.count
 
     def disarm(self) -> None:
         if self._interrupts is not None:
@@ -216,18 +239,27 @@ class EpfTest:
 
     # -- commands -----------------------------------------------------------------------------
 
-    def command(self, command: Command, *, flags: Flags = Flags(0)) -> Answer:  # noqa: B008
+    def command(
+        self,
+        command: Command,
+        *,
+        flags: Flags = Flags(0),  # noqa: B008 - an immutable value
+        vector: int = 0,
+        timeout: float | None = None,
+    ) -> Answer:
         """Give the endpoint a command and wait for its answer.
 
         Whatever the command needs besides FLAGS, IRQ_TYPE and IRQ_NUMBER is written by the
         caller before.
 
+        :param vector: the vector to answer with, from 0
+        :param timeout: seconds to wait for the answer; default :attr:`timeout`
         :raises NotPassed: ``stuck-command``: an earlier command is still in the register
         :raises DeviceLost: the device is gone
         """
-        self.arm()
+        self.arm(vector + 1)
         self._wait_until_idle()
-        self._write_request(flags)
+        self._write_request(flags, vector)
         # The endpoint clears STATUS too when it takes a command, but one that takes nothing
         # must not be read as if it had answered with what an earlier command left behind.
         self.write(Reg.STATUS, 0)
@@ -236,7 +268,7 @@ class EpfTest:
         self.in_flight = command
         start = time.perf_counter_ns()
         self.write(Reg.COMMAND, command)
-        answer = self.wait_answer(start)
+        answer = self.wait_answer(start, timeout)
         self.in_flight = None
         answer.command_left = self.read(Reg.COMMAND) != 0
         return answer
@@ -263,24 +295,28 @@ class EpfTest:
                 )
             self.function.pause(0.001)
 
-    def _write_request(self, flags: Flags) -> None:
+    def _write_request(self, flags: Flags, vector: int) -> None:
         """FLAGS, IRQ_TYPE and IRQ_NUMBER: stale ones of an earlier run would spoil a command."""
         stale_type = self.read(Reg.IRQ_TYPE) > IrqType.MSIX
         self.write(Reg.FLAGS, flags)
-        self.write(Reg.IRQ_TYPE, self.irq_type)
-        self.write(Reg.IRQ_NUMBER, 0 if self.irq_type is IrqType.INTX else self.vector + 1)
+        self.request_irq(vector)
         if stale_type:
             # A tick that has read the invalid type already would swallow the command.
             self.function.pause(_TICKS)
 
-    def wait_answer(self, start_ns: int) -> Answer:
+    def request_irq(self, vector: int = 0) -> None:
+        """Say which interrupt the endpoint has to raise with its next answer."""
+        self.write(Reg.IRQ_TYPE, self.irq_type)
+        self.write(Reg.IRQ_NUMBER, 0 if self.irq_type is IrqType.INTX else vector + 1)
+
+    def wait_answer(self, start_ns: int, timeout: float | None = None) -> Answer:
         """Wait for STATUS.IRQ_RAISED and, unless polling, for the interrupt that comes with it.
 
         :param start_ns: when the endpoint was asked, on :func:`time.perf_counter_ns`
         """
+        deadline = Deadline(self.timeout if timeout is None else timeout)
         if self._interrupts is None:
-            return self._poll_answer(start_ns)
-        deadline = Deadline(self.timeout)
+            return self._poll_answer(start_ns, deadline)
         grace: Deadline | None = None
         stray = 0
         while True:
@@ -299,8 +335,7 @@ class EpfTest:
             elif deadline.expired:
                 return Answer(status, None, stray=stray)
 
-    def _poll_answer(self, start_ns: int) -> Answer:
-        deadline = Deadline(self.timeout)
+    def _poll_answer(self, start_ns: int, deadline: Deadline) -> Answer:
         spin = Deadline(min(_SPIN, self.timeout))
         while True:
             status = Status(self.read(Reg.STATUS))
@@ -336,7 +371,7 @@ class EpfTest:
         if not answer.answered and not answer.stray and not answer.status:
             return NotPassed(
                 Reason.SILENT,
-                f"{what}: no answer within {self.timeout:g} s"
+                f"{what}: no answer in time"
                 + ("; it was not even taken" if answer.command_left else ""),
                 hint=_LOOK_AT_EP,
             )

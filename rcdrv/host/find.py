@@ -28,8 +28,14 @@ class Candidate:
 
     @property
     def may_be_endpoint(self) -> bool:
-        """A known ID, a class that pci-epf-test or pci-epf-vntb has, or given to vfio-pci."""
+        """A known ID, a class that pci-epf-test or pci-epf-vntb has, or given to vfio-pci.
+
+        Never a bridge: the root ports of some parts (TI J721E and its family) carry the very ID
+        that the part has as an endpoint.
+        """
         classes = (pci.CLASS_NO_MATCHING, pci.CLASS_MEMORY_RAM)
+        if self.class_code >> 16 == pci.BASE_CLASS_BRIDGE:
+            return False
         return self.is_known or self.class_code >> 8 in classes or self.driver == "vfio-pci"
 
     def __str__(self) -> str:

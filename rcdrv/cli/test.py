@@ -1,0 +1,110 @@
+"""Run the cases of the kernel's pci_endpoint kselftest, without the kernel module.
+
+NAME is a full name (pci_ep_bar.BAR4.BAR_TEST), a part of one (BAR4, DOORBELL_TEST) or a shell
+pattern. -l, -f/-F, -v/-V, -t/-T and -r are the options of the kselftest and mean the same: exact
+names, small letters include, capital ones exclude, and the first that matches decides.
+
+The exit status is 0 if nothing failed (skipped is not failed), else 1; 5 if the device was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rcdrv.cli.common import drive, number, open_endpoint, print_json
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.suite import Observer, Options, cases, run_cases, select
+from rcdrv.epf_test.transfer import SIZES
+from rcdrv.errors import DeviceLost, UsageError
+from rcdrv.host import aer
+from rcdrv.report import observers
+from rcdrv.report.result import Run
+from rcdrv.verdict import Verdict
+from rcdrv.wait import Cancel
+
+
+class _Filter(argparse.Action):
+    """Keeps the selecting options in the order in which they were given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        assert option_string is not None
+        namespace.filters = [*namespace.filters, (option_string.lstrip("-"), values)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="tests to run (default: all)")
+    add("-l", dest="list", action="store_true", help="list all tests")
+    parser.set_defaults(filters=[])
+    for letter, what in (("f", "fixture"), ("v", "variant"), ("t", "test")):
+        add(f"-{letter}", action=_Filter, metavar="NAME", help=f"include {what}")
+        add(f"-{letter.upper()}", action=_Filter, metavar="NAME", help=f"exclude {what}")
+    add("-r", action=_Filter, metavar="NAME", help="run specified test")
+    add(
+        "--size",
+        type=number,
+        action="append",
+        metavar="BYTES",
+        help="size of the transfers; may be given several times (default: the kselftest's five)",
+    )
+    add("--align", type=number, metavar="BYTES", help="alignment of the transfers' buffers")
+    add("--tap", action="store_true", help="TAP version 13, the default when not on a terminal")
+    add("--junit", type=Path, metavar="FILE", help="write JUnit XML too")
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    options = Options(tuple(args.size) if args.size else SIZES, args.align)
+    if args.align is not None and (args.align < 1 or args.align & (args.align - 1)):
+        raise UsageError("--align has to be a power of two")
+    every = cases(options)
+    if args.list:
+        print(observers.list_text([case.name for case in every]), end="")
+        return 0
+    chosen = select(args.names, args.filters, every)
+    with open_endpoint(args, cancel) as function:
+        driver = drive(args, function)
+        result = Run(function.address, describe(driver))
+        run_cases(
+            driver,
+            chosen,
+            result,
+            _observer(args),
+            counters=partial(aer.counters, function.address),
+            risen=aer.risen,
+        )
+    if args.json:
+        print_json(observers.to_document(result))
+    if result.count(Verdict.LOST):
+        return DeviceLost.exit_status
+    return 1 if result.failed else 0
+
+
+def describe(driver: EpfTest) -> str:
+    """``Rockchip RK3588, 1d87:3588, registers in BAR0, msi``."""
+    config = driver.function.config
+    return (
+        f"{driver.part.name}, {config.vendor_id:04x}:{config.device_id:04x},"
+        f" registers in BAR{driver.reg_bar}, {driver.irq_name}"
+    )
+
+
+def _observer(args: argparse.Namespace) -> Observer:
+    """TAP where a program reads, a live table where a person does, JUnit besides if asked."""
+    shown: list[Observer] = []
+    if args.junit:
+        shown.append(observers.junit(args.junit))
+    if not args.json:
+        tap = args.tap or not sys.stdout.isatty()
+        shown.append(observers.tap(sys.stdout) if tap else observers.terminal())
+    return observers.combine(shown)

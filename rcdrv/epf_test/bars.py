@@ -1,0 +1,228 @@
+"""The BAR tests: patterns through one BAR, through all, and through a BAR in halves.
+
+What they write and expect is what ``pci_endpoint_test_bar()``, ``..._bars()`` and
+``..._bar_subrange()`` of ``drivers/misc/pci_endpoint_test.c`` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.mismatch import compare
+from rcdrv.epf_test.registers import Caps, Command, Reg, Status
+from rcdrv.mmio import Window
+from rcdrv.verdict import NotPassed, Reason, Verdict
+
+CHUNK = 1 << 20
+"""Bytes that are held in memory at a time; BARs may be much larger."""
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """Nobody watches."""
+
+
+def bar_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> str:
+    """Fill a BAR with its byte pattern and read it back, 1 MiB at a time.
+
+    :returns: how much was tested
+    :raises NotPassed: a skip (``bar-reserved``, ``bar-disabled``), or ``data-mismatch``
+    """
+    check_reserved(driver, index)
+    window = _present(driver, index)
+    size = testable_size(driver, index)
+    for offset, length in chunks(size):
+        driver.function.cancel.check()
+        window.fill(offset, length, 0xA0 + index)
+        _verify(
+            driver,
+            index,
+            offset,
+            bytes([0xA0 + index]) * length,
+            partial(_fills, length),
+        )
+        progress(offset + length, size)
+    return f"{size:#x} bytes"
+
+
+def consecutive_bar_test(driver: EpfTest, progress: Progress = _ignore) -> str:
+    """Write all BARs, each word with its BAR and offset, and only then read them all.
+
+    Finds BARs that share memory, which :func:`bar_test` cannot see.
+
+    :returns: which BARs were tested
+    :raises NotPassed: ``data-mismatch``
+    """
+    bars = [
+        index
+        for index, bar in enumerate(driver.function.bars)
+        if bar is not None and bar.is_memory and not is_reserved(driver, index)
+    ]
+    sizes = {index: testable_size(driver, index) for index in bars}
+    total, done = 2 * sum(sizes.values()), 0
+    for index in bars:
+        for offset, length in chunks(sizes[index]):
+            driver.function.cancel.check()
+            driver.function.bar(index).write_block(offset, offset_pattern(index, offset, length))
+            done += length
+            progress(done, total)
+    for index in bars:
+        for offset, length in chunks(sizes[index]):
+            driver.function.cancel.check()
+            _verify(
+                driver,
+                index,
+                offset,
+                offset_pattern(index, offset, length),
+                partial(_offset_patterns, bars, offset, length),
+            )
+            done += length
+            progress(done, total)
+    return " ".join(f"BAR{index}" for index in bars)
+
+
+def subrange_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> str:
+    """Have the endpoint map the BAR's two halves swapped, and find its signature in each.
+
+    CLEAR follows whatever happens after a SETUP that was taken.
+
+    :raises NotPassed: a skip (``bar-reserved``, ``no-caps``, ``register-bar``,
+        ``bar-disabled``, ``no-resource``), or what failed
+    """
+    check_reserved(driver, index)
+    if not driver.caps & Caps.SUBRANGE_MAPPING:
+        raise _skip(Reason.NO_CAPS, "Subrange map is not supported")
+    if index == driver.reg_bar:
+        raise _skip(Reason.REGISTER_BAR, "BAR is test register space")
+    window = _present(driver, index)
+    _subrange_command(driver, index, Command.BAR_SUBRANGE_SETUP)
+    try:
+        _check_halves(driver, index, window, progress)
+    except BaseException:
+        with driver.function.cancel.deferred():
+            _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
+        raise
+    _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
+    return f"2 halves of {window.size // 2:#x} bytes"
+
+
+def _check_halves(driver: EpfTest, index: int, window: Window, progress: Progress) -> None:
+    half = window.size // 2
+
+    def verify(number: int, first: int, offset: int, length: int) -> None:
+        """That the half has its own byte, which is ``first`` in half 0 and the next in half 1."""
+        own, other = (bytes([first + which & 0xFF]) * length for which in (number, 1 - number))
+        _verify(driver, index, number * half + offset, own, lambda: {"the other half": other})
+
+    for number in (0, 1):
+        for offset in (0, half - 4):
+            verify(number, 0x50 + 8 * index, offset, 4)
+    pattern = 0xA0 + 8 * index
+    for number in (0, 1):
+        for offset, length in chunks(half):
+            driver.function.cancel.check()
+            window.fill(number * half + offset, length, pattern + number & 0xFF)
+    for number in (0, 1):
+        for offset, length in chunks(half):
+            driver.function.cancel.check()
+            verify(number, pattern, offset, length)
+            progress(number * half + offset + length, window.size)
+
+
+def _subrange_command(driver: EpfTest, index: int, command: Command) -> None:
+    setup = command is Command.BAR_SUBRANGE_SETUP
+    driver.write(Reg.SIZE, index)
+    answer = driver.command(command)
+    good = Status.BAR_SUBRANGE_SETUP_SUCCESS if setup else Status.BAR_SUBRANGE_CLEAR_SUCCESS
+    bad = Status.BAR_SUBRANGE_SETUP_FAIL if setup else Status.BAR_SUBRANGE_CLEAR_FAIL
+    if answer.good and answer.status & good:
+        return
+    name = str(command.name)
+    if answer.good and answer.status & bad:
+        if answer.status & Status.NO_RESOURCE:
+            raise _skip(Reason.NO_RESOURCE, "Not enough inbound windows")
+        raise NotPassed(
+            Reason.SUBRANGE_FAILED,
+            f"{name}: the endpoint could not do it for BAR{index}",
+            hint="the halves may be smaller than what its controller can map (its dmesg says so)",
+        )
+    raise driver.explain(answer, name)
+
+
+def offset_pattern(index: int, offset: int, length: int) -> bytes:
+    """Words with 0xa0 + BAR in the top 8 bits and their offset in the low 24, little endian."""
+    import numpy
+
+    words = numpy.arange(offset, offset + length, 4, dtype=numpy.uint64) & 0xFFFFFF
+    return (words | (0xA0 + index) << 24).astype("<u4").tobytes()
+
+
+def _fills(length: int) -> dict[str, bytes]:
+    """What :func:`bar_test` writes to each BAR."""
+    return {f"BAR{index}": bytes([0xA0 + index]) * length for index in range(6)}
+
+
+def _offset_patterns(bars: Sequence[int], offset: int, length: int) -> dict[str, bytes]:
+    """What :func:`consecutive_bar_test` writes to each BAR."""
+    return {f"BAR{index}": offset_pattern(index, offset, length) for index in bars}
+
+
+def chunks(size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of each stretch of at most :data:`CHUNK` bytes."""
+    for offset in range(0, size, CHUNK):
+        yield offset, min(CHUNK, size - offset)
+
+
+def is_reserved(driver: EpfTest, index: int) -> bool:
+    """Whether CAPS, or what is known of the part, forbids writing to the BAR."""
+    announced = driver.caps & (Caps.BAR0_RESERVED << index)
+    return bool(announced) or index in driver.part.untestable_bars
+
+
+def check_reserved(driver: EpfTest, index: int) -> None:
+    """:raises NotPassed: a skip, the BAR is reserved"""
+    if is_reserved(driver, index):
+        raise _skip(Reason.BAR_RESERVED, "BAR is reserved")
+
+
+def testable_size(driver: EpfTest, index: int) -> int:
+    """Bytes that may be written: of the register BAR only MAGIC, which nobody uses."""
+    return 4 if index == driver.reg_bar else driver.function.bar(index).size
+
+
+def _present(driver: EpfTest, index: int) -> Window:
+    if driver.function.bars[index] is None:
+        raise _skip(Reason.BAR_DISABLED, "BAR is disabled")
+    return driver.function.bar(index)
+
+
+def _skip(reason: Reason, message: str) -> NotPassed:
+    return NotPassed(reason, message, verdict=Verdict.SKIP)
+
+
+def _verify(
+    driver: EpfTest,
+    index: int,
+    offset: int,
+    expected: bytes,
+    others: Callable[[], Mapping[str, bytes]],
+) -> None:
+    """Read a stretch of a BAR and compare it.
+
+    :raises NotPassed: ``data-mismatch``
+    :raises DeviceLost: it reads all ones because the device is gone
+    """
+    found = driver.function.bar(index).read_block(offset, len(expected))
+    mismatch = compare(expected, found, base=offset, others=others)
+    if mismatch is None:
+        return
+    driver.function.check_alive()
+    raise NotPassed(
+        Reason.DATA_MISMATCH,
+        f"BAR{index} {mismatch}",
+        hint="is the endpoint's inbound mapping of this BAR right, and its memory really there?",
+    )

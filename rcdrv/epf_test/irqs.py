@@ -1,0 +1,66 @@
+"""The interrupt tests: have the endpoint raise each vector, and see which one fires."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.registers import Command
+from rcdrv.verdict import NotPassed, Reason, Verdict
+
+_COMMANDS = {
+    IrqChoice.INTX: Command.RAISE_INTX_IRQ,
+    IrqChoice.MSI: Command.RAISE_MSI_IRQ,
+    IrqChoice.MSIX: Command.RAISE_MSIX_IRQ,
+}
+
+
+def intx_test(driver: EpfTest, _progress: object = None) -> str:
+    """Raise INTx, whatever CAPS says of it.
+
+    :raises NotPassed: what came instead
+    """
+    driver.use_irq(IrqChoice.INTX)
+    _raise(driver, IrqChoice.INTX, 0)
+    return "INTx fired"
+
+
+def vector_test(
+    choice: IrqChoice,
+    count: int,
+    driver: EpfTest,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> str:
+    """Raise vectors 1 to ``count`` of MSI or MSI-X, and check that each one fires itself.
+
+    :raises NotPassed: a vector that did not; or a skip at the first vector that the function
+        or the host does not have, as the kselftest does, after all that there are were tested
+    """
+    name = "MSI-X" if choice is IrqChoice.MSIX else "MSI"
+    driver.use_irq(choice)
+    ready = driver.arm(count)
+    for vector in range(ready):
+        _raise(driver, choice, vector)
+        progress(vector + 1, ready)
+    if ready < count:
+        raise NotPassed(
+            Reason.NO_VECTORS,
+            f"{name}{ready + 1} is disabled; all {ready} before it passed",
+            verdict=Verdict.SKIP,
+        )
+    return f"{ready} vectors"
+
+
+def _raise(driver: EpfTest, choice: IrqChoice, vector: int) -> None:
+    command = _COMMANDS[choice]
+    answer = driver.command(command, vector=vector)
+    what = f"{command.name} {vector + 1}" if choice is not IrqChoice.INTX else str(command.name)
+    if not answer.good or answer.irq_lost:
+        raise driver.explain(answer, what)
+    if choice is IrqChoice.INTX:
+        return
+    if set(answer.vectors) != {vector}:
+        fired = ", ".join(str(other + 1) for other in sorted(answer.vectors))
+        raise NotPassed(Reason.WRONG_VECTOR, f"{what}: vector {fired} fired instead")
+    if answer.vectors[vector] > 1:
+        raise NotPassed(Reason.IRQ_TWICE, f"{what}: it fired {answer.vectors[vector]} times")

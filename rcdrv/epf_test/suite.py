@@ -1,0 +1,261 @@
+"""The 23 cases of the kernel's pci_endpoint kselftest, and what runs them.
+
+Names, order and selection are those of
+``tools/testing/selftests/pci_endpoint/pci_endpoint_test.c`` and of its harness.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Protocol
+
+from rcdrv.epf_test import bars, irqs, transfer
+from rcdrv.epf_test.doorbell import Doorbell
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.registers import Reg
+from rcdrv.epf_test.transfer import Direction
+from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
+from rcdrv.report.result import CaseName, CaseResult, Run
+from rcdrv.verdict import NotPassed, Reason, Verdict
+
+Progress = Callable[[int, int], None]
+Body = Callable[[EpfTest, Progress], str]
+"""Runs a case: returns what is worth knowing when it passed, raises NotPassed when not."""
+
+MSI_VECTORS, MSIX_VECTORS = 32, 2048
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test."""
+
+    name: CaseName
+    body: Body
+    summary: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be varied within the cases."""
+
+    sizes: tuple[int, ...] = transfer.SIZES
+    """Bytes of each transfer."""
+    align: int | None = None
+    """Alignment of the transfers' buffers; None: what the endpoint needs, at least a page."""
+
+
+def cases(options: Options = Options()) -> tuple[Case, ...]:
+    """All cases, in the order of the kselftest."""
+    found = []
+    for index in range(6):
+        bar = f"BAR{index}"
+        found.append(
+            Case(
+                CaseName("pci_ep_bar", bar, "BAR_TEST"),
+                partial(bars.bar_test, index),
+                f"fill {bar} with a pattern and read it back",
+            )
+        )
+        found.append(
+            Case(
+                CaseName("pci_ep_bar", bar, "BAR_SUBRANGE_TEST"),
+                partial(_with_announced_irq, partial(bars.subrange_test, index)),
+                f"map the halves of {bar} swapped",
+            )
+        )
+    basic: tuple[tuple[str, Body, str], ...] = (
+        ("CONSECUTIVE_BAR_TEST", bars.consecutive_bar_test, "write all BARs, then read them all"),
+        ("LEGACY_IRQ_TEST", irqs.intx_test, "raise INTx"),
+        (
+            "MSI_TEST",
+            partial(irqs.vector_test, IrqChoice.MSI, MSI_VECTORS),
+            "raise each MSI vector",
+        ),
+        (
+            "MSIX_TEST",
+            partial(irqs.vector_test, IrqChoice.MSIX, MSIX_VECTORS),
+            "raise each MSI-X vector",
+        ),
+    )
+    found += [Case(CaseName("pci_ep_basic", "", test), body, what) for test, body, what in basic]
+    for variant, dma in (("memcpy", False), ("dma", True)):
+        for direction in Direction:
+            body = partial(transfer.transfer_test, direction, dma, options.sizes, options.align)
+            found.append(
+                Case(
+                    CaseName("pci_ep_data_transfer", variant, f"{direction.value}_TEST"),
+                    partial(_with_announced_irq, body),
+                    f"{direction.value.lower()} by {'the DMA engine' if dma else 'the CPU'}",
+                )
+            )
+    found.append(
+        Case(
+            CaseName("pcie_ep_doorbell", "", "DOORBELL_TEST"),
+            partial(_with_announced_irq, _doorbell),
+            "ring the doorbell",
+        )
+    )
+    return tuple(found)
+
+
+def _with_announced_irq(body: Body, driver: EpfTest, progress: Progress) -> str:
+    """Where the kselftest sets PCITEST_IRQ_TYPE_AUTO: back to what the user or CAPS says."""
+    driver.use_irq(driver.irq_choice)
+    return body(driver, progress)
+
+
+def _doorbell(driver: EpfTest, _progress: Progress) -> str:
+    with Doorbell(driver) as doorbell:
+        answer = doorbell.ring()
+        failure = doorbell.judge(answer)
+        if failure is not None:
+            raise failure
+        doorbell.settle()
+        if doorbell.stray:
+            raise NotPassed(Reason.IRQ_TWICE, f"{doorbell.stray} interrupts too many for one ring")
+    assert answer.latency_ns is not None
+    return f"{doorbell.location}, {answer.latency_ns / 1e3:.1f} us"
+
+
+# -- selection -----------------------------------------------------------------------------------
+
+
+def select(
+    names: Sequence[str], filters: Sequence[tuple[str, str]], every: Sequence[Case]
+) -> tuple[Case, ...]:
+    """The cases to run.
+
+    :param names: full names, parts of them (``BAR4``, ``DOORBELL_TEST``) or shell patterns
+    :param filters: the harness's options as (letter, value) in the order given, where the first
+        that matches a case decides: small letters include, capital ones exclude
+    :raises UsageError: nothing is left
+    """
+    chosen = [case for case in every if _enabled(case.name, filters)]
+    if names:
+        for pattern in names:
+            if not any(_matches(case.name, pattern) for case in every):
+                raise UsageError(f"no test is called {pattern!r}", hint="rcdrv test -l lists them")
+        chosen = [case for case in chosen if any(_matches(case.name, name) for name in names)]
+    if not chosen:
+        raise UsageError("no test is left", hint="rcdrv test -l lists them")
+    return tuple(chosen)
+
+
+def _matches(name: CaseName, pattern: str) -> bool:
+    parts = (str(name), name.fixture, name.variant, name.test)
+    return any(fnmatchcase(part, pattern) for part in parts if part)
+
+
+def _enabled(name: CaseName, filters: Sequence[tuple[str, str]]) -> bool:
+    """The harness's rule (kselftest_harness.h, test_enabled)."""
+    for letter, value in filters:
+        part = {"f": name.fixture, "v": name.variant, "t": name.test, "r": str(name)}
+        if part[letter.lower()] == value:
+            return letter.islower()
+    return not any(letter.islower() for letter, _ in filters)
+
+
+# -- running -------------------------------------------------------------------------------------
+
+
+class Observer(Protocol):
+    """Who wants to see a run as it goes."""
+
+    def start(self, run: Run) -> None: ...
+    def case_started(self, name: CaseName) -> None: ...
+    def progress(self, name: CaseName, done: int, total: int, what: str) -> None: ...
+    def case_finished(self, result: CaseResult) -> None: ...
+    def finish(self, run: Run) -> None: ...
+
+
+def run_cases(
+    driver: EpfTest,
+    chosen: Sequence[Case],
+    run: Run,
+    observer: Observer,
+    *,
+    counters: Callable[[], dict[str, int]] = dict,
+    risen: Callable[[dict[str, int], dict[str, int]], list[str]] = lambda _old, _new: [],
+) -> Run:
+    """Run the cases one after the other; none of them can stop the others, but a lost device.
+
+    :param run: filled as it goes, so that it is complete also when this ends with an exception
+    :param counters: error counters of the host, and ``risen`` what to say of those that rose
+    :raises Interrupted: the user asked to stop
+    """
+    run.planned = tuple(case.name for case in chosen)
+    observer.start(run)
+    _free_stale_doorbell(driver)
+    lost: DeviceLost | None = None
+    for case in chosen:
+        observer.case_started(case.name)
+        before = counters()
+        begun = time.monotonic()
+        if lost is None:
+            verdict, reason, message, hint, lost = _run_one(driver, case, observer)
+        else:
+            verdict, reason = Verdict.LOST, Reason.DEVICE_LOST
+            message, hint = "the device was lost before", lost.hint
+        passed = verdict in (Verdict.PASS, Verdict.SKIP)
+        result = CaseResult(
+            case.name,
+            verdict,
+            reason,
+            message,
+            "" if passed else hint,
+            () if passed else tuple(risen(before, counters())),
+            time.monotonic() - begun,
+        )
+        run.results.append(result)
+        observer.case_finished(result)
+        if reason in (Reason.SILENT, Reason.STUCK_COMMAND):
+            _unwedge(driver)
+    observer.finish(run)
+    return run
+
+
+def _run_one(
+    driver: EpfTest, case: Case, observer: Observer
+) -> tuple[Verdict, Reason | None, str, str, DeviceLost | None]:
+    def progress(done: int, total: int) -> None:
+        observer.progress(case.name, done, total, case.summary)
+
+    try:
+        return Verdict.PASS, None, case.body(driver, progress), "", None
+    except NotPassed as failure:
+        return failure.verdict, failure.reason, failure.message, failure.hint, None
+    except DeviceLost as lost:
+        return Verdict.LOST, Reason.DEVICE_LOST, lost.message, lost.hint, lost
+    except HostError as error:
+        return Verdict.ERROR, Reason.HOST, error.message, error.hint, None
+    except UsageError as error:
+        return Verdict.ERROR, Reason.USAGE, error.message, error.hint, None
+
+
+def _free_stale_doorbell(driver: EpfTest) -> None:
+    """Disable a doorbell that an earlier run left enabled, since its BAR shows the endpoint's
+    interrupt controller and not memory: a pattern written there would hit its registers."""
+    db_bar = driver.read(Reg.DB_BAR)
+    if 1 <= db_bar <= 5 and db_bar != driver.reg_bar:
+        try:
+            with Doorbell(driver, force=True):
+                driver.trace("an earlier run had left the doorbell enabled")
+        except NotPassed:
+            pass  # DOORBELL_TEST will say what is wrong with it
+
+
+def _unwedge(driver: EpfTest) -> None:
+    """Reset a function that does not take commands any more, so that the rest has a chance."""
+    try:
+        if driver.read(Reg.COMMAND) and driver.function.device.can_reset():
+            driver.disarm()
+            driver.function.reset()
+            # The endpoint's memory survives that. Unlike another command, a 0 cannot mislead an
+            # endpoint that is just reading the register.
+            driver.write(Reg.COMMAND, 0)
+    except RcdrvError:
+        pass  # the next case says what is wrong
