@@ -401,16 +401,18 @@ class _Session:
 
     def dma_read(self, address: int, size: int) -> bytes:
         self._dma.check(address, size, DmaFlag.READ)
-        data = bytearray()
-        while len(data) < size:
-            here = address + len(data)
-            mapping, length = self._dma.find(here, size - len(data), DmaFlag.READ)
+        parts = []
+        done = 0
+        while done < size:
+            here = address + done
+            mapping, length = self._dma.find(here, size - done, DmaFlag.READ)
             if mapping.file is not None:
-                data += mapping.file.read(mapping.offset + here - mapping.address, length)
+                parts.append(mapping.file.read(mapping.offset + here - mapping.address, length))
             else:
                 length = min(length, self._chunk)
-                data += self._ask(Command.DMA_READ, wire.DmaAccess(here, length))
-        return bytes(data)
+                parts.append(self._ask(Command.DMA_READ, wire.DmaAccess(here, length)))
+            done += length
+        return b"".join(parts)  # a single part is not copied
 
     def dma_write(self, address: int, data: bytes) -> None:
         self._dma.check(address, len(data), DmaFlag.WRITE)
