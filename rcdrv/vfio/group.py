@@ -179,8 +179,8 @@ def not_viable(paths: Paths, bdf: str, number: str) -> HostError:
     ]
     return HostError(
         f"{bdf} shares IOMMU group {number} with {', '.join(others) or 'nothing that sysfs shows'}",
-        hint=f"every member has to be bound to {DRIVER}, or to no driver: rcdrv bind or unbind the "
-        "others, or move the endpoint to a slot with a group of its own",
+        hint=f"every member has to be bound to {DRIVER}, or to no driver: hand the "
+        "others over too, or move the endpoint to a slot with a group of its own",
     )
 
 

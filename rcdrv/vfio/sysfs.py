@@ -75,8 +75,8 @@ def iommu_group(paths: Paths, bdf: str) -> str:
     if not function.exists():
         raise HostError(
             f"{bdf}: no such PCI device",
-            hint="is the endpoint started and its link up? Then rescan: rcdrv rescan; "
-            "rcdrv list shows what is there",
+            hint="is the endpoint started and its link up? Then rescan the bus, as root: "
+            "echo 1 > /sys/bus/pci/rescan; lspci shows what is there",
         )
     # First, because without an IOMMU vfio-pci does not take the function at all.
     try:
@@ -116,7 +116,7 @@ def _handover(paths: Paths, bdf: str, driver: str | None) -> str:
     if driver:
         steps.append(f"echo {bdf} > {function}/driver/unbind")
     steps.append(f"echo {bdf} > {paths.sys}/bus/pci/drivers_probe")
-    return f"rcdrv bind {bdf} hands it over; by hand, as root:\n  " + "\n  ".join(steps)
+    return "hand it over, as root:\n  " + "\n  ".join(steps)
 
 
 def group_members(paths: Paths, group: str) -> list[tuple[str, str | None]]:

@@ -54,7 +54,7 @@ def bare_guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
 def _booted(
     arch: str, *, endpoints: Sequence[str] = (), devices: Sequence[str] = ()
 ) -> Iterator[Guest]:
-    guest = Guest(arch, endpoints=endpoints, devices=devices)
+    guest = Guest(arch, endpoints=endpoints, devices=devices, log_accesses=bool(endpoints))
     try:
         guest.__enter__()
     except LabError as error:
