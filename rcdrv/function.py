@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import resource
 import select
 import time
 from collections.abc import Sequence
@@ -77,6 +78,18 @@ class RegionInfo:
     flags: RegionFlag
     areas: tuple[Area, ...] = ()
     """The parts that may be mapped: all of it, or what the sparse mmap capability lists."""
+
+
+def allow_descriptors(count: int) -> None:
+    """Raise the soft limit of open files, as far as the hard one allows, for ``count`` more.
+
+    2048 MSI-X vectors are 2048 eventfds, and the usual soft limit is 1024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256  # what a program has open besides
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
 class Device(Protocol):
@@ -179,9 +192,15 @@ class Interrupts:
 
     def _arm(self, fewer: bool) -> None:
         function = self._function
-        for _ in range(self.count):
-            # EFD_CLOEXEC | EFD_NONBLOCK; Python has os.eventfd() since 3.10.
-            self._eventfds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        allow_descriptors(self.count)
+        try:
+            for _ in range(self.count):
+                self._eventfds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        except OSError as error:
+            raise HostError(
+                f"{self.count} vectors need as many open files: {error.strerror}",
+                hint="raise the hard limit of open files: ulimit -Hn",
+            ) from error
         flags = SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER
         available = function.device.set_irqs(self.kind, flags, 0, self.count, self._eventfds)
         if fewer and 0 < available < self.count:

@@ -15,6 +15,8 @@ from rcdrv.wait import Cancel
 
 COMMANDS = {
     "ring": "ring the endpoint's doorbell and await the acknowledgement",
+    "test": "run the cases of the kernel's pci_endpoint kselftest",
+    "pcitest": "the options of the kernel's former pcitest program",
     "info": "show the function: IDs, BARs, capabilities, interrupts, how it is reached",
     "regs": "show the test registers, decoded",
     "peek": "read a BAR, one access of exactly the width asked for",

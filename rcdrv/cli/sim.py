@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--access-log",
         type=Path,
         metavar="FILE",
-        help="write every access as a line of JSON; traps all BARs (not with --set trap=sparse)",
+        help="write every access as a line of JSON; traps all BARs unless --set trap=sparse",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of SPEC"
@@ -42,8 +42,6 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.spec is None or args.socket is None:
         raise UsageError("rcdrv sim needs a SPEC and --socket PATH", hint="rcdrv sim --list")
     spec = ",".join([args.spec, *args.set, *(f"fault={fault}" for fault in args.fault)])
-    if args.access_log is not None and ",trap=" not in spec:
-        spec += ",trap=all"
     layout = load_layout(spec)
 
     def ready() -> None:

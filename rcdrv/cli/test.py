@@ -18,12 +18,16 @@ from typing import Any
 
 from rcdrv.cli.common import drive, number, open_endpoint, print_json
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.suite import Observer, Options, cases, run_cases, select
-from rcdrv.epf_test.transfer import SIZES
+from rcdrv.epf_test.suite import DESTRUCTIVE, Options, cases, run_cases, select
+from rcdrv.epf_test.transfer import LARGEST, SIZES, Placement, around_pages, default_align
 from rcdrv.errors import DeviceLost, UsageError
 from rcdrv.host import aer
-from rcdrv.report import observers
+from rcdrv.report.document import to_document
+from rcdrv.report.junit import JUnit
+from rcdrv.report.observer import Observer, Observers
 from rcdrv.report.result import Run
+from rcdrv.report.tap import Tap, list_text
+from rcdrv.report.terminal import for_terminal
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
 
@@ -58,18 +62,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BYTES",
         help="size of the transfers; may be given several times (default: the kselftest's five)",
     )
-    add("--align", type=number, metavar="BYTES", help="alignment of the transfers' buffers")
+    add(
+        "--align",
+        type=number,
+        metavar="BYTES",
+        help="put the transfers' buffers at multiples of this and of no larger power of two",
+    )
+    add(
+        "--boundaries",
+        action="store_true",
+        help="transfers that begin and end around every 4 KiB boundary, instead",
+    )
+    add(
+        "--destructive",
+        action="append",
+        default=[],
+        choices=sorted(DESTRUCTIVE),
+        help="also run what may upset the endpoint or this host",
+    )
     add("--tap", action="store_true", help="TAP version 13, the default when not on a terminal")
     add("--junit", type=Path, metavar="FILE", help="write JUnit XML too")
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    options = Options(tuple(args.size) if args.size else SIZES, args.align)
-    if args.align is not None and (args.align < 1 or args.align & (args.align - 1)):
-        raise UsageError("--align has to be a power of two")
-    every = cases(options)
+    options = _options(args)
+    every = (*cases(options), *(DESTRUCTIVE[name] for name in dict.fromkeys(args.destructive)))
     if args.list:
-        print(observers.list_text([case.name for case in every]), end="")
+        print(list_text([case.name for case in every]), end="")
         return 0
     chosen = select(args.names, args.filters, every)
     with open_endpoint(args, cancel) as function:
@@ -84,10 +103,30 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
             risen=aer.risen,
         )
     if args.json:
-        print_json(observers.to_document(result))
+        print_json(to_document(result))
     if result.count(Verdict.LOST):
         return DeviceLost.exit_status
     return 1 if result.failed else 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    if args.boundaries:
+        if args.size or args.align:
+            raise UsageError("--boundaries chooses sizes and alignments by itself")
+        return Options(lambda driver: around_pages(default_align(driver)))
+    if args.align is not None and (args.align < 1 or args.align & (args.align - 1)):
+        raise UsageError("--align has to be a power of two")
+    for size in args.size or ():
+        if not 0 < size <= LARGEST:
+            raise UsageError(
+                f"--size {size} is not 1 to {LARGEST}",
+                hint="above it the endpoint's kernel warns, or panics with panic_on_warn",
+            )
+    if not args.size and args.align is None:
+        return Options()
+    shift = 0 if args.align is None else args.align % 4096
+    placements = tuple(Placement(size, shift) for size in args.size or SIZES)
+    return Options(lambda _driver: placements)
 
 
 def describe(driver: EpfTest) -> str:
@@ -103,8 +142,8 @@ def _observer(args: argparse.Namespace) -> Observer:
     """TAP where a program reads, a live table where a person does, JUnit besides if asked."""
     shown: list[Observer] = []
     if args.junit:
-        shown.append(observers.junit(args.junit))
+        shown.append(JUnit(args.junit))
     if not args.json:
         tap = args.tap or not sys.stdout.isatty()
-        shown.append(observers.tap(sys.stdout) if tap else observers.terminal())
-    return observers.combine(shown)
+        shown.append(Tap(sys.stdout) if tap else for_terminal(sys.stdout))
+    return Observers(*shown)

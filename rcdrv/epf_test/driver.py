@@ -12,10 +12,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from rcdrv import pci
-from rcdrv.epf_test.registers import BLOCK_SIZE, Caps, Command, Flags, IrqType, Reg, Status, decode
+from rcdrv.epf_test.registers import (
+    BLOCK_SIZE,
+    NO_BAR,
+    Caps,
+    Command,
+    Flags,
+    IrqType,
+    Reg,
+    Status,
+    decode,
+)
 from rcdrv.errors import UsageError
 from rcdrv.function import Function, Interrupts, IrqKind
-from rcdrv.mmio import barrier
+from rcdrv.mmio import Window, barrier
 from rcdrv.verdict import NotPassed, Reason, Verdict
 from rcdrv.wait import Deadline
 
@@ -79,11 +89,27 @@ class Answer:
         return self.answered and not self.command_left
 
 
+def _looks_like_registers(window: Window) -> bool:
+    """Whether an idle pci-epf-test could read like this; memory of zeros does not."""
+    caps = window.read32(Reg.CAPS)
+    known = 0
+    for bit in Caps:
+        known |= bit
+    return (
+        caps != 0
+        and not caps & ~known
+        and window.read32(Reg.COMMAND) == 0
+        and window.read32(Reg.IRQ_TYPE) <= IrqType.MSIX
+        and window.read32(Reg.DB_BAR) in (*range(6), NO_BAR)
+    )
+
+
 class EpfTest:
     """A pci-epf-test endpoint, seen from the root complex.
 
     :param function: the open function; it stays the caller's to close
-    :param reg_bar: where the test registers are; default: what the part's ID says, else BAR0
+    :param reg_bar: where the test registers are; default: what the part's ID says, else the
+        only BAR that looks like them, else BAR0
     :param irq: how to learn of answers
     :param timeout: seconds, the bound of every wait for the endpoint
     :param trace: called with a line for every register access
@@ -105,7 +131,7 @@ class EpfTest:
         self._trace = trace
         config = function.config
         self.part = pci.part_of(config.vendor_id, config.device_id)
-        self.reg_bar = self.part.reg_bar if reg_bar is None else reg_bar
+        self.reg_bar = self._find_registers() if reg_bar is None else reg_bar
         self._regs = function.bar(self.reg_bar)
         if self._regs.size < BLOCK_SIZE:
             raise UsageError(
@@ -122,6 +148,24 @@ class EpfTest:
         it ended with an exception."""
 
     # -- registers ----------------------------------------------------------------------------
+
+    def _find_registers(self) -> int:
+        """The BAR that the part's ID says; for an unknown part, the only one that looks like it.
+
+        Looking means four reads in each BAR and no write. BAR0 wins when it is among several.
+        """
+        bars = self.function.bars
+        if self.part is not pci.UNKNOWN_PART:
+            return self.part.reg_bar
+        candidates = [
+            bar.index
+            for bar in bars
+            if bar is not None
+            and bar.is_memory
+            and bar.size >= BLOCK_SIZE
+            and _looks_like_registers(self.function.bar(bar.index))
+        ]
+        return candidates[0] if len(candidates) == 1 else self.part.reg_bar
 
     def read(self, register: Reg) -> int:
         """One 32-bit read of a test register.

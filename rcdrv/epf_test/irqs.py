@@ -51,6 +51,18 @@ def vector_test(
     return f"{ready} vectors"
 
 
+def one_vector(choice: IrqChoice, number: int, driver: EpfTest) -> None:
+    """Raise one vector, numbered from 1.
+
+    :raises NotPassed: what came instead, or ``no-vectors``
+    """
+    driver.use_irq(choice)
+    ready = driver.arm(number)
+    if ready < number:
+        raise NotPassed(Reason.NO_VECTORS, f"only {ready} vectors are there, not {number}")
+    _raise(driver, choice, number - 1)
+
+
 def _raise(driver: EpfTest, choice: IrqChoice, vector: int) -> None:
     command = _COMMANDS[choice]
     answer = driver.command(command, vector=vector)

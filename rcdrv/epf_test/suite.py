@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Protocol
 
 from rcdrv.epf_test import bars, irqs, transfer
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Reg
-from rcdrv.epf_test.transfer import Direction
+from rcdrv.epf_test.transfer import Direction, Placement
 from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
+from rcdrv.report.observer import Observer
 from rcdrv.report.result import CaseName, CaseResult, Run
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
@@ -42,10 +42,8 @@ class Case:
 class Options:
     """What can be varied within the cases."""
 
-    sizes: tuple[int, ...] = transfer.SIZES
-    """Bytes of each transfer."""
-    align: int | None = None
-    """Alignment of the transfers' buffers; None: what the endpoint needs, at least a page."""
+    placements: Callable[[EpfTest], Sequence[Placement]] = lambda _driver: transfer.PLACEMENTS
+    """What the transfers move; default what the kselftest does."""
 
 
 def cases(options: Options = Options()) -> tuple[Case, ...]:
@@ -84,7 +82,7 @@ def cases(options: Options = Options()) -> tuple[Case, ...]:
     found += [Case(CaseName("pci_ep_basic", "", test), body, what) for test, body, what in basic]
     for variant, dma in (("memcpy", False), ("dma", True)):
         for direction in Direction:
-            body = partial(transfer.transfer_test, direction, dma, options.sizes, options.align)
+            body = partial(transfer.transfer_test, direction, dma, options.placements)
             found.append(
                 Case(
                     CaseName("pci_ep_data_transfer", variant, f"{direction.value}_TEST"),
@@ -106,6 +104,16 @@ def _with_announced_irq(body: Body, driver: EpfTest, progress: Progress) -> str:
     """Where the kselftest sets PCITEST_IRQ_TYPE_AUTO: back to what the user or CAPS says."""
     driver.use_irq(driver.irq_choice)
     return body(driver, progress)
+
+
+DESTRUCTIVE = {
+    "iommu-fault": Case(
+        CaseName("rcdrv_destructive", "", "IOMMU_FAULT_TEST"),
+        partial(_with_announced_irq, transfer.iommu_fault_test),
+        "transfers to an address that the IOMMU refuses",
+    ),
+}
+"""Cases that may upset an endpoint or its host; each runs only when it is asked for by name."""
 
 
 def _doorbell(driver: EpfTest, _progress: Progress) -> str:
@@ -160,16 +168,6 @@ def _enabled(name: CaseName, filters: Sequence[tuple[str, str]]) -> bool:
 
 
 # -- running -------------------------------------------------------------------------------------
-
-
-class Observer(Protocol):
-    """Who wants to see a run as it goes."""
-
-    def start(self, run: Run) -> None: ...
-    def case_started(self, name: CaseName) -> None: ...
-    def progress(self, name: CaseName, done: int, total: int, what: str) -> None: ...
-    def case_finished(self, result: CaseResult) -> None: ...
-    def finish(self, run: Run) -> None: ...
 
 
 def run_cases(

@@ -29,6 +29,8 @@ ADDRESS_BITS = 48
 LARGEST = 4 << 20
 """Bytes; above it the endpoint's kernel warns of its allocation, and panics with panic_on_warn."""
 
+_PAGE = 4096
+
 _SLOWEST = 1_000_000.0  # bytes a second that a transfer gets at the least
 
 
@@ -67,50 +69,79 @@ def default_align(driver: EpfTest) -> int:
     return 1 if driver.caps & Caps.UNALIGNED_ACCESS else driver.part.align
 
 
+@dataclass(frozen=True)
+class Placement:
+    """How much to transfer, and where the buffers begin."""
+
+    size: int
+    """Bytes."""
+    shift: int = 0
+    """Bytes from a page boundary (or from a multiple of the part's alignment) to SRC and DST."""
+
+
+PLACEMENTS = tuple(Placement(size) for size in SIZES)
+
+
+def around_pages(align: int) -> tuple[Placement, ...]:
+    """Buffers that begin or end just before, at and behind a 4 KiB boundary, one page or two long.
+
+    :param align: what the endpoint needs; placements that it cannot do are left out
+    """
+    edges = range(-4, 5)
+    sizes = {1, 2, 3, 4, 7, 8} | {pages * _PAGE + edge for pages in (1, 2) for edge in edges}
+    shifts = {edge % _PAGE for edge in edges}
+    return tuple(
+        Placement(size, shift)
+        for size in sorted(sizes)
+        for shift in sorted(shifts)
+        if shift % align == 0
+    )
+
+
 def transfer_test(
     direction: Direction,
     dma: bool,
-    sizes: Sequence[int],
-    align: int | None,
+    placements: Callable[[EpfTest], Sequence[Placement]],
     driver: EpfTest,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> str:
-    """One transfer of each size; every byte is compared.
+    """One transfer of each placement; every byte is compared, also those beside the buffer.
 
     :param dma: let the endpoint use its DMA engine
-    :param align: put the buffers at addresses that are a multiple of this and of no larger
-        power of two; default: page aligned, or more where the part needs it
+    :param placements: what to transfer, for this endpoint
     :returns: the rate of the largest transfer
     :raises NotPassed: what went wrong first, with the size it went wrong at
     :raises UsageError: a size that could harm the endpoint, or an alignment that it cannot do
     """
-    rate = ""
-    for done, size in enumerate(sizes):
-        answer = _transfer(driver, direction, size, dma, align)
-        if answer.latency_ns and size == max(sizes):
-            rate = f"{size} bytes at {size / answer.latency_ns * 1e3:.1f} MB/s"
-        progress(done + 1, len(sizes))
-    return rate
+    chosen = placements(driver)
+    largest = max(placement.size for placement in chosen)
+    best = 0.0
+    for done, placement in enumerate(chosen):
+        answer = _transfer(driver, direction, placement, dma)
+        if answer.latency_ns and placement.size == largest:
+            best = max(best, largest / answer.latency_ns * 1e3)
+        progress(done + 1, len(chosen))
+    count = f"{len(chosen)} transfers, " if len(chosen) != len(SIZES) else ""
+    return f"{count}{largest} bytes at {best:.1f} MB/s"
 
 
-def _transfer(
-    driver: EpfTest, direction: Direction, size: int, dma: bool, align: int | None
-) -> Answer:
+def _transfer(driver: EpfTest, direction: Direction, placement: Placement, dma: bool) -> Answer:
+    size, shift = placement.size, placement.shift
     if not 0 < size <= LARGEST:
         raise UsageError(
             f"a transfer of {size} bytes is not 1 to {LARGEST}",
             hint="the endpoint allocates that much at once",
         )
     needed = default_align(driver)
-    if align is not None and align % needed:
-        raise UsageError(f"this endpoint needs buffers aligned to {needed}, not {align}")
-    # At an address of just this alignment: as far from the next page as it is wide.
-    shift = align % 4096 if align is not None else 0
+    if shift % needed:
+        raise UsageError(
+            f"this endpoint needs SRC and DST at multiples of {needed}, not {shift:#x} behind one"
+        )
     function = driver.function
     room = size + shift
     with (
-        function.dma_buffer(room, align=max(needed, 4096), address_bits=ADDRESS_BITS) as source,
-        function.dma_buffer(room, align=max(needed, 4096), address_bits=ADDRESS_BITS) as target,
+        function.dma_buffer(room, align=max(needed, _PAGE), address_bits=ADDRESS_BITS) as source,
+        function.dma_buffer(room, align=max(needed, _PAGE), address_bits=ADDRESS_BITS) as target,
     ):
         data = os.urandom(size)
         source.memory[shift : shift + size] = data
@@ -125,7 +156,7 @@ def _transfer(
             timeout=driver.timeout + size / _SLOWEST,
         )
         barrier()
-        what = f"{direction.value} of {size} bytes"
+        what = f"{direction.value} of {size} bytes" + (f" at +{shift:#x}" if shift else "")
         _check_answer(driver, direction, answer, what, dma)
         got = bytes(target.memory[shift : shift + size])
         outside = bytes(target.memory[:shift]) + bytes(target.memory[shift + size :])
@@ -138,6 +169,42 @@ def _transfer(
     if outside.strip(b"\0"):
         raise _mismatch(f"{what}: the endpoint wrote outside of the buffer")
     return answer
+
+
+def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
+    """Point the endpoint at a bus address that this host's IOMMU refuses, both ways.
+
+    What a good endpoint does: a read fails, as the data cannot be right, and a write, which is
+    posted, succeeds for all it knows. On some parts worse happens, so this runs by name only.
+
+    :raises NotPassed: what came instead; also when ordinary transfers fail afterwards
+    """
+    with driver.function.dma_buffer(_PAGE, address_bits=ADDRESS_BITS) as buffer:
+        unmapped = buffer.iova
+    outcomes = []
+    for direction, low, expected in (
+        (Direction.WRITE, Reg.SRC_ADDR_LOW, Status.READ_FAIL),
+        (Direction.READ, Reg.DST_ADDR_LOW, Status.WRITE_SUCCESS | Status.WRITE_FAIL),
+    ):
+        driver.write(low, unmapped & 0xFFFFFFFF)
+        driver.write(Reg(low + 4), unmapped >> 32)
+        driver.write(Reg.SIZE, 1024)
+        # The CRC of neither zeros nor ones, which is what a refused read may deliver.
+        driver.write(Reg.CHECKSUM, 0x12345678)
+        answer = driver.command(_KINDS[direction].command)
+        what = f"{direction.value} at the unmapped address {unmapped:#x}"
+        if answer.good and not answer.irq_lost and answer.status & expected:
+            outcomes.append(f"{direction.value} {(answer.status & expected).name}")
+        else:
+            _check_answer(driver, direction, answer, what, dma=False)
+            raise NotPassed(
+                Reason.WRONG_STATUS,
+                f"{what} succeeded: nothing refused it",
+                hint="is the IOMMU in passthrough mode (iommu=pt), or does it translate others?",
+            )
+    for direction in Direction:
+        _transfer(driver, direction, Placement(1024), dma=False)
+    return ", ".join(outcomes)
 
 
 def _point(driver: EpfTest, low: Reg, buffer: DmaBuffer, shift: int) -> None:

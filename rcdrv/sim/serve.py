@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from rcdrv.errors import UsageError
+from rcdrv.function import allow_descriptors
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.endpoint import Endpoint
 from rcdrv.sim.layout import Layout
@@ -37,6 +38,7 @@ def serve(
     """
     if (path is None) == (fd < 0):
         raise UsageError("serve a socket path or a connected socket: one of the two")
+    allow_descriptors(layout.msi + layout.msix)
     with contextlib.ExitStack() as stack:
         endpoint = Endpoint(layout, stack.enter_context(_open_log(access_log)))
         stack.callback(endpoint.close)
