@@ -31,6 +31,7 @@ _BUG = 70  # EX_SOFTWARE of sysexits.h: none of the statuses that say something 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status (see :mod:`rcdrv.errors`)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    args = argparse.Namespace(json=False)
     cancel = Cancel()
     with cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         try:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = int(import_module(f"rcdrv.cli.{args.command}").run(args, cancel))
             sys.stdout.flush()
         except RcdrvError as error:
-            print_error(error)
+            report_error(args, error)
             status = exit_status(error, cancel)
         except BrokenPipeError:
             # Who read our output is gone, and has seen enough. Nothing more can be said there.
@@ -61,6 +62,16 @@ def exit_status(error: RcdrvError, cancel: Cancel) -> int:
     if isinstance(error, Interrupted) and cancel.signal:
         return 128 + cancel.signal
     return error.exit_status
+
+
+def report_error(args: argparse.Namespace, error: RcdrvError) -> None:
+    """Say what went wrong in the form that was asked for."""
+    if args.json:
+        from rcdrv.cli.common import error_document, print_json
+
+        print_json(error_document(args.device, error))
+    else:
+        print_error(error)
 
 
 def print_error(error: RcdrvError) -> None:

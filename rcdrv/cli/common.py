@@ -10,7 +10,9 @@ from typing import Any
 
 from rcdrv.address import open_function
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.errors import DeviceLost, HostError, Interrupted, RcdrvError
 from rcdrv.function import Function
+from rcdrv.verdict import NotPassed, Reason, Verdict
 from rcdrv.wait import Cancel
 
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -147,3 +149,30 @@ def size_text(size: int) -> str:
         if size >= scale and size % scale == 0:
             return f"{size // scale} {unit}"
     return f"{size} B"
+
+
+def classify(finding: RcdrvError | None) -> tuple[Verdict, Reason | None]:
+    """Verdict and reason of what a run came to."""
+    if finding is None:
+        return Verdict.PASS, None
+    if isinstance(finding, NotPassed):
+        return finding.verdict, finding.reason
+    if isinstance(finding, DeviceLost):
+        return Verdict.LOST, Reason.DEVICE_LOST
+    if isinstance(finding, HostError):
+        return Verdict.ERROR, Reason.HOST
+    if isinstance(finding, Interrupted):
+        return Verdict.ERROR, Reason.INTERRUPTED
+    return Verdict.ERROR, Reason.USAGE
+
+
+def error_document(device: str | None, error: RcdrvError) -> dict[str, Any]:
+    """What --json prints where a command ends with an error before it has a document."""
+    verdict, reason = classify(error)
+    return {
+        "device": device,
+        "verdict": verdict.value,
+        "reason": None if reason is None else reason.value,
+        "message": error.message,
+        "hint": error.hint,
+    }

@@ -13,6 +13,7 @@ from typing import Any
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import (
     bar_number,
+    classify,
     drive,
     number,
     open_endpoint,
@@ -23,9 +24,9 @@ from rcdrv.cli.common import (
 from rcdrv.epf_test.doorbell import Location
 from rcdrv.epf_test.registers import bit_names
 from rcdrv.epf_test.ring import Ring, RingPlan, RingReport, RingRun, ring_blind
-from rcdrv.errors import DeviceLost, HostError, Interrupted, RcdrvError, UsageError
+from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
-from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.verdict import NotPassed, Verdict
 from rcdrv.wait import Cancel
 
 
@@ -232,21 +233,6 @@ def summary_line(report: RingReport) -> str:
         average = sum(latencies) / len(latencies)
         line += f", min/avg/max {min(latencies):.1f}/{average:.1f}/{max(latencies):.1f} us"
     return line
-
-
-def classify(finding: RcdrvError | None) -> tuple[Verdict, Reason | None]:
-    """Verdict and reason of what a run came to."""
-    if finding is None:
-        return Verdict.PASS, None
-    if isinstance(finding, NotPassed):
-        return finding.verdict, finding.reason
-    if isinstance(finding, DeviceLost):
-        return Verdict.LOST, Reason.DEVICE_LOST
-    if isinstance(finding, HostError):
-        return Verdict.ERROR, Reason.HOST
-    if isinstance(finding, Interrupted):
-        return Verdict.ERROR, Reason.INTERRUPTED
-    return Verdict.ERROR, Reason.USAGE
 
 
 def _rank(status: int) -> int:

@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import drive, number, open_endpoint, print_json
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.suite import DESTRUCTIVE, Options, cases, run_cases, select
 from rcdrv.epf_test.transfer import LARGEST, SIZES, Placement, around_pages, default_align
-from rcdrv.errors import DeviceLost, UsageError
+from rcdrv.errors import DeviceLost, RcdrvError, UsageError
 from rcdrv.host import aer
 from rcdrv.report.document import to_document
 from rcdrv.report.junit import JUnit
@@ -94,16 +95,14 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     with open_endpoint(args, cancel) as function:
         driver = drive(args, function)
         result = Run(function.address, describe(driver))
-        run_cases(
-            driver,
-            chosen,
-            result,
-            _observer(args),
-            counters=partial(aer.counters, function.address),
-            risen=aer.risen,
-        )
-    if args.json:
-        print_json(to_document(result))
+        observer = _observer(args)
+        counters = partial(aer.counters, function.address)
+        try:
+            run_cases(driver, chosen, result, observer, counters=counters, risen=aer.risen)
+        except RcdrvError as error:
+            # The report is out, with the cases that were not run; all that is left to say is why.
+            print_error(error)
+            return exit_status(error, cancel)
     if result.count(Verdict.LOST):
         return DeviceLost.exit_status
     return 1 if result.failed else 0
@@ -138,12 +137,22 @@ def describe(driver: EpfTest) -> str:
     )
 
 
+class _Json(Observer):
+    """One document at the end, also when the run is stopped."""
+
+    def finish(self, run: Run) -> None:
+        print_json(to_document(run))
+
+
 def _observer(args: argparse.Namespace) -> Observer:
     """TAP where a program reads, a live table where a person does, JUnit besides if asked."""
     shown: list[Observer] = []
     if args.junit:
         shown.append(JUnit(args.junit))
-    if not args.json:
-        tap = args.tap or not sys.stdout.isatty()
-        shown.append(Tap(sys.stdout) if tap else for_terminal(sys.stdout))
+    if args.json:
+        shown.append(_Json())
+    elif args.tap or not sys.stdout.isatty():
+        shown.append(Tap(sys.stdout))
+    else:
+        shown.append(for_terminal(sys.stdout))
     return Observers(*shown)

@@ -187,32 +187,34 @@ def run_cases(
     """
     run.planned = tuple(case.name for case in chosen)
     observer.start(run)
-    _free_stale_doorbell(driver)
-    lost: DeviceLost | None = None
-    for case in chosen:
-        observer.case_started(case.name)
-        before = counters()
-        begun = time.monotonic()
-        if lost is None:
-            verdict, reason, message, hint, lost = _run_one(driver, case, observer)
-        else:
-            verdict, reason = Verdict.LOST, Reason.DEVICE_LOST
-            message, hint = "the device was lost before", lost.hint
-        passed = verdict in (Verdict.PASS, Verdict.SKIP)
-        result = CaseResult(
-            case.name,
-            verdict,
-            reason,
-            message,
-            "" if passed else hint,
-            () if passed else tuple(risen(before, counters())),
-            time.monotonic() - begun,
-        )
-        run.results.append(result)
-        observer.case_finished(result)
-        if reason in (Reason.SILENT, Reason.STUCK_COMMAND):
-            _unwedge(driver)
-    observer.finish(run)
+    try:
+        _free_stale_doorbell(driver)
+        lost: DeviceLost | None = None
+        for case in chosen:
+            observer.case_started(case.name)
+            before = counters()
+            begun = time.monotonic()
+            if lost is None:
+                verdict, reason, message, hint, lost = _run_one(driver, case, observer)
+            else:
+                verdict, reason = Verdict.LOST, Reason.DEVICE_LOST
+                message, hint = "the device was lost before", lost.hint
+            passed = verdict in (Verdict.PASS, Verdict.SKIP)
+            result = CaseResult(
+                case.name,
+                verdict,
+                reason,
+                message,
+                "" if passed else hint,
+                () if passed else tuple(risen(before, counters())),
+                time.monotonic() - begun,
+            )
+            run.results.append(result)
+            observer.case_finished(result)
+            if reason in (Reason.SILENT, Reason.STUCK_COMMAND):
+                _unwedge(driver)
+    finally:
+        observer.finish(run)
     return run
 
 

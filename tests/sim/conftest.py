@@ -53,7 +53,7 @@ def finish(process: subprocess.Popen[str]) -> Result:
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
-        pytest.fail(f"hangs: {process.args}\n{out}\n{err}")
+        pytest.fail(f"hangs: {process.args!r}\n{out}\n{err}")
     assert "Traceback" not in err, err
     assert "bug in rcdrv" not in err, err
     return Result(process.returncode, out, err)

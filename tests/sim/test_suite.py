@@ -1,0 +1,331 @@
+"""`rcdrv test` on software endpoints: every preset's verdicts, and every fault caught."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from rcdrv.sim.faults import FAULTS
+from tests.sim.conftest import Endpoint, Result, finish, rcdrv, start
+
+# What is neither passed, by preset: {case: (verdict, reason)}. From docs/fidelity.md, where the
+# kernel's own driver says the same.
+MSIX = {"pci_ep_basic.MSIX_TEST": ("skip", "no-vectors")}
+NO_INTX = {"pci_ep_basic.LEGACY_IRQ_TEST": ("fail", "irq-lost")}
+SLAVE_DMA = {"pci_ep_data_transfer.dma.COPY_TEST": ("fail", "transfer-failed")}
+NO_DMA = {
+    f"pci_ep_data_transfer.dma.{test}_TEST": ("fail", "silent")
+    for test in ("READ", "WRITE", "COPY")
+}
+
+
+def bars(reason: str, *indexes: int) -> dict[str, tuple[str, str]]:
+    """Both BAR cases skipped."""
+    return {
+        f"pci_ep_bar.BAR{index}.{test}": ("skip", reason)
+        for index in indexes
+        for test in ("BAR_TEST", "BAR_SUBRANGE_TEST")
+    }
+
+
+def subrange(verdict: str, reason: str, *indexes: int) -> dict[str, tuple[str, str]]:
+    return {f"pci_ep_bar.BAR{index}.BAR_SUBRANGE_TEST": (verdict, reason) for index in indexes}
+
+
+def doorbell(verdict: str, reason: str) -> dict[str, tuple[str, str]]:
+    return {"pcie_ep_doorbell.DOORBELL_TEST": (verdict, reason)}
+
+
+EXPECTED: dict[str, dict[str, tuple[str, str]]] = {
+    "rk3588": {
+        **subrange("skip", "register-bar", 0),
+        **bars("bar-reserved", 4),
+        **MSIX,
+        **NO_INTX,
+        **SLAVE_DMA,
+    },
+    "rcar-s4": {
+        **subrange("skip", "register-bar", 0),
+        **bars("bar-disabled", 1, 3, 5),
+        **subrange("fail", "subrange-failed", 4),
+        **MSIX,
+        **NO_INTX,
+        **SLAVE_DMA,
+    },
+    "imx95": {**subrange("skip", "register-bar", 0), **MSIX, **NO_INTX, **SLAVE_DMA},
+    "imx8m": {
+        **subrange("skip", "register-bar", 0),
+        **bars("bar-disabled", 1, 3, 5),
+        **subrange("fail", "subrange-failed", 4),
+        **MSIX,
+        **NO_INTX,
+        **SLAVE_DMA,
+    },
+    "am654": {
+        **bars("bar-reserved", 0, 1),
+        **subrange("skip", "register-bar", 2),
+        **subrange("fail", "subrange-failed", 3, 4),
+        **MSIX,
+        **NO_DMA,
+        **doorbell("fail", "enable-failed"),
+    },
+    "tegra194": {
+        **subrange("skip", "register-bar", 0),
+        **bars("bar-disabled", 1, 3, 5),
+        **bars("bar-reserved", 2, 4),
+        **MSIX,
+        **NO_DMA,
+        **doorbell("fail", "enable-failed"),
+    },
+    "j721e": {
+        **subrange("skip", "no-caps", 0, 1, 2, 3, 4, 5),
+        **MSIX,
+        **NO_DMA,
+        **doorbell("skip", "no-caps"),
+    },
+    "generic": {**subrange("skip", "register-bar", 0), **MSIX},
+}
+
+
+def verdicts(result: Result) -> dict[str, tuple[str, str]]:
+    """{case: (verdict, reason)} of those that did not pass."""
+    return {
+        one["name"]: (one["verdict"], one["reason"])
+        for one in result.document["results"]
+        if one["verdict"] != "pass"
+    }
+
+
+def suite(spec: str, *arguments: str) -> Result:
+    return rcdrv("test", "--device", f"sim:{spec}", *arguments)
+
+
+@pytest.mark.parametrize("preset", EXPECTED)
+def test_every_preset_has_its_verdicts(preset: str) -> None:
+    result = suite(preset, "--timeout", "0.5", "--json")
+    assert len(result.document["results"]) == 23
+    assert verdicts(result) == EXPECTED[preset]
+    failed = any(verdict == "fail" for verdict, _ in EXPECTED[preset].values())
+    assert result.status == (1 if failed else 0)
+
+
+def test_all_vectors_of_a_large_msix_table() -> None:
+    result = suite("generic,msix=2048", "MSIX_TEST", "--json")
+    assert result.status == 0
+    assert result.document["results"][0]["message"] == "2048 vectors"
+
+
+def test_fewer_vectors_are_tested_and_counted() -> None:
+    result = suite("generic,msi=4", "MSI_TEST", "--json")
+    (only,) = result.document["results"]
+    assert (only["verdict"], only["reason"]) == ("skip", "no-vectors")
+    assert "MSI5" in only["message"]
+    assert "all 4 before it passed" in only["message"]
+
+
+def test_an_older_endpoint_that_announces_nothing() -> None:
+    result = suite("generic,caps=0", "--json")
+    assert result.status == 0, result
+    assert verdicts(result) == {
+        **subrange("skip", "no-caps", 0, 1, 2, 3, 4, 5),
+        **MSIX,
+        **doorbell("skip", "no-caps"),
+    }
+
+
+def test_registers_of_an_unknown_part_are_found() -> None:
+    assert suite("am654,vendor=0x1234", "MSI_TEST").status == 0
+
+
+# Which case has to catch a fault that concerns only some of them.
+CATCHES = {
+    "bad-data": "pci_ep_data_transfer.memcpy.READ_TEST",
+    "bad-checksum": "pci_ep_data_transfer.memcpy.WRITE_TEST",
+    "src-invalid": "pci_ep_data_transfer.memcpy.COPY_TEST",
+    "dst-invalid": "pci_ep_data_transfer.memcpy.READ_TEST",
+    "dma-hangs": "pci_ep_data_transfer.dma.READ_TEST",
+    "bar-alias": "pci_ep_basic.CONSECUTIVE_BAR_TEST",
+    "subrange-straight": "pci_ep_bar.BAR1.BAR_SUBRANGE_TEST",
+    "irq-wrong-vector": "pci_ep_basic.MSI_TEST",
+    "wrong-bar": "pcie_ep_doorbell.DOORBELL_TEST",
+    "doorbell-dead": "pcie_ep_doorbell.DOORBELL_TEST",
+}
+# An endpoint may have these: slow is within the time-out, no-resource is a skip in the kselftest.
+# DB_OFFSET is read once, so that it may change behind that.
+HARMLESS = {"slow", "no-resource", "offset-changes"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_caught_and_none_hangs_the_run(fault: str) -> None:
+    result = suite(f"generic,fault={fault}", "--timeout", "0.3", "--json")
+    if fault == "cap-loop":  # no case needs the list; the command that walks it says so
+        assert rcdrv("info", "--device", f"sim:generic,fault={fault}").status == 1
+        return
+    document = result.document
+    caught = {
+        name: found for name, found in verdicts(result).items() if found[0] not in ("pass", "skip")
+    }
+    assert len(document["results"]) + len(document["not_run"]) == 23
+    if fault in HARMLESS:
+        assert not caught
+        return
+    assert caught, "nobody noticed"
+    assert result.status == (5 if fault == "vanish" else 1)
+    if fault in CATCHES:
+        assert CATCHES[fault] in caught
+
+
+def test_a_wedged_endpoint_does_not_stop_the_rest() -> None:
+    """The DMA engine hangs, which takes the endpoint's command handler with it."""
+    result = suite("generic,fault=dma-hangs", "--timeout", "0.3", "--json")
+    document = result.document
+    assert len(document["results"]) == 23
+    passed = [one["name"] for one in document["results"] if one["verdict"] == "pass"]
+    assert "pci_ep_data_transfer.memcpy.COPY_TEST" in passed
+
+
+def test_boundaries_move_every_byte() -> None:
+    result = suite("generic", "--boundaries", "-f", "pci_ep_data_transfer", "--json")
+    assert result.status == 0
+    assert len(result.document["results"]) == 6
+    aligned = suite("j721e", "--boundaries", "-v", "memcpy", "--json")
+    assert aligned.status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        (["-f", "pci_ep_bar"], 12),
+        (["-v", "BAR4"], 2),
+        (["-t", "BAR_TEST", "-T", "DOORBELL_TEST"], 6),
+        (["-T", "BAR_SUBRANGE_TEST", "-f", "pci_ep_bar"], 6),
+        (["-F", "pci_ep_data_transfer"], 17),
+        (["-r", "pci_ep_bar.BAR4.BAR_TEST", "-r", "pci_ep_basic.MSI_TEST"], 2),
+        (["BAR4"], 2),
+        (["pci_ep_bar.BAR?.BAR_TEST"], 6),
+        (["DOORBELL_TEST", "MSI_TEST"], 2),
+    ],
+)
+def test_selection(arguments: list[str], count: int) -> None:
+    assert len(suite("generic", "--json", *arguments).document["results"]) == count
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["NO_SUCH_TEST"],
+        ["-t", "NO_SUCH_TEST"],
+        ["--size", "0"],
+        ["--size", "5M"],
+        ["--align", "3"],
+        ["--boundaries", "--size", "4"],
+        ["--destructive", "everything"],
+    ],
+)
+def test_bad_selections_are_usage_errors(arguments: list[str]) -> None:
+    assert suite("generic", *arguments).status == 2
+
+
+def test_the_list_names_every_test_without_a_device() -> None:
+    result = rcdrv("test", "-l")
+    assert result.status == 0
+    for name in ("pci_ep_bar", "BAR5", "CONSECUTIVE_BAR_TEST", "memcpy", "DOORBELL_TEST"):
+        assert name in result.out
+
+
+def test_an_address_that_the_iommu_refuses() -> None:
+    result = suite("generic", "--destructive", "iommu-fault", "IOMMU_FAULT_TEST", "--json")
+    assert result.status == 0, result
+    assert result.document["results"][0]["message"] == "WRITE READ_FAIL, READ WRITE_SUCCESS"
+    window = suite(
+        *("generic,fault=src-invalid", "--destructive", "iommu-fault", "IOMMU_FAULT_TEST"), "--json"
+    )
+    assert verdicts(window) == {"rcdrv_destructive.IOMMU_FAULT_TEST": ("fail", "address-invalid")}
+
+
+def test_tap_and_junit_together(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    result = suite("rk3588", "--tap", "--junit", str(report))
+    assert result.status == 1
+    lines = result.out.splitlines()
+    assert lines[:2] == ["TAP version 13", "1..23"]
+    assert lines[-1] == "# Totals: pass:17 fail:2 xfail:0 xpass:0 skip:4 error:0"
+    root = ElementTree.parse(report).getroot()
+    cases = list(root.iter("testcase"))
+    assert len(cases) == 23
+    assert len(list(root.iter("failure"))) == 2
+    assert len(list(root.iter("skipped"))) == 4
+
+
+def test_pcitest_options() -> None:
+    result = rcdrv(
+        *("pcitest", "-D", "sim:generic", "-b", "1", "-i", "1", "-l", "-m", "3", "-x", "5"),
+        *("-w", "-r", "-c", "-s", "4097"),
+    )
+    assert result.status == 0
+    assert result.out.count("OKAY") == 8
+    assert "NOT OKAY" not in result.out
+    assert "READ (   4097 bytes):\t\tOKAY" in result.out
+    failed = rcdrv("pcitest", "-D", "sim:rk3588", "-c", "-d")
+    assert failed.status == 1
+    assert "COPY ( 102400 bytes):\t\tNOT OKAY" in failed.out
+
+
+def test_a_signal_ends_the_run_with_its_report(
+    endpoint: Callable[..., Endpoint], tmp_path: Path
+) -> None:
+    board = endpoint("generic,fault=slow=200")
+    report = tmp_path / "report.xml"
+    run = start("test", "--junit", str(report), "--device", board.address)
+    assert run.stdout is not None
+    while "MSI_TEST" not in run.stdout.readline():
+        pass
+    run.send_signal(signal.SIGINT)
+    result = finish(run)
+    assert result.status == 130
+    assert "# Totals:" in result.out
+    assert len(list(ElementTree.parse(report).getroot().iter("testcase"))) == 23
+
+
+def test_no_mapping_is_left_behind(endpoint: Callable[..., Endpoint]) -> None:
+    board = endpoint("generic", "--set", "trap=sparse")
+
+    def state() -> tuple[int, int]:
+        process = Path(f"/proc/{board.process.pid}")
+        return len(list((process / "fd").iterdir())), (process / "maps").read_text().count(
+            "rcdrv-dma"
+        )
+
+    before = state()
+    for arguments in ([], ["-f", "pci_ep_data_transfer", "--boundaries"]):
+        assert rcdrv("test", "--device", board.address, *arguments).status == 0
+        assert state() == before
+
+
+def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
+    script = tmp_path / "typescript"
+    run: subprocess.CompletedProcess[Any] = subprocess.run(
+        [
+            *(
+                "script",
+                "-qec",
+                "python3 -m rcdrv test -d sim:generic".replace(" -d ", " --device "),
+            ),
+            str(script),
+        ],
+        capture_output=True,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+        timeout=60,
+        check=False,
+    )
+    text = script.read_text()
+    assert run.returncode == 0, text
+    assert "TAP version" not in text
+    assert "DOORBELL_TEST" in text
