@@ -1,0 +1,50 @@
+"""A run as one JSON document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rcdrv.report.result import CaseResult, Run
+from rcdrv.report.summary import not_run, overall, totals
+
+
+def to_document(run: Run) -> dict[str, Any]:
+    """The document, of plain JSON types. Its keys are stable; new ones may come.
+
+    ``device``, ``description``
+        The endpoint: its address as the user named it, and what it is.
+    ``results``
+        A list, in the order of the run. ``name`` is the full name, ``fixture``, ``variant`` (or
+        ``""``) and ``test`` its parts. ``verdict``; ``reason`` (null when it passed);
+        ``message``, ``hint`` (may be ``""``); ``diagnostics``, a list of lines; ``seconds``.
+    ``not_run``
+        The full names of the cases that were planned but not reached; empty when all ran.
+    ``totals``
+        How many results are ``pass``, ``fail``, ``skip``, ``lost`` and ``error``.
+    ``verdict``
+        ``pass`` if no case failed and all ran; otherwise the worst of it: ``lost``, then
+        ``error`` (also when cases were not run), then ``fail``.
+    """
+    return {
+        "device": run.device,
+        "description": run.description,
+        "results": [_result(result) for result in run.results],
+        "not_run": [str(name) for name in not_run(run)],
+        "totals": {verdict.value: count for verdict, count in totals(run).items()},
+        "verdict": overall(run).value,
+    }
+
+
+def _result(result: CaseResult) -> dict[str, Any]:
+    return {
+        "name": str(result.name),
+        "fixture": result.name.fixture,
+        "variant": result.name.variant,
+        "test": result.name.test,
+        "verdict": result.verdict.value,
+        "reason": result.reason.value if result.reason else None,
+        "message": result.message,
+        "hint": result.hint,
+        "diagnostics": list(result.diagnostics),
+        "seconds": result.seconds,
+    }

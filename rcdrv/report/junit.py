@@ -1,0 +1,128 @@
+"""JUnit XML, for the test views of CI systems."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from rcdrv.errors import HostError
+from rcdrv.report.observer import Observer
+from rcdrv.report.result import CaseName, CaseResult, Run
+from rcdrv.report.summary import not_run
+from rcdrv.verdict import Verdict
+
+_OUTCOME = {
+    Verdict.FAIL: "failure",
+    Verdict.SKIP: "skipped",
+    Verdict.LOST: "error",
+    Verdict.ERROR: "error",
+}
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 cannot hold in any spelling, and the control characters that it could."""
+
+
+class JUnit(Observer):
+    """Writes the report to a file, as a whole or not at all.
+
+    It is written at the start already, with every case as not run: so a path that cannot be
+    written is known before the tests have taken their time, and a run that is killed leaves a
+    report that says so.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # A pipe or /dev/stdout takes one report, and cannot be replaced by a file.
+        self._once = path.exists() and not path.is_file()
+
+    def start(self, run: Run) -> None:
+        if not self._once:
+            self._write(run)
+
+    def finish(self, run: Run) -> None:
+        self._write(run)
+
+    def _write(self, run: Run) -> None:
+        report = to_junit(run)
+        try:
+            if self._once:
+                self._path.write_bytes(report)
+            else:
+                _replace(self._path.resolve(), report)
+        except OSError as error:
+            raise HostError(
+                f"cannot write {self._path}: {error.strerror}",
+                hint="--junit names a file in a directory that you may write to",
+            ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def to_junit(run: Run) -> bytes:
+    """The report of a run: one test suite; cases that were not run are errors in it."""
+    missing = not_run(run)
+    count = run.count
+    root = ET.Element("testsuites")
+    suite = _add(
+        root,
+        "testsuite",
+        name="rcdrv",
+        tests=str(len(run.results) + len(missing)),
+        failures=str(count(Verdict.FAIL)),
+        errors=str(count(Verdict.LOST, Verdict.ERROR) + len(missing)),
+        skipped=str(count(Verdict.SKIP)),
+        time=_time(sum(result.seconds for result in run.results)),
+    )
+    properties = _add(suite, "properties")
+    _add(properties, "property", name="device", value=run.device)
+    _add(properties, "property", name="description", value=run.description)
+    for result in run.results:
+        _add_result(suite, result)
+    for name in missing:
+        _add(_add_case(suite, name, 0.0), "error", type="not-run", message="not run")
+    ET.indent(root)
+    report: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+    return report + b"\n"
+
+
+def _add_result(suite: ET.Element, result: CaseResult) -> None:
+    case = _add_case(suite, result.name, result.seconds)
+    output = list(result.diagnostics)
+    if result.verdict is Verdict.PASS:
+        if result.message:
+            output.insert(0, result.message)
+    else:
+        kind = result.reason.value if result.reason else result.verdict.value
+        outcome = _add(case, _OUTCOME[result.verdict], type=kind, message=result.message)
+        outcome.text = _xml_text(result.hint)
+    if output:
+        _add(case, "system-out").text = _xml_text("\n".join(output))
+
+
+def _add_case(suite: ET.Element, name: CaseName, seconds: float) -> ET.Element:
+    classname = ".".join(part for part in (name.fixture, name.variant) if part)
+    return _add(suite, "testcase", classname=classname, name=name.test, time=_time(seconds))
+
+
+def _add(parent: ET.Element, tag: str, **attributes: str) -> ET.Element:
+    legal = {key: _xml_text(value) for key, value in attributes.items()}
+    return ET.SubElement(parent, tag, legal)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.6f}"
+
+
+def _xml_text(text: str) -> str:
+    return _NOT_XML.sub("", text)

@@ -1,0 +1,36 @@
+"""A run in numbers, and what it came to altogether."""
+
+from __future__ import annotations
+
+from rcdrv.report.result import CaseName, Run
+from rcdrv.verdict import Verdict
+
+CASE_VERDICTS = (Verdict.PASS, Verdict.FAIL, Verdict.SKIP, Verdict.LOST, Verdict.ERROR)
+"""What a case can come to, in the order in which reports count it."""
+
+
+def not_run(run: Run) -> tuple[CaseName, ...]:
+    """The cases that were planned and have no result: the run ended early."""
+    done = {result.name for result in run.results}
+    return tuple(name for name in run.planned if name not in done)
+
+
+def totals(run: Run) -> dict[Verdict, int]:
+    """How many cases came to each verdict."""
+    return {verdict: run.count(verdict) for verdict in CASE_VERDICTS}
+
+
+def overall(run: Run) -> Verdict:
+    """PASS if no case failed and none is missing; otherwise the worst of it.
+
+    A skipped case is no failure, as for the kernel's harness. A missing one is an ERROR: nothing
+    is known of it.
+    """
+    count = totals(run)
+    if count[Verdict.LOST]:
+        return Verdict.LOST
+    if count[Verdict.ERROR] or not_run(run):
+        return Verdict.ERROR
+    if count[Verdict.FAIL]:
+        return Verdict.FAIL
+    return Verdict.PASS

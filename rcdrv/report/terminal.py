@@ -1,0 +1,87 @@
+"""What a person sees: each case as it ends, and at the end what to look at next."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TextIO
+
+from rcdrv.report.observer import Observer
+from rcdrv.report.result import CaseResult, Run
+from rcdrv.report.summary import CASE_VERDICTS, not_run, totals
+from rcdrv.report.text import details, headline, one_line
+from rcdrv.verdict import Verdict
+
+Part = tuple[str, str]
+"""Some text and how it looks, in rich's words; ``""`` is as it is."""
+
+STYLES = {
+    Verdict.PASS: "green",
+    Verdict.FAIL: "bold red",
+    Verdict.SKIP: "yellow",
+    Verdict.LOST: "bold magenta",
+    Verdict.ERROR: "bold red",
+}
+
+MARK_WIDTH = max(len(verdict.value) for verdict in CASE_VERDICTS)
+
+
+def for_terminal(stream: TextIO) -> Observer:
+    """The live display if rich is installed, which a bare checkout need not have; else lines."""
+    if find_spec("rich") is None:
+        return Plain(stream)
+    from rcdrv.report.live import Live
+
+    return Live(stream)
+
+
+class Plain(Observer):
+    """Lines, and nothing that a terminal has to understand."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def start(self, run: Run) -> None:
+        self._print((one_line(run.device), "bold"), (f"  {one_line(run.description)}", ""))
+
+    def case_finished(self, result: CaseResult) -> None:
+        self._print(
+            (one_line(str(result.name)), ""),
+            (f"  {_seconds(result.seconds)}", "dim"),
+            (f"  {headline(result)}", ""),
+            mark=result.verdict,
+        )
+
+    def finish(self, run: Run) -> None:
+        self._print()
+        for result in run.results:
+            if result.verdict not in (Verdict.PASS, Verdict.SKIP):
+                self._print((one_line(str(result.name)), "bold"), mark=result.verdict)
+                for line in (headline(result), *details(result)):
+                    self._print((line, ""), indent=True)
+                self._print()
+        self._summary(run)
+
+    def _summary(self, run: Run) -> None:
+        """How many came to what."""
+        counts = ", ".join(f"{count} {what}" for what, count in tally(run).items())
+        spent = _seconds(sum(result.seconds for result in run.results))
+        self._print((f"{counts or 'no tests'} in {spent}", "bold"))
+
+    def _print(self, *parts: Part, mark: Verdict | None = None, indent: bool = False) -> None:
+        """A line; with a mark before it, or indented as if it had one."""
+        margin = " " * (MARK_WIDTH + 1) if indent else ""
+        if mark:
+            margin = f"{mark.value.upper():<{MARK_WIDTH}} "
+        self._stream.write(f"{margin}{''.join(text for text, _ in parts)}".rstrip() + "\n")
+        self._stream.flush()
+
+
+def tally(run: Run) -> dict[str, int]:
+    """How many cases came to what, without what none came to."""
+    counts = {verdict.value: count for verdict, count in totals(run).items()}
+    counts["not run"] = len(not_run(run))
+    return {what: count for what, count in counts.items() if count}
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}s"  # without a space, where a narrow terminal would break the line
