@@ -15,7 +15,6 @@ import sys
 
 from rcdrv.errors import HostError, UsageError
 from rcdrv.function import Device, Function
-from rcdrv.host import find
 from rcdrv.wait import Cancel
 
 _BDF = re.compile(r"(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
@@ -65,6 +64,8 @@ def default_address() -> str:
     named = os.environ.get("RCDRV_DEVICE")
     if named:
         return named
+    from rcdrv.host import find
+
     found = find.candidates()
     if len(found) == 1:
         return found[0].address

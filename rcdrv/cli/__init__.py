@@ -14,6 +14,7 @@ from rcdrv.errors import Interrupted, RcdrvError
 from rcdrv.wait import Cancel
 
 COMMANDS = {
+    "list": "list the functions of this host that may be endpoints",
     "ring": "ring the endpoint's doorbell and await the acknowledgement",
     "test": "run the cases of the kernel's pci_endpoint kselftest",
     "pcitest": "the options of the kernel's former pcitest program",

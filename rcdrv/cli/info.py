@@ -1,13 +1,24 @@
-"""Show the function: IDs, BARs, capabilities, interrupts, and how each BAR is reached."""
+"""Show the function: IDs, BARs, capabilities, interrupts, and how each BAR is reached.
+
+A function of this host that cannot be opened is shown as far as sysfs knows it, with what is in the
+way; the exit status is then 3.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from rcdrv import pci
-from rcdrv.cli.common import open_endpoint, print_json, size_text
+from rcdrv.address import default_address
+from rcdrv.cli import list as list_command
+from rcdrv.cli import print_error
+from rcdrv.cli.common import error_document, open_endpoint, print_json, size_text
+from rcdrv.errors import HostError, UsageError
 from rcdrv.function import Area, Function, IrqKind, RegionFlag
+from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.vfio.sysfs import canonical_bdf
 from rcdrv.wait import Cancel
 
 
@@ -16,13 +27,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    with open_endpoint(args, cancel) as function:
-        document = describe(function)
+    try:
+        with open_endpoint(args, cancel) as function:
+            document = {**describe(function), "host": _host(function.address)}
+    except HostError as error:
+        return _show_closed(args, error)
     if args.json:
         print_json(document)
     else:
         print_text(document)
     return 0
+
+
+def _host(address: str) -> dict[str, Any] | None:
+    """What sysfs says of a function of this host; None for one that is reached otherwise."""
+    try:
+        return list_command.describe(HostFunction(canonical_bdf(address), HostPaths()))
+    except (UsageError, HostError):
+        return None
+
+
+def _show_closed(args: argparse.Namespace, error: HostError) -> int:
+    """For a function that cannot be opened now."""
+    host = _host(args.device or default_address())
+    if host is None:
+        raise error
+    if args.json:
+        print_json({**error_document(host["address"], error), "host": host})
+        return error.exit_status
+    print(f"{host['address']}  {host['vendor_id']:04x}:{host['device_id']:04x}  {host['part']}")
+    print(f"class      {host['class']:#08x}")
+    for line in list_command.host_lines(host):
+        print(line)
+    sys.stdout.flush()
+    print_error(error)
+    return error.exit_status
 
 
 def describe(function: Function) -> dict[str, Any]:
@@ -126,7 +165,11 @@ def print_text(info: dict[str, Any]) -> None:
         )
     reset = info["reset"]
     how = "FLR" if reset["flr"] else "yes, without FLR" if reset["available"] else "none"
+    if info["host"]:
+        how += f" (the kernel's way: {' '.join(info['host']['reset_methods']) or 'none'})"
     print(f"reset      {how}")
+    if info["host"]:
+        print(f"host       {list_command.host_lines(info['host'])[0]}")
     print("IOVA       " + ", ".join(f"{a:#x}-{b:#x}" for a, b in info["iova_ranges"]))
     for cap in info["capabilities"]:
         print(f"[{cap['offset']:03x}]      {cap['name']}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rcdrv.host.find import SYSFS
+SYSFS = Path("/sys")
 
 _FILES = ("aer_dev_correctable", "aer_dev_nonfatal", "aer_dev_fatal")
 

@@ -1,0 +1,95 @@
+"""List the PCI functions of this host that may be endpoints: a known ID, the class of pci-epf-test
+(0xff00) or of pci-epf-vntb (0x0500), or bound to vfio-pci. Bridges are never listed: the root ports
+of some parts carry the ID that the part has as an endpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from rcdrv.cli.common import print_json, size_text
+from rcdrv.host import find
+from rcdrv.host.function import HostFunction
+from rcdrv.wait import Cancel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="every function that is no bridge")
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    del cancel  # nothing here waits
+    found = find.functions() if args.all else find.candidates()
+    if args.json:
+        print_json({"functions": [describe(function) for function in found]})
+        return 0
+    for function in found:
+        print(f"{function.address}  {function.vendor:04x}:{function.device:04x}  {_name(function)}")
+        for line in host_lines(describe(function)):
+            print(f"    {line}")
+    if not found:
+        print(
+            "rcdrv: no endpoint found on this host\n"
+            "hint: start it, then: rcdrv rescan PORT; rcdrv list --all shows every function",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def describe(function: HostFunction) -> dict[str, Any]:
+    """What the host knows of a function without opening it."""
+    link = function.link
+    return {
+        "address": function.address,
+        "vendor_id": function.vendor,
+        "device_id": function.device,
+        "part": function.part.name,
+        "class": function.class_code,
+        "driver": function.driver,
+        "iommu_group": function.group,
+        "group_members": [
+            {"address": address, "driver": driver} for address, driver in function.others_in_group
+        ],
+        "bars": [
+            {"bar": bar.index, "size": bar.size, "address": bar.address} for bar in function.bars
+        ],
+        "link": None
+        if link is None
+        else {
+            "speed_gts": link.speed,
+            "width": link.width,
+            "max_speed_gts": link.max_speed,
+            "max_width": link.max_width,
+        },
+        "reset_methods": list(function.reset_methods),
+        "power_state": function.text("power_state"),
+    }
+
+
+def host_lines(host: dict[str, Any]) -> list[str]:
+    """The same for a person."""
+    others = ", ".join(
+        f"{member['address']} ({member['driver'] or 'no driver'})"
+        for member in host["group_members"]
+    )
+    group = "no IOMMU group"
+    if host["iommu_group"] is not None:
+        group = f"IOMMU group {host['iommu_group']}" + (f" with {others}" if others else "")
+    lines = [f"{'driver ' + host['driver'] if host['driver'] else 'no driver'}, {group}"]
+    bars = [
+        f"BAR{bar['bar']} {size_text(bar['size'])}" + ("" if bar["address"] else " (not assigned)")
+        for bar in host["bars"]
+    ]
+    lines.append(", ".join(bars) or "no BARs")
+    if host["link"]:
+        link = host["link"]
+        state = f"{link['speed_gts']:g} GT/s x{link['width']}" if link["width"] else "down"
+        lines.append(f"link {state} (can do {link['max_speed_gts']:g} GT/s x{link['max_width']})")
+    lines.append(f"reset by {', '.join(host['reset_methods']) or 'nothing'}")
+    return lines
+
+
+def _name(function: HostFunction) -> str:
+    return f"{function.part.name}, class {function.class_code >> 8:04x}"

@@ -1,0 +1,233 @@
+"""A PCI function as sysfs shows it: what can be known of it without opening it.
+
+The files are those of Documentation/ABI/testing/sysfs-bus-pci. Whatever is missing, unreadable or
+makes no sense is None, 0 or empty: a function may go away at any moment, and endpoints do.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from rcdrv import pci
+from rcdrv.errors import HostError
+from rcdrv.vfio.sysfs import DRIVER, Paths, driver_of, group_members, holders
+
+_BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+# Drivers that leave the DMA of their IOMMU group to user space: those that VFIO itself brings, and
+# every other in Linux 7.3 with .driver_managed_dma (iommu_device_use_default_domain()).
+SHARING_DRIVERS = frozenset({DRIVER, "pci-stub", "pcieport"})
+
+# include/linux/ioport.h
+_IORESOURCE_IO = 0x100
+_IORESOURCE_MEM = 0x200
+_IORESOURCE_PREFETCH = 0x2000
+_IORESOURCE_MEM_64 = 0x100000
+_IORESOURCE_UNSET = 0x20000000
+
+
+@dataclass(frozen=True)
+class HostPaths(Paths):
+    """:class:`~rcdrv.vfio.sysfs.Paths`, and a place for notes that a reboot forgets."""
+
+    run: Path = Path("/run")
+
+
+@dataclass(frozen=True)
+class HostBar:
+    """One BAR, as the kernel has assigned it."""
+
+    index: int
+    size: int
+    address: int
+    """On the host's side; 0 when the kernel found no room for it."""
+    is_memory: bool
+    is_64bit: bool
+    prefetchable: bool
+
+
+@dataclass(frozen=True)
+class Link:
+    """A PCI Express link, seen from one of its ends."""
+
+    speed: float
+    """GT/s; 0 when it is down, or not known."""
+    width: int
+    max_speed: float
+    max_width: int
+
+    def __str__(self) -> str:
+        return f"{self.speed:g} GT/s x{self.width}" if self.speed and self.width else "down"
+
+    @property
+    def most(self) -> str:
+        return f"{self.max_speed:g} GT/s x{self.max_width}"
+
+
+class HostFunction:
+    """One PCI function of this host.
+
+    :raises HostError: there is none at this address
+    """
+
+    def __init__(self, address: str, paths: Paths) -> None:
+        self.address = address
+        self.paths = paths
+        self.path = paths.function(address)
+        try:
+            self.vendor, self.device, self.class_code = (
+                int((self.path / name).read_text(), 16) for name in ("vendor", "device", "class")
+            )
+        except (OSError, ValueError):
+            raise HostError(
+                f"{address}: no such PCI device",
+                hint=f"is the endpoint started and its link up? Then: rcdrv rescan {address}",
+            ) from None
+
+    def text(self, name: str) -> str | None:
+        """The contents of one of its files."""
+        try:
+            return (self.path / name).read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def part(self) -> pci.Part:
+        return pci.part_of(self.vendor, self.device)
+
+    @property
+    def is_bridge(self) -> bool:
+        return self.class_code >> 16 == pci.BASE_CLASS_BRIDGE
+
+    @property
+    def may_be_endpoint(self) -> bool:
+        """A known ID, a class that pci-epf-test or pci-epf-vntb has, or given to vfio-pci.
+
+        Never a bridge: the root ports of some parts (TI J721E and its family) carry the very ID
+        that the part has as an endpoint.
+        """
+        if self.is_bridge:
+            return False
+        known = (self.vendor, self.device) in pci.KNOWN_PARTS
+        classes = (pci.CLASS_NO_MATCHING, pci.CLASS_MEMORY_RAM)
+        return known or self.class_code >> 8 in classes or self.driver == DRIVER
+
+    @property
+    def bars(self) -> tuple[HostBar, ...]:
+        """The BARs that it has, assigned or not."""
+        found = []
+        for index, line in enumerate((self.text("resource") or "").splitlines()[:6]):
+            start, end, flags = (int(word, 16) for word in line.split())
+            if not flags & (_IORESOURCE_MEM | _IORESOURCE_IO) or end <= start:
+                continue
+            found.append(
+                HostBar(
+                    index,
+                    end - start + 1,
+                    0 if flags & _IORESOURCE_UNSET else start,
+                    bool(flags & _IORESOURCE_MEM),
+                    bool(flags & _IORESOURCE_MEM_64),
+                    bool(flags & _IORESOURCE_PREFETCH),
+                )
+            )
+        return tuple(found)
+
+    @property
+    def link(self) -> Link | None:
+        """Its end of the link; None for a function that is not PCI Express."""
+        speed, width = self.text("current_link_speed"), self.text("current_link_width")
+        if speed is None or width is None:
+            return None
+        return Link(
+            _gigatransfers(speed),
+            _count(width),
+            _gigatransfers(self.text("max_link_speed") or ""),
+            _count(self.text("max_link_width") or ""),
+        )
+
+    @property
+    def ports(self) -> list[str]:
+        """The bridges above it, the nearest first."""
+        above = [parent.name for parent in self.path.resolve().parents]
+        return [name for name in above if _BDF.fullmatch(name)]
+
+    @property
+    def reset_methods(self) -> tuple[str, ...]:
+        """How the kernel resets it, in the order of trying; empty when it cannot."""
+        return tuple((self.text("reset_method") or "").split())
+
+    @property
+    def command(self) -> pci.Command | None:
+        """The COMMAND register."""
+        try:
+            with (self.path / "config").open("rb") as config:
+                head = config.read(6)
+        except OSError:
+            return None
+        return pci.Command(int.from_bytes(head[4:6], "little")) if len(head) == 6 else None
+
+    # -- whose it is --------------------------------------------------------------------------
+
+    @property
+    def driver(self) -> str | None:
+        return driver_of(self.path)
+
+    @property
+    def group(self) -> str | None:
+        """The number of its IOMMU group; None without an IOMMU in front of it."""
+        try:
+            return (self.path / "iommu_group").readlink().name
+        except OSError:
+            return None
+
+    @property
+    def others_in_group(self) -> list[tuple[str, str | None]]:
+        """(address, driver) of the other members of its IOMMU group."""
+        if self.group is None:
+            return []
+        members = group_members(self.paths, self.group)
+        return [member for member in members if member[0] != self.address]
+
+    @property
+    def blocking(self) -> list[tuple[str, str]]:
+        """The others of its group, with their drivers, that keep VFIO from using the group."""
+        return [
+            (address, driver)
+            for address, driver in self.others_in_group
+            if driver is not None and driver not in SHARING_DRIVERS
+        ]
+
+    @property
+    def nodes(self) -> list[Path]:
+        """The device nodes that open it, as far as they exist: of its group, and its own."""
+        vfio = self.paths.dev / "vfio"
+        group = [] if self.group is None else [vfio / self.group, vfio / f"noiommu-{self.group}"]
+        # vfio_init_device() in drivers/vfio/vfio_main.c makes vfio-dev/vfioN.
+        own = sorted(path.name for path in self.path.glob("vfio-dev/*"))
+        cdevs = [vfio / "devices" / name for name in own]
+        return [node for node in (*group, *cdevs) if node.exists()]
+
+    @property
+    def holders(self) -> list[str]:
+        """The processes that have it open, as far as this user may see them."""
+        return [holder for node in self.nodes for holder in holders(self.paths, node)]
+
+    def __str__(self) -> str:
+        driver = f"driver {self.driver}" if self.driver else "no driver"
+        return f"{self.address}  {self.vendor:04x}:{self.device:04x}  {self.part.name}, {driver}"
+
+
+def _gigatransfers(text: str) -> float:
+    """``8.0 GT/s PCIe`` as 8.0, ``Unknown`` as 0 (pci_speed_string() in drivers/pci/probe.c)."""
+    try:
+        return float(text.split()[0])
+    except (IndexError, ValueError):
+        return 0.0
+
+
+def _count(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
