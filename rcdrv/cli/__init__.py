@@ -15,6 +15,8 @@ from rcdrv.wait import Cancel
 
 COMMANDS = {
     "list": "list the functions of this host that may be endpoints",
+    "bind": "hand a function to vfio-pci, so that rcdrv can open it",
+    "unbind": "give a function back to the driver that it was taken from",
     "ring": "ring the endpoint's doorbell and await the acknowledgement",
     "test": "run the cases of the kernel's pci_endpoint kselftest",
     "pcitest": "the options of the kernel's former pcitest program",

@@ -129,7 +129,7 @@ class Tree:
         """driver_match_device(): an override decides alone."""
         function = HostFunction(address, self.paths)
         override = function.text("driver_override")
-        chosen = self.matching.get(address) if override == "(null)" else override
+        chosen = self.matching.get(address, only) if override == "(null)" else override
         drivers = self.paths.sys / "bus/pci/drivers"
         if function.driver or chosen is None or not (drivers / chosen).exists():
             return

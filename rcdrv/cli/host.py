@@ -1,0 +1,51 @@
+"""What the subcommands for the host share: which function is meant, and what was done to it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rcdrv.address import default_address
+from rcdrv.cli.common import print_json
+from rcdrv.errors import UsageError
+from rcdrv.host.function import HostFunction
+from rcdrv.vfio.sysfs import canonical_bdf
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "address",
+        nargs="?",
+        metavar="ADDRESS",
+        help="0000:01:00.0 (default: --device, else the only endpoint on this host)",
+    )
+
+
+def named_address(args: argparse.Namespace) -> str:
+    """The canonical PCI address that the command line means.
+
+    :raises UsageError: it is not one of this host's
+    """
+    address = args.address or args.device or default_address()
+    scheme = address.partition(":")[0]
+    if scheme in ("sim", "vfio-user"):
+        raise UsageError(f"{address} is not a PCI function of this host")
+    return canonical_bdf(address)
+
+
+class Steps:
+    """What a command does to the host: said as it happens, or kept for the JSON document."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._json: bool = args.json
+        self._said: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self._said.append(line)
+        if not self._json:
+            print(line, flush=True)
+
+    def finish(self, functions: list[HostFunction], **more: Any) -> None:
+        if self._json:
+            found = [{"address": one.address, "driver": one.driver} for one in functions]
+            print_json({"functions": found, "steps": self._said, **more})

@@ -1,0 +1,297 @@
+"""Hand functions to vfio-pci, and back to the driver that they were taken from.
+
+By driver_override and never by new_id: new_id would also take every other function with this ID,
+now and later. What a function was before is noted under /run/rcdrv, which other processes see and
+a reboot clears, as it clears everything that the note is about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rcdrv.errors import HostError, UsageError
+from rcdrv.host import kernel
+from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.vfio.sysfs import DRIVER
+
+Say = Callable[[str], None]
+
+UNBIND_WITHIN = 5.0
+"""Seconds that whoever has the function open gets to let go of it."""
+
+# What must not be taken from a running system by mistake.
+_PRECIOUS = {0x01: "storage", 0x02: "network"}
+
+
+@dataclass
+class Note:
+    """What a function was before rcdrv took it."""
+
+    driver: str | None
+    override: str
+    """What driver_override held; empty for nothing."""
+    reset_method: str | None = None
+    """What reset_method held, if resets are off now."""
+
+
+def note_path(paths: HostPaths, address: str) -> Path:
+    return paths.run / "rcdrv" / address
+
+
+def read_note(paths: HostPaths, address: str) -> Note | None:
+    """The note that an earlier bind left, if any."""
+    try:
+        return Note(**json.loads(note_path(paths, address).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write_note(paths: HostPaths, address: str, note: Note) -> None:
+    path = note_path(paths, address)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(note)) + "\n")
+    except OSError as error:
+        raise kernel.refused(f"cannot note the driver of {address} in {path.parent}", error) from (
+            error
+        )
+
+
+class Binder:
+    """Binds and unbinds functions.
+
+    :param say: told every change, one line each
+    :param write: how sysfs is written to
+    :param unbind: the same, for what blocks while somebody has the function open
+    """
+
+    def __init__(
+        self,
+        paths: HostPaths,
+        say: Say,
+        *,
+        write: kernel.Write = kernel.write,
+        unbind: kernel.Write | None = None,
+        modprobe: Callable[[str], None] = kernel.modprobe,
+    ) -> None:
+        self._paths = paths
+        self._say = say
+        self._write = write
+        self._unbind = unbind or kernel.write_within(UNBIND_WITHIN)
+        self._modprobe = modprobe
+
+    # -- to vfio-pci --------------------------------------------------------------------------
+
+    def bind(
+        self,
+        function: HostFunction,
+        *,
+        whole_group: bool = False,
+        no_reset: bool = False,
+        force: bool = False,
+    ) -> list[HostFunction]:
+        """Hand a function, or its whole IOMMU group, to vfio-pci; all of them or none.
+
+        :param no_reset: turn the function's resets off, as VFIO resets at every open and close
+        :param force: take storage and network devices from their drivers
+        :returns: the functions that are bound now
+        :raises HostError: it cannot be done, or should not; nothing has changed then
+        """
+        taken = [function, *(self._others(function) if whole_group else [])]
+        self._check(function, taken, force)
+        if not (self._drivers / DRIVER).exists():
+            self._modprobe(DRIVER)
+            if not (self._drivers / DRIVER).exists():
+                raise HostError(
+                    f"the kernel has no {DRIVER} driver, and modprobe does not load it",
+                    hint=f"as root: modprobe {DRIVER}; if that finds no module, the kernel needs "
+                    "CONFIG_VFIO_PCI (Debian and Ubuntu have it in their standard kernels)",
+                )
+            self._say(f"loaded {DRIVER}")
+        with contextlib.ExitStack() as undo:
+            for one in taken:
+                self._take(one, no_reset, undo)
+            undo.pop_all()
+        return taken
+
+    @property
+    def _drivers(self) -> Path:
+        return self._paths.sys / "bus" / "pci" / "drivers"
+
+    def _others(self, function: HostFunction) -> list[HostFunction]:
+        others = (HostFunction(one, self._paths) for one, _ in function.others_in_group)
+        return [one for one in others if not one.is_bridge]
+
+    def _check(self, function: HostFunction, taken: Sequence[HostFunction], force: bool) -> None:
+        address = function.address
+        if function.is_bridge:
+            raise UsageError(f"{address} is a bridge; an endpoint is behind one")
+        if function.group is None and not self._noiommu_allowed():
+            raise HostError(
+                f"{address} is not behind an IOMMU, so {DRIVER} does not take it",
+                hint=f"rcdrv doctor {address} says how to turn it on",
+            )
+        addresses = {one.address for one in taken}
+        blocking = [member for member in function.blocking if member[0] not in addresses]
+        if blocking:
+            listed = ", ".join(f"{one} ({driver})" for one, driver in blocking)
+            raise HostError(
+                f"{address} shares IOMMU group {function.group} with {listed}",
+                hint="VFIO needs the whole group: --group binds them all, if you can do without "
+                "them; or move the endpoint to a slot with a group of its own",
+            )
+        for one in taken:
+            kind = _PRECIOUS.get(one.class_code >> 16)
+            if kind and one.driver not in (None, DRIVER) and not force:
+                raise HostError(
+                    f"{one.address} is a {kind} device in use by {one.driver}",
+                    hint="this host may need it; if it does not, --force takes it",
+                )
+
+    def _noiommu_allowed(self) -> bool:
+        parameter = self._paths.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode"
+        try:
+            return parameter.read_text().strip() == "Y"
+        except OSError:
+            return False
+
+    def _take(self, function: HostFunction, no_reset: bool, undo: contextlib.ExitStack) -> None:
+        address, before = function.address, function.driver
+        if before == DRIVER:
+            self._say(f"{address}: bound to {DRIVER} already")
+            self._switch_reset(function, off=no_reset)
+            return
+        override = function.text("driver_override") or ""
+        note = Note(before, "" if override in ("(null)", DRIVER) else override)
+        _write_note(self._paths, address, note)
+        undo.callback(self._undo, function, note)
+        self._switch_reset(function, off=no_reset)
+        self._set(function, "driver_override", DRIVER)
+        if before:
+            self._release(function, before)
+            self._say(f"{address}: taken from {before}")
+        self._do(
+            f"{DRIVER} does not take {address}",
+            self._write,
+            self._paths.sys / "bus/pci/drivers_probe",
+            address,
+        )
+        # The kernel does not tell here that a driver's probe failed.
+        if function.driver != DRIVER:
+            raise HostError(
+                f"{DRIVER} does not take {address}", hint="the kernel's log (dmesg) says why"
+            )
+        group = f" (IOMMU group {function.group})" if function.group else ""
+        self._say(f"{address}: bound to {DRIVER}{group}")
+
+    def _undo(self, function: HostFunction, note: Note) -> None:
+        with contextlib.suppress(HostError):
+            self._give_back(function, note)
+
+    # -- and back -----------------------------------------------------------------------------
+
+    def unbind(
+        self, function: HostFunction, *, whole_group: bool = False, force: bool = False
+    ) -> list[HostFunction]:
+        """Give a function, or its whole IOMMU group, back to the drivers that had them.
+
+        :param force: ask whoever has one of them open to let go of it
+        :returns: the functions that were given back
+        :raises HostError: it is in use, or not bound to vfio-pci
+        """
+        given = [function, *(self._others(function) if whole_group else [])]
+        given = [one for one in given if one is function or one.driver == DRIVER]
+        if function.driver != DRIVER:
+            owner = f"bound to {function.driver}" if function.driver else "not bound to a driver"
+            raise HostError(
+                f"{function.address} is {owner}, not to {DRIVER}", hint="there is nothing to undo"
+            )
+        for one in given:
+            if one.holders and not force:
+                raise HostError(
+                    f"{one.address} is in use by {', '.join(one.holders)}",
+                    hint="end it, or let --force ask it to let go",
+                )
+        for one in given:
+            self._give_back(one, read_note(self._paths, one.address))
+        return given
+
+    def _give_back(self, function: HostFunction, note: Note | None) -> None:
+        address = function.address
+        self._set(function, "driver_override", (note.override if note else "") or "\n")
+        if function.driver == DRIVER:
+            self._release(function, DRIVER)
+        if note and note.reset_method is not None:
+            self._set(function, "reset_method", note.reset_method)
+            self._say(f"{address}: resets are on again ({note.reset_method})")
+        note_path(self._paths, address).unlink(missing_ok=True)
+        if note is None:
+            # Somebody else bound it, a udev rule perhaps: whichever driver wants it may have it.
+            probe = self._paths.sys / "bus/pci/drivers_probe"
+            self._do(f"cannot probe {address}", self._write, probe, address)
+        elif note.driver:
+            self._return_to(function, note.driver)
+        self._say(f"{address}: {'back to ' + function.driver if function.driver else 'no driver'}")
+
+    def _release(self, function: HostFunction, driver: str) -> None:
+        address = function.address
+        what = f"cannot take {address} from {driver}"
+        try:
+            self._do(what, self._unbind, function.path / "driver" / "unbind", address)
+        except TimeoutError:
+            raise HostError(
+                f"{address} is still in use by {', '.join(function.holders) or 'somebody'}",
+                hint=f"the kernel takes it from {driver} as soon as that lets go",
+            ) from None
+
+    def _return_to(self, function: HostFunction, driver: str) -> None:
+        folder = self._drivers / driver
+        if function.driver == driver:
+            return
+        if not folder.exists():
+            self._say(f"{function.address}: its driver {driver} is no longer loaded")
+            return
+        what = f"{driver} does not take {function.address} back"
+        self._do(what, self._write, folder / "bind", function.address)
+
+    # -- resets -------------------------------------------------------------------------------
+
+    def _switch_reset(self, function: HostFunction, *, off: bool) -> None:
+        """Turn the resets of a function off, or on again if it was rcdrv that turned them off.
+
+        An empty reset_method is a function without any (reset_method_store() in
+        drivers/pci/pci.c), so VFIO finds nothing to do when it opens and closes it.
+        """
+        address, now = function.address, function.text("reset_method")
+        note = read_note(self._paths, address) or Note(None, "")
+        if off and now:
+            note.reset_method = now
+            _write_note(self._paths, address, note)
+            self._set(function, "reset_method", "\n")
+            self._say(f"{address}: resets are off (were: {now})")
+        elif off and note.reset_method is None:
+            self._say(f"{address}: the kernel has no reset for it anyway")
+        elif not off and note.reset_method is not None:
+            self._set(function, "reset_method", note.reset_method)
+            self._say(f"{address}: resets are on again ({note.reset_method})")
+            note.reset_method = None
+            _write_note(self._paths, address, note)
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def _set(self, function: HostFunction, name: str, text: str) -> None:
+        what = f"cannot set {name} of {function.address}"
+        self._do(what, self._write, function.path / name, text)
+
+    @staticmethod
+    def _do(what: str, write: kernel.Write, path: Path, text: str) -> None:
+        try:
+            write(path, text)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise kernel.refused(what, error) from error

@@ -1,0 +1,81 @@
+"""Asking the kernel to change something of the host: every write to sysfs goes through here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rcdrv.errors import HostError
+
+Write = Callable[[Path, str], None]
+"""Write a text to a file of sysfs; raises OSError as the kernel answers."""
+
+
+def write(path: Path, text: str) -> None:
+    """One write(2), which is one request to the kernel."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def write_within(seconds: float) -> Write:
+    """A :func:`write` that is not waited for any longer; TimeoutError says that it goes on.
+
+    Unbinding from vfio-pci and removing a function block, and cannot be killed, until whoever
+    has the function open lets go of it (vfio_unregister_group_dev() in drivers/vfio/vfio_main.c).
+    So that is done by a child, which may stay behind.
+    """
+
+    def bounded(path: Path, text: str) -> None:
+        child = os.fork()
+        if child == 0:
+            status = 0
+            try:
+                # Neither may a signal for this command abort what it has asked for, nor a pipe
+                # that it writes to stay open for as long.
+                os.setsid()
+                null = os.open(os.devnull, os.O_RDWR)
+                for fd in (0, 1, 2):
+                    os.dup2(null, fd)
+                write(path, text)
+            except OSError as error:
+                status = error.errno or errno.EIO
+            finally:
+                os._exit(status)
+        deadline = time.monotonic() + seconds
+        while True:
+            ended, how = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
+            if time.monotonic() >= deadline:
+                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), str(path))
+            time.sleep(0.005)
+        code = os.waitstatus_to_exitcode(how)
+        if code:
+            raise OSError(code, os.strerror(code), str(path))
+
+    return bounded
+
+
+def refused(what: str, error: OSError) -> HostError:
+    """What a failed write means for the user."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return HostError(f"{what}: you may not", hint="run it as root: sudo rcdrv ...")
+    return HostError(
+        f"{what}: {os.strerror(error.errno or 0)}", hint="the kernel's log (dmesg) may say why"
+    )
+
+
+def modprobe(module: str) -> None:
+    """Load a module, if this host can; whether it helped shows elsewhere."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(
+            ["modprobe", module], stdin=subprocess.DEVNULL, capture_output=True, timeout=30
+        )
