@@ -168,7 +168,7 @@ class Binder:
         override = function.text("driver_override") or ""
         note = Note(before, "" if override in ("(null)", DRIVER) else override)
         _write_note(self._paths, address, note)
-        undo.callback(self._undo, function, note)
+        undo.callback(self._undo, function)
         self._switch_reset(function, off=no_reset)
         self._set(function, "driver_override", DRIVER)
         if before:
@@ -188,9 +188,9 @@ class Binder:
         group = f" (IOMMU group {function.group})" if function.group else ""
         self._say(f"{address}: bound to {DRIVER}{group}")
 
-    def _undo(self, function: HostFunction, note: Note) -> None:
+    def _undo(self, function: HostFunction) -> None:
         with contextlib.suppress(HostError):
-            self._give_back(function, note)
+            self._give_back(function, read_note(self._paths, function.address))
 
     # -- and back -----------------------------------------------------------------------------
 
@@ -222,12 +222,12 @@ class Binder:
 
     def _give_back(self, function: HostFunction, note: Note | None) -> None:
         address = function.address
-        self._set(function, "driver_override", (note.override if note else "") or "\n")
-        if function.driver == DRIVER:
-            self._release(function, DRIVER)
         if note and note.reset_method is not None:
             self._set(function, "reset_method", note.reset_method)
             self._say(f"{address}: resets are on again ({note.reset_method})")
+        self._set(function, "driver_override", (note.override if note else "") or "\n")
+        if function.driver == DRIVER:
+            self._release(function, DRIVER)
         note_path(self._paths, address).unlink(missing_ok=True)
         if note is None:
             # Somebody else bound it, a udev rule perhaps: whichever driver wants it may have it.
