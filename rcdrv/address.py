@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import subprocess
 import sys
 
-from rcdrv.errors import HostError, UsageError
+from rcdrv.errors import HostError, RcdrvError, UsageError
 from rcdrv.function import Device, Function
 from rcdrv.wait import Cancel
 
@@ -21,6 +22,7 @@ _BDF = re.compile(r"(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 
 # Starting a software endpoint starts a Python interpreter, which a busy host may take long for.
 _SIM_START = 20.0
+_SIM_REPLY = 5.0
 _SIM_END = 5.0
 
 
@@ -86,10 +88,12 @@ def _spawn(spec: str) -> Device:
         def close(self) -> None:
             super().close()
             _end(process)
+            assert process.stderr is not None
+            process.stderr.close()
 
     ours, theirs = socket.socketpair()
     with theirs:
-        # -P (Python 3.11) or not: the child must find the same rcdrv as we did.
+        # The child must find the same rcdrv as we did.
         process = subprocess.Popen(
             [sys.executable, "-m", "rcdrv.sim", spec, "--fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -99,16 +103,24 @@ def _spawn(spec: str) -> Device:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
     try:
-        return Spawned(ours, f"sim:{spec}", timeout=_SIM_START)
-    except BaseException as error:
+        client = Spawned(ours, f"sim:{spec}", timeout=_SIM_START)
+    except RcdrvError as error:
         ours.close()
         _end(process)
-        said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
-        if process.returncode == UsageError.exit_status and isinstance(error, Exception):
-            # It printed what is wrong with the preset or the file.
+        # It printed why: what is wrong with the preset or the file, or with its installation.
+        with process.stderr or contextlib.nullcontext() as stream:
+            said = stream.read().decode(errors="replace").strip() if stream else ""
+        if process.returncode == UsageError.exit_status:
             message, _, hint = said.removeprefix("rcdrv: ").partition("\nhint: ")
             raise UsageError(message, hint=hint) from None
-        raise
+        if not said:
+            raise
+        raise HostError(
+            f"the software endpoint did not start: {said.splitlines()[-1]}",
+            hint=f"by hand: rcdrv sim {spec} --socket /tmp/endpoint.sock",
+        ) from error
+    client.timeout = _SIM_REPLY
+    return client
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

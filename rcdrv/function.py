@@ -169,7 +169,7 @@ class DmaBuffer:
 
     def close(self) -> None:
         """Unmap from the device first, then free. Closing twice is harmless."""
-        if not self._mapping.closed:
+        if self._function._buffers.get(self.iova) is self:
             self._function._free_dma(self)
 
     def __enter__(self) -> DmaBuffer:
@@ -257,10 +257,9 @@ class Interrupts:
 
     def close(self) -> None:
         """Disarm. Also safe on a device that is gone; closing twice is harmless."""
-        if not self._eventfds:
-            return
-        eventfds, self._eventfds = self._eventfds, []
-        self._function._release_interrupts(self, eventfds)
+        if self._function._interrupts is self:
+            eventfds, self._eventfds = self._eventfds, []
+            self._function._release_interrupts(self, eventfds)
 
     def __enter__(self) -> Interrupts:
         return self
@@ -291,15 +290,19 @@ class Function:
     def __init__(self, device: Device, cancel: Cancel | None = None) -> None:
         self.device = device
         self.address = device.address
+        self._stack = contextlib.ExitStack()
+        self._stack.callback(device.close)
         self.cancel = cancel if cancel is not None else Cancel()
+        if cancel is None:
+            self._stack.callback(self.cancel.close)
         self._windows: dict[int, Window] = {}
         self._buffers: dict[int, DmaBuffer] = {}
         self._interrupts: Interrupts | None = None
         self._watched: dict[int, int] = {}
-        self._epoll = select.epoll()
-        self._stack = contextlib.ExitStack()
-        self._stack.callback(self._epoll.close)
+        self._cursor = self._LOWEST_IOVA
         try:
+            self._epoll = select.epoll()
+            self._stack.callback(self._epoll.close)
             self._open()
         except BaseException:
             self.close()
@@ -307,7 +310,6 @@ class Function:
 
     def _open(self) -> None:
         device = self.device
-        self._stack.callback(device.close)
         config = TrappedWindow(
             _RegionIo(device, CONFIG_REGION), self._config_size(), "config space"
         )
@@ -329,6 +331,7 @@ class Function:
         self._watch(self.cancel.fd, self._CANCEL)
         # What was read so far means nothing if the device went away meanwhile.
         self.check_alive()
+        self._stack.callback(self._disarm)
         for kind, key in ((IrqKind.ERR, self._ERR), (IrqKind.REQ, self._REQ)):
             self._arm_notice(kind, key)
 
@@ -418,8 +421,11 @@ class Function:
         except BaseException:
             interrupts.close()
             raise
-        self._stack.callback(interrupts.close)
         return interrupts
+
+    def _disarm(self) -> None:
+        if self._interrupts is not None:
+            self._interrupts.close()
 
     def _release_interrupts(self, interrupts: Interrupts, eventfds: Sequence[int]) -> None:
         self._interrupts = None
@@ -461,6 +467,9 @@ class Function:
                 vectors.append(key)
             elif key == self._TRANSPORT:
                 self.device.on_readable()
+            elif self.cancel.is_deferred:
+                # Clean-up goes on as long as the device answers; do not wake up for this again.
+                self._unwatch(fd)
             elif key == self._ERR:
                 raise DeviceLost(
                     f"{self.address}: the device reported an uncorrectable PCIe error",
@@ -468,12 +477,17 @@ class Function:
                 )
             elif key == self._REQ:
                 raise DeviceLost(f"{self.address}: the host wants the device back")
-            elif self.cancel.pending:
-                self.cancel.check()
             else:
-                # Asked to stop, but this wait is part of the clean-up: do not wake up again.
-                self._unwatch(fd)
+                self.cancel.check()
         return vectors
+
+    def check(self) -> None:
+        """Raise as a wait would, if there is a reason, without sleeping.
+
+        :raises DeviceLost: the device went, or the host wants it back
+        :raises Interrupted: the user asked to stop
+        """
+        self._poll(0.0)
 
     def pause(self, seconds: float) -> None:
         """Sleep, but wake up and raise as every other wait does."""
@@ -488,7 +502,7 @@ class Function:
 
         :raises DeviceLost: config space reads all ones too, or the transport ended
         """
-        self._poll(0.0)
+        self.check()
         if self.config.vendor_id == pci.NO_VENDOR:
             raise DeviceLost(
                 f"{self.address}: the device is gone: its config space reads all ones",
@@ -525,28 +539,44 @@ class Function:
         return buffer
 
     def _find_iova(self, length: int, align: int, limit: int) -> int:
-        taken = sorted((b.iova, b.iova + len(b._mapping)) for b in self._buffers.values())
-        for first, last in self.device.dma_ranges():
-            start = max(first, self._LOWEST_IOVA)
-            for begin, end in [*taken, (1 << 64, 1 << 64)]:
-                start = -(-start // align) * align
-                if start + length <= min(begin, last + 1, limit):
-                    return start
-                start = max(start, end)
+        """The next free addresses behind the last ones that were given out, or any.
+
+        Going on instead of starting over keeps an address unused for long, so that what a slow
+        endpoint still writes to a buffer that is gone meets the IOMMU and not another buffer.
+        """
+        for lowest in (self._cursor, self._LOWEST_IOVA):
+            iova = self._fit(length, align, lowest, limit)
+            if iova is not None:
+                self._cursor = iova + length
+                return iova
         raise HostError(
             f"{self.address}: no room for {length:#x} bytes of DMA below {limit:#x}",
             hint="the IOMMU's address ranges are shown by: rcdrv info",
         )
 
+    def _fit(self, length: int, align: int, lowest: int, limit: int) -> int | None:
+        taken = sorted((b.iova, b.iova + len(b._mapping)) for b in self._buffers.values())
+        for first, last in self.device.dma_ranges():
+            start = max(first, lowest)
+            for begin, end in [*taken, (1 << 64, 1 << 64)]:
+                start = -(-start // align) * align
+                if start + length <= min(begin, last + 1, limit):
+                    return start
+                start = max(start, end)
+        return None
+
     def _free_dma(self, buffer: DmaBuffer) -> None:
-        del self._buffers[buffer.iova]
-        buffer.memory.release()
         try:
             self.device.dma_unmap(buffer.iova, len(buffer._mapping))
         except DeviceLost:
             pass
         finally:
-            buffer._mapping.close()
+            del self._buffers[buffer.iova]
+            # Somebody may still hold a view, for example in a traceback: then the memory goes
+            # with the last of them, and the device cannot reach it any more.
+            with contextlib.suppress(BufferError):
+                buffer.memory.release()
+                buffer._mapping.close()
 
     @property
     def dma_buffers(self) -> int:
@@ -556,10 +586,13 @@ class Function:
     # -- the whole function -------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Reset the function; interrupts and COMMAND are set up again as they were.
+        """Reset the function; COMMAND is afterwards what it was.
 
+        :raises UsageError: interrupts are armed, which a reset may or may not take away
         :raises HostError: the function has no reset of its own
         """
+        if self._interrupts is not None:
+            raise UsageError(f"disarm {self._interrupts.kind.name} before a reset")
         if not self.device.can_reset():
             raise HostError(f"{self.address}: the function has no reset")
         command = self.config.command

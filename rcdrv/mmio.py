@@ -21,6 +21,7 @@ numpy's strided loops do the copying; numpy is imported only when a mapped bulk 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import platform
@@ -263,10 +264,12 @@ class MappedWindow(Window):
         if self.size == 0:
             return
         self.size = 0
-        for view in self._views.values():
-            view.release()
-        self._bytes.release()
-        self._memory.close()
+        # A traceback may still hold an array on it: then the mapping goes with that.
+        with contextlib.suppress(BufferError):
+            for view in self._views.values():
+                view.release()
+            self._bytes.release()
+            self._memory.close()
 
 
 class TrappedWindow(Window):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from rcdrv.errors import RcdrvError
+from rcdrv.errors import DeviceLost, EndpointError, HostError, Interrupted, RcdrvError
 
 
 class Verdict(str, Enum):
@@ -68,6 +68,8 @@ class Reason(str, Enum):
     DEVICE_LOST = "device-lost"
     NOT_VERIFIED = "not-verified"
     """Nobody looked: asked not to wait."""
+    BAD_CONFIG = "bad-config"
+    """The endpoint's config space, or what its transport says, contradicts itself."""
     HOST = "host"
     """The host is not ready."""
     USAGE = "usage"
@@ -97,3 +99,20 @@ class NotPassed(RcdrvError):
     @property
     def exit_status(self) -> int:  # type: ignore[override]  # here it depends on the verdict
         return EXIT_STATUS[self.verdict]
+
+
+def classify(error: RcdrvError | None) -> tuple[Verdict, Reason | None]:
+    """The verdict and the reason that an error stands for; PASS for none."""
+    if error is None:
+        return Verdict.PASS, None
+    if isinstance(error, NotPassed):
+        return error.verdict, error.reason
+    if isinstance(error, EndpointError):
+        return Verdict.FAIL, Reason.BAD_CONFIG
+    if isinstance(error, DeviceLost):
+        return Verdict.LOST, Reason.DEVICE_LOST
+    if isinstance(error, HostError):
+        return Verdict.ERROR, Reason.HOST
+    if isinstance(error, Interrupted):
+        return Verdict.ERROR, Reason.INTERRUPTED
+    return Verdict.ERROR, Reason.USAGE

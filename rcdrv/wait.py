@@ -61,6 +61,11 @@ class Cancel:
         """Whether a wait has to end now: asked to stop, and not inside :meth:`deferred`."""
         return bool(self.signal) and not self._deferred
 
+    @property
+    def is_deferred(self) -> bool:
+        """Whether this is clean-up (see :meth:`deferred`)."""
+        return bool(self._deferred)
+
     def check(self) -> None:
         """Raise :class:`Interrupted` if somebody asked to stop."""
         if self.pending:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -10,11 +12,12 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from rcdrv import __version__
-from rcdrv.errors import Interrupted, RcdrvError
+from rcdrv.errors import HostError, Interrupted, RcdrvError
 from rcdrv.wait import Cancel
 
 COMMANDS = {
     "list": "list the functions of this host that may be endpoints",
+    "doctor": "say what on this host is in the way, and the cure",
     "bind": "hand a function to vfio-pci, so that rcdrv can open it",
     "unbind": "give a function back to the driver that it was taken from",
     "ring": "ring the endpoint's doorbell and await the acknowledgement",
@@ -34,30 +37,53 @@ _BUG = 70  # EX_SOFTWARE of sysexits.h: none of the statuses that say something 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status (see :mod:`rcdrv.errors`)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = argparse.Namespace(json=False)
+    _open_closed_streams()
     cancel = Cancel()
     with cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         try:
-            args = build_parser(arguments).parse_args(arguments)
-            status = int(import_module(f"rcdrv.cli.{args.command}").run(args, cancel))
-            sys.stdout.flush()
-        except RcdrvError as error:
-            report_error(args, error)
-            status = exit_status(error, cancel)
+            return _run(arguments, cancel)
         except BrokenPipeError:
             # Who read our output is gone, and has seen enough. Nothing more can be said there.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status = 128 + signal.SIGPIPE
-        except Exception as error:
-            if os.environ.get("RCDRV_TRACEBACK"):
-                raise
-            print(
-                f"rcdrv: this is a bug in rcdrv: {type(error).__name__}: {error}\n"
-                "hint: RCDRV_TRACEBACK=1 in the environment shows where; please report it",
-                file=sys.stderr,
-            )
-            status = _BUG
-    return status
+            return 128 + signal.SIGPIPE
+
+
+def _run(arguments: list[str], cancel: Cancel) -> int:
+    args = argparse.Namespace(json="--json" in arguments, device=None)
+    try:
+        args = build_parser(arguments).parse_args(arguments)
+        status = int(import_module(f"rcdrv.cli.{args.command}").run(args, cancel))
+        sys.stdout.flush()
+        return status
+    except RcdrvError as error:
+        status = exit_status(error, cancel)
+        with contextlib.suppress(BrokenPipeError):  # the status says it too
+            report_error(args, error)
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if os.environ.get("RCDRV_TRACEBACK"):
+            raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):
+            print(f"rcdrv: cannot write the output: {error.strerror}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return HostError.exit_status
+        print(
+            f"rcdrv: this is a bug in rcdrv: {type(error).__name__}: {error}\n"
+            "hint: RCDRV_TRACEBACK=1 in the environment shows where; please report it",
+            file=sys.stderr,
+        )
+        return _BUG
+
+
+def _open_closed_streams() -> None:
+    """With a stream closed (``2>&-``) Python would print diagnostics into what is left."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - stays open
 
 
 def exit_status(error: RcdrvError, cancel: Cancel) -> int:
@@ -86,9 +112,9 @@ def print_error(error: RcdrvError) -> None:
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for this command line: all commands by name, the named one in full."""
-    from rcdrv.cli.common import common_options
+    from rcdrv.cli.common import Parser, common_options
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rcdrv",
         description="Userspace PCIe root-complex driver for bringing up PCIe endpoints.",
         parents=[common_options(top=True)],

@@ -6,26 +6,31 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from rcdrv.address import open_function
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
-from rcdrv.errors import DeviceLost, HostError, Interrupted, RcdrvError
+from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
-from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.verdict import classify
 from rcdrv.wait import Cancel
 
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def common_options(*, top: bool) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Raises what it does not understand, so that it is reported as every other error is."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"{self.prog} --help")
+
+
+def common_options(*, top: bool) -> Parser:
     """The options that every subcommand has, before it (``top``) and behind it.
 
     Those behind have no defaults of their own, so that they do not undo the ones before.
     """
-    options = argparse.ArgumentParser(
-        add_help=False, argument_default=None if top else argparse.SUPPRESS
-    )
+    options = Parser(add_help=False, argument_default=None if top else argparse.SUPPRESS)
 
     def default(value: object) -> object:
         return value if top else argparse.SUPPRESS
@@ -132,9 +137,21 @@ def drive(args: argparse.Namespace, function: Function) -> EpfTest:
 
 def tracer(args: argparse.Namespace) -> Callable[[str], None] | None:
     """Where register accesses are shown, if they are."""
-    if not args.verbose:
-        return None
-    return lambda line: print(line, file=sys.stderr)
+    return _Tracer() if args.verbose else None
+
+
+class _Tracer:
+    """Writes to stderr, until nobody reads it: a lost reader must not disturb the clean-up."""
+
+    def __init__(self) -> None:
+        self._broken = False
+
+    def __call__(self, line: str) -> None:
+        if not self._broken:
+            try:
+                print(line, file=sys.stderr)
+            except (OSError, ValueError):
+                self._broken = True
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -149,21 +166,6 @@ def size_text(size: int) -> str:
         if size >= scale and size % scale == 0:
             return f"{size // scale} {unit}"
     return f"{size} B"
-
-
-def classify(finding: RcdrvError | None) -> tuple[Verdict, Reason | None]:
-    """Verdict and reason of what a run came to."""
-    if finding is None:
-        return Verdict.PASS, None
-    if isinstance(finding, NotPassed):
-        return finding.verdict, finding.reason
-    if isinstance(finding, DeviceLost):
-        return Verdict.LOST, Reason.DEVICE_LOST
-    if isinstance(finding, HostError):
-        return Verdict.ERROR, Reason.HOST
-    if isinstance(finding, Interrupted):
-        return Verdict.ERROR, Reason.INTERRUPTED
-    return Verdict.ERROR, Reason.USAGE
 
 
 def error_document(device: str | None, error: RcdrvError) -> dict[str, Any]:

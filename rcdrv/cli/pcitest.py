@@ -13,6 +13,7 @@ from functools import partial
 from rcdrv.cli import print_error
 from rcdrv.cli.common import bar_number, drive, number, open_endpoint
 from rcdrv.epf_test import bars, irqs, transfer
+from rcdrv.epf_test.doorbell import free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.transfer import Direction, Placement
 from rcdrv.errors import UsageError
@@ -42,11 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    if args.json:
+        raise UsageError("pcitest prints lines", hint="rcdrv test --json prints a document")
     for name, value, most in (("-m", args.msi, 32), ("-x", args.msix, 2048)):
         if value is not None and not 1 <= value <= most:
             raise UsageError(f"{name} {value} is not 1 to {most}")
     with open_endpoint(args, cancel) as function:
         driver = drive(args, function)
+        free_stale_doorbell(driver)
         passed = True
         for label, body in _tests(args, driver):
             print(label, end="", flush=True)

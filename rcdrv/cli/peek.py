@@ -29,9 +29,15 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     step = args.width // 8
     with open_endpoint(args, cancel) as function:
         window = function.bar(args.bar)
+        if args.offset + args.count * step > window.size:
+            # Before the first read, which may have side effects.
+            raise UsageError(
+                f"{args.count} words of {args.width} bits at {args.offset:#x} are outside"
+                f" BAR{args.bar}, which has {window.size:#x} bytes"
+            )
         values = []
         for index in range(args.count):
-            cancel.check()
+            function.check()
             values.append(window.read(args.width, args.offset + index * step))
     if args.json:
         print_json(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from rcdrv.cli.common import drive, open_endpoint, print_json, seconds
@@ -27,19 +28,20 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     with open_endpoint(args, cancel) as function:
         driver = drive(args, function)
         values = read_all(driver)
-        if args.json:
-            print_json(document(driver, values))
-            return 0
-        print(f"{function.address}  test registers in BAR{driver.reg_bar}")
-        for register, value in values.items():
-            print(line(register, value))
+        if not args.json:
+            print(f"{function.address}  test registers in BAR{driver.reg_bar}")
+            for register, value in values.items():
+                print(line(register, value))
         while args.watch:
+            sys.stdout.flush()
             function.pause(args.interval)
             now = read_all(driver)
             for register, value in now.items():
                 if value != values[register]:
-                    print(line(register, value), flush=True)
+                    print(line(register, value))
             values = now
+    if args.json:
+        print_json(document(driver, values))
     return 0
 
 

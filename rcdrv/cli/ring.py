@@ -13,7 +13,6 @@ from typing import Any
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import (
     bar_number,
-    classify,
     drive,
     number,
     open_endpoint,
@@ -26,7 +25,7 @@ from rcdrv.epf_test.registers import bit_names
 from rcdrv.epf_test.ring import Ring, RingPlan, RingReport, RingRun, ring_blind
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
-from rcdrv.verdict import NotPassed, Verdict
+from rcdrv.verdict import NotPassed, Verdict, classify
 from rcdrv.wait import Cancel
 
 
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     override = _override(args)
     output = _Output(args)
     error: RcdrvError | None = None
-    report = RingReport()
+    report = RingReport(keep=args.json)
     try:
         with open_endpoint(args, cancel) as function:
             output.device = function.address
@@ -119,8 +118,10 @@ def _run_blind(
 ) -> None:
     report.location = where
     output.show_location(report)
-    for ring in ring_blind(function, where, count=args.count, interval=args.interval):
-        report.rings.append(ring)
+    for ring in ring_blind(
+        function, where, count=args.count, interval=args.interval, reg_bar=args.reg_bar
+    ):
+        report.note(ring)
         output.show_ring(ring)
 
 
@@ -175,7 +176,7 @@ class _Output:
             self._summary(report, failure, error)
         if report.left_enabled:
             print(
-                "rcdrv: the endpoint did not answer; its doorbell may still be enabled",
+                "rcdrv: the endpoint has confirmed no DISABLE: its doorbell may still be enabled",
                 file=sys.stderr,
             )
         return status
@@ -183,8 +184,7 @@ class _Output:
     def _summary(
         self, report: RingReport, failure: NotPassed | None, error: RcdrvError | None
     ) -> None:
-        rings = report.rings
-        if len(rings) > 1:
+        if report.count > 1:
             print(summary_line(report))
         sys.stdout.flush()
         if failure is not None and failure.verdict is not Verdict.UNVERIFIED:
@@ -221,17 +221,13 @@ class _Output:
 
 def summary_line(report: RingReport) -> str:
     """``100 rings, 100 acknowledged, min/avg/max 88.1/112.4/340.0 us``."""
-    latencies = [
-        ring.latency_ns / 1e3
-        for ring in report.rings
-        if ring.acknowledged and ring.latency_ns is not None
-    ]
-    if all(ring.acknowledged is None for ring in report.rings):
-        return f"{len(report.rings)} rings written"
-    line = f"{len(report.rings)} rings, {len(latencies)} acknowledged"
-    if latencies:
-        average = sum(latencies) / len(latencies)
-        line += f", min/avg/max {min(latencies):.1f}/{average:.1f}/{max(latencies):.1f} us"
+    if report.unwatched:
+        return f"{report.count} rings written"
+    line = f"{report.count} rings, {report.acknowledged} acknowledged"
+    if report.acknowledged:
+        average = report.total_ns / report.acknowledged
+        times = (report.shortest_ns, average, report.longest_ns)
+        line += ", min/avg/max " + "/".join(f"{time / 1e3:.1f}" for time in times) + " us"
     return line
 
 

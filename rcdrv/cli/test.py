@@ -20,7 +20,14 @@ from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import drive, number, open_endpoint, print_json
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.suite import DESTRUCTIVE, Options, cases, run_cases, select
-from rcdrv.epf_test.transfer import LARGEST, SIZES, Placement, around_pages, default_align
+from rcdrv.epf_test.transfer import (
+    LARGEST,
+    SIZES,
+    Placement,
+    aligned,
+    around_pages,
+    default_align,
+)
 from rcdrv.errors import DeviceLost, RcdrvError, UsageError
 from rcdrv.host import aer
 from rcdrv.report.document import to_document
@@ -92,17 +99,19 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         print(list_text([case.name for case in every]), end="")
         return 0
     chosen = select(args.names, args.filters, every)
-    with open_endpoint(args, cancel) as function:
-        driver = drive(args, function)
-        result = Run(function.address, describe(driver))
-        observer = _observer(args)
-        counters = partial(aer.counters, function.address)
-        try:
-            run_cases(driver, chosen, result, observer, counters=counters, risen=aer.risen)
-        except RcdrvError as error:
-            # The report is out, with the cases that were not run; all that is left to say is why.
-            print_error(error)
-            return exit_status(error, cancel)
+    result: Run | None = None
+    try:
+        with open_endpoint(args, cancel) as function:
+            driver = drive(args, function)
+            result = Run(function.address, describe(driver))
+            counters = partial(aer.counters, function.address)
+            run_cases(driver, chosen, result, _observer(args), counters=counters, risen=aer.risen)
+    except RcdrvError as error:
+        if result is None:
+            raise
+        # The report is out, with the cases that were not run; all that is left to say is why.
+        print_error(error)
+        return exit_status(error, cancel)
     if result.count(Verdict.LOST):
         return DeviceLost.exit_status
     return 1 if result.failed else 0
@@ -115,6 +124,8 @@ def _options(args: argparse.Namespace) -> Options:
         return Options(lambda driver: around_pages(default_align(driver)))
     if args.align is not None and (args.align < 1 or args.align & (args.align - 1)):
         raise UsageError("--align has to be a power of two")
+    if args.align is not None and args.align > 1 << 30:
+        raise UsageError("--align is at most 1G")
     for size in args.size or ():
         if not 0 < size <= LARGEST:
             raise UsageError(
@@ -123,8 +134,10 @@ def _options(args: argparse.Namespace) -> Options:
             )
     if not args.size and args.align is None:
         return Options()
-    shift = 0 if args.align is None else args.align % 4096
-    placements = tuple(Placement(size, shift) for size in args.size or SIZES)
+    placements = tuple(
+        Placement(size) if args.align is None else aligned(size, args.align)
+        for size in args.size or SIZES
+    )
     return Options(lambda _driver: placements)
 
 

@@ -6,17 +6,21 @@ What they write and expect is what ``pci_endpoint_test_bar()``, ``..._bars()`` a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
+from rcdrv.epf_test.doorbell import stale_doorbell
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Reg, Status
+from rcdrv.errors import RcdrvError
 from rcdrv.mmio import Window
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
-CHUNK = 1 << 20
-"""Bytes that are held in memory at a time; BARs may be much larger."""
+CHUNK = 1 << 16
+"""Bytes in one go. In between it is looked whether to stop: an endpoint that is gone answers each
+read with a completion time-out of up to 50 ms."""
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -27,16 +31,16 @@ def _ignore(_done: int, _total: int) -> None:
 
 
 def bar_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> str:
-    """Fill a BAR with its byte pattern and read it back, 1 MiB at a time.
+    """Fill a BAR with its byte pattern and read it back, piece by piece.
 
     :returns: how much was tested
     :raises NotPassed: a skip (``bar-reserved``, ``bar-disabled``), or ``data-mismatch``
     """
-    check_reserved(driver, index)
+    check_writable(driver, index)
     window = _present(driver, index)
     size = testable_size(driver, index)
     for offset, length in chunks(size):
-        driver.function.cancel.check()
+        driver.function.check()
         window.fill(offset, length, 0xA0 + index)
         _verify(
             driver,
@@ -62,17 +66,19 @@ def consecutive_bar_test(driver: EpfTest, progress: Progress = _ignore) -> str:
         for index, bar in enumerate(driver.function.bars)
         if bar is not None and bar.is_memory and not is_reserved(driver, index)
     ]
+    for index in bars:
+        check_writable(driver, index)
     sizes = {index: testable_size(driver, index) for index in bars}
     total, done = 2 * sum(sizes.values()), 0
     for index in bars:
         for offset, length in chunks(sizes[index]):
-            driver.function.cancel.check()
+            driver.function.check()
             driver.function.bar(index).write_block(offset, offset_pattern(index, offset, length))
             done += length
             progress(done, total)
     for index in bars:
         for offset, length in chunks(sizes[index]):
-            driver.function.cancel.check()
+            driver.function.check()
             _verify(
                 driver,
                 index,
@@ -93,21 +99,32 @@ def subrange_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> 
     :raises NotPassed: a skip (``bar-reserved``, ``no-caps``, ``register-bar``,
         ``bar-disabled``, ``no-resource``), or what failed
     """
-    check_reserved(driver, index)
+    check_writable(driver, index)
     if not driver.caps & Caps.SUBRANGE_MAPPING:
         raise _skip(Reason.NO_CAPS, "Subrange map is not supported")
     if index == driver.reg_bar:
         raise _skip(Reason.REGISTER_BAR, "BAR is test register space")
     window = _present(driver, index)
-    _subrange_command(driver, index, Command.BAR_SUBRANGE_SETUP)
     try:
+        _subrange_command(driver, index, Command.BAR_SUBRANGE_SETUP)
         _check_halves(driver, index, window, progress)
-    except BaseException:
-        with driver.function.cancel.deferred():
-            _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
+    except BaseException as error:
+        if not isinstance(error, NotPassed) or error.reason not in _NOT_SET_UP:
+            _clear_anyway(driver, index)
         raise
     _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
     return f"2 halves of {window.size // 2:#x} bytes"
+
+
+_NOT_SET_UP = (Reason.SUBRANGE_FAILED, Reason.NO_RESOURCE, Reason.STUCK_COMMAND)
+
+
+def _clear_anyway(driver: EpfTest, index: int) -> None:
+    """CLEAR after something else went wrong, which is what the user has to read."""
+    with driver.function.cancel.deferred(), contextlib.suppress(RcdrvError):
+        answer = driver.settle()
+        if answer is None or not answer.status & Status.BAR_SUBRANGE_SETUP_FAIL:
+            _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
 
 
 def _check_halves(driver: EpfTest, index: int, window: Window, progress: Progress) -> None:
@@ -124,19 +141,18 @@ def _check_halves(driver: EpfTest, index: int, window: Window, progress: Progres
     pattern = 0xA0 + 8 * index
     for number in (0, 1):
         for offset, length in chunks(half):
-            driver.function.cancel.check()
+            driver.function.check()
             window.fill(number * half + offset, length, pattern + number & 0xFF)
     for number in (0, 1):
         for offset, length in chunks(half):
-            driver.function.cancel.check()
+            driver.function.check()
             verify(number, pattern, offset, length)
             progress(number * half + offset + length, window.size)
 
 
 def _subrange_command(driver: EpfTest, index: int, command: Command) -> None:
     setup = command is Command.BAR_SUBRANGE_SETUP
-    driver.write(Reg.SIZE, index)
-    answer = driver.command(command)
+    answer = driver.command(command, {Reg.SIZE: index})
     good = Status.BAR_SUBRANGE_SETUP_SUCCESS if setup else Status.BAR_SUBRANGE_CLEAR_SUCCESS
     bad = Status.BAR_SUBRANGE_SETUP_FAIL if setup else Status.BAR_SUBRANGE_CLEAR_FAIL
     if answer.good and answer.status & good:
@@ -183,10 +199,18 @@ def is_reserved(driver: EpfTest, index: int) -> bool:
     return bool(announced) or index in driver.part.untestable_bars
 
 
-def check_reserved(driver: EpfTest, index: int) -> None:
-    """:raises NotPassed: a skip, the BAR is reserved"""
+def check_writable(driver: EpfTest, index: int) -> None:
+    """:raises NotPassed: a skip, the BAR is reserved; or it shows a doorbell and not memory"""
     if is_reserved(driver, index):
         raise _skip(Reason.BAR_RESERVED, "BAR is reserved")
+    if stale_doorbell(driver) == index:
+        # A pattern would hit the registers of the endpoint's interrupt controller.
+        raise NotPassed(
+            Reason.DISABLE_FAILED,
+            f"BAR{index} shows the doorbell that an earlier run left enabled, so nothing is"
+            " written there",
+            hint="unbind and start pci-epf-test on the endpoint again",
+        )
 
 
 def testable_size(driver: EpfTest, index: int) -> int:

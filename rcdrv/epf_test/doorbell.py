@@ -6,18 +6,16 @@ doorbell lives is decided by ``drivers/pci/endpoint/pci-ep-msi.c``.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 
-from rcdrv.epf_test.driver import Answer, EpfTest
+from rcdrv.epf_test.driver import SETTLE, Answer, EpfTest
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function, IrqKind
 from rcdrv.mmio import Window, barrier
 from rcdrv.verdict import NotPassed, Reason, Verdict
-
-# A second interrupt for one ring follows the first within microseconds; this long (s) is enough.
-_SETTLE = 0.002
 
 _ENABLE_HINT = (
     "look in the endpoint's dmesg for \"Can't find MSI domain for EPC\" (no GIC ITS, and no"
@@ -89,8 +87,17 @@ class Doorbell:
         self.location: Location | None = None
         """Where it is rung."""
         self.left_enabled = False
-        self.stray = 0
-        """Interrupts beyond one for each command."""
+        self._surplus = driver.surplus
+        self._owed = 0
+
+    @property
+    def stray(self) -> int:
+        """Interrupts beyond one for each command and each ring.
+
+        A ring that nobody waited for, or for which the wait was too short, may still be answered
+        with one.
+        """
+        return max(0, self._driver.surplus - self._surplus - self._owed)
 
     # -- enable and disable -------------------------------------------------------------------
 
@@ -127,49 +134,50 @@ class Doorbell:
         driver = self._driver
         before = driver.read(Reg.DB_BAR)
         answer = self._send_enable()
-        if answer.status & Status.DOORBELL_ENABLE_FAIL and self._may_be_stale(
-            driver.read(Reg.DB_BAR)
-        ):
+        refused = answer.answered and bool(answer.status & Status.DOORBELL_ENABLE_FAIL)
+        if refused and stale_doorbell(driver) is not None:
             # An earlier run died with its doorbell enabled, so this one was refused as busy.
             # DISABLE is safe only because DB_BAR names a doorbell: on an endpoint that has
             # never enabled one it would dereference a null pointer.
             driver.trace("doorbell left enabled by an earlier run: disable it and try again")
             driver.command(Command.DISABLE_DOORBELL)
             answer = self._send_enable()
-        if answer.status & Status.DOORBELL_ENABLE_SUCCESS and answer.good:
+        if self._enabled and answer.good:
             return
-        if answer.status & Status.DOORBELL_ENABLE_FAIL and answer.good:
+        if answer.good:
             raise NotPassed(
                 Reason.ENABLE_FAILED,
                 "the endpoint could not enable its doorbell (DOORBELL_ENABLE_FAIL)",
                 hint=_ENABLE_HINT,
             )
-        db_bar = driver.read(Reg.DB_BAR)
-        if not answer.command_left and db_bar != before and self._may_be_stale(db_bar):
+        named = stale_doorbell(driver)
+        if not answer.command_left and named is not None and named != before:
             self._enabled = True  # it did enable, and only failed to say so
         raise driver.explain(answer, "ENABLE_DOORBELL")
 
     def _send_enable(self) -> Answer:
         answer = self._driver.command(Command.ENABLE_DOORBELL)
-        self.stray += answer.stray
-        self._enabled = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
-        # The endpoint may still take it, or have taken it without a word.
-        self.left_enabled = not answer.answered
+        self._note(answer)
         return answer
 
-    def _may_be_stale(self, db_bar: int) -> bool:
-        return 1 <= db_bar <= 5 and db_bar != self._driver.reg_bar
+    def _note(self, answer: Answer) -> None:
+        """What the answer to ENABLE says of the doorbell's state."""
+        success = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
+        self._enabled = answer.answered and success
+        # Without an answer the endpoint may still take it, or have taken it without a word.
+        self.left_enabled = not answer.answered
 
     def _check(self, said: Location) -> None:
         """Nothing is written to a place that cannot be the doorbell."""
         driver = self._driver
         bar, offset = said.bar, said.offset
         bars = driver.function.bars
-        if bar > 5 or bars[bar] is None:
+        bar_info = bars[bar] if bar < len(bars) else None
+        if bar_info is None or not bar_info.is_memory:
             what = "no BAR (NO_BAR)" if bar == NO_BAR else f"BAR{bar}" if bar < 6 else f"{bar:#x}"
             raise NotPassed(
                 Reason.BAD_BAR,
-                f"the endpoint says its doorbell is in {what}, which this function does not have",
+                f"the endpoint says its doorbell is in {what}: there is no such memory BAR",
                 hint="the BARs are shown by: rcdrv info",
             )
         if bar == driver.reg_bar:
@@ -192,30 +200,34 @@ class Doorbell:
             )
 
     def _leave(self, failing: bool) -> None:
-        """Disable. Raises only when nothing else has gone wrong yet."""
-        function = self._driver.function
-        with function.cancel.deferred():
+        """Disable. Raises an error of rcdrv's own only when nothing else has gone wrong yet."""
+        with self._driver.function.cancel.deferred():
             try:
                 self._disable()
-            except RcdrvError:
+            except BaseException as error:
                 # A lost interrupt of the DISABLE itself is a finding, not a doorbell left on.
                 self.left_enabled = self._enabled or self._driver.in_flight is not None
-                if not failing:
+                if not failing or not isinstance(error, RcdrvError):
                     raise
 
     def _disable(self) -> None:
-        if self._driver.in_flight is Command.ENABLE_DOORBELL:
-            self._settle_doubt()
+        driver = self._driver
+        if driver.in_flight is Command.ENABLE_DOORBELL:
+            # Stopped while it was on its way: find out whether it was taken.
+            answer = driver.settle()
+            assert answer is not None
+            self._note(answer)
+            if answer.command_left:
+                self.left_enabled = True
+                return
         if not self._enabled:
             return
-        driver = self._driver
         answer = driver.command(Command.DISABLE_DOORBELL)
-        self.stray += answer.stray
-        if answer.status & Status.DOORBELL_DISABLE_SUCCESS:
+        if answer.answered and answer.status & Status.DOORBELL_DISABLE_SUCCESS:
             self._enabled = self.left_enabled = False
-            if answer.answered and not answer.irq_lost:
+            if not answer.irq_lost and not answer.command_left:
                 return
-        elif answer.status & Status.DOORBELL_DISABLE_FAIL:
+        elif answer.answered:
             raise NotPassed(
                 Reason.DISABLE_FAILED,
                 "the endpoint could not disable its doorbell (DOORBELL_DISABLE_FAIL)",
@@ -223,21 +235,13 @@ class Doorbell:
             )
         raise driver.explain(answer, "DISABLE_DOORBELL")
 
-    def _settle_doubt(self) -> None:
-        """Find out whether an ENABLE that nobody waited for was taken."""
-        driver = self._driver
-        self._in_doubt = False
-        answer = driver.wait_answer(time.perf_counter_ns())
-        if driver.read(Reg.COMMAND):
-            raise driver.explain(Answer(answer.status, None, command_left=True), "ENABLE_DOORBELL")
-        self._enabled = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
-
     # -- ring ---------------------------------------------------------------------------------
 
     def write(self) -> None:
         """The ring itself: one 32-bit write, nothing else."""
         assert self._window is not None, "not entered"
         assert self.location is not None, "not entered"
+        self._owed += 1
         self._window.write32(self.location.offset, self.location.data)
 
     def ring(self) -> Answer:
@@ -249,24 +253,25 @@ class Doorbell:
         # The handler on the endpoint raises what these say at that moment.
         driver.request_irq()
         driver.write(Reg.STATUS, 0)
-        self.stray += driver.drop_interrupts()
+        driver.drop_interrupts()
         barrier()
         driver.trace(f"ring  {self.location}")
         start = time.perf_counter_ns()
         self.write()
-        answer = driver.wait_answer(start)
-        self.stray += answer.stray
+        answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
+        if answer.answered and not answer.irq_lost:
+            self._owed -= 1
         return answer
 
     def settle(self) -> None:
         """Give a second interrupt for the last ring the time to show up, as :attr:`stray`."""
-        self._driver.function.pause(_SETTLE)
-        self.stray += self._driver.drop_interrupts()
+        self._driver.function.pause(SETTLE)
+        self._driver.drop_interrupts()
 
     def judge(self, answer: Answer) -> NotPassed | None:
         """What is wrong with a ring's answer; None when it is an acknowledgement."""
         driver = self._driver
-        if not answer.status & Status.DOORBELL_SUCCESS or not answer.answered or answer.irq_lost:
+        if not answer.answered or answer.irq_lost:
             failure = driver.explain(answer, "doorbell")
             if failure.reason is Reason.SILENT:
                 failure.hint = (
@@ -288,3 +293,22 @@ class Doorbell:
                 hint="is the endpoint's interrupt level-triggered and acknowledged too late?",
             )
         return None
+
+
+def stale_doorbell(driver: EpfTest) -> int | None:
+    """The BAR in which the endpoint says that a doorbell is enabled, or None.
+
+    DB_BAR reads 0 before the first ENABLE and NO_BAR after a DISABLE.
+    """
+    bar = driver.read(Reg.DB_BAR)
+    return bar if 1 <= bar <= 5 and bar != driver.reg_bar else None
+
+
+def free_stale_doorbell(driver: EpfTest) -> None:
+    """Disable a doorbell that an earlier run left enabled, as far as the endpoint lets us.
+
+    Its BAR may show the endpoint's interrupt controller instead of memory meanwhile.
+    """
+    if stale_doorbell(driver) is not None:
+        with contextlib.suppress(NotPassed), Doorbell(driver, force=True):
+            driver.trace("an earlier run had left the doorbell enabled")

@@ -7,12 +7,14 @@ How the endpoint takes and answers a command is ``pci_epf_test_cmd_handler()`` o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 
 from rcdrv import pci
 from rcdrv.epf_test.registers import (
+    ANSWERS,
     BLOCK_SIZE,
     NO_BAR,
     Caps,
@@ -49,6 +51,10 @@ _INTX_PULSE = 0.02
 # The endpoint reads IRQ_TYPE before COMMAND in one tick of 1-10 ms; two of them are enough.
 _TICKS = 0.02
 
+SETTLE = 0.002
+"""A second interrupt for one answer follows the first within microseconds; this many seconds are
+enough to see it."""
+
 _LOOK_AT_EP = "on the endpoint: is pci-epf-test bound and started, and what does its dmesg say?"
 
 
@@ -68,25 +74,51 @@ class Answer:
 
     status: Status
     """STATUS when the wait ended."""
-    latency_ns: int | None
+    answered: bool
+    """STATUS has IRQ_RAISED and one of the bits that belong to what was asked."""
+    latency_ns: int | None = None
     """From the write to the answer as this program saw it; None without an answer."""
     vectors: dict[int, int] = field(default_factory=dict)
     """Interrupts that came with it: {vector, from 0: how often}."""
-    stray: int = 0
-    """Interrupts that came before STATUS had an answer."""
+    interrupted: bool = False
+    """Some interrupt came, with the answer or without."""
     irq_lost: bool = False
     """STATUS has the answer, the interrupt did not come."""
     command_left: bool = False
     """COMMAND was still set afterwards, which the endpoint clears before anything else."""
 
     @property
-    def answered(self) -> bool:
-        return bool(self.status & Status.IRQ_RAISED) and int(self.status) != ALL_ONES
-
-    @property
     def good(self) -> bool:
         """Answered, and the command taken as it should be; what STATUS says is another matter."""
         return self.answered and not self.command_left
+
+
+def find_register_bar(function: Function) -> int:
+    """The BAR with the test registers: by the part's ID, or for an unknown part by looking.
+
+    Looking is four reads in each BAR and no write. BAR0, the most common, is looked at first,
+    and taken when no other BAR, or more than one, looks like it.
+    """
+    part = pci.part_of(function.config.vendor_id, function.config.device_id)
+    if part is not pci.UNKNOWN_PART:
+        return part.reg_bar
+    candidates = []
+    for bar in function.bars:
+        if bar is None or not bar.is_memory or bar.size < BLOCK_SIZE:
+            continue
+        if _looks_like_registers(function.bar(bar.index)):
+            if bar.index == 0:
+                return 0
+            candidates.append(bar.index)
+    return candidates[0] if len(candidates) == 1 else part.reg_bar
+
+
+def _is_answer(status: Status, expected: Status | None) -> bool:
+    return (
+        bool(status & Status.IRQ_RAISED)
+        and int(status) != ALL_ONES
+        and (expected is None or bool(status & expected))
+    )
 
 
 def _looks_like_registers(window: Window) -> bool:
@@ -131,7 +163,7 @@ class EpfTest:
         self._trace = trace
         config = function.config
         self.part = pci.part_of(config.vendor_id, config.device_id)
-        self.reg_bar = self._find_registers() if reg_bar is None else reg_bar
+        self.reg_bar = find_register_bar(function) if reg_bar is None else reg_bar
         self._regs = function.bar(self.reg_bar)
         if self._regs.size < BLOCK_SIZE:
             raise UsageError(
@@ -146,26 +178,12 @@ class EpfTest:
         self.in_flight: Command | None = None
         """A command that was written and whose answer nobody has seen yet, because waiting for
         it ended with an exception."""
+        self.surplus = 0
+        """Interrupts so far that came without an answer to go with. Not counted for INTx: several
+        controllers assert the line for a millisecond or two, and it fires again and again
+        meanwhile, which is no fault."""
 
     # -- registers ----------------------------------------------------------------------------
-
-    def _find_registers(self) -> int:
-        """The BAR that the part's ID says; for an unknown part, the only one that looks like it.
-
-        Looking means four reads in each BAR and no write. BAR0 wins when it is among several.
-        """
-        bars = self.function.bars
-        if self.part is not pci.UNKNOWN_PART:
-            return self.part.reg_bar
-        candidates = [
-            bar.index
-            for bar in bars
-            if bar is not None
-            and bar.is_memory
-            and bar.size >= BLOCK_SIZE
-            and _looks_like_registers(self.function.bar(bar.index))
-        ]
-        return candidates[0] if len(candidates) == 1 else self.part.reg_bar
 
     def read(self, register: Reg) -> int:
         """One 32-bit read of a test register.
@@ -264,28 +282,25 @@ class EpfTest:
             self._interrupts.close()
             self._interrupts = None
 
-    def drop_interrupts(self) -> int:
-        """Forget the interrupts that nobody has waited for.
-
-        :returns: how many they were. 0 for INTx: several controllers assert the line for a
-            millisecond or two, and it fires again and again meanwhile, which is no fault.
-        """
+    def drop_interrupts(self) -> None:
+        """Forget the interrupts that nobody has waited for, but for their number."""
         if self._interrupts is None:
-            return 0
+            return
         dropped = sum(self._interrupts.take().values())
         if self.irq_kind is not IrqKind.INTX:
-            return dropped
+            self.surplus += dropped
+            return
         deadline = Deadline(_INTX_PULSE)
         while dropped and not deadline.expired:
             self.function.pause(0.001)
             dropped = sum(self._interrupts.take().values())
-        return 0
 
     # -- commands -----------------------------------------------------------------------------
 
     def command(
         self,
         command: Command,
+        parameters: Mapping[Reg, int] = MappingProxyType({}),
         *,
         flags: Flags = Flags(0),  # noqa: B008 - an immutable value
         vector: int = 0,
@@ -293,9 +308,8 @@ class EpfTest:
     ) -> Answer:
         """Give the endpoint a command and wait for its answer.
 
-        Whatever the command needs besides FLAGS, IRQ_TYPE and IRQ_NUMBER is written by the
-        caller before.
-
+        :param parameters: what the command needs in other registers than FLAGS, IRQ_TYPE and
+            IRQ_NUMBER
         :param vector: the vector to answer with, from 0
         :param timeout: seconds to wait for the answer; default :attr:`timeout`
         :raises NotPassed: ``stuck-command``: an earlier command is still in the register
@@ -303,6 +317,8 @@ class EpfTest:
         """
         self.arm(vector + 1)
         self._wait_until_idle()
+        for register, value in parameters.items():
+            self.write(register, value)
         self._write_request(flags, vector)
         # The endpoint clears STATUS too when it takes a command, but one that takes nothing
         # must not be read as if it had answered with what an earlier command left behind.
@@ -312,9 +328,21 @@ class EpfTest:
         self.in_flight = command
         start = time.perf_counter_ns()
         self.write(Reg.COMMAND, command)
-        answer = self.wait_answer(start, timeout)
-        self.in_flight = None
+        answer = self.wait_answer(start, ANSWERS.get(command), timeout)
         answer.command_left = self.read(Reg.COMMAND) != 0
+        self.in_flight = None
+        return answer
+
+    def settle(self) -> Answer | None:
+        """Wait for the answer of a command that was left :attr:`in_flight`.
+
+        :returns: the answer; None when there is no such command
+        """
+        if self.in_flight is None:
+            return None
+        answer = self.wait_answer(time.perf_counter_ns(), ANSWERS.get(self.in_flight))
+        answer.command_left = self.read(Reg.COMMAND) != 0
+        self.in_flight = None
         return answer
 
     def _wait_until_idle(self) -> None:
@@ -350,44 +378,58 @@ class EpfTest:
 
     def request_irq(self, vector: int = 0) -> None:
         """Say which interrupt the endpoint has to raise with its next answer."""
+        # The number first, and never 0, which INTx does not look at: MSI-X with number 0 would
+        # make the endpoint read the table entry before the first.
+        self.write(Reg.IRQ_NUMBER, vector + 1)
         self.write(Reg.IRQ_TYPE, self.irq_type)
-        self.write(Reg.IRQ_NUMBER, 0 if self.irq_type is IrqType.INTX else vector + 1)
 
-    def wait_answer(self, start_ns: int, timeout: float | None = None) -> Answer:
+    def wait_answer(
+        self, start_ns: int, expected: Status | None = None, timeout: float | None = None
+    ) -> Answer:
         """Wait for STATUS.IRQ_RAISED and, unless polling, for the interrupt that comes with it.
 
+        A doorbell or a transfer of before may be answered only now, and must not be taken for the
+        answer: its bits are others.
+
         :param start_ns: when the endpoint was asked, on :func:`time.perf_counter_ns`
+        :param expected: the bits of which the answer has one; None: any
+        :param timeout: seconds; default :attr:`timeout`
         """
         deadline = Deadline(self.timeout if timeout is None else timeout)
-        if self._interrupts is None:
-            return self._poll_answer(start_ns, deadline)
+        wait = self._poll_status if self._interrupts is None else self._wait_interrupt
+        return wait(start_ns, expected, deadline)
+
+    def _wait_interrupt(self, start_ns: int, expected: Status | None, deadline: Deadline) -> Answer:
+        assert self._interrupts is not None
         grace: Deadline | None = None
-        stray = 0
+        interrupted = False
         while True:
             vectors = self._interrupts.wait(Deadline(min(deadline.remaining, _PEEK)))
             now = time.perf_counter_ns()
             status = Status(self.read(Reg.STATUS))
-            if status & Status.IRQ_RAISED and vectors:
-                return Answer(status, now - start_ns, vectors, stray)
+            answered = _is_answer(status, expected)
+            interrupted = interrupted or bool(vectors)
+            if answered and vectors:
+                return Answer(status, True, now - start_ns, vectors, interrupted=True)
             if self.irq_kind is not IrqKind.INTX:
-                stray += sum(vectors.values())
-            if status & Status.IRQ_RAISED:
+                self.surplus += sum(vectors.values())
+            if answered:
                 if grace is None:
                     grace = Deadline(min(_IRQ_GRACE, deadline.remaining))
                 elif grace.expired:
-                    return Answer(status, None, stray=stray, irq_lost=True)
+                    return Answer(status, True, interrupted=interrupted, irq_lost=True)
             elif deadline.expired:
-                return Answer(status, None, stray=stray)
+                return Answer(status, False, interrupted=interrupted)
 
-    def _poll_answer(self, start_ns: int, deadline: Deadline) -> Answer:
-        spin = Deadline(min(_SPIN, self.timeout))
+    def _poll_status(self, start_ns: int, expected: Status | None, deadline: Deadline) -> Answer:
+        spin = Deadline(min(_SPIN, deadline.seconds))
         while True:
             status = Status(self.read(Reg.STATUS))
             now = time.perf_counter_ns()
-            if status & Status.IRQ_RAISED and int(status) != ALL_ONES:
-                return Answer(status, now - start_ns)
+            if _is_answer(status, expected):
+                return Answer(status, True, now - start_ns)
             if deadline.expired:
-                return Answer(status, None)
+                return Answer(status, False)
             if spin.expired:
                 self.function.pause(0.001)
 
@@ -412,7 +454,7 @@ class EpfTest:
                 f"{what}: answered ({status}), but no {self.irq_name} interrupt arrived",
                 hint=self._irq_hint(),
             )
-        if not answer.answered and not answer.stray and not answer.status:
+        if not answer.answered and not answer.interrupted and not answer.status:
             return NotPassed(
                 Reason.SILENT,
                 f"{what}: no answer in time"
@@ -421,7 +463,7 @@ class EpfTest:
             )
         return NotPassed(
             Reason.WRONG_STATUS,
-            f"{what}: {'an interrupt came, but ' if answer.stray or answer.vectors else ''}"
+            f"{what}: {'an interrupt came, but ' if answer.interrupted else ''}"
             f"{status} does not have the answer",
             hint="does the endpoint run another version of pci-epf-test, or another function?",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.driver import SETTLE, EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Command
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
@@ -39,9 +39,17 @@ def vector_test(
     name = "MSI-X" if choice is IrqChoice.MSIX else "MSI"
     driver.use_irq(choice)
     ready = driver.arm(count)
+    driver.drop_interrupts()
+    surplus = driver.surplus
     for vector in range(ready):
         _raise(driver, choice, vector)
         progress(vector + 1, ready)
+    driver.function.pause(SETTLE)
+    driver.drop_interrupts()
+    if driver.surplus > surplus:
+        raise NotPassed(
+            Reason.IRQ_TWICE, f"{driver.surplus - surplus} interrupts too many for {ready} vectors"
+        )
     if ready < count:
         raise NotPassed(
             Reason.NO_VECTORS,

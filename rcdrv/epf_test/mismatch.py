@@ -113,7 +113,7 @@ def _stuck_bits(wanted: NDArray[Any], found: NDArray[Any]) -> str:
     whole = len(wanted) // 4 * 4
     if whole < 8:
         return ""
-    expected, got = (data[:whole].view(numpy.uint32) for data in (wanted, found))
+    expected, got = (data[:whole].view("<u4") for data in (wanted, found))
     changed = int(numpy.bitwise_or.reduce(expected ^ got))
     low = changed & ~int(numpy.bitwise_or.reduce(got))
     high = changed & int(numpy.bitwise_and.reduce(got))

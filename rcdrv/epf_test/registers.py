@@ -79,6 +79,23 @@ class Status(IntFlag):
     NO_RESOURCE = 1 << 18
 
 
+ANSWERS = {
+    Command.READ: Status.READ_SUCCESS | Status.READ_FAIL,
+    Command.WRITE: Status.WRITE_SUCCESS | Status.WRITE_FAIL,
+    Command.COPY: Status.COPY_SUCCESS | Status.COPY_FAIL,
+    Command.ENABLE_DOORBELL: Status.DOORBELL_ENABLE_SUCCESS | Status.DOORBELL_ENABLE_FAIL,
+    Command.DISABLE_DOORBELL: Status.DOORBELL_DISABLE_SUCCESS | Status.DOORBELL_DISABLE_FAIL,
+    Command.BAR_SUBRANGE_SETUP: (
+        Status.BAR_SUBRANGE_SETUP_SUCCESS | Status.BAR_SUBRANGE_SETUP_FAIL
+    ),
+    Command.BAR_SUBRANGE_CLEAR: (
+        Status.BAR_SUBRANGE_CLEAR_SUCCESS | Status.BAR_SUBRANGE_CLEAR_FAIL
+    ),
+}
+"""The bits of which an answer to a command has one. The RAISE commands answer with the interrupt
+alone."""
+
+
 class Caps(IntFlag):
     """CAPS: what the endpoint announces. Older endpoint kernels know fewer bits."""
 

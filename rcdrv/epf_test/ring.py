@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rcdrv.epf_test.doorbell import Doorbell, Location
-from rcdrv.epf_test.driver import Answer, EpfTest
+from rcdrv.epf_test.driver import Answer, EpfTest, find_register_bar
 from rcdrv.epf_test.registers import Status
+from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason, Verdict
@@ -39,37 +40,58 @@ class RingReport:
     """Where the endpoint says that its doorbell is."""
     irq: str = "none"
     rings: list[Ring] = field(default_factory=list)
+    """Every ring, if :attr:`keep` says so; else only those that failed, at most 100."""
+    keep: bool = True
+    count: int = 0
+    """Rings so far."""
+    failed: int = 0
+    unwatched: bool = False
+    """Nobody looked whether the endpoint noticed."""
+    acknowledged: int = 0
+    total_ns: int = 0
+    """Sum of the latencies of the acknowledged ones; with the shortest and the longest."""
+    shortest_ns: int = 0
+    longest_ns: int = 0
     stray: int = 0
     """Interrupts beyond one for each ring or command."""
     left_enabled: bool = False
     """The endpoint may still have its doorbell enabled."""
 
-    @property
-    def failures(self) -> list[Ring]:
-        return [ring for ring in self.rings if ring.failure is not None]
+    def note(self, ring: Ring) -> None:
+        """Count a ring."""
+        self.count += 1
+        self.failed += ring.failure is not None
+        self.unwatched = ring.acknowledged is None
+        if ring.acknowledged and ring.latency_ns is not None:
+            latency = ring.latency_ns
+            self.shortest_ns = min(self.shortest_ns, latency) if self.acknowledged else latency
+            self.longest_ns = max(self.longest_ns, latency)
+            self.acknowledged += 1
+            self.total_ns += latency
+        if self.keep or (ring.failure is not None and len(self.rings) < 100):
+            self.rings.append(ring)
 
     def failure(self) -> NotPassed | None:
         """The finding for the whole: the first ring's that failed, with how many did."""
-        failures = self.failures
-        if failures:
-            first = failures[0].failure
-            assert first is not None
-            if len(self.rings) == 1:
-                return first
+        for ring in self.rings:
+            if ring.failure is None:
+                continue
+            if self.count == 1:
+                return ring.failure
             return NotPassed(
-                first.reason,
-                f"{len(failures)} of {len(self.rings)} rings failed, first ring"
-                f" {failures[0].number}: {first.message}",
-                hint=first.hint,
+                ring.failure.reason,
+                f"{self.failed} of {self.count} rings failed, first ring {ring.number}:"
+                f" {ring.failure.message}",
+                hint=ring.failure.hint,
             )
         if self.stray:
             return NotPassed(
                 Reason.IRQ_TWICE,
                 f"{self.stray} more interrupt{'s' if self.stray > 1 else ''} than"
-                f" {'rings' if len(self.rings) > 1 else 'the one for the ring'}",
+                f" {'rings' if self.count > 1 else 'the one for the ring'}",
                 hint="is the endpoint's doorbell interrupt acknowledged before it is raised again?",
             )
-        if self.rings and self.rings[-1].acknowledged is None:
+        if self.count and self.unwatched:
             return NotPassed(
                 Reason.NOT_VERIFIED,
                 "written; nobody looked whether the endpoint noticed",
@@ -150,9 +172,8 @@ class RingRun:
 
     def _ring_cycle(self, doorbell: Doorbell) -> None:
         plan, rung = self._plan, 0
-        cancel = self._driver.function.cancel
         while plan.count == 0 or rung < plan.count:
-            cancel.check()
+            self._driver.function.check()
             if rung and plan.interval:
                 self._driver.function.pause(plan.interval)
             self._ring(doorbell)
@@ -161,7 +182,7 @@ class RingRun:
             doorbell.settle()
 
     def _ring(self, doorbell: Doorbell) -> None:
-        number = len(self.report.rings) + 1
+        number = self.report.count + 1
         if not self._plan.wait:
             barrier()
             doorbell.write()
@@ -169,7 +190,7 @@ class RingRun:
         else:
             answer = doorbell.ring()
             ring = self._assess(number, answer, doorbell.judge(answer))
-        self.report.rings.append(ring)
+        self.report.note(ring)
         self._on_ring(ring)
 
     @staticmethod
@@ -179,16 +200,23 @@ class RingRun:
 
 
 def ring_blind(
-    function: Function, where: Location, *, count: int = 1, interval: float = 0.0
+    function: Function,
+    where: Location,
+    *,
+    count: int = 1,
+    interval: float = 0.0,
+    reg_bar: int | None = None,
 ) -> Iterator[Ring]:
     """Only write, ``count`` times (0: until stopped): the test registers are not touched.
 
     :raises UsageError: there is no such place in the function's BARs
     """
     window = where.window(function)
+    if where.bar == (find_register_bar(function) if reg_bar is None else reg_bar):
+        raise UsageError(f"BAR{where.bar} holds the test registers; a doorbell is never there")
     number = 0
     while count == 0 or number < count:
-        function.cancel.check()
+        function.check()
         if number and interval:
             function.pause(interval)
         barrier()

@@ -13,14 +13,14 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from rcdrv.epf_test import bars, irqs, transfer
-from rcdrv.epf_test.doorbell import Doorbell
+from rcdrv.epf_test.doorbell import Doorbell, free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.transfer import Direction, Placement
-from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
+from rcdrv.errors import DeviceLost, Interrupted, RcdrvError, UsageError
 from rcdrv.report.observer import Observer
 from rcdrv.report.result import CaseName, CaseResult, Run
-from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.verdict import NotPassed, Reason, Verdict, classify
 
 Progress = Callable[[int, int], None]
 Body = Callable[[EpfTest, Progress], str]
@@ -188,7 +188,7 @@ def run_cases(
     run.planned = tuple(case.name for case in chosen)
     observer.start(run)
     try:
-        _free_stale_doorbell(driver)
+        free_stale_doorbell(driver)
         lost: DeviceLost | None = None
         for case in chosen:
             observer.case_started(case.name)
@@ -226,26 +226,13 @@ def _run_one(
 
     try:
         return Verdict.PASS, None, case.body(driver, progress), "", None
-    except NotPassed as failure:
-        return failure.verdict, failure.reason, failure.message, failure.hint, None
     except DeviceLost as lost:
         return Verdict.LOST, Reason.DEVICE_LOST, lost.message, lost.hint, lost
-    except HostError as error:
-        return Verdict.ERROR, Reason.HOST, error.message, error.hint, None
-    except UsageError as error:
-        return Verdict.ERROR, Reason.USAGE, error.message, error.hint, None
-
-
-def _free_stale_doorbell(driver: EpfTest) -> None:
-    """Disable a doorbell that an earlier run left enabled, since its BAR shows the endpoint's
-    interrupt controller and not memory: a pattern written there would hit its registers."""
-    db_bar = driver.read(Reg.DB_BAR)
-    if 1 <= db_bar <= 5 and db_bar != driver.reg_bar:
-        try:
-            with Doorbell(driver, force=True):
-                driver.trace("an earlier run had left the doorbell enabled")
-        except NotPassed:
-            pass  # DOORBELL_TEST will say what is wrong with it
+    except Interrupted:
+        raise
+    except RcdrvError as error:
+        verdict, reason = classify(error)
+        return verdict, reason, error.message, error.hint, None
 
 
 def _unwedge(driver: EpfTest) -> None:

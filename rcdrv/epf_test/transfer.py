@@ -16,20 +16,19 @@ from rcdrv.epf_test.driver import Answer, EpfTest
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Flags, Reg, Status
 from rcdrv.errors import UsageError
-from rcdrv.function import DmaBuffer
 from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason
 
 SIZES = (1, 1024, 1025, 1024000, 1024001)
 """Bytes; the sizes of the kselftest."""
 
+_PAGE = 4096
+
 ADDRESS_BITS = 48
 """Bus addresses stay below 2^48, as with the DMA mask of the kernel's driver."""
 
 LARGEST = 4 << 20
 """Bytes; above it the endpoint's kernel warns of its allocation, and panics with panic_on_warn."""
-
-_PAGE = 4096
 
 _SLOWEST = 1_000_000.0  # bytes a second that a transfer gets at the least
 
@@ -76,7 +75,14 @@ class Placement:
     size: int
     """Bytes."""
     shift: int = 0
-    """Bytes from a page boundary (or from a multiple of the part's alignment) to SRC and DST."""
+    """Bytes from a multiple of ``align`` to SRC and DST."""
+    align: int = _PAGE
+    """A power of two; the endpoint may need more."""
+
+
+def aligned(size: int, align: int) -> Placement:
+    """At a multiple of ``align``, a power of two, but not of twice that."""
+    return Placement(size, align, max(2 * align, _PAGE))
 
 
 PLACEMENTS = tuple(Placement(size) for size in SIZES)
@@ -138,20 +144,22 @@ def _transfer(driver: EpfTest, direction: Direction, placement: Placement, dma: 
             f"this endpoint needs SRC and DST at multiples of {needed}, not {shift:#x} behind one"
         )
     function = driver.function
-    room = size + shift
+    room, align = size + shift, max(needed, placement.align)
     with (
-        function.dma_buffer(room, align=max(needed, _PAGE), address_bits=ADDRESS_BITS) as source,
-        function.dma_buffer(room, align=max(needed, _PAGE), address_bits=ADDRESS_BITS) as target,
+        function.dma_buffer(room, align=align, address_bits=ADDRESS_BITS) as source,
+        function.dma_buffer(room, align=align, address_bits=ADDRESS_BITS) as target,
     ):
         data = os.urandom(size)
         source.memory[shift : shift + size] = data
-        _point(driver, Reg.SRC_ADDR_LOW, source, shift)
-        _point(driver, Reg.DST_ADDR_LOW, target, shift)
-        driver.write(Reg.SIZE, size)
-        driver.write(Reg.CHECKSUM, crc32(data) if direction is Direction.WRITE else 0)
         kind = _KINDS[direction]
         answer = driver.command(
             kind.command,
+            {
+                **_address(Reg.SRC_ADDR_LOW, source.iova + shift),
+                **_address(Reg.DST_ADDR_LOW, target.iova + shift),
+                Reg.SIZE: size,
+                Reg.CHECKSUM: crc32(data) if direction is Direction.WRITE else 0,
+            },
             flags=Flags.USE_DMA if dma else Flags(0),
             timeout=driver.timeout + size / _SLOWEST,
         )
@@ -186,12 +194,13 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
         (Direction.WRITE, Reg.SRC_ADDR_LOW, Status.READ_FAIL),
         (Direction.READ, Reg.DST_ADDR_LOW, Status.WRITE_SUCCESS | Status.WRITE_FAIL),
     ):
-        driver.write(low, unmapped & 0xFFFFFFFF)
-        driver.write(Reg(low + 4), unmapped >> 32)
-        driver.write(Reg.SIZE, 1024)
-        # The CRC of neither zeros nor ones, which is what a refused read may deliver.
-        driver.write(Reg.CHECKSUM, 0x12345678)
-        answer = driver.command(_KINDS[direction].command)
+        parameters = {
+            **_address(low, unmapped),
+            Reg.SIZE: 1024,
+            # The CRC of neither zeros nor ones, which is what a refused read may deliver.
+            Reg.CHECKSUM: 0x12345678,
+        }
+        answer = driver.command(_KINDS[direction].command, parameters)
         what = f"{direction.value} at the unmapped address {unmapped:#x}"
         if answer.good and not answer.irq_lost and answer.status & expected:
             outcomes.append(f"{direction.value} {(answer.status & expected).name}")
@@ -207,11 +216,9 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
     return ", ".join(outcomes)
 
 
-def _point(driver: EpfTest, low: Reg, buffer: DmaBuffer, shift: int) -> None:
+def _address(low: Reg, address: int) -> dict[Reg, int]:
     """SRC and DST are not 8-byte aligned, so they are two writes each."""
-    address = buffer.iova + shift
-    driver.write(low, address & 0xFFFFFFFF)
-    driver.write(Reg(low + 4), address >> 32)
+    return {low: address & 0xFFFFFFFF, Reg(low + 4): address >> 32}
 
 
 def _check_answer(

@@ -60,7 +60,8 @@ class Client:
 
     def __init__(self, sock: socket.socket, address: str, timeout: float = 5.0) -> None:
         self.address = address
-        self._timeout = timeout
+        self.timeout = timeout
+        """Seconds to wait for each reply; may be changed at any time."""
         self._connection = Connection(sock)
         self._next_id = 0
         self._lost: tuple[str, str] | None = None
@@ -112,7 +113,7 @@ class Client:
         """
         self._check_lost()
         self._next_id = number = (self._next_id + 1) & 0xFFFF
-        deadline = Deadline(self._timeout)
+        deadline = Deadline(self.timeout)
         try:
             self._connection.send(command, number, 0, body, deadline, fds=fds)
             while True:
@@ -162,7 +163,7 @@ class Client:
         doing = f" to {command.name}" if command else ""
         if isinstance(error, TimeoutError):
             return self._fail(
-                f"no answer{doing} within {self._timeout:g} s",
+                f"no answer{doing} within {self.timeout:g} s",
                 "the endpoint's process hangs, or it serves another client (QEMU?): "
                 "a vfio-user server has one at a time",
             )
@@ -194,7 +195,7 @@ class Client:
                 return
             flags = wire.TYPE_REPLY | (wire.ERROR if error else 0)
             self._connection.send(
-                message.command, message.id, flags, body, Deadline(self._timeout), error=error
+                message.command, message.id, flags, body, Deadline(self.timeout), error=error
             )
 
     def _serve_read(self, body: bytes) -> bytes:
@@ -506,7 +507,7 @@ class Client:
 
     def on_readable(self) -> None:
         self._check_lost()
-        deadline = Deadline(self._timeout)
+        deadline = Deadline(self.timeout)
         try:
             while not deadline.expired:
                 message = self._connection.try_receive()

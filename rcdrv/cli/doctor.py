@@ -1,0 +1,84 @@
+"""Look for what keeps rcdrv from driving the endpoint, and say the cure.
+
+Every row is OK, not OK (with the cure), or not applicable (--). The last one opens the function if
+it can, as every other command does; VFIO resets it then. The exit status is 3 if a row is not OK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+from pathlib import Path
+
+from rcdrv.address import open_function
+from rcdrv.cli.common import drive, print_json
+from rcdrv.cli.host import add_address, named_address
+from rcdrv.epf_test.registers import Reg, decode
+from rcdrv.errors import HostError
+from rcdrv.host import find
+from rcdrv.host.doctor import Row, State, Subject, User, examine
+from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.wait import Cancel
+
+_SHOWN = {State.OK: "OK", State.NOT_OK: "not OK", State.NOT_APPLICABLE: "--"}
+_CAP_IPC_LOCK = 1 << 14  # as in the CapEff line of /proc/<pid>/status
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_address(parser)
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    paths = HostPaths()
+    named = args.address or args.device or os.environ.get("RCDRV_DEVICE")
+    function = None
+    if named or find.candidates(paths):
+        function = HostFunction(named_address(args), paths)
+
+    def read_caps(address: str) -> str:
+        with open_function(address, cancel=cancel) as opened:
+            driver = drive(args, opened)
+            return decode(Reg.CAPS, int(driver.caps)) or "none announced"
+
+    subject = Subject(paths, os.uname().machine, _user(), function, read_caps)
+    rows: list[Row] = []
+    for row in examine(subject):
+        rows.append(row)
+        if not args.json:
+            _show(row)
+    bad = [row for row in rows if row.finding.state is State.NOT_OK]
+    if args.json:
+        print_json(
+            {
+                "device": function.address if function else None,
+                "rows": [
+                    {
+                        "name": row.name,
+                        "state": row.finding.state.value,
+                        "detail": row.finding.detail,
+                        "cure": row.finding.cure,
+                    }
+                    for row in rows
+                ],
+            }
+        )
+    return HostError.exit_status if bad else 0
+
+
+def _show(row: Row) -> None:
+    finding = row.finding
+    print(f"{_SHOWN[finding.state]:6}  {row.name:20} {finding.detail}", flush=True)
+    if finding.cure:
+        print(f"{'':29}cure: {finding.cure}", flush=True)
+
+
+def _user() -> User:
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    may_lock_all = limit == resource.RLIM_INFINITY or int(status["CapEff"], 16) & _CAP_IPC_LOCK
+    return User(
+        os.environ.get("USER") or str(os.getuid()),
+        lambda node: os.access(node, os.R_OK | os.W_OK),
+        None if may_lock_all else limit,
+    )
