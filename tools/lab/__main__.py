@@ -20,6 +20,7 @@ from tools.lab.channel import Process
 from tools.lab.errors import CommandTimeout, LabError
 from tools.lab.guest import BOOT_TIMEOUT, Guest
 from tools.lab.image import image
+from tools.lab.iommufd import iommufd
 from tools.lab.kernel_driver import kernel_driver
 from tools.lab.machine import MACHINES
 from tools.lab.toolbox import toolbox
@@ -57,6 +58,8 @@ def build(options: argparse.Namespace) -> int:
         print(f"{arch}: Linux {image(arch, rebuild=options.rebuild).release}")
     if options.kernel_driver:
         print(f"the kernel's driver and test: {kernel_driver(rebuild=options.rebuild)}")
+    if options.iommufd:
+        print(f"VFIO with iommufd and no-IOMMU mode: {iommufd(rebuild=options.rebuild)}")
     return 0
 
 
@@ -112,6 +115,7 @@ def _guest(options: argparse.Namespace) -> Iterator[Guest]:
         append=options.append,
         files=files,
         bind=options.bind,
+        iommufd=options.iommufd,
         log_accesses=options.log_accesses,
         logs=options.logs,
         boot_timeout=options.boot_timeout,
@@ -191,6 +195,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="build the kernel's own driver and test for the x86_64 guest, too",
     )
+    one.add_argument(
+        "--iommufd",
+        action="store_true",
+        help="build VFIO modules with iommufd and the no-IOMMU mode for the x86_64 guest, too",
+    )
     one.add_argument("--rebuild", action="store_true", help="build it even if it is there")
     one.set_defaults(command=build)
 
@@ -223,6 +232,11 @@ def _parser() -> argparse.ArgumentParser:
         "--kernel-driver",
         action="store_true",
         help="put the kernel's own driver and test in the guest's /opt/kernel",
+    )
+    guest.add_argument(
+        "--iommufd",
+        action="store_true",
+        help="load VFIO modules that offer iommufd and the no-IOMMU mode",
     )
     guest.add_argument(
         "--no-bind", dest="bind", action="store_false", help="leave the functions without a driver"

@@ -19,6 +19,7 @@ from tools.lab.endpoint import REPOSITORY, Endpoint
 from tools.lab.errors import LabError
 from tools.lab.image import image
 from tools.lab.inside.wire import PORT
+from tools.lab.iommufd import MODULES, iommufd
 from tools.lab.machine import MACHINES, SLOTS, root_port
 from tools.lab.toolbox import toolbox
 
@@ -44,7 +45,8 @@ class Guest:
     ``edu``. Each stands behind a root port of its own, in this order, and is bound to vfio-pci
     unless ``bind`` is false. ``files`` maps paths in the guest to files or folders of the host.
     With ``log_accesses`` each endpoint writes an ``access_log``; its BARs cannot be mapped then,
-    unless its spec says otherwise. With ``logs``, all logs are kept in that folder.
+    unless its spec says otherwise. With ``logs``, all logs are kept in that folder. With
+    ``iommufd`` the kernel has VFIO modules that also offer iommufd and the no-IOMMU mode.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Guest:
         append: Sequence[str] = (),
         files: Mapping[str, Path] | None = None,
         bind: bool = True,
+        iommufd: bool = False,
         log_accesses: bool = False,
         logs: Path | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
@@ -72,6 +75,7 @@ class Guest:
         self._append = tuple(append)
         self._files = dict(files or {})
         self._bind = bind
+        self._iommufd = iommufd
         self._log_accesses = log_accesses
         self._logs = logs
         self._boot_timeout = boot_timeout
@@ -187,15 +191,17 @@ class Guest:
             self._folder = None
 
     def _boot(self) -> None:
-        deadline = time.monotonic() + self._boot_timeout
         parts = image(self.arch)
         tools = toolbox()
+        modules = iommufd(self.arch) if self._iommufd else None
+        deadline = time.monotonic() + self._boot_timeout
         folder = self._folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
         for number, spec in enumerate(self._endpoint_specs):
             self.endpoints.append(Endpoint(spec, number, folder, log_accesses=self._log_accesses))
         ports = [root_port(number) for number in range(self._slots())]
         initramfs = folder / "initramfs"
-        self._write_initramfs(initramfs, parts.initramfs, [address for _, address in ports])
+        addresses = [address for _, address in ports]
+        self._write_initramfs(initramfs, parts.initramfs, addresses, modules)
         for endpoint in self.endpoints:
             endpoint.wait_ready(deadline)
 
@@ -230,7 +236,9 @@ class Guest:
             *("-append", " ".join((*machine.kernel, *KERNEL, *self._append))),
         ]
 
-    def _write_initramfs(self, path: Path, base: Path, ports: list[str]) -> None:
+    def _write_initramfs(
+        self, path: Path, base: Path, ports: list[str], modules: Path | None
+    ) -> None:
         """The cached part, and after it what may have changed since: the tree and the agent."""
         shutil.copyfile(base, path)
         with path.open("ab") as stream:
@@ -246,6 +254,9 @@ class Guest:
                     inner = source.relative_to(REPOSITORY)
                     writer.file(f"{TREE}/{inner}", source.read_bytes())
             writer.file("usr/bin/rcdrv", b'#!/bin/sh\nexec python3 -m rcdrv "$@"\n', 0o755)
+            if modules is not None:
+                for number, name in enumerate(MODULES):
+                    writer.file(f"lab/modules/{number}-{name}", (modules / name).read_bytes())
             for name, source in self._files.items():
                 if source.is_dir():
                     writer.tree(source, name)

@@ -1,37 +1,24 @@
 """The kernel's own driver for pci-epf-test and its kselftest, unmodified, to compare rcdrv with.
 
-Debian's kernels do not include the driver, but carry its source and the headers to build it. Both
-are built in a tree of Debian packages, in name spaces of its own, so this needs no root either.
+Debian's kernels do not include the driver, but carry its source and the headers to build it.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-import tarfile
-import tempfile
 from pathlib import Path
 
 from tools.lab import cache
-from tools.lab.debian import archive, host_architecture, output
-from tools.lab.errors import LabError
-from tools.lab.image import DEBIAN_NAME, image
+from tools.lab.kbuild import compile_for
 
-COMPILER = ("gcc", "libc6-dev", "make")
-SHELL = ("base-files", "bash", "coreutils", "dash", "findutils", "grep", "mawk", "perl-base", "sed")
 MODULE, SELFTEST = "pci_endpoint_test.ko", "pci_endpoint_test"
 
 _SOURCES = re.compile(
     r"(drivers/misc/pci_endpoint_test\.c|include/uapi/linux/pcitest\.h"
     r"|tools/testing/selftests/(kselftest\w*\.h|pci_endpoint/pci_endpoint_test\.c))$"
 )
-_ENTER = """
-mount --rbind /dev "$1/dev" && mount --rbind /proc "$1/proc" && exec chroot "$1" /bin/sh -ec "$2"
-"""
 _MAKE = """
-cd /build
-echo 'obj-m := pci_endpoint_test.o' >drivers/misc/Makefile
-make -s -C "/usr/src/linux-headers-$RELEASE" M=/build/drivers/misc modules
+kernel_make /build/drivers/misc
 gcc -O2 -static -I tools/testing/selftests -o pci_endpoint_test \\
     tools/testing/selftests/pci_endpoint/pci_endpoint_test.c
 """
@@ -39,38 +26,16 @@ gcc -O2 -static -I tools/testing/selftests -o pci_endpoint_test \\
 
 def kernel_driver(arch: str = "x86_64", *, rebuild: bool = False) -> Path:
     """The folder with the module for the guest's kernel and the static test program."""
-    if DEBIAN_NAME[arch] != host_architecture():
-        raise LabError(f"the kernel's driver for {arch} can only be built on {arch}")
-    release = image(arch).release
 
     def build(folder: Path) -> None:
-        # Outside of the part, so that only the results stay.
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=cache.directory()) as temporary:
-            tree = Path(temporary)
-            _prepare(tree, release)
-            make = f"export PATH=/usr/bin RELEASE='{release}'; {_MAKE}"
-            own = ("unshare", "--map-root-user", "--mount", "--propagation", "private")
-            output([*own, "sh", "-c", _ENTER, "enter", str(tree), make])
-            shutil.copy(tree / "build" / "drivers" / "misc" / MODULE, folder)
-            shutil.copy(tree / "build" / SELFTEST, folder)
+        compile_for(
+            arch,
+            folder,
+            sources=_SOURCES,
+            files={"drivers/misc/Makefile": "obj-m := pci_endpoint_test.o\n"},
+            script=_MAKE,
+            results=(f"drivers/misc/{MODULE}", SELFTEST),
+        )
 
-    recipe = ("debian.py", "image.py", "kernel_driver.py")
+    recipe = ("debian.py", "image.py", "kbuild.py", "kernel_driver.py")
     return cache.part(f"kernel-driver-{arch}", recipe, build, rebuild=rebuild)
-
-
-def _prepare(tree: Path, release: str) -> None:
-    source = archive(host_architecture())
-    source.unpack((*COMPILER, *SHELL, f"linux-headers-{release}"), tree)
-    (tree / "usr" / "bin" / "awk").symlink_to("mawk")  # else a maintainer script's choice
-    for name in ("dev", "proc", "tmp", "build"):
-        (tree / name).mkdir(exist_ok=True)
-    series = ".".join(release.split(".")[:2])
-    source.unpack_one(f"linux-source-{series}", tree)
-    with tarfile.open(tree / "usr" / "src" / f"linux-source-{series}.tar.xz", "r|xz") as sources:
-        for member in sources:
-            inner = Path(*Path(member.name).parts[1:])
-            if member.isfile() and _SOURCES.fullmatch(str(inner)):
-                data = sources.extractfile(member)
-                assert data is not None
-                (tree / "build" / inner).parent.mkdir(parents=True, exist_ok=True)
-                (tree / "build" / inner).write_bytes(data.read())
