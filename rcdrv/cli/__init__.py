@@ -20,6 +20,8 @@ COMMANDS = {
     "doctor": "say what on this host is in the way, and the cure",
     "bind": "hand a function to vfio-pci, so that rcdrv can open it",
     "unbind": "give a function back to the driver that it was taken from",
+    "rescan": "find an endpoint again after it rebooted, and bind it again",
+    "reset": "reset the function, or all that is behind its port",
     "ring": "ring the endpoint's doorbell and await the acknowledgement",
     "test": "run the cases of the kernel's pci_endpoint kselftest",
     "pcitest": "the options of the kernel's former pcitest program",

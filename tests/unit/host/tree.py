@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from rcdrv.host.function import HostFunction, HostPaths
@@ -79,6 +80,14 @@ class Tree:
             self.driver(driver)
             self.bind(address, driver)
         return HostFunction(address, self.paths)
+
+    def remove(self, address: str) -> None:
+        """What the kernel does with a function that is removed."""
+        function = self.paths.function(address)
+        for members in self.paths.group("*").parent.glob(f"*/devices/{address}"):
+            members.unlink()
+        shutil.rmtree(function.resolve())
+        function.unlink()
 
     def driver(self, name: str) -> None:
         """Load a driver."""

@@ -1,0 +1,39 @@
+"""Find an endpoint again after it rebooted: remove and scan behind its port, and only there.
+
+ADDRESS is the function, whether it is still there or not, or its port. What was bound to vfio-pci
+is bound again, and what `rcdrv bind` noted of it stays true.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from rcdrv.cli.common import seconds
+from rcdrv.cli.host import Steps, add_address, named_address
+from rcdrv.host.binding import Binder
+from rcdrv.host.function import HostPaths
+from rcdrv.host.replug import Rescan, port_above
+from rcdrv.wait import Cancel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_address(parser)
+    parser.add_argument(
+        "--wait",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long to wait for the link and the function (default 30)",
+    )
+    parser.add_argument("--force", action="store_true", help="also when it is in use")
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    steps, paths = Steps(args), HostPaths()
+    address = named_address(args)
+    port = port_above(address, paths)
+    rescan = Rescan(port, paths, Binder(paths, steps), steps)
+    wanted = None if port.address == address else address
+    found = rescan.run(wanted, within=args.wait, cancel=cancel, force=args.force)
+    steps.finish(found, port=port.address)
+    return 0

@@ -1,0 +1,212 @@
+"""An endpoint that reboots: take the function off the bus, find it again, bind it again.
+
+The kernel gives an endpoint's BARs their addresses once, when it finds the function. One that
+rebooted has forgotten them, and its driver does not notice: it has to be found anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from rcdrv.errors import HostError, UsageError
+from rcdrv.host import kernel
+from rcdrv.host.binding import UNBIND_WITHIN, Binder, Say, read_note
+from rcdrv.host.find import functions
+from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.vfio.sysfs import DRIVER
+from rcdrv.wait import Cancel, Deadline
+
+_LOOK_AGAIN = 0.5
+"""Seconds between two scans while the endpoint is still starting."""
+
+
+def port_above(address: str, paths: HostPaths) -> HostFunction:
+    """The port that a function is behind, or was: found by its bus number.
+
+    A port's own address means that port.
+
+    :raises HostError: there is no such port
+    """
+    with contextlib.suppress(HostError):
+        function = HostFunction(address, paths)
+        if function.is_bridge:
+            return function
+        if not function.ports:
+            raise UsageError(
+                f"{address} is part of the root complex, not behind a port",
+                hint="an endpoint is behind one, and only there can it be removed and found",
+            )
+        return HostFunction(function.ports[0], paths)
+    domain, bus, _ = address.split(":")
+    for path in sorted((paths.sys / "bus" / "pci" / "devices").glob(f"{domain}:*")):
+        with contextlib.suppress(HostError):
+            port = HostFunction(path.name, paths)
+            if port.text("secondary_bus_number") == str(int(bus, 16)):
+                return port
+    raise HostError(
+        f"{address}: there is no such function, and no port with bus {bus} behind it",
+        hint="name the port: lspci -t shows them",
+    )
+
+
+def behind(port: HostFunction) -> list[HostFunction]:
+    """The functions directly behind a port."""
+    return [one for one in functions(port.paths) if one.ports[:1] == [port.address]]
+
+
+def in_use(members: list[HostFunction]) -> list[str]:
+    """Which of these somebody uses: a driver of this host, or a process through VFIO."""
+    said = []
+    for one in members:
+        if one.driver not in (None, DRIVER):
+            said.append(f"{one.address} (driver {one.driver})")
+        elif one.holders:
+            said.append(f"{one.address} ({', '.join(one.holders)})")
+    return said
+
+
+def link_is_up(port: HostFunction) -> bool:
+    """Whether the port has a partner. A port that is not PCI Express always has."""
+    link = port.link
+    return link is None or bool(link.speed and link.width)
+
+
+class Rescan:
+    """Removes and finds again what is behind one port, and nothing else.
+
+    :param binder: binds what was bound to vfio-pci before
+    :param say: told every change, one line each
+    :param write: how sysfs is written to
+    :param remove: the same, for what blocks while somebody has the function open
+    """
+
+    def __init__(
+        self,
+        port: HostFunction,
+        paths: HostPaths,
+        binder: Binder,
+        say: Say,
+        *,
+        write: kernel.Write = kernel.write,
+        remove: kernel.Write | None = None,
+    ) -> None:
+        self.port = port
+        self._paths = paths
+        self._binder = binder
+        self._say = say
+        self._write = write
+        self._remove = remove or kernel.write_within(UNBIND_WITHIN)
+
+    def run(
+        self, wanted: str | None, *, within: float, cancel: Cancel, force: bool = False
+    ) -> list[HostFunction]:
+        """Remove, then scan until ``wanted`` (None: any function) is there.
+
+        :param within: seconds to wait for link and function
+        :param force: also when a driver or a process uses one of the functions
+        :returns: what is behind the port now
+        :raises HostError: it is in use, or does not come back in time
+        """
+        before = behind(self.port)
+        used = in_use(before)
+        if used and not force:
+            raise HostError(
+                f"behind {self.port.address} is in use: {', '.join(used)}",
+                hint="end or unbind it, or let --force take it away",
+            )
+        bound = {one.address for one in before if one.driver == DRIVER}
+        for one in before:
+            self._take_off(one)
+        found = self._scan(wanted, within, cancel)
+        for one in found:
+            self._say(f"{one.address}: found, {one.vendor:04x}:{one.device:04x} {one.part.name}")
+            # A note outlives a function that vanished by itself: it was rcdrv's, too.
+            note = read_note(self._paths, one.address)
+            if note is not None or one.address in bound:
+                no_reset = note is not None and note.reset_method is not None
+                self._binder.bind(one, no_reset=no_reset)
+        return found
+
+    def _take_off(self, function: HostFunction) -> None:
+        try:
+            self._remove(function.path / "remove", "1")
+        except TimeoutError:
+            holders = ", ".join(function.holders) or "somebody"
+            raise HostError(
+                f"{function.address} is still in use by {holders}",
+                hint="the kernel removes it as soon as that lets go",
+            ) from None
+        except OSError as error:
+            raise kernel.refused(f"cannot remove {function.address}", error) from error
+        self._say(f"{function.address}: removed")
+
+    def _scan(self, wanted: str | None, within: float, cancel: Cancel) -> list[HostFunction]:
+        # bus_rescan_store() in drivers/pci/pci-sysfs.c: of the bus behind the port. The file of
+        # the same name of the port itself would scan the bus that the port is on.
+        rescan = next(self.port.path.glob("pci_bus/*/rescan"), None)
+        if rescan is None:
+            raise HostError(f"{self.port.address} has no bus behind it")
+        deadline = Deadline(within)
+        while True:
+            if link_is_up(self.port):
+                try:
+                    self._write(rescan, "1")
+                except OSError as error:
+                    raise kernel.refused(f"cannot scan behind {self.port.address}", error) from (
+                        error
+                    )
+                found = behind(self.port)
+                if any(wanted in (None, one.address) for one in found):
+                    return found
+            if deadline.expired:
+                raise self._missing(wanted, within)
+            cancel.sleep(min(_LOOK_AGAIN, deadline.remaining + 0.001))
+
+    def _missing(self, wanted: str | None, within: float) -> HostError:
+        port, what = self.port.address, wanted or "a function"
+        if not link_is_up(self.port):
+            return HostError(
+                f"waited {within:g} s for {what}: the link of {port} is down",
+                hint="is the endpoint powered, and its controller started? --wait waits longer",
+            )
+        return HostError(
+            f"waited {within:g} s for {what}: the link of {port} is up, and nothing answers",
+            hint="has the endpoint a function bound and started? --wait waits longer",
+        )
+
+
+def bus_reset(
+    function: HostFunction,
+    paths: HostPaths,
+    *,
+    show: Callable[[list[HostFunction]], None],
+    write: kernel.Write = kernel.write,
+    force: bool = False,
+) -> list[HostFunction]:
+    """Hot reset: bounce the link of the port above, which resets everything behind it.
+
+    :param show: told what will be reset, before it is
+    :raises HostError: some of it is in use, or the kernel does not do it
+    """
+    port = port_above(function.address, paths)
+    members = behind(port)
+    show(members)
+    used = in_use(members)
+    if used and not force:
+        raise HostError(
+            f"behind {port.address} is in use: {', '.join(used)}",
+            hint="end or unbind it, or let --force reset it all the same",
+        )
+    # reset_subordinate_store() in drivers/pci/pci-sysfs.c: saves and restores config space.
+    file = port.path / "reset_subordinate"
+    if not file.exists():
+        raise HostError(
+            f"this kernel cannot reset all that is behind {port.address}",
+            hint="Linux 6.13 and later can; rcdrv reset without --bus resets the function alone",
+        )
+    try:
+        write(file, "1")
+    except OSError as error:
+        raise kernel.refused(f"cannot reset what is behind {port.address}", error) from error
+    return members
