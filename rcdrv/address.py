@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
@@ -88,39 +87,43 @@ def _spawn(spec: str) -> Device:
         def close(self) -> None:
             super().close()
             _end(process)
-            assert process.stderr is not None
-            process.stderr.close()
 
     ours, theirs = socket.socketpair()
-    with theirs:
+    # What it prints goes to memory: a pipe that nobody empties could stop it.
+    printed = os.memfd_create("rcdrv-sim-stderr", os.MFD_CLOEXEC)
+    with theirs, os.fdopen(printed, "r+", errors="replace") as output:
         # The child must find the same rcdrv as we did.
         process = subprocess.Popen(
             [sys.executable, "-m", "rcdrv.sim", spec, "--fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=output,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-    try:
-        client = Spawned(ours, f"sim:{spec}", timeout=_SIM_START)
-    except RcdrvError as error:
-        ours.close()
-        _end(process)
-        # It printed why: what is wrong with the preset or the file, or with its installation.
-        with process.stderr or contextlib.nullcontext() as stream:
-            said = stream.read().decode(errors="replace").strip() if stream else ""
-        if process.returncode == UsageError.exit_status:
-            message, _, hint = said.removeprefix("rcdrv: ").partition("\nhint: ")
-            raise UsageError(message, hint=hint) from None
-        if not said:
-            raise
-        raise HostError(
-            f"the software endpoint did not start: {said.splitlines()[-1]}",
-            hint=f"by hand: rcdrv sim {spec} --socket /tmp/endpoint.sock",
-        ) from error
+        theirs.close()  # the child's end: when it dies, ours must see that
+        try:
+            client = Spawned(ours, f"sim:{spec}", timeout=_SIM_START)
+        except RcdrvError as error:
+            ours.close()
+            _end(process)
+            output.seek(0)
+            raise _start_failure(spec, process.returncode, output.read().strip(), error) from None
     client.timeout = _SIM_REPLY
     return client
+
+
+def _start_failure(spec: str, status: int, said: str, error: RcdrvError) -> RcdrvError:
+    """Why a software endpoint did not start: what it printed knows better than we do."""
+    if status == UsageError.exit_status:
+        message, _, hint = said.removeprefix("rcdrv: ").partition("\nhint: ")
+        return UsageError(message, hint=hint)
+    if not said:
+        return error
+    return HostError(
+        f"the software endpoint did not start: {said.splitlines()[-1]}",
+        hint=f"by hand: rcdrv sim {spec} --socket /tmp/endpoint.sock",
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -171,6 +171,8 @@ class Doorbell:
         """Nothing is written to a place that cannot be the doorbell."""
         driver = self._driver
         bar, offset = said.bar, said.offset
+        if 0xFFFFFFFF in (bar, offset, said.data):
+            driver.function.check_alive()
         bars = driver.function.bars
         bar_info = bars[bar] if bar < len(bars) else None
         if bar_info is None or not bar_info.is_memory:

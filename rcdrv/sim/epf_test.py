@@ -143,6 +143,8 @@ class EpfTest:
         self._submaps: dict[int, tuple[int, ...]] = {}
         # epf_test->db_bar_programmed
         self._doorbell_mapped = False
+        # When the handlers of rings run that the doorbell-late fault holds back.
+        self._late_rings: list[float] = []
         # What DB_BAR was made to say, and of which BAR.
         self._said_bar = (NO_BAR, NO_BAR)
         self.set_up()
@@ -169,13 +171,18 @@ class EpfTest:
         self._epoch += 1
         self._due = None
         self._steps = None
+        self._late_rings.clear()
 
     def next_event(self) -> float | None:
         """When :meth:`run` has something to do."""
-        return self._due
+        times = [*self._late_rings[:1], *([] if self._due is None else [self._due])]
+        return min(times, default=None)
 
     def run(self) -> None:
         """Look for a command, or go on with one that slept. May call the host's DMA methods."""
+        while self._late_rings and self._late_rings[0] <= self._clock():
+            del self._late_rings[0]
+            self._handle_ring()
         if self._due is None or self._clock() < self._due:
             return
         if self._steps is None:
@@ -420,7 +427,15 @@ class EpfTest:
     # -- doorbell ---------------------------------------------------------------------------------
 
     def _doorbell_handler(self) -> None:
-        """pci_epf_test_doorbell_handler(): a threaded interrupt, so it does not wait for a tick."""
+        """A threaded interrupt, so it does not wait for a tick."""
+        if "doorbell-late" in self._faults:
+            delay = self._faults.get("doorbell-late", 0) / 1000
+            self._late_rings.append(self._clock() + delay)
+        else:
+            self._handle_ring()
+
+    def _handle_ring(self) -> None:
+        """pci_epf_test_doorbell_handler()"""
         status = 0 if "no-status" in self._faults else Status.DOORBELL_SUCCESS
         self._log.event("doorbell")
         self._add_status(status)
@@ -492,6 +507,10 @@ class EpfTest:
         if not self._doorbells.allocated:
             # free_irq(epf->db_msg[0].virq) with db_msg NULL.
             yield from self._oops("DISABLE_DOORBELL without an enabled doorbell")
+        # free_irq() waits for a handler that is on its way.
+        while self._late_rings:
+            del self._late_rings[0]
+            self._handle_ring()
         self._doorbells.free()
         self._regs.write32(Register.DB_BAR, NO_BAR)
         if self._doorbell_mapped:

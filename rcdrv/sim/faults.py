@@ -51,6 +51,7 @@ FAULTS: dict[str, Fault] = {
     "offset-changes": Fault("DB_OFFSET grows by 4 with each read", traps=True),
     # what a ring does
     "doorbell-dead": Fault("a doorbell write reaches nothing"),
+    "doorbell-late": Fault("the handler of a ring runs late", "milliseconds", 3),
     "no-status": Fault("a ring raises its interrupt without DOORBELL_SUCCESS"),
     # interrupts; STATUS says IRQ_RAISED in all cases
     "irq-lost": Fault("interrupts do not arrive", "of", BOTH, _WHICH),

@@ -54,6 +54,7 @@ def finish(process: subprocess.Popen[str]) -> Result:
         process.kill()
         out, err = process.communicate()
         pytest.fail(f"hangs: {process.args!r}\n{out}\n{err}")
+    out, err = out or "", err or ""  # a test may have closed one of them
     assert "Traceback" not in err, err
     assert "bug in rcdrv" not in err, err
     return Result(process.returncode, out, err)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -183,6 +184,7 @@ def test_peek_and_poke_are_one_access_each(endpoint: Callable[..., Endpoint], wi
         ("unaligned-offset", 1, "bad-offset"),
         ("doorbell-dead", 1, "silent"),
         ("no-status", 1, "wrong-status"),
+        ("cap-loop", 0, None),  # nothing here needs the list
         ("irq-lost", 1, "irq-lost"),
         ("irq-lost=doorbell", 1, "irq-lost"),
         ("irq-twice", 1, "irq-twice"),
@@ -190,6 +192,8 @@ def test_peek_and_poke_are_one_access_each(endpoint: Callable[..., Endpoint], wi
         ("all-ones=20", 1, "all-ones"),
         ("vanish=20", 5, "device-lost"),
         ("slow=100", 0, None),
+        ("doorbell-late=20", 0, None),
+        ("doorbell-late=900", 1, "silent"),
         ("slow=900", 1, "silent"),
     ],
 )
@@ -325,6 +329,63 @@ def test_a_thousand_cycles_leave_nothing_behind(endpoint: Callable[..., Endpoint
     assert board.stop().status == 0
 
 
+@pytest.mark.parametrize("irq", ["msi", "poll"])
+@pytest.mark.parametrize("late", [1, 3, 8, 30])
+def test_a_late_acknowledgement_is_not_the_answer_to_disable(
+    endpoint: Callable[..., Endpoint], irq: str, late: int
+) -> None:
+    board = endpoint(f"rcar-s4,fault=doorbell-late={late},hz=100")
+    result = rcdrv("ring", "--no-wait", "--count", "3", "--irq", irq, "--device", board.address)
+    assert (result.status, result.err) == (0, "")
+    assert db_bar(board.address) == 0xFFFFFFFF
+    run = start("ring", "--count", "0", "--irq", irq, "--device", board.address)
+    assert run.stdout is not None
+    for _ in range(3):
+        run.stdout.readline()
+    run.send_signal(signal.SIGINT)
+    stopped = finish(run)
+    assert stopped.status == 130
+    assert "may still be enabled" not in stopped.err
+    assert db_bar(board.address) == 0xFFFFFFFF
+
+
+def test_a_lost_reader_of_the_trace_leaves_the_doorbell_disabled(
+    endpoint: Callable[..., Endpoint],
+) -> None:
+    board = endpoint("rcar-s4")
+    for lines in (12, 14, 16, 40):
+        run = start("ring", "--count", "200", "--verbose", "--device", board.address)
+        assert run.stderr is not None
+        for _ in range(lines):
+            run.stderr.readline()
+        os.close(run.stderr.fileno())
+        run.stderr = None
+        finish(run)
+        assert db_bar(board.address) == 0xFFFFFFFF, lines
+
+
+def test_all_ones_in_status_is_no_reason_to_disable(endpoint: Callable[..., Endpoint]) -> None:
+    """DISABLE without an ENABLE that succeeded ends a real endpoint's command handler."""
+    board = endpoint("generic,fault=all-ones=14")
+    rcdrv("ring", "--timeout", "0.3", "--device", board.address)
+    assert not [line for line in board.log() if line.get("event") in ("oops", "harm")]
+
+
+def test_a_bar_with_a_stale_doorbell_is_not_written_to(
+    endpoint: Callable[..., Endpoint],
+) -> None:
+    board = endpoint("rcar-s4,fault=disable-fail")
+    assert rcdrv("ring", "--device", board.address).status == 1
+    start_of_tests = len(board.log())
+    for command in (
+        ["test", "BAR2", "CONSECUTIVE_BAR_TEST"],
+        ["pcitest", "-b", "2", "-B"],
+    ):
+        result = rcdrv(*command, "--device", board.address)
+        assert result.status == 1
+    assert not accesses(board.log()[start_of_tests:], "BAR2", "write")
+
+
 # -- options -------------------------------------------------------------------------------------
 
 
@@ -360,6 +421,7 @@ def test_ringing_elsewhere_shows_what_the_endpoint_says(
     [
         ["--bar", "6"],
         ["--bar", "0"],
+        ["--bar", "0", "--offset", "0x34", "--data", "7", "--no-enable"],
         ["--offset", "0xa0", "--bar", "4"],
         ["--data", "0", "--bar", "4"],
         ["--offset", "0xa0", "--data", "0"],
@@ -376,7 +438,25 @@ def test_ringing_elsewhere_shows_what_the_endpoint_says(
 def test_bad_usage_is_status_2(arguments: list[str]) -> None:
     result = ring("rk3588", *arguments)
     assert result.status == 2
-    assert result.err.strip()
+    assert result.err.startswith("rcdrv: ")
+    assert "unrecognized" not in result.err
+    document = ring("rk3588", "--json", *arguments).document
+    assert (document["verdict"], document["reason"]) == ("error", "usage")
+
+
+@pytest.mark.parametrize(
+    ("redirect", "status"), [(">&-", 0), (">/dev/full", 3), ("| true", 0), ("2>&-", 0)]
+)
+def test_odd_streams_end_without_a_traceback(redirect: str, status: int) -> None:
+    shell = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m rcdrv info --device sim:rk3588 {redirect}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shell.returncode == status
+    assert "Traceback" not in shell.stderr
+    assert "bug" not in shell.stderr
 
 
 @pytest.mark.parametrize(
@@ -422,8 +502,6 @@ def test_core_commands_import_the_standard_library_only(
         "print(sorted(n for n in extra if not n.startswith('_')), file=sys.stderr)\n"
     )
     # -S: site-packages with their start-up hooks are not what is under test.
-    import sys
-
     run = subprocess.run(
         [sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ CATCHES = {
 }
 # An endpoint may have these: slow is within the time-out, no-resource is a skip in the kselftest.
 # DB_OFFSET is read once, so that it may change behind that.
-HARMLESS = {"slow", "no-resource", "offset-changes"}
+HARMLESS = {"slow", "doorbell-late", "no-resource", "offset-changes"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -215,6 +216,23 @@ def test_a_signal_ends_the_run_with_its_report(
     assert result.status == 130
     assert "# Totals:" in result.out
     assert len(list(ElementTree.parse(report).getroot().iter("testcase"))) == 23
+
+
+def test_a_signal_during_a_subrange_set_up_clears_it(endpoint: Callable[..., Endpoint]) -> None:
+    board = endpoint("generic,fault=slow=300")
+    run = start("test", "pci_ep_bar.BAR1.BAR_SUBRANGE_TEST", "--device", board.address)
+    deadline = time.monotonic() + 30
+    while not [line for line in board.log() if line.get("event") == "command"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    assert finish(run).status == 130
+    written = [
+        line["value"]
+        for line in board.log()
+        if line.get("op") == "write" and line["region"] == "BAR0" and line["offset"] == 4
+    ]
+    assert written == [1 << 8, 1 << 9]
 
 
 def test_no_mapping_is_left_behind(endpoint: Callable[..., Endpoint]) -> None:
