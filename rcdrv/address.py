@@ -47,7 +47,7 @@ def open_device(address: str) -> Device:
         from rcdrv.vfio_user.client import Client
 
         return Client.connect(rest)
-    if _BDF.fullmatch(address):
+    if is_pci_address(address):
         from rcdrv.vfio import open_device as open_vfio
 
         return open_vfio(address, os.environ.get("RCDRV_BACKEND"))
@@ -55,6 +55,11 @@ def open_device(address: str) -> Device:
         f"{address!r} is not a device address",
         hint="a PCI address (0000:01:00.0), vfio-user:/path/to.sock, or sim:rk3588",
     )
+
+
+def is_pci_address(address: str) -> bool:
+    """Whether this is a function of this host, and not a socket or a software endpoint."""
+    return bool(_BDF.fullmatch(address))
 
 
 def default_address() -> str:

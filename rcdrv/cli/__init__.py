@@ -43,17 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     cancel = Cancel()
     with cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         try:
-            return _run(arguments, cancel)
+            # Only as a program of its own: forking is not for a caller's process.
+            return _run(arguments, cancel, in_child=argv is not None)
         except BrokenPipeError:
             # Who read our output is gone, and has seen enough. Nothing more can be said there.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
 
 
-def _run(arguments: list[str], cancel: Cancel) -> int:
+def _run(arguments: list[str], cancel: Cancel, *, in_child: bool) -> int:
     args = argparse.Namespace(json="--json" in arguments, device=None)
     try:
         args = build_parser(arguments).parse_args(arguments)
+        args.in_child = in_child
         status = int(import_module(f"rcdrv.cli.{args.command}").run(args, cancel))
         sys.stdout.flush()
         return status

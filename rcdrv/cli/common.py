@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from rcdrv.address import open_function
+from rcdrv.address import default_address, is_pci_address, open_function
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
@@ -120,8 +120,17 @@ def pause(text: str) -> float:
 
 
 def open_endpoint(args: argparse.Namespace, cancel: Cancel) -> Function:
-    """The function that the command line names, open."""
-    return open_function(args.device, cancel=cancel)
+    """The function that the command line names, open.
+
+    One of this host is driven by a child process: see :mod:`rcdrv.cli.guard`.
+    """
+    address = args.device or default_address()
+    if not args.in_child and is_pci_address(address):
+        from rcdrv.cli.guard import continue_in_child
+
+        continue_in_child(address)
+        args.in_child = True
+    return open_function(address, cancel=cancel)
 
 
 def drive(args: argparse.Namespace, function: Function) -> EpfTest:

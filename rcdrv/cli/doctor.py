@@ -11,8 +11,7 @@ import os
 import resource
 from pathlib import Path
 
-from rcdrv.address import open_function
-from rcdrv.cli.common import drive, print_json
+from rcdrv.cli.common import drive, open_endpoint, print_json
 from rcdrv.cli.host import add_address, named_address
 from rcdrv.epf_test.registers import Reg, decode
 from rcdrv.errors import HostError
@@ -37,7 +36,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         function = HostFunction(named_address(args), paths)
 
     def read_caps(address: str) -> str:
-        with open_function(address, cancel=cancel) as opened:
+        args.device = address
+        with open_endpoint(args, cancel) as opened:
             driver = drive(args, opened)
             return decode(Reg.CAPS, int(driver.caps)) or "none announced"
 

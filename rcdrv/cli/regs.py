@@ -6,10 +6,12 @@ import argparse
 import sys
 from typing import Any
 
-from rcdrv.cli.common import drive, open_endpoint, print_json, seconds
+from rcdrv.cli.common import drive, print_json, seconds
+from rcdrv.cli.reconnect import add_reconnect, persist
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg, decode
 from rcdrv.errors import UsageError
+from rcdrv.function import Function
 from rcdrv.wait import Cancel
 
 
@@ -17,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch", action="store_true", help="go on, and print what changes, until stopped"
     )
+    add_reconnect(parser)
     parser.add_argument(
         "--interval", type=seconds, default=0.1, metavar="S", help="of --watch (default 0.1)"
     )
@@ -25,13 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.watch and args.json:
         raise UsageError("--watch prints lines, not one JSON document")
-    with open_endpoint(args, cancel) as function:
+    found: dict[str, Any] = {}
+
+    def use(function: Function) -> None:
         driver = drive(args, function)
         values = read_all(driver)
-        if not args.json:
-            print(f"{function.address}  test registers in BAR{driver.reg_bar}")
-            for register, value in values.items():
-                print(line(register, value))
+        if args.json:
+            found.update(document(driver, values))
+            return
+        print(f"{function.address}  test registers in BAR{driver.reg_bar}")
+        for register, value in values.items():
+            print(line(register, value))
         while args.watch:
             sys.stdout.flush()
             function.pause(args.interval)
@@ -40,8 +47,10 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
                 if value != values[register]:
                     print(line(register, value))
             values = now
+
+    persist(args, cancel, use)
     if args.json:
-        print_json(document(driver, values))
+        print_json(found)
     return 0
 
 

@@ -15,11 +15,11 @@ from rcdrv.cli.common import (
     bar_number,
     drive,
     number,
-    open_endpoint,
     pause,
     print_json,
     word32,
 )
+from rcdrv.cli.reconnect import add_reconnect, persist
 from rcdrv.epf_test.doorbell import Location
 from rcdrv.epf_test.registers import bit_names
 from rcdrv.epf_test.ring import Ring, RingPlan, RingReport, RingRun, ring_blind
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--offset", type=word32, metavar="X", help="ring at this offset of --bar instead")
     add("--data", type=word32, metavar="X", help="the value to write there")
     add("--no-enable", action="store_true", help="send no ENABLE and no DISABLE; do not wait")
+    add_reconnect(parser)
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
@@ -53,19 +54,21 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     output = _Output(args)
     error: RcdrvError | None = None
     report = RingReport(keep=args.json)
+
+    def use(function: Function) -> None:
+        output.device = function.address
+        # After a reboot the doorbell may be elsewhere, and is not enabled any more.
+        report.location, report.left_enabled = None, False
+        if args.no_enable:
+            assert override is not None
+            _run_blind(function, override, args, report, output)
+        else:
+            _run(function, override, args, report, output)
+
     try:
-        with open_endpoint(args, cancel) as function:
-            output.device = function.address
-            try:
-                if args.no_enable:
-                    assert override is not None
-                    _run_blind(function, override, args, report, output)
-                else:
-                    _run(function, override, args, report, output)
-            except RcdrvError as caught:
-                error = caught
+        persist(args, cancel, use)
     except RcdrvError as caught:
-        error = error or caught
+        error = caught
     return output.finish(report, error, cancel)
 
 
@@ -95,10 +98,13 @@ def _run(
     report: RingReport,
     output: _Output,
 ) -> None:
+    count, cycles = _left(args, report)
+    if args.count and not count * cycles:
+        return  # it was lost after the last ring
     plan = RingPlan(
         bar=args.bar,
-        count=args.count,
-        cycles=args.cycles,
+        count=count,
+        cycles=cycles,
         interval=args.interval,
         wait=not args.no_wait,
         force=args.force,
@@ -107,6 +113,13 @@ def _run(
     driver = drive(args, function)
     output.timeout = args.timeout
     RingRun(driver, plan, report, on_location=output.show_location, on_ring=output.show_ring).run()
+
+
+def _left(args: argparse.Namespace, report: RingReport) -> tuple[int, int]:
+    """Rings and cycles that are left to do; a cycle in which the device was lost is repeated."""
+    if args.cycles > 1:
+        return args.count, args.cycles - report.count // args.count
+    return max(0, args.count - report.count), 1
 
 
 def _run_blind(
@@ -118,8 +131,11 @@ def _run_blind(
 ) -> None:
     report.location = where
     output.show_location(report)
+    count, _ = _left(args, report)
+    if args.count and not count:
+        return
     for ring in ring_blind(
-        function, where, count=args.count, interval=args.interval, reg_bar=args.reg_bar
+        function, where, count=count, interval=args.interval, reg_bar=args.reg_bar
     ):
         report.note(ring)
         output.show_ring(ring)

@@ -10,6 +10,7 @@ The exit status is 0 if nothing failed (skipped is not failed), else 1; 5 if the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import drive, number, open_endpoint, print_json
+from rcdrv.cli.reconnect import add_reconnect, wait_until_back
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.suite import DESTRUCTIVE, Options, cases, run_cases, select
 from rcdrv.epf_test.transfer import (
@@ -28,7 +30,7 @@ from rcdrv.epf_test.transfer import (
     around_pages,
     default_align,
 )
-from rcdrv.errors import DeviceLost, RcdrvError, UsageError
+from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
 from rcdrv.host import aer
 from rcdrv.report.document import to_document
 from rcdrv.report.junit import JUnit
@@ -89,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also run what may upset the endpoint or this host",
     )
     add("--tap", action="store_true", help="TAP version 13, the default when not on a terminal")
+    add_reconnect(parser)
     add("--junit", type=Path, metavar="FILE", help="write JUnit XML too")
 
 
@@ -101,11 +104,32 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     chosen = select(args.names, args.filters, every)
     result: Run | None = None
     try:
-        with open_endpoint(args, cancel) as function:
+        with contextlib.ExitStack() as stack:
+            function = stack.enter_context(open_endpoint(args, cancel))
+            args.device = function.address
+
+            def reconnect(lost: DeviceLost) -> EpfTest | None:
+                if not args.reconnect:
+                    return None
+                stack.close()
+                try:
+                    wait_until_back(args.device, cancel, lost)
+                except HostError as error:
+                    print_error(error)
+                    return None
+                return drive(args, stack.enter_context(open_endpoint(args, cancel)))
+
             driver = drive(args, function)
             result = Run(function.address, describe(driver))
-            counters = partial(aer.counters, function.address)
-            run_cases(driver, chosen, result, _observer(args), counters=counters, risen=aer.risen)
+            run_cases(
+                driver,
+                chosen,
+                result,
+                _observer(args),
+                counters=partial(aer.counters, function.address),
+                risen=aer.risen,
+                reconnect=reconnect,
+            )
     except RcdrvError as error:
         if result is None:
             raise

@@ -178,11 +178,13 @@ def run_cases(
     *,
     counters: Callable[[], dict[str, int]] = dict,
     risen: Callable[[dict[str, int], dict[str, int]], list[str]] = lambda _old, _new: [],
+    reconnect: Callable[[DeviceLost], EpfTest | None] = lambda _lost: None,
 ) -> Run:
     """Run the cases one after the other; none of them can stop the others, but a lost device.
 
     :param run: filled as it goes, so that it is complete also when this ends with an exception
     :param counters: error counters of the host, and ``risen`` what to say of those that rose
+    :param reconnect: waits until a lost device is back; the rest is run with what it returns
     :raises Interrupted: the user asked to stop
     """
     run.planned = tuple(case.name for case in chosen)
@@ -213,6 +215,10 @@ def run_cases(
             observer.case_finished(result)
             if reason in (Reason.SILENT, Reason.STUCK_COMMAND):
                 _unwedge(driver)
+            if lost is not None and verdict is Verdict.LOST and case is not chosen[-1]:
+                again = reconnect(lost)
+                if again is not None:
+                    driver, lost = again, None
     finally:
         observer.finish(run)
     return run

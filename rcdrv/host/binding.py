@@ -166,7 +166,9 @@ class Binder:
             self._switch_reset(function, off=no_reset)
             return
         override = function.text("driver_override") or ""
-        note = Note(before, "" if override in ("(null)", DRIVER) else override)
+        # After a rescan its driver may not have come back to it yet, but is noted.
+        earlier = read_note(self._paths, address) or Note(None, "")
+        note = Note(before or earlier.driver, "" if override in ("(null)", DRIVER) else override)
         _write_note(self._paths, address, note)
         undo.callback(self._undo, function)
         self._switch_reset(function, off=no_reset)

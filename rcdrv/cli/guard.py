@@ -1,0 +1,66 @@
+"""An access to a device that is gone may be SIGBUS, which Python cannot survive.
+
+The kernel answers a mapped access so when the function's memory decoding is off or it sleeps
+(vfio_pci_mmap_huge_fault() in drivers/vfio/pci/vfio_pci_core.c), and arm64 when the bus answers
+with an error. So what drives a function of this host runs in a child, whose death becomes a plain
+:class:`DeviceLost` in the parent. The parent does nothing but wait and pass signals on: output,
+terminal and exit status are the child's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+
+from rcdrv.errors import DeviceLost
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+
+
+def continue_in_child(address: str) -> None:
+    """Fork. Returns in the child only, which goes on as if nothing had happened.
+
+    In the parent it raises: SystemExit with what the child came to, once it has ended.
+
+    :raises DeviceLost: the child died of SIGBUS
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    child = os.fork()
+    if child:
+        raise _outcome(address, _wait(child))
+    # However the parent ends, the doorbell has to be disabled.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _wait(child: int) -> int:
+    """Pass signals on until the child has ended; its exit status, negative for a signal."""
+
+    def forward(signum: int, _frame: FrameType | None) -> None:
+        os.kill(child, signum)
+
+    before = {signum: signal.signal(signum, forward) for signum in _FORWARDED}
+    try:
+        # The child stays a zombie until no handler is left that could signal its number.
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _outcome(address: str, status: int) -> BaseException:
+    if status == -signal.SIGBUS:
+        return DeviceLost(
+            f"{address}: the device is gone: an access to its memory failed (SIGBUS)",
+            hint="it was removed, lost its link, was reset or put to sleep; what was under way on "
+            "the endpoint, such as an enabled doorbell, was left as it was",
+        )
+    return SystemExit(128 - status if status < 0 else status)

@@ -1,0 +1,85 @@
+"""``--reconnect``: go on with an endpoint that was lost, once it is back.
+
+Nothing on the host is changed for that. What brings a function back is its port's hot-plug with
+the udev rule, or `rcdrv rescan` in another terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from rcdrv.address import default_address, open_function
+from rcdrv.cli import print_error
+from rcdrv.cli.common import open_endpoint
+from rcdrv.errors import DeviceLost, HostError, RcdrvError
+from rcdrv.function import Function
+from rcdrv.wait import Cancel, Deadline
+
+WITHIN = 600.0
+"""Seconds: an endpoint that takes longer to boot has a problem."""
+_LOOK_AGAIN = 0.5
+
+
+def add_reconnect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reconnect",
+        action="store_true",
+        help="when the endpoint is lost, wait until it is back and go on"
+        f" (at most {WITHIN / 60:g} minutes)",
+    )
+
+
+def persist(args: argparse.Namespace, cancel: Cancel, use: Callable[[Function], None]) -> None:
+    """Open the endpoint and use it; with ``--reconnect`` again, each time that it was lost.
+
+    :raises DeviceLost: lost, without ``--reconnect``
+    :raises HostError: it did not come back
+    """
+    if args.reconnect:
+        args.device = args.device or default_address()  # while it is there to be found
+    while True:
+        try:
+            with open_endpoint(args, cancel) as function:
+                return use(function)
+        except DeviceLost as lost:
+            if not args.reconnect:
+                raise
+            wait_until_back(args.device, cancel, lost)
+
+
+def wait_until_back(
+    address: str, cancel: Cancel, lost: DeviceLost, *, within: float = WITHIN
+) -> None:
+    """Wait until a function can be opened again, and say so.
+
+    :raises HostError: it cannot, with the reason of the last try
+    """
+    print_error(lost)
+    print(f"rcdrv: waiting for {address}", file=sys.stderr, flush=True)
+    deadline = Deadline(within)
+    while True:
+        try:
+            with open_function(address, cancel=cancel) as function:
+                _check_addresses(function)
+            print(f"rcdrv: {address} is back", file=sys.stderr, flush=True)
+            return
+        except (HostError, DeviceLost) as error:
+            last: RcdrvError = error
+        if deadline.expired:
+            raise HostError(
+                f"waited {within:g} s for {address}: {last.message}", hint=last.hint
+            ) from lost
+        cancel.sleep(_LOOK_AGAIN)
+
+
+def _check_addresses(function: Function) -> None:
+    """An endpoint that rebooted answers before its BARs have addresses again."""
+    if function.device.backend != "vfio-user" and any(
+        bar is not None and not bar.address for bar in function.bars
+    ):
+        raise HostError(
+            f"{function.address}: its BARs have lost their addresses",
+            hint=f"rcdrv rescan {function.address}",
+        )
