@@ -14,6 +14,7 @@ import os
 import resource
 import select
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -152,6 +153,20 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Release everything. Closing twice is harmless."""
+
+
+class PhysicalDma(ABC):
+    """What a :class:`Device` without an IOMMU is besides: it decides where DMA buffers lie."""
+
+    @abstractmethod
+    def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
+        """Zeroed memory of at least ``size`` bytes that the device can reach.
+
+        ``dma_unmap(address, len(memory))`` gives it back; the caller closes the mapping.
+
+        :returns: its bus address, a multiple of ``align`` with all of it below ``limit``, and it
+        :raises HostError: there is no such memory
+        """
 
 
 class DmaBuffer:
@@ -522,7 +537,17 @@ class Function:
         if size < 1 or align < 1 or align & (align - 1):
             raise UsageError(f"no DMA buffer of {size} bytes aligned to {align}")
         length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        iova = self._find_iova(length, max(align, mmap.PAGESIZE), 1 << address_bits)
+        align = max(align, mmap.PAGESIZE)
+        if isinstance(self.device, PhysicalDma):
+            iova, memory = self.device.dma_allocate(length, align, 1 << address_bits)
+        else:
+            iova = self._find_iova(length, align, 1 << address_bits)
+            memory = self._map_memory(iova, length)
+        buffer = DmaBuffer(self, iova, memory, size)
+        self._buffers[iova] = buffer
+        return buffer
+
+    def _map_memory(self, iova: int, length: int) -> mmap.mmap:
         fd = os.memfd_create("rcdrv-dma", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, length)
@@ -534,9 +559,7 @@ class Function:
                 raise
         finally:
             os.close(fd)
-        buffer = DmaBuffer(self, iova, memory, size)
-        self._buffers[iova] = buffer
-        return buffer
+        return memory
 
     def _find_iova(self, length: int, align: int, limit: int) -> int:
         """The next free addresses behind the last ones that were given out, or any.

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from rcdrv.errors import UsageError
 from rcdrv.function import Device
-from rcdrv.vfio.group import open_group
-from rcdrv.vfio.sysfs import Paths, canonical_bdf
+from rcdrv.vfio.sysfs import Paths, canonical_bdf, may_use_iommufd
 
-_BACKENDS = {"group": open_group}
-_PLANNED = ("iommufd", "noiommu")
+BACKENDS = ("group", "iommufd", "noiommu")
 
 
 def open_device(bdf: str, backend: str | None = None, *, paths: Paths | None = None) -> Device:
@@ -19,16 +19,25 @@ def open_device(bdf: str, backend: str | None = None, *, paths: Paths | None = N
 
     The kernel resets the function now and again when it is closed.
 
-    :param backend: ``group``; None chooses
+    :param backend: ``group``, ``iommufd`` or ``noiommu``; None chooses iommufd where the kernel has
+        it for this function and the user may open it, else group. noiommu has to be asked for
     :param paths: where sysfs, /dev and /proc are, when not at their usual places
     :raises UsageError: not a PCI address, or no such backend
     :raises HostError: the host is not ready; the hint is the cure
     """
     address = canonical_bdf(bdf)
-    name = backend or "group"
-    if name not in _BACKENDS:
-        state = "not supported yet" if name in _PLANNED else "unknown"
+    where = paths or Paths()
+    name = backend or default_backend(address, where)
+    if name not in BACKENDS:
         raise UsageError(
-            f"the VFIO backend {name!r} is {state}", hint=f"it can be: {', '.join(_BACKENDS)}"
+            f"the VFIO backend {name!r} is unknown", hint=f"it can be: {', '.join(BACKENDS)}"
         )
-    return _BACKENDS[name](address, paths or Paths())
+    # Imported where it is used: a program that starts for one ring needs one of them.
+    opener = getattr(import_module(f"rcdrv.vfio.{name}"), f"open_{name}")
+    device: Device = opener(address, where)
+    return device
+
+
+def default_backend(bdf: str, paths: Paths | None = None) -> str:
+    """The backend that :func:`open_device` chooses for a function, by its canonical address."""
+    return "iommufd" if may_use_iommufd(paths or Paths(), bdf) else "group"

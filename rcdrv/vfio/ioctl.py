@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from rcdrv.errors import HostError
-from rcdrv.vfio.uapi import Argument
+from rcdrv.vfio.uapi import Argument, Command
 
 # struct vfio_info_cap_header: __u16 id, __u16 version, __u32 next.
 _CAP_HEADER = struct.Struct("=HHI")
@@ -20,7 +20,7 @@ _LARGEST_INFO = 1 << 20
 Info = TypeVar("Info", bound=Argument)
 
 
-def call(fd: int, request: int, argument: int | bytearray | Argument = 0) -> int:
+def call(fd: int, request: int, argument: int | bytearray | Argument | Command = 0) -> int:
     """One ioctl, repeated when a signal interrupts it.
 
     ``argument`` is passed by value when it is a number and as memory otherwise. That memory is
@@ -34,6 +34,15 @@ def call(fd: int, request: int, argument: int | bytearray | Argument = 0) -> int
             return fcntl.ioctl(fd, request, argument)
         except InterruptedError:
             continue
+
+
+def command(fd: int, request: int, argument: Command) -> None:
+    """One ioctl of iommufd's: its structure, which carries its own size, is both ways.
+
+    :raises OSError: the kernel's errno
+    """
+    argument.size = ctypes.sizeof(argument)
+    call(fd, request, argument)
 
 
 def query(fd: int, request: int, info: Info) -> tuple[Info, bytes]:

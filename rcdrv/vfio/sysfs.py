@@ -5,6 +5,7 @@ Each check names the cure. They only read; handing a function over is the user's
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,14 @@ class Paths:
     @property
     def container_node(self) -> Path:
         return self.dev / "vfio" / "vfio"
+
+    def device_node(self, name: str) -> Path:
+        """The device node of one function, by its name in VFIO (:func:`device_name`)."""
+        return self.dev / "vfio" / "devices" / name
+
+    @property
+    def iommufd_node(self) -> Path:
+        return self.dev / "iommu"
 
 
 _BDF = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([01]?[0-9a-f])\.([0-7])", re.IGNORECASE)
@@ -71,34 +80,62 @@ def iommu_group(paths: Paths, bdf: str) -> str:
 
     :raises HostError: it is missing, not behind an IOMMU, or not bound to vfio-pci
     """
-    function = paths.function(bdf)
-    if not function.exists():
+    check_present(paths, bdf)
+    # First, because without an IOMMU vfio-pci does not take the function at all.
+    group = group_of(paths, bdf)
+    if group is None or is_noiommu(paths, group):
+        raise HostError(
+            f"{bdf} is not behind an IOMMU",
+            hint="turn the IOMMU on in the firmware and on the kernel command line "
+            "(Intel: intel_iommu=on; AMD: on by default, see amd_iommu=; Arm: an SMMU that the "
+            "device tree or ACPI places in front of PCIe). Where there is none, "
+            "RCDRV_BACKEND=noiommu goes without, and without its protection",
+        )
+    check_bound(paths, bdf)
+    return group
+
+
+def check_present(paths: Paths, bdf: str) -> None:
+    """Raise HostError if there is no such function."""
+    if not paths.function(bdf).exists():
         raise HostError(
             f"{bdf}: no such PCI device",
             hint="is the endpoint started and its link up? Then rescan the bus, as root: "
             "echo 1 > /sys/bus/pci/rescan; lspci shows what is there",
         )
-    # First, because without an IOMMU vfio-pci does not take the function at all.
-    try:
-        group = (function / "iommu_group").readlink().name
-    except OSError:
-        group = ""
-    if not group or _is_noiommu(paths, group):
-        raise HostError(
-            f"{bdf} is not behind an IOMMU",
-            hint="turn the IOMMU on in the firmware and on the kernel command line "
-            "(Intel: intel_iommu=on; AMD: on by default, see amd_iommu=; Arm: an SMMU that the "
-            "device tree or ACPI places in front of PCIe). The noiommu backend is not supported "
-            "yet",
-        )
-    driver = driver_of(function)
+
+
+def check_bound(paths: Paths, bdf: str) -> None:
+    """Raise HostError if the function is not bound to vfio-pci."""
+    driver = driver_of(paths.function(bdf))
     if driver != DRIVER:
         owner = f"bound to {driver}" if driver else "not bound to a driver"
-        raise HostError(f"{bdf} is {owner}, not to {DRIVER}", hint=_handover(paths, bdf, driver))
-    return group
+        raise HostError(f"{bdf} is {owner}, not to {DRIVER}", hint=handover(paths, bdf))
 
 
-def _is_noiommu(paths: Paths, group: str) -> bool:
+def group_of(paths: Paths, bdf: str) -> str | None:
+    """The number of the IOMMU group of a function, also of one that VFIO made up; None if none."""
+    try:
+        return (paths.function(bdf) / "iommu_group").readlink().name
+    except OSError:
+        return None
+
+
+def device_name(paths: Paths, bdf: str) -> str | None:
+    """VFIO's name of a function that is bound to vfio-pci, such as ``vfio0``.
+
+    None where the kernel has no device nodes for single functions (VFIO_DEVICE_CDEV, Linux 6.6).
+    """
+    try:
+        entries = sorted((paths.function(bdf) / "vfio-dev").iterdir())
+    except OSError:
+        return None
+    # Without VFIO_DEVICE_CDEV there is such an entry too, but nothing that it numbers.
+    return next((entry.name for entry in entries if (entry / "dev").exists()), None)
+
+
+def is_noiommu(paths: Paths, group: str) -> bool:
+    """Whether VFIO made the group up, for a function without an IOMMU."""
     # vfio_noiommu_group_alloc() in drivers/vfio/group.c names the groups that it makes up.
     try:
         return (paths.group(group) / "name").read_text().strip() == "vfio-noiommu"
@@ -106,17 +143,33 @@ def _is_noiommu(paths: Paths, group: str) -> bool:
         return False
 
 
-def _handover(paths: Paths, bdf: str, driver: str | None) -> str:
+def may_use_iommufd(paths: Paths, bdf: str) -> bool:
+    """Whether the kernel has a device node for this function, which this user may open."""
+    name = device_name(paths, bdf)
+    return name is not None and all(
+        os.access(node, os.R_OK | os.W_OK, effective_ids=True)
+        for node in (paths.device_node(name), paths.iommufd_node)
+    )
+
+
+def handover(paths: Paths, bdf: str) -> str:
+    """The cure for a function that is not bound to vfio-pci."""
+    return "\n  ".join(["hand it over, as root:", *handover_steps(paths, bdf)])
+
+
+def handover_steps(paths: Paths, bdf: str) -> list[str]:
+    """The shell commands that bind a function to vfio-pci."""
     # driver_override and not new_id: new_id would also take every other device with this ID,
     # now and later.
     function = paths.function(bdf)
+    driver = driver_of(function)
     steps = [f"echo {DRIVER} > {function}/driver_override"]
     if not (paths.sys / "bus" / "pci" / "drivers" / DRIVER).exists():
         steps.insert(0, f"modprobe {DRIVER}")
     if driver:
         steps.append(f"echo {bdf} > {function}/driver/unbind")
     steps.append(f"echo {bdf} > {paths.sys}/bus/pci/drivers_probe")
-    return "hand it over, as root:\n  " + "\n  ".join(steps)
+    return steps
 
 
 def group_members(paths: Paths, group: str) -> list[tuple[str, str | None]]:
@@ -139,6 +192,18 @@ def holders(paths: Paths, node: Path) -> list[str]:
         except OSError:
             continue  # it ended, or belongs to another user
     return sorted(found)
+
+
+def holders_of(paths: Paths, bdf: str) -> list[str]:
+    """The processes that have a function open, or its group, by any of their nodes."""
+    group = group_of(paths, bdf)
+    members = [member for member, _ in group_members(paths, group)] if group else [bdf]
+    names = [name for member in members if (name := device_name(paths, member))]
+    nodes = [paths.device_node(name) for name in names]
+    if group:
+        prefix = "noiommu-" if is_noiommu(paths, group) else ""
+        nodes.append(paths.group_node(prefix + group))
+    return sorted({holder for node in nodes for holder in holders(paths, node)})
 
 
 def _leads_to(link: Path, node: Path) -> bool:

@@ -1,4 +1,6 @@
-"""The part of the VFIO user API that rcdrv speaks: ``include/uapi/linux/vfio.h``, by hand.
+"""The part of the VFIO user API that rcdrv speaks, by hand.
+
+From ``include/uapi/linux/vfio.h``, and at the end from ``include/uapi/linux/iommufd.h``.
 
 ctypes only describes memory of this process here; device memory is never accessed through it.
 """
@@ -6,12 +8,13 @@ ctypes only describes memory of this process here; device memory is never access
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import Structure, c_uint32, c_uint64
+from ctypes import Structure, c_int32, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 from typing import ClassVar
 
 API_VERSION = 0
 TYPE1V2_IOMMU = 3
+NOIOMMU_IOMMU = 8
 
 
 def _request(number: int) -> int:
@@ -38,6 +41,8 @@ DEVICE_GET_REGION_INFO = _request(8)
 DEVICE_GET_IRQ_INFO = _request(9)
 DEVICE_SET_IRQS = _request(10)
 DEVICE_RESET = _request(11)
+DEVICE_BIND_IOMMUFD = _request(18)
+DEVICE_ATTACH_IOMMUFD_PT = _request(19)
 
 
 class GroupFlag(IntFlag):
@@ -94,7 +99,7 @@ class Argument(Structure):
     ``_IOWR``).
     """
 
-    _fields_: ClassVar[Sequence[tuple[str, type[c_uint32 | c_uint64]]]] = (
+    _fields_: ClassVar[Sequence[tuple[str, type[c_int32 | c_uint32 | c_uint64]]]] = (
         ("argsz", c_uint32),
         ("flags", c_uint32),
     )
@@ -197,3 +202,135 @@ class DmaUnmap(Argument):
 
     iova: int
     size: int
+
+
+class BindIommufd(Argument):
+    """struct vfio_device_bind_iommufd, up to what the first version of it had."""
+
+    _fields_ = (
+        ("iommufd", c_int32),
+        ("out_devid", c_uint32),
+    )
+
+    iommufd: int
+    out_devid: int
+
+
+class AttachIommufdPt(Argument):
+    """struct vfio_device_attach_iommufd_pt, up to what the first version of it had."""
+
+    _fields_ = (("pt_id", c_uint32),)
+
+    pt_id: int
+
+
+# -- iommufd, on /dev/iommu ----------------------------------------------------------------------
+
+
+def _iommufd_request(number: int) -> int:
+    """``_IO(IOMMUFD_TYPE, number)``."""
+    return ord(";") << 8 | number
+
+
+IOAS_ALLOC = _iommufd_request(0x81)
+IOAS_IOVA_RANGES = _iommufd_request(0x84)
+IOAS_MAP = _iommufd_request(0x85)
+IOAS_UNMAP = _iommufd_request(0x86)
+IOAS_NOIOMMU_GET_PA = _iommufd_request(0x95)
+
+
+class MapFlag(IntFlag):
+    """IOMMU_IOAS_MAP_*."""
+
+    FIXED_IOVA = 1
+    WRITEABLE = 2
+    READABLE = 4
+
+
+class Command(Structure):
+    """How each of iommufd's structures begins."""
+
+    _fields_: ClassVar[Sequence[tuple[str, type[c_uint32 | c_uint64]]]] = (("size", c_uint32),)
+
+    size: int
+
+
+class IoasAlloc(Command):
+    """struct iommu_ioas_alloc."""
+
+    _fields_ = (
+        ("flags", c_uint32),
+        ("out_ioas_id", c_uint32),
+    )
+
+    flags: int
+    out_ioas_id: int
+
+
+class IoasIovaRanges(Command):
+    """struct iommu_ioas_iova_ranges; ``allowed_iovas`` points to pairs of __u64."""
+
+    _fields_ = (
+        ("ioas_id", c_uint32),
+        ("num_iovas", c_uint32),
+        ("__reserved", c_uint32),
+        ("allowed_iovas", c_uint64),
+        ("out_iova_alignment", c_uint64),
+    )
+
+    ioas_id: int
+    num_iovas: int
+    allowed_iovas: int
+    out_iova_alignment: int
+
+
+class IoasMap(Command):
+    """struct iommu_ioas_map."""
+
+    _fields_ = (
+        ("flags", c_uint32),
+        ("ioas_id", c_uint32),
+        ("__reserved", c_uint32),
+        ("user_va", c_uint64),
+        ("length", c_uint64),
+        ("iova", c_uint64),
+    )
+
+    flags: int
+    ioas_id: int
+    user_va: int
+    length: int
+    iova: int
+
+
+class IoasUnmap(Command):
+    """struct iommu_ioas_unmap."""
+
+    _fields_ = (
+        ("ioas_id", c_uint32),
+        ("iova", c_uint64),
+        ("length", c_uint64),
+    )
+
+    ioas_id: int
+    iova: int
+    length: int
+
+
+class IoasNoiommuGetPa(Command):
+    """struct iommu_ioas_noiommu_get_pa, in Linux 7.3 and later."""
+
+    _fields_ = (
+        ("flags", c_uint32),
+        ("ioas_id", c_uint32),
+        ("__reserved", c_uint32),
+        ("iova", c_uint64),
+        ("length", c_uint64),
+        ("out_phys", c_uint64),
+    )
+
+    flags: int
+    ioas_id: int
+    iova: int
+    length: int
+    out_phys: int

@@ -9,9 +9,16 @@ from pathlib import Path
 import pytest
 
 from rcdrv.errors import HostError, RcdrvError, UsageError
-from rcdrv.vfio import open_device
-from rcdrv.vfio.group import cannot_open, no_isolation, not_viable
-from rcdrv.vfio.sysfs import Paths, canonical_bdf, group_members, holders, iommu_group
+from rcdrv.vfio import default_backend, open_device
+from rcdrv.vfio.refusals import cannot_open, no_isolation, not_viable
+from rcdrv.vfio.sysfs import (
+    Paths,
+    canonical_bdf,
+    device_name,
+    group_members,
+    holders,
+    iommu_group,
+)
 
 BDF = "0000:01:00.0"
 
@@ -24,9 +31,22 @@ class Host:
         for folder in (self.paths.sys, self.paths.dev / "vfio", self.paths.proc):
             folder.mkdir(parents=True)
 
-    def add(self, bdf: str = BDF, *, driver: str | None = "vfio-pci", group: str = "7") -> None:
+    def add(
+        self,
+        bdf: str = BDF,
+        *,
+        driver: str | None = "vfio-pci",
+        group: str = "7",
+        device: str = "",
+        numbered: bool = True,
+    ) -> None:
         function = self.paths.function(bdf)
         function.mkdir(parents=True)
+        if device:
+            entry = function / "vfio-dev" / device
+            entry.mkdir(parents=True)
+            if numbered:
+                (entry / "dev").write_text("242:0\n")
         if driver:
             folder = self.paths.sys / "bus" / "pci" / "drivers" / driver
             folder.mkdir(parents=True, exist_ok=True)
@@ -50,9 +70,9 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def refusal(host: Host, bdf: str = BDF) -> RcdrvError:
+def refusal(host: Host, bdf: str = BDF, *, backend: str | None = None) -> RcdrvError:
     with pytest.raises(HostError) as caught:
-        open_device(bdf, paths=host.paths)
+        open_device(bdf, backend, paths=host.paths)
     assert caught.value.exit_status == 3
     assert caught.value.hint
     return caught.value
@@ -144,25 +164,36 @@ def test_a_node_that_is_not_vfio(host: Host) -> None:
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
 def test_no_permission(host: Host, code: int) -> None:
-    error = cannot_open(host.paths, host.paths.group_node("7"), OSError(code, ""))
+    error = cannot_open(host.paths, BDF, host.paths.group_node("7"), OSError(code, ""))
     assert "may not open" in error.message
     assert "udev/70-rcdrv.rules" in error.hint
 
 
 def test_in_use(host: Host) -> None:
+    host.add(device="vfio3")
+    host.add("0000:01:00.1", device="vfio4")
     node = host.paths.group_node("7")
     host.process(12, "bystander", host.paths.dev / "null", host.paths.group_node("77"))
     host.process(345, "qemu-system-x86", host.paths.dev / "null", node)
     host.process(6, "rcdrv", node, node)
+    # By the nodes of functions too, also of another one of the group.
+    host.process(7, "first", host.paths.device_node("vfio3"))
+    host.process(8, "second", host.paths.device_node("vfio4"))
+    host.process(9, "iommufd", host.paths.iommufd_node, host.paths.device_node("vfio5"))
+    host.process(os.getpid(), "this", host.paths.device_node("vfio3"))
     (host.paths.proc / "self").mkdir()
     assert holders(host.paths, node) == ["qemu-system-x86 (pid 345)", "rcdrv (pid 6)"]
-    error = cannot_open(host.paths, node, OSError(errno.EBUSY, ""))
-    assert error.message == f"{node} is in use by qemu-system-x86 (pid 345), rcdrv (pid 6)"
+    for one in (node, host.paths.device_node("vfio3")):
+        error = cannot_open(host.paths, BDF, one, OSError(errno.EBUSY, ""))
+        assert error.message == (
+            f"{one} is in use by first (pid 7), qemu-system-x86 (pid 345), rcdrv (pid 6), "
+            "second (pid 8)"
+        )
 
 
 def test_in_use_by_what_this_user_cannot_see(host: Host) -> None:
     node = host.paths.group_node("7")
-    assert "fuser" in cannot_open(host.paths, node, OSError(errno.EBUSY, "")).message
+    assert "fuser -v" in cannot_open(host.paths, BDF, node, OSError(errno.EBUSY, "")).message
 
 
 def test_not_viable(host: Host) -> None:
@@ -177,19 +208,80 @@ def test_not_viable(host: Host) -> None:
     assert "vfio-pci" in error.hint
 
 
-@pytest.mark.parametrize("module", ["vfio_iommu_type1", "iommufd"])
-def test_interrupts_not_isolated(host: Host, module: str) -> None:
-    (host.paths.sys / "module" / module).mkdir(parents=True)
-    hint = no_isolation(host.paths, BDF).hint
-    assert hint.endswith(f"{module}/parameters/allow_unsafe_interrupts")
+def test_interrupts_not_isolated(host: Host) -> None:
+    hint = no_isolation(host.paths, BDF, "iommufd").hint
+    assert hint.endswith("iommufd/parameters/allow_unsafe_interrupts")
     assert "echo 1 >" in hint
 
 
-@pytest.mark.parametrize(
-    ("backend", "state"),
-    [("iommufd", "not supported yet"), ("noiommu", "not supported yet"), ("vfio", "unknown")],
-)
-def test_other_backends(host: Host, backend: str, state: str) -> None:
-    with pytest.raises(UsageError, match=state) as caught:
-        open_device(BDF, backend, paths=host.paths)
-    assert "group" in caught.value.hint
+# -- which backend ------------------------------------------------------------------------------
+
+
+def nodes(host: Host, *names: str) -> None:
+    for name in names:
+        node = host.paths.dev / name
+        node.parent.mkdir(parents=True, exist_ok=True)
+        node.touch()
+
+
+def test_iommufd_is_chosen_where_it_can_be_used(host: Host) -> None:
+    host.add(device="vfio3")
+    nodes(host, "iommu", "vfio/devices/vfio3")
+    assert default_backend(BDF, host.paths) == "iommufd"
+    # The node is not iommufd's, which shows that it was asked.
+    assert "iommufd makes no address space" in refusal(host).message
+
+
+@pytest.mark.parametrize("name", ["iommu", "vfio/devices/vfio3"])
+def test_group_where_a_node_is_missing(host: Host, name: str) -> None:
+    host.add(device="vfio3")
+    nodes(host, name)
+    assert default_backend(BDF, host.paths) == "group"
+    assert str(host.paths.container_node) in refusal(host).message
+
+
+@pytest.mark.parametrize("name", ["iommu", "vfio/devices/vfio3"])
+def test_group_where_a_node_may_not_be_opened(
+    host: Host, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.add(device="vfio3")
+    nodes(host, "iommu", "vfio/devices/vfio3")
+    access = os.access
+    closed = host.paths.dev / name
+
+    def no_access(node: Path, mode: int, *, effective_ids: bool = False) -> bool:
+        return node != closed and access(node, mode, effective_ids=effective_ids)
+
+    monkeypatch.setattr(os, "access", no_access)
+    assert default_backend(BDF, host.paths) == "group"
+
+
+def test_group_where_vfio_has_no_nodes_for_functions(host: Host) -> None:
+    # Since Linux 6.1 VFIO shows the function in sysfs also without VFIO_DEVICE_CDEV.
+    host.add(device="vfio3", numbered=False)
+    nodes(host, "iommu", "vfio/devices/vfio3")
+    assert device_name(host.paths, BDF) is None
+    assert default_backend(BDF, host.paths) == "group"
+    error = refusal(host, backend="iommufd")
+    assert "no device node" in error.message
+    assert "RCDRV_BACKEND=group" in error.hint
+
+
+def test_iommufd_by_name_says_what_is_missing(host: Host) -> None:
+    host.add(device="vfio3")
+    error = refusal(host, backend="iommufd")
+    assert error.message == f"{host.paths.iommufd_node}: there is no such device"
+    assert "modprobe iommufd" in error.hint
+
+
+@pytest.mark.parametrize("backend", ["group", "iommufd"])
+def test_each_backend_checks_the_function_first(host: Host, backend: str) -> None:
+    assert "no such PCI device" in refusal(host, backend=backend).message
+    host.add(driver="nvme")
+    assert "bound to nvme" in refusal(host, backend=backend).message
+
+
+def test_an_unknown_backend(host: Host) -> None:
+    with pytest.raises(UsageError, match="unknown") as caught:
+        open_device(BDF, "vfio", paths=host.paths)
+    assert "group, iommufd, noiommu" in caught.value.hint

@@ -1,0 +1,199 @@
+"""The iommufd backend: ``/dev/iommu`` and ``/dev/vfio/devices/vfio<n>``, from Linux 6.6 on.
+
+A function has a device node of its own, and is attached to an I/O address space (IOAS) that
+``/dev/iommu`` holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rcdrv.errors import HostError, UsageError
+from rcdrv.vfio import uapi
+from rcdrv.vfio.device import VfioDevice
+from rcdrv.vfio.ioctl import call, command
+from rcdrv.vfio.refusals import (
+    cannot_map,
+    in_use,
+    no_isolation,
+    not_viable,
+    open_node,
+    refused,
+    rivals,
+)
+from rcdrv.vfio.sysfs import (
+    DRIVER,
+    Paths,
+    device_name,
+    group_members,
+    iommu_group,
+)
+
+# Far above the ranges that any IOMMU has, far below harm.
+_MOST_RANGES = 1 << 16
+
+
+class Ioas:
+    """An I/O address space: an :class:`~rcdrv.vfio.device.AddressSpace`.
+
+    Owns the descriptor of ``/dev/iommu``, which holds nothing else.
+
+    :raises HostError: the kernel does not make one; the descriptor stays the caller's then
+    """
+
+    def __init__(self, iommufd: int) -> None:
+        request = uapi.IoasAlloc()
+        try:
+            command(iommufd, uapi.IOAS_ALLOC, request)
+        except OSError as error:
+            raise refused("iommufd makes no address space", error) from error
+        self._iommufd = iommufd
+        self.id = request.out_ioas_id
+        """The kernel's number of it."""
+        # The kernel unmaps everything inside of a range; only what was mapped is asked for here.
+        self._mapped: dict[int, int] = {}
+
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """The usable IOVAs, as ascending (first, last) pairs, both inclusive."""
+        room = 16
+        while room <= _MOST_RANGES:
+            found = (ctypes.c_uint64 * (2 * room))()
+            request = uapi.IoasIovaRanges(
+                ioas_id=self.id, num_iovas=room, allowed_iovas=ctypes.addressof(found)
+            )
+            try:
+                command(self._iommufd, uapi.IOAS_IOVA_RANGES, request)
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE and request.num_iovas > room:
+                    room = request.num_iovas
+                    continue
+                raise refused("iommufd does not tell the usable addresses", error) from error
+            numbers = list(found[: 2 * min(room, request.num_iovas)])
+            return sorted(zip(numbers[::2], numbers[1::2], strict=True))
+        raise HostError(f"iommufd counts {room} ranges of usable addresses")
+
+    def map(self, iova: int, address: int, size: int) -> None:
+        """Let the device read and write ``size`` bytes of this process from ``address`` on.
+
+        :param iova: where the device finds them; like the others a multiple of the page size
+        :raises UsageError: not whole pages, outside :meth:`ranges`, or mapped already
+        :raises HostError: the memory may not be locked, or the IOMMU has no room
+        """
+        self._map(uapi.IoasMap(flags=uapi.MapFlag.FIXED_IOVA, iova=iova), address, size)
+
+    def map_anywhere(self, address: int, size: int) -> int:
+        """As :meth:`map`, at an IOVA that the kernel chooses and this returns."""
+        request = uapi.IoasMap()
+        self._map(request, address, size)
+        return request.iova
+
+    def _map(self, request: uapi.IoasMap, address: int, size: int) -> None:
+        request.flags |= uapi.MapFlag.READABLE | uapi.MapFlag.WRITEABLE
+        request.ioas_id, request.user_va, request.length = self.id, address, size
+        try:
+            command(self._iommufd, uapi.IOAS_MAP, request)
+        except OSError as error:
+            what = f"cannot map {size:#x} bytes at IOVA {request.iova:#x}"
+            raise cannot_map(what, size, error, counter="VmPin") from error
+        self._mapped[request.iova] = size
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Take a mapping made with these very numbers away.
+
+        :raises UsageError: there is none
+        """
+        if self._mapped.get(iova) != size:
+            raise UsageError(f"no DMA mapping of {size:#x} bytes at IOVA {iova:#x}")
+        request = uapi.IoasUnmap(ioas_id=self.id, iova=iova, length=size)
+        try:
+            command(self._iommufd, uapi.IOAS_UNMAP, request)
+        except OSError as error:
+            raise refused(f"cannot unmap {size:#x} bytes at IOVA {iova:#x}", error) from error
+        del self._mapped[iova]
+
+    def physical(self, iova: int, size: int) -> tuple[int, int]:
+        """Where mapped memory lies, for a device without an IOMMU.
+
+        :returns: the physical address, and how many of ``size`` bytes are contiguous from there
+        """
+        request = uapi.IoasNoiommuGetPa(ioas_id=self.id, iova=iova, length=size)
+        try:
+            command(self._iommufd, uapi.IOAS_NOIOMMU_GET_PA, request)
+        except OSError as error:
+            raise refused("the kernel does not tell where memory lies", error) from error
+        return request.out_phys, request.length
+
+    def close(self) -> None:
+        """Close the descriptor; the kernel takes every mapping away. Twice is harmless."""
+        if self._iommufd >= 0:
+            fd, self._iommufd = self._iommufd, -1
+            os.close(fd)
+
+
+def open_iommufd(bdf: str, paths: Paths) -> VfioDevice:
+    """Open a PCI function, by its canonical address, through its own device node.
+
+    :raises HostError: something of the host is not ready; the message says what and the cure
+    """
+    group = iommu_group(paths, bdf)
+    name = device_name(paths, bdf)
+    if name is None:
+        raise HostError(
+            f"{bdf}: the kernel's VFIO has no device node for it",
+            hint="that needs Linux 6.6 with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; "
+            "RCDRV_BACKEND=group works without",
+        )
+    node = paths.device_node(name)
+    with contextlib.ExitStack() as undo:
+        iommufd = open_node(paths, bdf, paths.iommufd_node, undo)
+        ioas = Ioas(iommufd)
+        device = open_node(paths, bdf, node, undo)
+        try:
+            bind(device, iommufd)
+        except OSError as error:
+            raise _cannot_bind(paths, bdf, group, node, error) from error
+        attach(bdf, device, ioas)
+        opened = VfioDevice(bdf, "iommufd", device, ioas)
+        undo.pop_all()
+    return opened
+
+
+def bind(device: int, iommufd: int) -> None:
+    """Make a function's descriptor usable: the kernel opens the function, which resets it."""
+    request = uapi.BindIommufd(ctypes.sizeof(uapi.BindIommufd), iommufd=iommufd)
+    call(device, uapi.DEVICE_BIND_IOMMUFD, request)
+
+
+def attach(bdf: str, device: int, ioas: Ioas) -> None:
+    """Let the function reach what is mapped in ``ioas``."""
+    request = uapi.AttachIommufdPt(ctypes.sizeof(uapi.AttachIommufdPt), pt_id=ioas.id)
+    try:
+        call(device, uapi.DEVICE_ATTACH_IOMMUFD_PT, request)
+    except OSError as error:
+        raise refused(f"the IOMMU cannot be set up for {bdf}", error) from error
+
+
+def _cannot_bind(paths: Paths, bdf: str, group: str, node: Path, error: OSError) -> HostError:
+    """What a failed VFIO_DEVICE_BIND_IOMMUFD means."""
+    # EINVAL: the function itself is open (vfio_df_open()). EBUSY: its group is
+    # (vfio_device_block_group()), or a driver uses another member. EPERM: interrupts are not
+    # isolated, or somebody has another member.
+    if error.errno == errno.EBUSY:
+        drivers = {driver for member, driver in group_members(paths, group) if member != bdf}
+        if drivers - {DRIVER, None}:
+            return not_viable(paths, bdf, group)
+    if error.errno in (errno.EINVAL, errno.EBUSY) or rivals(paths, bdf):
+        return in_use(paths, bdf, node)
+    if error.errno == errno.EPERM:
+        return no_isolation(paths, bdf, "iommufd")
+    if error.errno == errno.ENODEV:
+        return HostError(f"{bdf} has just lost its driver {DRIVER}")
+    if error.errno == errno.EAGAIN:
+        # vfio_pci_core_enable(): somebody else holds the device lock, for a reset perhaps.
+        return HostError(f"{bdf}: the kernel is busy with the device", hint="try again")
+    return refused(f"{bdf} cannot be opened", error)

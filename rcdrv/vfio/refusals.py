@@ -1,0 +1,130 @@
+"""What the kernel's refusals mean, each with its cure: those that all backends meet."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from rcdrv.errors import HostError, UsageError
+from rcdrv.vfio.sysfs import DRIVER, Paths, group_members, holders_of
+
+_CAP_IPC_LOCK = 1 << 14  # as in the CapEff line of /proc/<pid>/status
+
+
+def open_node(paths: Paths, bdf: str, node: Path, undo: contextlib.ExitStack) -> int:
+    """Open a VFIO or iommufd node for the sake of function ``bdf``; ``undo`` closes it."""
+    try:
+        fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise cannot_open(paths, bdf, node, error) from error
+    undo.callback(os.close, fd)
+    return fd
+
+
+def cannot_open(paths: Paths, bdf: str, node: Path, error: OSError) -> HostError:
+    """What a failed open(2) of a VFIO or iommufd node means."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return HostError(
+            f"{node}: you may not open it",
+            hint="install udev/70-rcdrv.rules and join the group rcdrv, or run as root",
+        )
+    if error.errno == errno.EBUSY:
+        return in_use(paths, bdf, node)
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        modules = "iommufd" if node == paths.iommufd_node else f"{DRIVER} vfio_iommu_type1"
+        return HostError(
+            f"{node}: there is no such device",
+            hint=f"modprobe {modules}; in a container, pass {node} in",
+        )
+    return refused(f"cannot open {node}", error)
+
+
+def in_use(paths: Paths, bdf: str, node: Path) -> HostError:
+    """Somebody has the function or its group."""
+    hidden = f"this process, or one that you may not see (as root: fuser -v {node})"
+    who = ", ".join(rivals(paths, bdf)) or hidden
+    return HostError(f"{node} is in use by {who}", hint="only one process can have it: end it")
+
+
+def rivals(paths: Paths, bdf: str) -> list[str]:
+    """The other processes that have a node of the function or of its group open."""
+    return [who for who in holders_of(paths, bdf) if not who.endswith(f"(pid {os.getpid()})")]
+
+
+def not_viable(paths: Paths, bdf: str, number: str) -> HostError:
+    """Why an IOMMU group cannot be had: its other members, with their drivers."""
+    others = [
+        f"{member} ({driver or 'no driver'})"
+        for member, driver in group_members(paths, number)
+        if member != bdf
+    ]
+    return HostError(
+        f"{bdf} shares IOMMU group {number} with {', '.join(others) or 'nothing that sysfs shows'}",
+        hint=f"every member has to be bound to {DRIVER}, or to no driver: hand the "
+        "others over too, or move the endpoint to a slot with a group of its own",
+    )
+
+
+def no_isolation(paths: Paths, bdf: str, module: str) -> HostError:
+    """VFIO does not let a device write interrupts at will: there is no interrupt remapping.
+
+    :param module: whose parameter makes an exception
+    """
+    return HostError(
+        f"{bdf}: the kernel does not isolate its interrupts, so VFIO refuses it",
+        hint="turn interrupt remapping on (firmware: VT-d or AMD-Vi; QEMU: intremap=on), or accept "
+        "that the endpoint could forge interrupts, as root:\n"
+        f"  echo 1 > {paths.sys}/module/{module}/parameters/allow_unsafe_interrupts",
+    )
+
+
+def cannot_map(
+    what: str, size: int, error: OSError, *, counter: str, room: str = ""
+) -> HostError | UsageError:
+    """What a failed DMA mapping means.
+
+    :param counter: the line of /proc/<pid>/status that counts the memory which is mapped
+    :param room: why there can be no room for a mapping
+    """
+    if error.errno == errno.ENOMEM:
+        return _locked_memory(what, size, counter, error)
+    if error.errno == errno.ENOSPC and room:
+        return HostError(f"{what}: there are too many DMA mappings", hint=room)
+    if error.errno == errno.EEXIST:
+        return UsageError(f"{what}: something is mapped there")
+    if error.errno in (errno.EINVAL, errno.EOVERFLOW):
+        return UsageError(f"{what}: not whole pages, or outside the usable addresses")
+    return refused(what, error)
+
+
+def _locked_memory(what: str, size: int, counter: str, error: OSError) -> HostError:
+    # Memory that a device reaches cannot be swapped, so it counts as locked.
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    needed = (int(status[counter].split()[0]) << 10) + size
+    if limit == resource.RLIM_INFINITY or int(status["CapEff"], 16) & _CAP_IPC_LOCK:
+        return refused(what, error)
+    others = ""
+    if needed <= limit:
+        if counter == "VmLck":
+            return refused(what, error)
+        others = ", all of your processes together"  # iommufd counts by user
+    return HostError(
+        f"{what}: {needed >> 10} KiB would be locked, and you may lock {limit >> 10} KiB{others}",
+        hint=f"ulimit -l {needed >> 10}, after raising memlock in /etc/security/limits.conf "
+        "(LimitMEMLOCK= for a service); or run as root"
+        if not others
+        else "end the others, or raise memlock in /etc/security/limits.conf (LimitMEMLOCK= for a "
+        "service); or run as root",
+    )
+
+
+def refused(what: str, error: OSError) -> HostError:
+    """Anything else."""
+    return HostError(
+        f"{what}: {os.strerror(error.errno or 0)}", hint="the kernel's log (dmesg) may say why"
+    )
