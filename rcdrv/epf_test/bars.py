@@ -6,7 +6,7 @@ What they write and expect is what ``pci_endpoint_test_bar()``, ``..._bars()`` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from rcdrv.epf_test.driver import EpfTest
@@ -22,11 +22,23 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 
+Stretches = Callable[[int], Iterable[tuple[int, int]]]
+"""Which (offset, length) of so many bytes are tested, in ascending order; whole words each."""
+
+
 def _ignore(_done: int, _total: int) -> None:
     """Nobody watches."""
 
 
-def bar_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> str:
+def chunks(size: int) -> Iterator[tuple[int, int]]:
+    """All of it, in stretches of at most :data:`CHUNK` bytes."""
+    for offset in range(0, size, CHUNK):
+        yield offset, min(CHUNK, size - offset)
+
+
+def bar_test(
+    index: int, driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = chunks
+) -> str:
     """Fill a BAR with its byte pattern and read it back, 1 MiB at a time.
 
     :returns: how much was tested
@@ -35,7 +47,7 @@ def bar_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> str:
     check_reserved(driver, index)
     window = _present(driver, index)
     size = testable_size(driver, index)
-    for offset, length in chunks(size):
+    for offset, length in stretches(size):
         driver.function.cancel.check()
         window.fill(offset, length, 0xA0 + index)
         _verify(
@@ -49,7 +61,9 @@ def bar_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> str:
     return f"{size:#x} bytes"
 
 
-def consecutive_bar_test(driver: EpfTest, progress: Progress = _ignore) -> str:
+def consecutive_bar_test(
+    driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = chunks
+) -> str:
     """Write all BARs, each word with its BAR and offset, and only then read them all.
 
     Finds BARs that share memory, which :func:`bar_test` cannot see.
@@ -65,13 +79,13 @@ def consecutive_bar_test(driver: EpfTest, progress: Progress = _ignore) -> str:
     sizes = {index: testable_size(driver, index) for index in bars}
     total, done = 2 * sum(sizes.values()), 0
     for index in bars:
-        for offset, length in chunks(sizes[index]):
+        for offset, length in stretches(sizes[index]):
             driver.function.cancel.check()
             driver.function.bar(index).write_block(offset, offset_pattern(index, offset, length))
             done += length
             progress(done, total)
     for index in bars:
-        for offset, length in chunks(sizes[index]):
+        for offset, length in stretches(sizes[index]):
             driver.function.cancel.check()
             _verify(
                 driver,
@@ -85,7 +99,9 @@ def consecutive_bar_test(driver: EpfTest, progress: Progress = _ignore) -> str:
     return " ".join(f"BAR{index}" for index in bars)
 
 
-def subrange_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> str:
+def subrange_test(
+    index: int, driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = chunks
+) -> str:
     """Have the endpoint map the BAR's two halves swapped, and find its signature in each.
 
     CLEAR follows whatever happens after a SETUP that was taken.
@@ -101,7 +117,7 @@ def subrange_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> 
     window = _present(driver, index)
     _subrange_command(driver, index, Command.BAR_SUBRANGE_SETUP)
     try:
-        _check_halves(driver, index, window, progress)
+        _check_halves(driver, index, window, progress, stretches)
     except BaseException:
         with driver.function.cancel.deferred():
             _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
@@ -110,7 +126,9 @@ def subrange_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> 
     return f"2 halves of {window.size // 2:#x} bytes"
 
 
-def _check_halves(driver: EpfTest, index: int, window: Window, progress: Progress) -> None:
+def _check_halves(
+    driver: EpfTest, index: int, window: Window, progress: Progress, stretches: Stretches
+) -> None:
     half = window.size // 2
 
     def verify(number: int, first: int, offset: int, length: int) -> None:
@@ -123,11 +141,11 @@ def _check_halves(driver: EpfTest, index: int, window: Window, progress: Progres
             verify(number, 0x50 + 8 * index, offset, 4)
     pattern = 0xA0 + 8 * index
     for number in (0, 1):
-        for offset, length in chunks(half):
+        for offset, length in stretches(half):
             driver.function.cancel.check()
             window.fill(number * half + offset, length, pattern + number & 0xFF)
     for number in (0, 1):
-        for offset, length in chunks(half):
+        for offset, length in stretches(half):
             driver.function.cancel.check()
             verify(number, pattern, offset, length)
             progress(number * half + offset + length, window.size)
@@ -169,12 +187,6 @@ def _fills(length: int) -> dict[str, bytes]:
 def _offset_patterns(bars: Sequence[int], offset: int, length: int) -> dict[str, bytes]:
     """What :func:`consecutive_bar_test` writes to each BAR."""
     return {f"BAR{index}": offset_pattern(index, offset, length) for index in bars}
-
-
-def chunks(size: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of each stretch of at most :data:`CHUNK` bytes."""
-    for offset in range(0, size, CHUNK):
-        yield offset, min(CHUNK, size - offset)
 
 
 def is_reserved(driver: EpfTest, index: int) -> bool:

@@ -6,7 +6,6 @@ doorbell lives is decided by ``drivers/pci/endpoint/pci-ep-msi.c``.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from rcdrv.epf_test.driver import Answer, EpfTest
@@ -227,7 +226,7 @@ class Doorbell:
         """Find out whether an ENABLE that nobody waited for was taken."""
         driver = self._driver
         self._in_doubt = False
-        answer = driver.wait_answer(time.perf_counter_ns())
+        answer = driver.wait_answer(driver.function.clock.now_ns())
         if driver.read(Reg.COMMAND):
             raise driver.explain(Answer(answer.status, None, command_left=True), "ENABLE_DOORBELL")
         self._enabled = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
@@ -252,7 +251,7 @@ class Doorbell:
         self.stray += driver.drop_interrupts()
         barrier()
         driver.trace(f"ring  {self.location}")
-        start = time.perf_counter_ns()
+        start = driver.function.clock.now_ns()
         self.write()
         answer = driver.wait_answer(start)
         self.stray += answer.stray

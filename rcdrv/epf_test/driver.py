@@ -6,7 +6,6 @@ How the endpoint takes and answers a command is ``pci_epf_test_cmd_handler()`` o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -275,7 +274,7 @@ class EpfTest:
         dropped = sum(self._interrupts.take().values())
         if self.irq_kind is not IrqKind.INTX:
             return dropped
-        deadline = Deadline(_INTX_PULSE)
+        deadline = self.function.deadline(_INTX_PULSE)
         while dropped and not deadline.expired:
             self.function.pause(0.001)
             dropped = sum(self._interrupts.take().values())
@@ -310,7 +309,7 @@ class EpfTest:
         self.drop_interrupts()
         barrier()
         self.in_flight = command
-        start = time.perf_counter_ns()
+        start = self.function.clock.now_ns()
         self.write(Reg.COMMAND, command)
         answer = self.wait_answer(start, timeout)
         self.in_flight = None
@@ -319,7 +318,7 @@ class EpfTest:
 
     def _wait_until_idle(self) -> None:
         """A COMMAND that is still set must not be overwritten: the endpoint may be reading it."""
-        deadline = Deadline(self.timeout)
+        deadline = self.function.deadline(self.timeout)
         while True:
             left = self.read(Reg.COMMAND)
             if left == 0:
@@ -356,16 +355,16 @@ class EpfTest:
     def wait_answer(self, start_ns: int, timeout: float | None = None) -> Answer:
         """Wait for STATUS.IRQ_RAISED and, unless polling, for the interrupt that comes with it.
 
-        :param start_ns: when the endpoint was asked, on :func:`time.perf_counter_ns`
+        :param start_ns: when the endpoint was asked, on the function's clock
         """
-        deadline = Deadline(self.timeout if timeout is None else timeout)
+        deadline = self.function.deadline(self.timeout if timeout is None else timeout)
         if self._interrupts is None:
             return self._poll_answer(start_ns, deadline)
         grace: Deadline | None = None
         stray = 0
         while True:
-            vectors = self._interrupts.wait(Deadline(min(deadline.remaining, _PEEK)))
-            now = time.perf_counter_ns()
+            vectors = self._interrupts.wait(self.function.deadline(min(deadline.remaining, _PEEK)))
+            now = self.function.clock.now_ns()
             status = Status(self.read(Reg.STATUS))
             if status & Status.IRQ_RAISED and vectors:
                 return Answer(status, now - start_ns, vectors, stray)
@@ -373,17 +372,17 @@ class EpfTest:
                 stray += sum(vectors.values())
             if status & Status.IRQ_RAISED:
                 if grace is None:
-                    grace = Deadline(min(_IRQ_GRACE, deadline.remaining))
+                    grace = self.function.deadline(min(_IRQ_GRACE, deadline.remaining))
                 elif grace.expired:
                     return Answer(status, None, stray=stray, irq_lost=True)
             elif deadline.expired:
                 return Answer(status, None, stray=stray)
 
     def _poll_answer(self, start_ns: int, deadline: Deadline) -> Answer:
-        spin = Deadline(min(_SPIN, self.timeout))
+        spin = self.function.deadline(min(_SPIN, self.timeout))
         while True:
             status = Status(self.read(Reg.STATUS))
-            now = time.perf_counter_ns()
+            now = self.function.clock.now_ns()
             if status & Status.IRQ_RAISED and int(status) != ALL_ONES:
                 return Answer(status, now - start_ns)
             if deadline.expired:
