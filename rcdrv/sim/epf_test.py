@@ -321,7 +321,7 @@ class EpfTest:
                 status = Status.SRC_ADDR_INVALID
                 self._map("src-invalid", source, size)
                 status = Status(0)
-            data = yield from self._fetch(source, size)
+            data = self._damage((yield from self._fetch(source, size)))
             failed = crc32_le(data) != expected
         except OSError:
             failed = True
@@ -340,7 +340,7 @@ class EpfTest:
                 status = Status.DST_ADDR_INVALID
                 self._map("dst-invalid", target, size)
                 status = Status(0)
-            yield from self._store(target, data)
+            yield from self._store(target, self._damage(data))
             yield _WRITE_SETTLES
             status |= Status.WRITE_SUCCESS
         except OSError:
@@ -366,7 +366,7 @@ class EpfTest:
                 self._map("dst-invalid", target, size, used)
                 status = Status(0)
             data = yield from self._fetch(source, size)
-            yield from self._store(target, data)
+            yield from self._store(target, self._damage(data))
             status |= Status.COPY_SUCCESS
         except OSError:
             status |= Status.COPY_FAIL
@@ -393,13 +393,13 @@ class EpfTest:
         epoch = self._epoch
         data = self._controller.read_host(address, size)
         self._check_link(epoch)
-        return self._damage(data)
+        return data
 
     def _store(self, address: int, data: bytes) -> _Steps:
         yield from self._hang()
         if data:
             epoch = self._epoch
-            self._controller.write_host(address, self._damage(data))
+            self._controller.write_host(address, data)
             self._check_link(epoch)
 
     def _hang(self) -> _Steps:
@@ -412,7 +412,7 @@ class EpfTest:
             raise _LinkDown
 
     def _damage(self, data: bytes) -> bytes:
-        if "bad-data" not in self._faults:
+        if "bad-data" not in self._faults or not data:
             return data
         middle = len(data) // 2
         return data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]
