@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
-from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.driver import Answer, EpfTest
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Reg, Status
 from rcdrv.mmio import Window
@@ -115,14 +115,16 @@ def subrange_test(
     if index == driver.reg_bar:
         raise _skip(Reason.REGISTER_BAR, "BAR is test register space")
     window = _present(driver, index)
-    _subrange_command(driver, index, Command.BAR_SUBRANGE_SETUP)
+    answer = _subrange_command(driver, index, Command.BAR_SUBRANGE_SETUP)
     try:
+        _check_heard(driver, answer, Command.BAR_SUBRANGE_SETUP)
         _check_halves(driver, index, window, progress, stretches)
     except BaseException:
         with driver.function.cancel.deferred():
             _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
         raise
-    _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
+    answer = _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
+    _check_heard(driver, answer, Command.BAR_SUBRANGE_CLEAR)
     return f"2 halves of {window.size // 2:#x} bytes"
 
 
@@ -151,14 +153,24 @@ def _check_halves(
             progress(number * half + offset + length, window.size)
 
 
-def _subrange_command(driver: EpfTest, index: int, command: Command) -> None:
+def _check_heard(driver: EpfTest, answer: Answer, command: Command) -> None:
+    """A command that was done, and whose interrupt was lost, has not passed."""
+    if answer.irq_lost:
+        raise driver.explain(answer, str(command.name))
+
+
+def _subrange_command(driver: EpfTest, index: int, command: Command) -> Answer:
+    """Have it done.
+
+    :raises NotPassed: it was not; a lost interrupt alone is left to the caller
+    """
     setup = command is Command.BAR_SUBRANGE_SETUP
     driver.write(Reg.SIZE, index)
     answer = driver.command(command)
     good = Status.BAR_SUBRANGE_SETUP_SUCCESS if setup else Status.BAR_SUBRANGE_CLEAR_SUCCESS
     bad = Status.BAR_SUBRANGE_SETUP_FAIL if setup else Status.BAR_SUBRANGE_CLEAR_FAIL
     if answer.good and answer.status & good:
-        return
+        return answer
     name = str(command.name)
     if answer.good and answer.status & bad:
         if answer.status & Status.NO_RESOURCE:
