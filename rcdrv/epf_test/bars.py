@@ -46,6 +46,7 @@ def bar_test(
     """
     check_reserved(driver, index)
     window = _present(driver, index)
+    _check_doorbell(driver, index)
     size = testable_size(driver, index)
     for offset, length in stretches(size):
         driver.function.cancel.check()
@@ -76,6 +77,8 @@ def consecutive_bar_test(
         for index, bar in enumerate(driver.function.bars)
         if bar is not None and bar.is_memory and not is_reserved(driver, index)
     ]
+    for index in bars:
+        _check_doorbell(driver, index)
     sizes = {index: testable_size(driver, index) for index in bars}
     total, done = 2 * sum(sizes.values()), 0
     for index in bars:
@@ -115,6 +118,7 @@ def subrange_test(
     if index == driver.reg_bar:
         raise _skip(Reason.REGISTER_BAR, "BAR is test register space")
     window = _present(driver, index)
+    _check_doorbell(driver, index)
     answer = _subrange_command(driver, index, Command.BAR_SUBRANGE_SETUP)
     try:
         _check_heard(driver, answer, Command.BAR_SUBRANGE_SETUP)
@@ -211,6 +215,21 @@ def check_reserved(driver: EpfTest, index: int) -> None:
     """:raises NotPassed: a skip, the BAR is reserved"""
     if is_reserved(driver, index):
         raise _skip(Reason.BAR_RESERVED, "BAR is reserved")
+
+
+def _check_doorbell(driver: EpfTest, index: int) -> None:
+    """A BAR in which a doorbell is still enabled may show registers of the endpoint's hardware
+    instead of memory: nothing but a ring may be written there.
+
+    :raises NotPassed: ``disable-failed``: DB_BAR names this BAR
+    """
+    # 0 is also what it reads before the first doorbell, and BAR0 cannot follow the registers.
+    if index != driver.reg_bar and index and driver.read(Reg.DB_BAR) == index:
+        raise NotPassed(
+            Reason.DISABLE_FAILED,
+            f"BAR{index} holds a doorbell that is still enabled, so no pattern is written to it",
+            hint="unbind and start pci-epf-test on the endpoint again before the next run",
+        )
 
 
 def testable_size(driver: EpfTest, index: int) -> int:
