@@ -7,6 +7,7 @@ is done here in the least number of lines; a test holds the two against each oth
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import select
@@ -27,6 +28,10 @@ what it takes over a socket."""
 _IOVA_LAST = (1 << 48) - 1
 
 
+class Hang(BaseException):
+    """Passes every handler on its way out: nothing may take it for an error of the device."""
+
+
 class VirtualClock(Clock):
     """Time that passes only when somebody waits, or accesses the device."""
 
@@ -34,6 +39,8 @@ class VirtualClock(Clock):
         self.time = 1000.0
         self.endpoint: Endpoint | None = None
         """Whose events happen as the time comes."""
+        self.limit = math.inf
+        """When somebody waits beyond this moment, he hangs."""
         self.now = lambda: self.time
         self.now_ns = lambda: int(self.time * 1e9)
         self.sleep = self.advance
@@ -53,6 +60,8 @@ class VirtualClock(Clock):
 
     def _step(self, end: float) -> bool:
         """Go to the next event, or to ``end`` where there is none before; False then."""
+        if self.time > self.limit:
+            raise Hang(f"{self.time - self.limit:.0f} s too long on virtual time")
         due = self.endpoint.next_event() if self.endpoint is not None else None
         if due is None or due > end:
             self.time = max(self.time, end)
