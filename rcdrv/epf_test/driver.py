@@ -89,7 +89,8 @@ class Answer:
 
 
 def _looks_like_registers(window: Window) -> bool:
-    """Whether an idle pci-epf-test could read like this; memory of zeros does not."""
+    """Whether a pci-epf-test could read like this, idle or stuck at a command that it does not
+    take; memory of zeros does not."""
     caps = window.read32(Reg.CAPS)
     known = 0
     for bit in Caps:
@@ -97,7 +98,7 @@ def _looks_like_registers(window: Window) -> bool:
     return (
         caps != 0
         and not caps & ~known
-        and window.read32(Reg.COMMAND) == 0
+        and window.read32(Reg.COMMAND) in (0, *Command)
         and window.read32(Reg.IRQ_TYPE) <= IrqType.MSIX
         and window.read32(Reg.DB_BAR) in (*range(6), NO_BAR)
     )
