@@ -191,8 +191,10 @@ def offset_pattern(index: int, offset: int, length: int) -> bytes:
     """Words with 0xa0 + BAR in the top 8 bits and their offset in the low 24, little endian."""
     import numpy
 
-    words = numpy.arange(offset, offset + length, 4, dtype=numpy.uint64) & 0xFFFFFF
-    return (words | (0xA0 + index) << 24).astype("<u4").tobytes()
+    words = numpy.arange(offset % 2**24, offset % 2**24 + length, 4, dtype="<u4")
+    words &= 0xFFFFFF
+    words |= (0xA0 + index) << 24
+    return words.tobytes()
 
 
 def _fills(length: int) -> dict[str, bytes]:
