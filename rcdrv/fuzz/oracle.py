@@ -163,7 +163,8 @@ class Oracle:
         for fault, instead in _NO_COMMANDS.items():
             if fault in self.faults:
                 return instead
-        if outcome == PASS and not self._heard(COMMANDS):
+        # Data is not looked at before the answer is complete.
+        if outcome in (PASS, fail("data-mismatch")) and not self._heard(COMMANDS):
             return fail("irq-lost")
         return outcome
 

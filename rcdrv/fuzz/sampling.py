@@ -11,7 +11,7 @@ WHOLE = 1 << 20
 """Bytes up to which a BAR is tested as a whole."""
 
 _EDGE = 64
-_RANDOM_WORDS = 32
+_RANDOM_WORDS = 8
 
 
 def sample(size: int) -> Iterator[tuple[int, int]]:
@@ -24,7 +24,6 @@ def sample(size: int) -> Iterator[tuple[int, int]]:
         yield from bars.chunks(size)
         return
     words = {1 << bit for bit in range(_EDGE.bit_length(), size.bit_length() - 1)}
-    words |= {word - 4 for word in words}
     rng = random.Random(size)
     words |= {rng.randrange(_EDGE, size - _EDGE, 4) for _ in range(_RANDOM_WORDS)}
     yield 0, _EDGE
