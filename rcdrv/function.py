@@ -13,7 +13,6 @@ import mmap
 import os
 import resource
 import select
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Protocol
 from rcdrv import pci
 from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow, Window
-from rcdrv.wait import Cancel, Deadline
+from rcdrv.wait import MONOTONIC, Cancel, Clock, Deadline
 
 CONFIG_REGION = 7
 """VFIO_PCI_CONFIG_REGION_INDEX; BAR n is region n (0-5), 6 is the expansion ROM."""
@@ -292,6 +291,7 @@ class Function:
 
     :param device: what it stands on; closed with it
     :param cancel: ends every wait when somebody asks to stop
+    :param clock: what all waits go by
     :raises DeviceLost: config space reads all ones
     :raises EndpointError: config space contradicts itself
     """
@@ -302,7 +302,9 @@ class Function:
     # Low addresses are left alone: 0 is what an endpoint shows for "no address".
     _LOWEST_IOVA = 1 << 20
 
-    def __init__(self, device: Device, cancel: Cancel | None = None) -> None:
+    def __init__(
+        self, device: Device, cancel: Cancel | None = None, clock: Clock = MONOTONIC
+    ) -> None:
         self.device = device
         self.address = device.address
         self._stack = contextlib.ExitStack()
@@ -310,6 +312,7 @@ class Function:
         self.cancel = cancel if cancel is not None else Cancel()
         if cancel is None:
             self._stack.callback(self.cancel.close)
+        self.clock = clock
         self._windows: dict[int, Window] = {}
         self._buffers: dict[int, DmaBuffer] = {}
         self._interrupts: Interrupts | None = None
@@ -476,7 +479,7 @@ class Function:
         if self.cancel.pending:
             self.cancel.check()
         vectors: list[int] = []
-        for fd, _ in self._epoll.poll(seconds, max(1, len(self._watched))):
+        for fd, _ in self.clock.poll(self._epoll, seconds, max(1, len(self._watched))):
             key = self._watched.get(fd, self._CANCEL)
             if key >= 0:
                 vectors.append(key)
@@ -504,13 +507,17 @@ class Function:
         """
         self._poll(0.0)
 
+    def deadline(self, seconds: float) -> Deadline:
+        """The bound of a wait that begins now."""
+        return Deadline(seconds, self.clock)
+
     def pause(self, seconds: float) -> None:
         """Sleep, but wake up and raise as every other wait does."""
-        deadline = Deadline(seconds)
+        deadline = self.deadline(seconds)
         while not deadline.expired:
             if self._poll(deadline.remaining):
                 # An interrupt that nobody waits for stays readable; do not spin on it.
-                time.sleep(min(0.001, deadline.remaining))
+                self.clock.sleep(min(0.001, deadline.remaining))
 
     def check_alive(self) -> None:
         """Tell a device that is gone from one whose registers read all ones.

@@ -11,30 +11,52 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from rcdrv.errors import Interrupted
 
 
+class Clock:
+    """Where time comes from, and how it passes: the machine's monotonic clock.
+
+    A device that lives in this process may bring another one (see :mod:`rcdrv.fuzz.direct`), so
+    that a wait for it takes no time.
+    """
+
+    now: Callable[[], float] = staticmethod(time.monotonic)
+    """Seconds, never going back."""
+    now_ns: Callable[[], int] = staticmethod(time.perf_counter_ns)
+    """Nanoseconds, likewise; for latencies."""
+    sleep: Callable[[float], None] = staticmethod(time.sleep)
+
+    def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
+        """Sleep until a descriptor of ``epoll`` is ready, at most ``seconds``."""
+        return epoll.poll(seconds, most)
+
+
+MONOTONIC = Clock()
+
+
 class Deadline:
-    """A moment on the monotonic clock, ``seconds`` from now."""
+    """A moment on the clock, ``seconds`` from now."""
 
-    __slots__ = ("_end", "seconds")
+    __slots__ = ("_end", "_now", "seconds")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, clock: Clock = MONOTONIC) -> None:
         self.seconds = seconds
-        self._end = time.monotonic() + seconds
+        self._now = clock.now
+        self._end = self._now() + seconds
 
     @property
     def remaining(self) -> float:
         """Seconds left, never negative."""
-        return max(0.0, self._end - time.monotonic())
+        return max(0.0, self._end - self._now())
 
     @property
     def expired(self) -> bool:
-        return time.monotonic() >= self._end
+        return self._now() >= self._end
 
 
 class Cancel:

@@ -7,7 +7,7 @@ What they write and expect is what ``pci_endpoint_test_bar()``, ``..._bars()`` a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from rcdrv.epf_test.doorbell import stale_doorbell
@@ -26,11 +26,23 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 
+Stretches = Callable[[int], Iterable[tuple[int, int]]]
+"""Which (offset, length) of so many bytes are tested, in ascending order; whole words each."""
+
+
 def _ignore(_done: int, _total: int) -> None:
     """Nobody watches."""
 
 
-def bar_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> str:
+def chunks(size: int) -> Iterator[tuple[int, int]]:
+    """All of it, in stretches of at most :data:`CHUNK` bytes."""
+    for offset in range(0, size, CHUNK):
+        yield offset, min(CHUNK, size - offset)
+
+
+def bar_test(
+    index: int, driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = chunks
+) -> str:
     """Fill a BAR with its byte pattern and read it back, piece by piece.
 
     :returns: how much was tested
@@ -39,7 +51,7 @@ def bar_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> str:
     check_writable(driver, index)
     window = _present(driver, index)
     size = testable_size(driver, index)
-    for offset, length in chunks(size):
+    for offset, length in stretches(size):
         driver.function.check()
         window.fill(offset, length, 0xA0 + index)
         _verify(
@@ -53,7 +65,9 @@ def bar_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> str:
     return f"{size:#x} bytes"
 
 
-def consecutive_bar_test(driver: EpfTest, progress: Progress = _ignore) -> str:
+def consecutive_bar_test(
+    driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = chunks
+) -> str:
     """Write all BARs, each word with its BAR and offset, and only then read them all.
 
     Finds BARs that share memory, which :func:`bar_test` cannot see.
@@ -71,13 +85,13 @@ def consecutive_bar_test(driver: EpfTest, progress: Progress = _ignore) -> str:
     sizes = {index: testable_size(driver, index) for index in bars}
     total, done = 2 * sum(sizes.values()), 0
     for index in bars:
-        for offset, length in chunks(sizes[index]):
+        for offset, length in stretches(sizes[index]):
             driver.function.check()
             driver.function.bar(index).write_block(offset, offset_pattern(index, offset, length))
             done += length
             progress(done, total)
     for index in bars:
-        for offset, length in chunks(sizes[index]):
+        for offset, length in stretches(sizes[index]):
             driver.function.check()
             _verify(
                 driver,
@@ -91,7 +105,9 @@ def consecutive_bar_test(driver: EpfTest, progress: Progress = _ignore) -> str:
     return " ".join(f"BAR{index}" for index in bars)
 
 
-def subrange_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> str:
+def subrange_test(
+    index: int, driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = chunks
+) -> str:
     """Have the endpoint map the BAR's two halves swapped, and find its signature in each.
 
     CLEAR follows whatever happens after a SETUP that was taken.
@@ -107,7 +123,7 @@ def subrange_test(index: int, driver: EpfTest, progress: Progress = _ignore) -> 
     window = _present(driver, index)
     try:
         _subrange_command(driver, index, Command.BAR_SUBRANGE_SETUP)
-        _check_halves(driver, index, window, progress)
+        _check_halves(driver, index, window, progress, stretches)
     except BaseException as error:
         if not isinstance(error, NotPassed) or error.reason not in _NOT_SET_UP:
             _clear_anyway(driver, index)
@@ -127,7 +143,9 @@ def _clear_anyway(driver: EpfTest, index: int) -> None:
             _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
 
 
-def _check_halves(driver: EpfTest, index: int, window: Window, progress: Progress) -> None:
+def _check_halves(
+    driver: EpfTest, index: int, window: Window, progress: Progress, stretches: Stretches
+) -> None:
     half = window.size // 2
 
     def verify(number: int, first: int, offset: int, length: int) -> None:
@@ -140,22 +158,28 @@ def _check_halves(driver: EpfTest, index: int, window: Window, progress: Progres
             verify(number, 0x50 + 8 * index, offset, 4)
     pattern = 0xA0 + 8 * index
     for number in (0, 1):
-        for offset, length in chunks(half):
+        for offset, length in stretches(half):
             driver.function.check()
             window.fill(number * half + offset, length, pattern + number & 0xFF)
     for number in (0, 1):
-        for offset, length in chunks(half):
+        for offset, length in stretches(half):
             driver.function.check()
             verify(number, pattern, offset, length)
             progress(number * half + offset + length, window.size)
 
 
 def _subrange_command(driver: EpfTest, index: int, command: Command) -> None:
+    """Have it done.
+
+    :raises NotPassed: it was not, or its interrupt was lost
+    """
     setup = command is Command.BAR_SUBRANGE_SETUP
     answer = driver.command(command, {Reg.SIZE: index})
     good = Status.BAR_SUBRANGE_SETUP_SUCCESS if setup else Status.BAR_SUBRANGE_CLEAR_SUCCESS
     bad = Status.BAR_SUBRANGE_SETUP_FAIL if setup else Status.BAR_SUBRANGE_CLEAR_FAIL
     if answer.good and answer.status & good:
+        if answer.irq_lost:
+            raise driver.explain(answer, str(command.name))
         return
     name = str(command.name)
     if answer.good and answer.status & bad:
@@ -187,12 +211,6 @@ def _fills(length: int) -> dict[str, bytes]:
 def _offset_patterns(bars: Sequence[int], offset: int, length: int) -> dict[str, bytes]:
     """What :func:`consecutive_bar_test` writes to each BAR."""
     return {f"BAR{index}": offset_pattern(index, offset, length) for index in bars}
-
-
-def chunks(size: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of each stretch of at most :data:`CHUNK` bytes."""
-    for offset in range(0, size, CHUNK):
-        yield offset, min(CHUNK, size - offset)
 
 
 def is_reserved(driver: EpfTest, index: int) -> bool:

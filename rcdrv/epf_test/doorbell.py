@@ -7,7 +7,6 @@ doorbell lives is decided by ``drivers/pci/endpoint/pci-ep-msi.c``.
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import dataclass
 
 from rcdrv.epf_test.driver import SETTLE, Answer, EpfTest
@@ -258,7 +257,7 @@ class Doorbell:
         driver.drop_interrupts()
         barrier()
         driver.trace(f"ring  {self.location}")
-        start = time.perf_counter_ns()
+        start = driver.function.clock.now_ns()
         self.write()
         answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
         if answer.answered and not answer.irq_lost:

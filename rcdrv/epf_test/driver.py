@@ -6,7 +6,6 @@ How the endpoint takes and answers a command is ``pci_epf_test_cmd_handler()`` o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -291,7 +290,7 @@ class EpfTest:
         if self.irq_kind is not IrqKind.INTX:
             self.surplus += dropped
             return
-        deadline = Deadline(_INTX_PULSE)
+        deadline = self.function.deadline(_INTX_PULSE)
         while dropped and not deadline.expired:
             self.function.pause(0.001)
             dropped = sum(self._interrupts.take().values())
@@ -327,7 +326,7 @@ class EpfTest:
         self.drop_interrupts()
         barrier()
         self.in_flight = command
-        start = time.perf_counter_ns()
+        start = self.function.clock.now_ns()
         self.write(Reg.COMMAND, command)
         answer = self.wait_answer(start, ANSWERS.get(command), timeout)
         answer.command_left = self.read(Reg.COMMAND) != 0
@@ -341,14 +340,14 @@ class EpfTest:
         """
         if self.in_flight is None:
             return None
-        answer = self.wait_answer(time.perf_counter_ns(), ANSWERS.get(self.in_flight))
+        answer = self.wait_answer(self.function.clock.now_ns(), ANSWERS.get(self.in_flight))
         answer.command_left = self.read(Reg.COMMAND) != 0
         self.in_flight = None
         return answer
 
     def _wait_until_idle(self) -> None:
         """A COMMAND that is still set must not be overwritten: the endpoint may be reading it."""
-        deadline = Deadline(self.timeout)
+        deadline = self.function.deadline(self.timeout)
         while True:
             left = self.read(Reg.COMMAND)
             if left == 0:
@@ -392,11 +391,11 @@ class EpfTest:
         A doorbell or a transfer of before may be answered only now, and must not be taken for the
         answer: its bits are others.
 
-        :param start_ns: when the endpoint was asked, on :func:`time.perf_counter_ns`
+        :param start_ns: when the endpoint was asked, on the function's clock
         :param expected: the bits of which the answer has one; None: any
         :param timeout: seconds; default :attr:`timeout`
         """
-        deadline = Deadline(self.timeout if timeout is None else timeout)
+        deadline = self.function.deadline(self.timeout if timeout is None else timeout)
         wait = self._poll_status if self._interrupts is None else self._wait_interrupt
         return wait(start_ns, expected, deadline)
 
@@ -405,8 +404,8 @@ class EpfTest:
         grace: Deadline | None = None
         interrupted = False
         while True:
-            vectors = self._interrupts.wait(Deadline(min(deadline.remaining, _PEEK)))
-            now = time.perf_counter_ns()
+            vectors = self._interrupts.wait(self.function.deadline(min(deadline.remaining, _PEEK)))
+            now = self.function.clock.now_ns()
             status = Status(self.read(Reg.STATUS))
             answered = _is_answer(status, expected)
             interrupted = interrupted or bool(vectors)
@@ -416,17 +415,17 @@ class EpfTest:
                 self.surplus += sum(vectors.values())
             if answered:
                 if grace is None:
-                    grace = Deadline(min(_IRQ_GRACE, deadline.remaining))
+                    grace = self.function.deadline(min(_IRQ_GRACE, deadline.remaining))
                 elif grace.expired:
                     return Answer(status, True, interrupted=interrupted, irq_lost=True)
             elif deadline.expired:
                 return Answer(status, False, interrupted=interrupted)
 
     def _poll_status(self, start_ns: int, expected: Status | None, deadline: Deadline) -> Answer:
-        spin = Deadline(min(_SPIN, deadline.seconds))
+        spin = self.function.deadline(min(_SPIN, deadline.seconds))
         while True:
             status = Status(self.read(Reg.STATUS))
-            now = time.perf_counter_ns()
+            now = self.function.clock.now_ns()
             if _is_answer(status, expected):
                 return Answer(status, True, now - start_ns)
             if deadline.expired:

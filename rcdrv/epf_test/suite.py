@@ -6,7 +6,6 @@ Names, order and selection are those of
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -44,29 +43,39 @@ class Options:
 
     placements: Callable[[EpfTest], Sequence[Placement]] = lambda _driver: transfer.PLACEMENTS
     """What the transfers move; default what the kselftest does."""
+    stretches: bars.Stretches = bars.chunks
+    """Which parts of a BAR its tests write and read; default all of it."""
 
 
 def cases(options: Options = Options()) -> tuple[Case, ...]:
     """All cases, in the order of the kselftest."""
     found = []
+    stretches = options.stretches
     for index in range(6):
         bar = f"BAR{index}"
         found.append(
             Case(
                 CaseName("pci_ep_bar", bar, "BAR_TEST"),
-                partial(bars.bar_test, index),
+                partial(bars.bar_test, index, stretches=stretches),
                 f"fill {bar} with a pattern and read it back",
             )
         )
         found.append(
             Case(
                 CaseName("pci_ep_bar", bar, "BAR_SUBRANGE_TEST"),
-                partial(_with_announced_irq, partial(bars.subrange_test, index)),
+                partial(
+                    _with_announced_irq,
+                    partial(bars.subrange_test, index, stretches=stretches),
+                ),
                 f"map the halves of {bar} swapped",
             )
         )
     basic: tuple[tuple[str, Body, str], ...] = (
-        ("CONSECUTIVE_BAR_TEST", bars.consecutive_bar_test, "write all BARs, then read them all"),
+        (
+            "CONSECUTIVE_BAR_TEST",
+            partial(bars.consecutive_bar_test, stretches=stretches),
+            "write all BARs, then read them all",
+        ),
         ("LEGACY_IRQ_TEST", irqs.intx_test, "raise INTx"),
         (
             "MSI_TEST",
@@ -195,7 +204,7 @@ def run_cases(
         for case in chosen:
             observer.case_started(case.name)
             before = counters()
-            begun = time.monotonic()
+            begun = driver.function.clock.now()
             if lost is None:
                 verdict, reason, message, hint, lost = _run_one(driver, case, observer)
             else:
@@ -209,7 +218,7 @@ def run_cases(
                 message,
                 "" if passed else hint,
                 () if passed else tuple(risen(before, counters())),
-                time.monotonic() - begun,
+                driver.function.clock.now() - begun,
             )
             run.results.append(result)
             observer.case_finished(result)

@@ -37,7 +37,7 @@ class Endpoint(ServedDevice):
         self._log = log if log is not None else AccessLog()
         self._log.clock = clock
         self._faults = Faults(layout.faults)
-        doorbells = Doorbells(layout, self._log)
+        doorbells = self._doorbells = Doorbells(layout, self._log)
         trap_all = layout.trap is Trap.ALL or (layout.trap is Trap.AUTO and self._log.enabled)
         self.controller = Controller(
             layout,
@@ -73,6 +73,11 @@ class Endpoint(ServedDevice):
 
     def can_reset(self) -> bool:
         return self.layout.reset is not Reset.NONE
+
+    @property
+    def doorbell_enabled(self) -> bool:
+        """Whether a doorbell is allocated now."""
+        return self._doorbells.allocated
 
     # -- the client -------------------------------------------------------------------------------
 

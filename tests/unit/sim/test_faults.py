@@ -45,6 +45,19 @@ def slow(host: Host) -> bool:
     return early == 0 and host.get(Register.STATUS) == Status.IRQ_RAISED
 
 
+def late_ring(host: Host) -> bool:
+    early = rung(host)
+    host.advance(0.005)
+    return (early, len(host.fired)) == (0, 1)
+
+
+def late_ring_at_disable(host: Host) -> bool:
+    """free_irq() waits for the handler, so the ring is answered before the doorbell goes."""
+    early = rung(host)
+    status = host.command(Command.DISABLE_DOORBELL)
+    return early == 0 and bool(status & Status.DOORBELL_SUCCESS)
+
+
 def enable_silent(host: Host) -> bool:
     return enable(host) == 0 and host.command(Command.RAISE_MSI) != 0
 
@@ -193,6 +206,8 @@ CHECKS: list[tuple[str, Callable[[Host], object]]] = [
     ("unaligned-offset", says(Register.DB_OFFSET, 0xD50A2)),
     ("offset-changes", offset_changes),
     ("doorbell-dead", dead),
+    ("doorbell-late", late_ring),
+    ("doorbell-late=500", late_ring_at_disable),
     ("no-status", no_status),
     ("irq-lost", lost),
     ("irq-lost=doorbell", lost_rings),

@@ -371,7 +371,7 @@ def test_a_server_that_talks_but_never_answers(
 ) -> None:
     """Its requests must not keep the client waiting beyond the time-out."""
     request = Message(1, Command.DMA_READ, wire.NO_REPLY, 0, wire.DmaAccess(0, 4).pack())
-    monkeypatch.setattr(client, "_timeout", 0.1)
+    monkeypatch.setattr(client, "timeout", 0.1)
     monkeypatch.setattr(client._connection, "receive", lambda _deadline: request)
     with pytest.raises(DeviceLost, match="no answer to DEVICE_RESET"):
         client.reset()

@@ -1,0 +1,149 @@
+"""Look for the layout of BARs that breaks the driver, the endpoint, or their agreement.
+
+layout: software endpoints with layouts from the plausible to the hostile; what comes out of each
+is held against what must come out. What is found is shrunk, and saved as a TOML file.
+replay: run saved files again, also ones written by hand.
+
+The exit status is 1 if anything was found, else 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rcdrv.cli.common import common_options, number, print_json, seconds
+from rcdrv.errors import UsageError
+from rcdrv.wait import Cancel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    shared = common_options(top=False)
+
+    layout = commands.add_parser("layout", help="a campaign over layouts", parents=[shared])
+    add = layout.add_argument
+    add("--seconds", type=seconds, metavar="S", help="begin nothing more after S seconds")
+    add("--examples", type=number, metavar="N", help="layouts to try (default 1000)")
+    add("--seed", type=number, default=0, metavar="N", help="the same seed, the same layouts")
+    add("--workers", type=_workers, default=1, metavar="N", help="processes (default 1)")
+    add("--plausible", action="store_true", help="only what some controller could have")
+    add("--out", type=Path, metavar="DIR", help="findings and every example; resumed if it exists")
+
+    replay = commands.add_parser("replay", help="run saved findings again", parents=[shared])
+    replay.add_argument("where", type=Path, metavar="FILE|DIR")
+
+    for command in (layout, replay):
+        command.add_argument(
+            "--real-time",
+            action="store_true",
+            help="over vfio-user at the endpoint's own tick, and every byte of every BAR",
+        )
+
+
+def _workers(text: str) -> int:
+    value = number(text)
+    if not value:
+        raise argparse.ArgumentTypeError("at least one")
+    return value
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    return _layout(args, cancel) if args.what == "layout" else _replay(args, cancel)
+
+
+def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
+    # Imported here: a campaign needs more than the help does.
+    from rcdrv.fuzz import campaign
+
+    unbounded = args.examples is None and args.seconds is None
+    plan = campaign.Plan(
+        seed=args.seed,
+        examples=1000 if unbounded else args.examples,
+        seconds=args.seconds,
+        workers=args.workers,
+        real_time=args.real_time,
+        hostile=not args.plausible,
+        folder=args.out,
+    )
+
+    def on_block(progress: campaign.Progress) -> None:
+        cancel.check()
+        if sys.stderr.isatty():
+            print(f"\r{_line(progress)} ", end="", file=sys.stderr, flush=True)
+
+    progress = campaign.run(plan, on_block)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    if args.json:
+        print_json(_document(plan, progress))
+    else:
+        for found in progress.findings:
+            print(f"{found.finding.kind}: {found.finding.message}")
+            print(f"  saved as {found.path}" if found.path else _indented(found.table))
+        print(progress.coverage.picture())
+        print(_line(progress))
+    return 1 if progress.findings else 0
+
+
+def _line(progress: Any) -> str:
+    return (
+        f"{progress.examples} layouts, {progress.rate:.0f}/s,"
+        f" {progress.coverage.share:.0%} of BAR types x sizes x backends,"
+        f" {len(progress.findings)} findings"
+    )
+
+
+def _indented(table: dict[str, Any]) -> str:
+    from rcdrv.fuzz.saved import dump_table
+
+    return "\n".join(f"  {line}" for line in dump_table(table).splitlines())
+
+
+def _document(plan: Any, progress: Any) -> dict[str, Any]:
+    return {
+        **plan.identity,
+        "examples": progress.examples,
+        "seconds": progress.seconds,
+        "coverage": progress.coverage.share,
+        "findings": [
+            {
+                "kind": found.finding.kind,
+                "what": found.finding.what,
+                "message": found.finding.message,
+                "layout": found.table,
+                "file": str(found.path) if found.path else None,
+            }
+            for found in progress.findings
+        ],
+    }
+
+
+def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
+    from rcdrv.fuzz.saved import reason_of, saved_files
+    from rcdrv.fuzz.trial import run_layout
+    from rcdrv.sim.layout import load_layout
+
+    documents = []
+    for path in saved_files(args.where):
+        cancel.check()
+        if path.suffix != ".toml":
+            raise UsageError(f"{path}: a saved layout is a .toml file")
+        layout = load_layout(str(path))
+        report = run_layout(layout, real_time=args.real_time, whole=args.real_time)
+        findings = [f"{finding.kind}: {finding.message}" for finding in report.findings]
+        documents.append(
+            {
+                "file": str(path),
+                "saved": reason_of(path),
+                "outcomes": report.outcomes,
+                "findings": findings,
+            }
+        )
+        if not args.json:
+            print(f"{path}: {'; '.join(findings) or 'nothing wrong'}")
+    if args.json:
+        print_json({"replayed": documents})
+    return 1 if any(document["findings"] for document in documents) else 0

@@ -1,0 +1,236 @@
+"""Many layouts: in blocks, so that what is found depends on the seed and not on who ran it.
+
+Block n of a seed has always the same examples. Workers take blocks, and blocks are looked at in
+their order; so a campaign can be split over processes, stopped and taken up again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rcdrv.errors import UsageError
+from rcdrv.fuzz.coverage import Coverage
+from rcdrv.fuzz.saved import save
+from rcdrv.fuzz.shrink import shrink
+from rcdrv.fuzz.trial import Finding, run_layout
+from rcdrv.sim.layout import parse_layout
+
+Table = dict[str, Any]
+
+BLOCK = 50
+"""Examples in a block."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run."""
+
+    seed: int = 0
+    examples: int | None = None
+    """At most so many, rounded up to whole blocks."""
+    seconds: float | None = None
+    """No block is begun after so long."""
+    workers: int = 1
+    real_time: bool = False
+    hostile: bool = True
+    folder: Path | None = None
+    """Where findings and the record of every example go, and where a campaign is resumed."""
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a campaign that is resumed must have in common with this one."""
+        return {
+            "seed": self.seed,
+            "block": BLOCK,
+            "real_time": self.real_time,
+            "hostile": self.hostile,
+        }
+
+
+@dataclass(frozen=True)
+class Example:
+    """One layout and what came of it."""
+
+    table: Table
+    outcomes: dict[str, str]
+    findings: list[Finding]
+
+
+@dataclass
+class Shrunk:
+    """A finding of the campaign, made small."""
+
+    finding: Finding
+    table: Table
+    path: Path | None = None
+
+
+@dataclass
+class Progress:
+    """How far a campaign is."""
+
+    examples: int = 0
+    seconds: float = 0.0
+    coverage: Coverage = field(default_factory=Coverage)
+    findings: list[Shrunk] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return self.examples / self.seconds if self.seconds else 0.0
+
+
+def try_table(table: Table, *, real_time: bool = False) -> Example:
+    """Run one table. One that is no layout has no outcome and no finding."""
+    try:
+        layout = parse_layout(table)
+    except UsageError:
+        return Example(table, {}, [])
+    report = run_layout(layout, real_time=real_time, whole=real_time)
+    return Example(table, report.outcomes, report.findings)
+
+
+def run_block(plan: Plan, number: int) -> list[Example]:
+    """The examples of one block, the same ones whenever and wherever it runs."""
+    try:
+        from hypothesis import HealthCheck, Phase, given, seed, settings
+    except ImportError:
+        raise UsageError("fuzz needs hypothesis", hint="pip install rcdrv[fuzz]") from None
+    from rcdrv.fuzz.strategies import tables
+
+    examples: list[Example] = []
+
+    @seed(f"{plan.seed}/{number}")
+    @settings(
+        max_examples=BLOCK,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(tables(hostile=plan.hostile))
+    def block(table: Table) -> None:
+        examples.append(try_table(table, real_time=plan.real_time))
+
+    block()
+    return examples
+
+
+def run(plan: Plan, on_block: Callable[[Progress], None] = lambda _progress: None) -> Progress:
+    """Run a campaign, or go on with the one in ``plan.folder``.
+
+    :param on_block: called after every block
+    :raises UsageError: the folder has another campaign
+    """
+    progress = Progress()
+    begun = time.monotonic()
+    record = _Record(plan)
+    for number, examples in _blocks(plan, record, begun):
+        for example in examples:
+            progress.examples += 1
+            progress.coverage.add(example.table)
+            for finding in example.findings:
+                _take(plan, progress, finding, example.table)
+        record.add(number, examples)
+        progress.seconds = time.monotonic() - begun
+        on_block(progress)
+    return progress
+
+
+def _take(plan: Plan, progress: Progress, finding: Finding, table: Table) -> None:
+    key = finding.kind, finding.what
+    if any((known.finding.kind, known.finding.what) == key for known in progress.findings):
+        return
+
+    def shown(candidate: Table) -> Finding | None:
+        found = try_table(candidate, real_time=plan.real_time).findings
+        return next((other for other in found if (other.kind, other.what) == key), None)
+
+    small = shrink(table, lambda candidate: shown(candidate) is not None)
+    shrunk = Shrunk(shown(small) or finding, small)
+    if plan.folder is not None:
+        shrunk.path = save(plan.folder, shrunk.finding, small)
+    progress.findings.append(shrunk)
+
+
+def _blocks(plan: Plan, record: _Record, begun: float) -> Iterator[tuple[int, list[Example]]]:
+    """All blocks in order, those of the record first."""
+
+    def wanted(number: int) -> bool:
+        if plan.examples is not None and number * BLOCK >= plan.examples:
+            return False
+        return plan.seconds is None or time.monotonic() - begun < plan.seconds
+
+    yield from enumerate(record.blocks)
+    numbers = count(len(record.blocks))
+    if plan.workers == 1:
+        for number in numbers:
+            if not wanted(number):
+                return
+            yield number, run_block(plan, number)
+    with ExitStack() as stack:
+        # Not forked: a child shall not share what this process has open.
+        pool = ProcessPoolExecutor(plan.workers, get_context("spawn"))
+        stack.callback(partial(pool.shutdown, cancel_futures=True))
+        running: list[tuple[int, Future[list[Example]]]] = []
+        for number in numbers:
+            if wanted(number):
+                running.append((number, pool.submit(run_block, plan, number)))
+            if not running:
+                return
+            if len(running) > 2 * plan.workers or not wanted(number):
+                first, future = running.pop(0)
+                yield first, future.result()
+
+
+class _Record:
+    """``examples.jsonl``: the campaign's identity, then every example, a line each."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.blocks: list[list[Example]] = []
+        self._path = plan.folder / "examples.jsonl" if plan.folder is not None else None
+        self._kept = 0
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            self._read(self._path, plan)
+        else:
+            self._path.write_text(json.dumps(plan.identity) + "\n", encoding="utf-8")
+
+    def _read(self, path: Path, plan: Plan) -> None:
+        head, *lines = path.read_text(encoding="utf-8").splitlines()
+        if json.loads(head) != plan.identity:
+            raise UsageError(f"{path} is of another campaign: {head}", hint="choose another --out")
+        whole = len(lines) // BLOCK * BLOCK
+        examples = [_example(json.loads(line)) for line in lines[:whole]]
+        self.blocks = [examples[start : start + BLOCK] for start in range(0, whole, BLOCK)]
+        # A block that was cut off is run again.
+        path.write_text("\n".join([head, *lines[:whole]]) + "\n", encoding="utf-8")
+
+    def add(self, number: int, examples: list[Example]) -> None:
+        if self._path is None or number < len(self.blocks):
+            return
+        with self._path.open("a", encoding="utf-8") as stream:
+            for example in examples:
+                entry = {
+                    "layout": example.table,
+                    "outcomes": example.outcomes,
+                    "findings": [[f.kind, f.what, f.message] for f in example.findings],
+                }
+                stream.write(json.dumps(entry) + "\n")
+
+
+def _example(entry: dict[str, Any]) -> Example:
+    findings = [Finding(*finding) for finding in entry["findings"]]
+    return Example(entry["layout"], entry["outcomes"], findings)

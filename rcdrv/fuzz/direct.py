@@ -1,0 +1,205 @@
+"""A software endpoint as a device of this very process, on virtual time.
+
+No socket, no process, no sleep: an access is a method call, and a wait sets the clock to the next
+thing that the endpoint does. What the server of :mod:`rcdrv.vfio_user` does between the two sides
+is done here in the least number of lines; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import select
+from collections.abc import Sequence
+
+from rcdrv.errors import HostError
+from rcdrv.function import Area, IrqKind, RegionInfo, SetIrqs
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.endpoint import Endpoint
+from rcdrv.sim.layout import Layout
+from rcdrv.vfio_user.served import DmaFault
+from rcdrv.wait import Clock
+
+ACCESS_TIME = 20e-6
+"""Seconds of virtual time that an access takes, so that also a loop without a pause ends. About
+what it takes over a socket."""
+
+_IOVA_LAST = (1 << 48) - 1
+
+
+class Hang(BaseException):
+    """Passes every handler on its way out: nothing may take it for an error of the device."""
+
+
+class VirtualClock(Clock):
+    """Time that passes only when somebody waits, or accesses the device."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+        self.endpoint: Endpoint | None = None
+        """Whose events happen as the time comes."""
+        self.limit = math.inf
+        """When somebody waits beyond this moment, he hangs."""
+        self.now = lambda: self.time
+        self.now_ns = lambda: int(self.time * 1e9)
+        self.sleep = self.advance
+
+    def advance(self, seconds: float) -> None:
+        """Let everything happen that falls within ``seconds``."""
+        end = self.time + seconds
+        while self._step(end):
+            pass
+
+    def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
+        end = self.time + seconds
+        while True:
+            ready = epoll.poll(0, most)
+            if ready or not self._step(end):
+                return ready
+
+    def _step(self, end: float) -> bool:
+        """Go to the next event, or to ``end`` where there is none before; False then."""
+        if self.time > self.limit:
+            raise Hang(f"{self.time - self.limit:.0f} s too long on virtual time")
+        due = self.endpoint.next_event() if self.endpoint is not None else None
+        if due is None or due > end:
+            self.time = max(self.time, end)
+            return False
+        assert self.endpoint is not None
+        self.time = max(self.time, due)
+        self.endpoint.run()
+        return True
+
+
+class Direct:
+    """The endpoint of ``layout``: a :class:`~rcdrv.function.Device` and the endpoint's Peer.
+
+    Nothing of it is mapped, so that every access is seen by ``log``. Closing ends the session
+    and not the endpoint, which can be opened again with :meth:`attach`.
+    """
+
+    backend = "direct"
+
+    def __init__(self, layout: Layout, log: AccessLog | None = None) -> None:
+        self.address = "the endpoint"
+        self.clock = VirtualClock()
+        self.endpoint = Endpoint(layout, log, self.clock.now)
+        self.clock.endpoint = self.endpoint
+        self._regions = self.endpoint.regions()
+        self._irq_counts = self.endpoint.irq_counts()
+        self._vectors: dict[IrqKind, dict[int, int]] = {kind: {} for kind in IrqKind}
+        self._intx_masked = False
+        self._memory: dict[int, mmap.mmap] = {}
+        self._attached = False
+
+    def attach(self) -> Direct:
+        """Begin a session, as opening the device does."""
+        self._attached = True
+        self.endpoint.attach(self)
+        return self
+
+    # -- Device -----------------------------------------------------------------------------------
+
+    def region(self, index: int) -> RegionInfo:
+        served = self._regions[index]
+        return RegionInfo(index, served.size, served.flags)
+
+    def irq_count(self, kind: IrqKind) -> int:
+        return self._irq_counts[kind]
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        data = self.endpoint.read(region, offset, size)
+        self.clock.advance(ACCESS_TIME)
+        return data
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        self.endpoint.write(region, offset, data)
+        self.clock.advance(ACCESS_TIME)
+
+    def map(self, region: int, area: Area) -> mmap.mmap:
+        raise HostError(f"region {region} cannot be mapped at {area.offset:#x}")
+
+    def set_irqs(
+        self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
+    ) -> int:
+        if flags & SetIrqs.ACTION_UNMASK:
+            self._mask_intx(False)
+            return 0
+        vectors = self._vectors[kind]
+        if not count:
+            vectors.clear()
+            if kind is IrqKind.INTX:
+                self._mask_intx(False)
+        for vector, fd in enumerate(eventfds, start):
+            vectors[vector] = fd
+        self.endpoint.irqs_changed(kind)
+        return 0
+
+    def dma_ranges(self) -> Sequence[tuple[int, int]]:
+        return [(0, _IOVA_LAST)]
+
+    def dma_map(self, iova: int, memory: mmap.mmap, fd: int) -> None:
+        self._memory[iova] = memory
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        del self._memory[iova]
+
+    def can_reset(self) -> bool:
+        return self.endpoint.can_reset()
+
+    def reset(self) -> None:
+        self.endpoint.reset()
+
+    def fileno(self) -> int:
+        return -1
+
+    def on_readable(self) -> None:
+        """There is no transport that could become readable."""
+
+    def close(self) -> None:
+        if self._attached:
+            self._attached = False
+            self.endpoint.detach()
+
+    def left_behind(self) -> list[str]:
+        """What a closed session should have given back."""
+        armed = [kind.name for kind, vectors in self._vectors.items() if vectors]
+        left = [f"{' and '.join(armed)} still armed"] if armed else []
+        if self._memory:
+            left.append(f"{len(self._memory)} DMA buffers still mapped")
+        return left
+
+    # -- Peer -------------------------------------------------------------------------------------
+
+    def armed(self, kind: IrqKind) -> int:
+        return max(self._vectors[kind], default=-1) + 1
+
+    def trigger(self, kind: IrqKind, vector: int) -> bool:
+        fd = self._vectors[kind].get(vector)
+        if fd is None or (kind is IrqKind.INTX and self._intx_masked):
+            return False
+        os.eventfd_write(fd, 1)
+        if kind is IrqKind.INTX:
+            self._mask_intx(True)
+        return True
+
+    def _mask_intx(self, masked: bool) -> None:
+        if masked != self._intx_masked:
+            self._intx_masked = masked
+            self.endpoint.intx_masked(masked)
+
+    def dma_read(self, address: int, size: int) -> bytes:
+        memory, start = self._find(address, size)
+        return memory[start : start + size]
+
+    def dma_write(self, address: int, data: bytes) -> None:
+        memory, start = self._find(address, len(data))
+        memory[start : start + len(data)] = data
+
+    def _find(self, address: int, size: int) -> tuple[mmap.mmap, int]:
+        """Buffers are never adjacent on purpose, so what crosses their end is a fault."""
+        for iova, memory in self._memory.items():
+            if iova <= address and address + size <= iova + len(memory):
+                return memory, address - iova
+        raise DmaFault(f"{size} bytes at {address:#x} are not mapped")

@@ -1,0 +1,367 @@
+"""What must come out of a layout, from the layout alone.
+
+Written from the protocol (``pci-epf-test.c``, ``pci-epc-core.c``, ``pcie-designware-ep.c``) and
+not from the code of the two sides, which it is there to judge. Where a misbehaving endpoint leaves
+several outcomes open, all of them are named; what is never open is an access out of bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from rcdrv import pci
+from rcdrv.epf_test.suite import Case
+from rcdrv.fuzz.sampling import covers
+from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
+from rcdrv.sim.layout import BarType, Dma, DoorbellBackend, Intx, Layout
+
+Outcome = str
+"""``pass``, or verdict and reason: ``fail data-mismatch``."""
+
+Outcomes = frozenset[Outcome]
+
+PASS: Outcomes = frozenset({"pass"})
+ANY: Outcomes = frozenset()
+"""Nothing can be said: whatever comes out is right."""
+
+UNALIGNED, MSI, MSIX, INTX, SUBRANGE, DYNAMIC_INBOUND = (1 << bit for bit in range(6))
+BAR0_RESERVED = 1 << 6
+
+TRANSFER_SIZES = (1, 1024)
+
+LARGEST_SUBRANGE = 256 << 20
+"""What the software endpoint fills at most."""
+
+_PAGE = 4096
+
+DOORBELL_TEST = "pcie_ep_doorbell.DOORBELL_TEST"
+CONSECUTIVE_TEST = "pci_ep_basic.CONSECUTIVE_BAR_TEST"
+
+_UNPREDICTABLE = ("all-ones", "vanish", "dma-hangs")
+_NO_COMMANDS = {
+    "silent": frozenset({"fail silent", "fail stuck-command"}),
+    "swallow": frozenset({"fail silent"}),
+    "stuck-command": frozenset({"fail silent", "fail stuck-command"}),
+}
+"""Faults after which no command is answered as it should be."""
+
+STAYS_ENABLED = ("disable-silent", "disable-fail", "stuck-command", *_UNPREDICTABLE)
+"""Faults with which a doorbell cannot be disabled, whatever the root complex does."""
+
+LIES = ("wrong-bar", "db-bar-absent", "bad-offset", "unaligned-offset", "offset-changes")
+"""Faults with which a ring may go astray in good faith."""
+
+
+def fail(reason: str) -> Outcomes:
+    return frozenset({f"fail {reason}"})
+
+
+def skip(reason: str) -> Outcomes:
+    return frozenset({f"skip {reason}"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the endpoint says that its doorbell is, and whether a write there rings it."""
+
+    bar: int
+    offset: int
+    rings: bool
+
+
+class Oracle:
+    """Predictions for one layout. Case names are those of :mod:`rcdrv.epf_test.suite`."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.faults = Faults(layout.faults)
+        self._part = pci.part_of(layout.vendor, layout.device)
+
+    # -- how the root complex has to be started ---------------------------------------------------
+
+    @property
+    def reg_bar(self) -> int | None:
+        """What ``--reg-bar`` a user has to give; None where the driver must find out itself."""
+        layout = self.layout
+        if self._part is not pci.UNKNOWN_PART:
+            return None if self._part.reg_bar == layout.register_bar else layout.register_bar
+        recognizable = 0 < self.caps < 1 << 12
+        lost = any(name in self.faults for name in _UNPREDICTABLE)
+        return None if recognizable and not lost else layout.register_bar
+
+    @cached_property
+    def caps(self) -> int:
+        """pci_epf_test_set_capabilities()"""
+        layout = self.layout
+        if layout.caps >= 0:
+            return layout.caps
+        caps = UNALIGNED if layout.unaligned_access else 0
+        caps |= MSI if layout.msi else 0
+        caps |= MSIX if layout.msix else 0
+        caps |= INTX if layout.announce_intx else 0
+        if layout.dynamic_inbound:
+            caps |= DYNAMIC_INBOUND | (SUBRANGE if layout.subrange else 0)
+        for index, bar in enumerate(layout.bars):
+            if bar is not None and bar.type is BarType.RESERVED:
+                caps |= BAR0_RESERVED << index
+        return caps
+
+    def is_reserved(self, index: int) -> bool:
+        """Whether the root complex is told to leave the BAR alone."""
+        return bool(self.caps & BAR0_RESERVED << index) or index in self._part.untestable_bars
+
+    # -- what must come out -----------------------------------------------------------------------
+
+    def expect(self, case: Case, *, again: bool = False) -> Outcomes:
+        """The outcomes of a case that are right.
+
+        :param again: in a second session with the same endpoint
+        """
+        if any(name in self.faults for name in _UNPREDICTABLE):
+            return ANY
+        name = str(case.name)
+        if case.name.fixture == "pci_ep_bar":
+            index = int(case.name.variant[3:])
+            of_bar = self._bar_test if case.name.test == "BAR_TEST" else self._subrange_test
+            return of_bar(index)
+        if name == CONSECUTIVE_TEST:
+            stays = any(fault in self.faults for fault in STAYS_ENABLED)
+            return ANY if again and stays else self._consecutive_test()
+        if case.name.fixture == "pci_ep_data_transfer":
+            return self._transfer(case.name.test.split("_")[0], case.name.variant == "dma")
+        if name == DOORBELL_TEST:
+            return self._doorbell_again() if again else self._doorbell_test()
+        raise ValueError(f"nothing is known of {name}")
+
+    # -- interrupts -------------------------------------------------------------------------------
+
+    @cached_property
+    def irq(self) -> str:
+        """IRQ_TYPE_AUTO of pci_endpoint_test, with polling where the function has none."""
+        layout = self.layout
+        has = {MSI: layout.msi, MSIX: layout.msix, INTX: layout.intx_pin}
+        names = {MSI: "msi", MSIX: "msix", INTX: "intx"}
+        announced = [bit for bit in names if self.caps & bit]
+        for bit in (*announced, MSI, MSIX):
+            if has[bit]:
+                return names[bit]
+        return "poll"
+
+    def _heard(self, which: int) -> bool:
+        """Whether interrupts of commands, or of rings, arrive."""
+        if self.irq == "poll":
+            return True
+        if self.irq == "intx" and self.layout.intx is Intx.NONE:
+            return False
+        if self.irq != "intx" and self.faults.hits("irq-wrong-vector", which):
+            return False
+        return not self.faults.hits("irq-lost", which)
+
+    def _command(self, outcome: Outcomes) -> Outcomes:
+        """``outcome`` is that of a command that is answered and heard."""
+        for fault, instead in _NO_COMMANDS.items():
+            if fault in self.faults:
+                return instead
+        # Data is not looked at before the answer is complete.
+        if outcome in (PASS, fail("data-mismatch")) and not self._heard(COMMANDS):
+            return fail("irq-lost")
+        return outcome
+
+    # -- BARs -------------------------------------------------------------------------------------
+
+    def _shows_registers(self, index: int) -> bool:
+        """Whether a BAR's test meets the page, or the word, of a doorbell always exposed there."""
+        layout, doorbell = self.layout, self.layout.doorbell
+        if doorbell.backend is not DoorbellBackend.EXPOSED or doorbell.bar != index:
+            return False
+        bar = layout.bar(index)
+        start, end = doorbell.offset, doorbell.offset + 4
+        if bar.type is BarType.RESERVED:
+            start -= start % _PAGE
+            end = start + _PAGE
+        return covers(4 if index == layout.register_bar else bar.size, start, end)
+
+    def _bar_test(self, index: int) -> Outcomes:
+        if self.is_reserved(index):
+            return skip("bar-reserved")
+        if self.layout.bars[index] is None:
+            return skip("bar-disabled")
+        return fail("data-mismatch") if self._shows_registers(index) else PASS
+
+    def _subrange_test(self, index: int) -> Outcomes:
+        layout, faults = self.layout, self.faults
+        if self.is_reserved(index):
+            return skip("bar-reserved")
+        if not self.caps & SUBRANGE:
+            return skip("no-caps")
+        if index == layout.register_bar:
+            return skip("register-bar")
+        bar = layout.bars[index]
+        if bar is None:
+            return skip("bar-disabled")
+        able = layout.dynamic_inbound and layout.subrange and bar.type is not BarType.RESERVED
+        if not able or bar.size > LARGEST_SUBRANGE:
+            return self._command(fail("subrange-failed"))
+        if "no-resource" in faults:
+            return self._command(skip("no-resource"))
+        if bar.size // 2 % layout.align:
+            return self._command(fail("subrange-failed"))
+        mapped = sum(1 for b in layout.bars if b is not None and b.type is not BarType.RESERVED)
+        if mapped + 1 > layout.inbound_windows:
+            return self._command(skip("no-resource"))
+        outcome = self._command(PASS)
+        wrong = "subrange-straight" in faults or self._shows_registers(index)
+        return fail("data-mismatch") if wrong and outcome == PASS else outcome
+
+    def _consecutive_test(self) -> Outcomes:
+        tested = [
+            index
+            for index, bar in enumerate(self.layout.bars)
+            if bar is not None and not self.is_reserved(index)
+        ]
+        wrong = any(self._shows_registers(index) for index in tested)
+        wrong = wrong or (set(self._aliases()) <= set(tested) and bool(self._aliases()))
+        return fail("data-mismatch") if wrong else PASS
+
+    def _aliases(self) -> tuple[int, ...]:
+        """The two BARs that show the same memory."""
+        if "bar-alias" not in self.faults:
+            return ()
+        sizes = [
+            (index, bar.size)
+            for index, bar in enumerate(self.layout.bars)
+            if bar is not None and index != self.layout.register_bar
+        ]
+        pairs = [
+            (one, other)
+            for one, size in sizes
+            for other, same in sizes
+            if one < other and size == same
+        ]
+        chosen = self.faults.get("bar-alias", pairs[0][1] if pairs else -1)
+        return next((pair for pair in pairs if pair[1] == chosen), ())
+
+    # -- transfers --------------------------------------------------------------------------------
+
+    def _transfer(self, direction: str, dma: bool) -> Outcomes:
+        layout, faults = self.layout, self.faults
+        uses_source, uses_target = direction != "READ", direction != "WRITE"
+        if dma and layout.dma is Dma.NONE:
+            return frozenset(self._command(fail("silent")) | fail("silent"))
+        if dma and direction == "COPY" and layout.dma is not Dma.MEMCPY:
+            return self._command(fail("transfer-failed"))
+        if not layout.unaligned_access and layout.outbound_align > max(_PAGE, self._part.align):
+            return ANY  # address bits are lost, and it depends on where the buffers are
+        invalid = (uses_source and "src-invalid" in faults) or (
+            uses_target and "dst-invalid" in faults
+        )
+        windows = uses_source + uses_target
+        if invalid or any(windows * self._window(s) > layout.outbound_size for s in TRANSFER_SIZES):
+            return self._command(fail("address-invalid"))
+        damaged = {"READ": "data-mismatch", "WRITE": "transfer-failed"}
+        if "bad-checksum" in faults and direction in damaged:
+            return self._command(fail(damaged[direction]))
+        if "bad-data" in faults:
+            return self._command(fail(damaged.get(direction, "data-mismatch")))
+        return self._command(PASS)
+
+    def _window(self, size: int) -> int:
+        """Outbound space for ``size`` bytes at the start of a page."""
+        pages = -(-size // self.layout.outbound_align)
+        return self.layout.outbound_align << (pages - 1).bit_length()
+
+    # -- the doorbell -----------------------------------------------------------------------------
+
+    def place(self) -> tuple[int, int] | None:
+        """(BAR, offset) of an enabled doorbell, or None where ENABLE must fail."""
+        layout, doorbell = self.layout, self.layout.doorbell
+        if doorbell.backend is DoorbellBackend.NONE:
+            return None
+        if doorbell.backend is DoorbellBackend.EXPOSED:
+            return doorbell.bar, doorbell.offset
+        for index in range(layout.register_bar + 1, 6):
+            bar = layout.bars[index]
+            if bar is not None and bar.type is not BarType.RESERVED:
+                address = layout.doorbell_address
+                offset = address % bar.size
+                # The window's target has to be a multiple of the controller's granularity.
+                return None if (address - offset) % layout.align else (index, offset)
+        return None
+
+    def _said(self, bar: int, offset: int) -> Place:
+        """What DB_BAR and DB_OFFSET say; faults make them lie."""
+        layout, faults = self.layout, self.faults
+        present = [index for index, entry in enumerate(layout.bars) if entry is not None]
+        said, where = bar, offset
+        if "wrong-bar" in faults:
+            others = [index for index in present if index not in (bar, layout.register_bar)]
+            said = faults.get("wrong-bar", (others or present)[0])
+        elif "db-bar-absent" in faults:
+            absent = next(index for index in range(7) if index not in present)
+            said = faults.get("db-bar-absent", absent)
+        if "bad-offset" in faults:
+            where = faults.get("bad-offset", layout.bar(bar).size)
+        elif "unaligned-offset" in faults:
+            where += faults.get("unaligned-offset", 0)
+        # The registers have 32 bits, however large the BAR.
+        where &= 0xFFFF_FFFF
+        return Place(said, where, (said, where) == (bar, offset))
+
+    def _location_fault(self, said: Place) -> Outcomes:
+        """Why nothing may be written to what the endpoint says; PASS where it may."""
+        layout = self.layout
+        if said.bar > 5 or said.bar == layout.register_bar:
+            return fail("bad-bar")
+        bar = layout.bars[said.bar]
+        if bar is None:
+            return fail("bad-bar")
+        if said.offset % 4 or said.offset + 4 > bar.size:
+            return fail("bad-offset")
+        return PASS
+
+    def _doorbell_test(self) -> Outcomes:
+        faults = self.faults
+        if not self.caps & DYNAMIC_INBOUND:
+            return skip("no-caps")
+        for fault, instead in _NO_COMMANDS.items():
+            if fault in faults:
+                return instead
+        if "enable-silent" in faults:
+            return fail("silent")
+        place = self.place()
+        if place is None or "enable-fail" in faults:
+            return fail("enable-failed")
+        said = self._said(*place)
+        outcome = self._location_fault(said)
+        if outcome == PASS:
+            outcome = self._ring(said)
+        if outcome == PASS:
+            if "disable-silent" in faults:
+                return fail("silent")
+            if "disable-fail" in faults:
+                return fail("disable-failed")
+            if not self._heard(COMMANDS):
+                return fail("irq-lost")
+        return outcome
+
+    def _ring(self, said: Place) -> Outcomes:
+        faults = self.faults
+        if not said.rings or "doorbell-dead" in faults:
+            return fail("silent")
+        if not self._heard(DOORBELL):
+            return fail("irq-lost")
+        if "no-status" in faults:
+            return fail("wrong-status")
+        if self.irq in ("msi", "msix") and faults.hits("irq-twice", DOORBELL):
+            return fail("irq-twice")
+        return PASS
+
+    def _doorbell_again(self) -> Outcomes:
+        first = self._doorbell_test()
+        if "offset-changes" in self.faults and first not in (skip("no-caps"),):
+            return ANY
+        stays = any(name in self.faults for name in ("disable-silent", "disable-fail"))
+        if stays and first not in (skip("no-caps"), fail("enable-failed")):
+            return fail("enable-failed")  # busy, for good
+        return first

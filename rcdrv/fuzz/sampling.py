@@ -1,0 +1,36 @@
+"""Which words of a large BAR are worth a look."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from rcdrv.epf_test import bars
+
+WHOLE = 1 << 20
+"""Bytes up to which a BAR is tested as a whole."""
+
+_EDGE = 64
+_RANDOM_WORDS = 8
+
+
+def sample(size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of both edges, one word at each power of two, and random words.
+
+    An address line that is stuck or lost shows at a power of two. The random words are the same
+    for every BAR of a size, so that aliases meet.
+    """
+    if size <= WHOLE:
+        yield from bars.chunks(size)
+        return
+    words = {1 << bit for bit in range(_EDGE.bit_length(), size.bit_length() - 1)}
+    rng = random.Random(size)
+    words |= {rng.randrange(_EDGE, size - _EDGE, 4) for _ in range(_RANDOM_WORDS)}
+    yield 0, _EDGE
+    yield from ((word, 4) for word in sorted(words) if _EDGE <= word < size - _EDGE)
+    yield size - _EDGE, _EDGE
+
+
+def covers(size: int, start: int, end: int) -> bool:
+    """Whether any byte of ``start`` to ``end`` is in the sample."""
+    return any(offset < end and start < offset + length for offset, length in sample(size))

@@ -1,0 +1,74 @@
+"""Findings as files: the layout in TOML, with a one-line reason on top.
+
+# access: 131072 bytes written to BAR2+0x0 (shows registers), which is not allowed
+faults = ["disable-fail"]
+
+[bar0]
+
+[bar2]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rcdrv.errors import UsageError
+from rcdrv.fuzz.trial import Finding
+
+Table = dict[str, Any]
+
+
+def dump_table(table: Table) -> str:
+    """A layout's table as TOML."""
+    lines = [
+        f"{key} = {_value(value)}" for key, value in table.items() if key not in _tables(table)
+    ]
+    for name in sorted(_tables(table)):
+        lines += ["", f"[{name}]", *(f"{key} = {_value(v)}" for key, v in table[name].items())]
+    return "\n".join(lines).lstrip() + "\n"
+
+
+def _tables(table: Table) -> list[str]:
+    return [key for key, value in table.items() if isinstance(value, dict)]
+
+
+def _value(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1024:
+        return hex(value)
+    return json.dumps(value)
+
+
+def save(folder: Path, finding: Finding, table: Table) -> Path:
+    """Write a finding, under a name that says what it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{finding.kind} {finding.what}".lower()).strip("-")
+    path = folder / f"{slug[:80]}.toml"
+    reason = " ".join(finding.message.split())
+    path.write_text(f"# {finding.kind}: {reason}\n{dump_table(table)}", encoding="utf-8")
+    return path
+
+
+def saved_files(where: Path) -> Iterator[Path]:
+    """The findings in a file or a folder.
+
+    :raises UsageError: there are none
+    """
+    if where.is_dir():
+        files = sorted(where.glob("*.toml"))
+        if not files:
+            raise UsageError(f"{where}: no .toml file in there")
+        yield from files
+    elif where.is_file():
+        yield where
+    else:
+        raise UsageError(f"{where}: no such file or folder")
+
+
+def reason_of(path: Path) -> str:
+    """The reason that a finding was saved with; empty when it has none."""
+    first, _, _ = path.read_text(encoding="utf-8").partition("\n")
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -1,0 +1,84 @@
+"""The smallest layout that still shows a finding: nothing in it is there by chance.
+
+Works on the table and not on what hypothesis drew, so that it is also the way to shorten a layout
+that was written by hand, and each key that is left has been tried without.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Table = dict[str, Any]
+
+_SIZES = (16, 128, 1 << 12, 1 << 17, 1 << 20)
+_SIMPLE = (0, 1, 4)
+
+MOST_TRIES = 1000
+
+
+def shrink(table: Table, shows: Callable[[Table], bool]) -> Table:
+    """Drop keys and make values simple for as long as ``shows`` says that the finding is there."""
+    tries = 0
+    changed = True
+    while changed:
+        changed = False
+        for candidate in _simpler(table):
+            tries += 1
+            if tries > MOST_TRIES:
+                return table
+            if shows(candidate):
+                table, changed = candidate, True
+                break
+    return table
+
+
+def _simpler(table: Table) -> Iterator[Table]:
+    """Tables with one thing less, the most promising first: whole BARs, keys, then values."""
+    for key in sorted(table, key=lambda key: not isinstance(table[key], dict)):
+        yield _without(table, (key,))
+    for path in _leaves(table):
+        if len(path) > 1:
+            yield _without(table, path)
+    for path in _leaves(table):
+        value = _get(table, path)
+        for simpler in _simpler_values(path[-1], value):
+            yield _with(table, path, simpler)
+
+
+def _simpler_values(key: str, value: Any) -> Iterator[Any]:
+    if key == "faults":
+        for index, fault in enumerate(value):
+            if len(value) > 1:
+                yield value[:index] + value[index + 1 :]
+            if "=" in fault:
+                yield [*value[:index], fault.partition("=")[0], *value[index + 1 :]]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield from (simple for simple in (_SIZES if key == "size" else _SIMPLE) if simple < value)
+
+
+def _leaves(table: Table, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def _get(table: Table, path: tuple[str, ...]) -> Any:
+    for key in path:
+        table = table[key]
+    return table
+
+
+def _with(table: Table, path: tuple[str, ...], value: Any) -> Table:
+    changed = copy.deepcopy(table)
+    _get(changed, path[:-1])[path[-1]] = value
+    return changed
+
+
+def _without(table: Table, path: tuple[str, ...]) -> Table:
+    changed = copy.deepcopy(table)
+    del _get(changed, path[:-1])[path[-1]]
+    return changed

@@ -1,0 +1,299 @@
+"""One layout, from the start of its endpoint to what is wrong with what came out."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rcdrv.epf_test import bars
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.registers import Reg
+from rcdrv.epf_test.suite import Case, Options, cases, run_cases
+from rcdrv.epf_test.transfer import Placement
+from rcdrv.errors import EndpointError, RcdrvError
+from rcdrv.function import CONFIG_REGION, Function
+from rcdrv.fuzz.direct import Direct, Hang
+from rcdrv.fuzz.oracle import (
+    ANY,
+    CONSECUTIVE_TEST,
+    DOORBELL_TEST,
+    LARGEST_SUBRANGE,
+    LIES,
+    STAYS_ENABLED,
+    TRANSFER_SIZES,
+    Oracle,
+)
+from rcdrv.fuzz.sampling import WHOLE, sample
+from rcdrv.report.observer import Observer
+from rcdrv.report.result import Run
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
+from rcdrv.sim.endpoint import Endpoint
+from rcdrv.sim.layout import Layout
+from rcdrv.verdict import Verdict
+
+TIMEOUT = 0.5
+"""Seconds the driver waits; more than the slowest endpoint here needs."""
+
+LONGEST = 120.0
+"""Virtual seconds after which a run hangs: every case has a few waits, all of them bounded."""
+
+MOST_ACCESSES = 500_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that must not be."""
+
+    kind: str
+    """``verdict``, ``crash``, ``hang``, ``access`` or ``left``."""
+    what: str
+    """The same for every layout that shows the same; shrinking keeps it."""
+    message: str
+    """One line for people."""
+
+
+@dataclass
+class Report:
+    """What one layout came to."""
+
+    outcomes: dict[str, str] = field(default_factory=dict)
+    """By case; those of the second session have ``again`` behind their name."""
+    findings: list[Finding] = field(default_factory=list)
+
+    def find(self, kind: str, what: str, message: str) -> None:
+        finding = Finding(kind, what, message)
+        if all((found.kind, found.what) != (kind, what) for found in self.findings):
+            self.findings.append(finding)
+
+
+class Watch(AccessLog):
+    """Sees every access and event of an endpoint, and notes what none of them may be."""
+
+    def __init__(self, oracle: Oracle, report: Report) -> None:
+        super().__init__()
+        self._oracle = oracle
+        self._layout = oracle.layout
+        self._report = report
+        self._lies = any(name in oracle.faults for name in LIES)
+        place = oracle.place()
+        # A doorbell that the 32 bits of DB_OFFSET cannot reach is a lie too.
+        self._lies = self._lies or (place is not None and place[1] >= 1 << 32)
+        self.endpoint: Endpoint | None = None
+        self.accesses = 0
+        self.shows: dict[int, str] = {}
+        """What BARs show instead of their memory."""
+        self.command = 0
+        """Config space COMMAND, as last written."""
+
+    def access(self, op: str, region: int, offset: int, data: bytes) -> None:
+        self.accesses += 1
+        if self.accesses > MOST_ACCESSES:
+            raise Hang(f"{MOST_ACCESSES} accesses")
+        if op == "write" and not self._allowed(region, offset, data):
+            name = "config space" if region == CONFIG_REGION else f"BAR{region}"
+            state = f" (shows {self.shows[region]})" if region in self.shows else ""
+            kind = "config" if region == CONFIG_REGION else "BAR"
+            if region == self._layout.register_bar:
+                kind = "register"
+            elif region in self.shows:
+                kind = "doorbell BAR"
+            self._report.find(
+                "access",
+                f"write to {kind}",
+                f"{len(data)} bytes written to {name}+{offset:#x}{state}, which is not allowed",
+            )
+
+    def _allowed(self, region: int, offset: int, data: bytes) -> bool:
+        if region == CONFIG_REGION:
+            if offset == COMMAND:
+                self.command = int.from_bytes(data, "little")
+            return offset == COMMAND and len(data) == 2
+        if region == self._layout.register_bar:
+            return offset <= Reg.FLAGS and offset % 4 == 0 and len(data) == 4
+        if self._is_ring(region, offset, data):
+            return True
+        return self.shows.get(region) != "registers" and not self._oracle.is_reserved(region)
+
+    def _is_ring(self, region: int, offset: int, data: bytes) -> bool:
+        assert self.endpoint is not None
+        if len(data) != 4 or not self.endpoint.doorbell_enabled:
+            return False
+        registers = self.endpoint.controller.window(self._layout.register_bar)
+        said = registers.read32(Reg.DB_OFFSET)
+        if "offset-changes" in self._oracle.faults:
+            said = offset
+        return (region, offset) == (registers.read32(Reg.DB_BAR), said)
+
+    def event(self, event: str, **details: object) -> None:
+        if event == "inbound":
+            bar, shows = details["bar"], details["shows"]
+            assert isinstance(bar, int)
+            if shows == "memory":
+                self.shows.pop(bar, None)
+            else:
+                self.shows[bar] = str(shows)
+        elif event in ("harm", "oops") or (event == "stray" and not self._lies):
+            said = " ".join(f"{key}={value}" for key, value in details.items())
+            self._report.find("access", event, f"the endpoint met a {event}: {said}")
+
+
+def _cases(options: Options, layout: Layout, real_time: bool) -> tuple[Case, ...]:
+    chosen = []
+    for case in cases(options):
+        if case.name.fixture == "pci_ep_basic" and str(case.name) != CONSECUTIVE_TEST:
+            continue
+        if case.name.variant == "dma" and case.name.test == "WRITE_TEST":
+            continue  # as READ
+        if case.name.test == "BAR_SUBRANGE_TEST" and not real_time:
+            bar = layout.bars[int(case.name.variant[3:])]
+            if bar is not None and WHOLE < bar.size <= LARGEST_SUBRANGE:
+                continue  # the endpoint fills all of it
+        chosen.append(case)
+    return tuple(chosen)
+
+
+@contextmanager
+def _direct(device: Direct) -> Iterator[Function]:
+    clock = device.clock
+    clock.limit = clock.time + LONGEST
+    with Function(device.attach(), clock=clock) as function:
+        yield function
+
+
+@contextmanager
+def _served(endpoint: Endpoint) -> Iterator[Function]:
+    """Over a socket pair, the server in another thread, at the real tick."""
+    from rcdrv.vfio_user.client import Client
+    from rcdrv.vfio_user.server import Server
+
+    ours, theirs = socket.socketpair()
+    server = Server(endpoint)
+    thread = threading.Thread(target=server.serve_connected, args=(theirs,))
+    thread.start()
+    try:
+        with Function(Client(ours, "the endpoint", timeout=10.0)) as function:
+            yield function
+    finally:
+        ours.close()
+        thread.join(20.0)
+        server.close()
+
+
+def run_layout(layout: Layout, *, real_time: bool = False, whole: bool = False) -> Report:
+    """Run the root complex's side against the endpoint of ``layout``, twice.
+
+    :param real_time: over vfio-user, with the endpoint's own tick
+    :param whole: no sampling of large BARs
+    """
+    report = Report()
+    oracle = Oracle(layout)
+    watch = Watch(oracle, report)
+    if real_time:
+        endpoint = Endpoint(layout, watch)
+        device = None
+    else:
+        device = Direct(layout, watch)
+        endpoint = device.endpoint
+    watch.endpoint = endpoint
+    options = Options(
+        placements=lambda _driver: [Placement(size) for size in TRANSFER_SIZES],
+        stretches=bars.chunks if whole else sample,
+    )
+    first = _cases(options, layout, real_time and whole)
+    second = [case for case in first if str(case.name) in (CONSECUTIVE_TEST, DOORBELL_TEST)]
+    try:
+        for again, chosen in ((False, first), (True, second)):
+            opened = _direct(device) if device is not None else _served(endpoint)
+            _session(report, oracle, opened, tuple(chosen), again)
+            _check_rest(report, oracle, watch, device)
+    finally:
+        endpoint.close()
+    return report
+
+
+def _session(
+    report: Report,
+    oracle: Oracle,
+    opened: AbstractContextManager[Function],
+    chosen: tuple[Case, ...],
+    again: bool,
+) -> None:
+    suffix = " again" if again else ""
+    lost = any(name in oracle.faults for name in ("all-ones", "vanish"))
+    run = Run("fuzz")
+    try:
+        with opened as function:
+            _walk_capabilities(report, oracle, function)
+            driver = EpfTest(function, reg_bar=oracle.reg_bar, timeout=TIMEOUT)
+            if driver.reg_bar != oracle.layout.register_bar:
+                report.find("verdict", "register BAR", f"took BAR{driver.reg_bar} for registers")
+                return
+            if driver.irq_name != oracle.irq and not lost:
+                report.find("verdict", "irq", f"uses {driver.irq_name} instead of {oracle.irq}")
+            run_cases(driver, chosen, run, Observer())
+    except Hang as hang:
+        report.find("hang", "hang", f"hangs: {hang}, {len(run.results)} cases done")
+    except RcdrvError as error:
+        if not lost:
+            report.find("verdict", f"{type(error).__name__}", f"the run ends: {error.message}")
+    except Exception as error:
+        report.find("crash", *_describe(error))
+    for case, result in zip(chosen, run.results, strict=False):
+        outcome = result.verdict.value
+        if result.verdict is not Verdict.PASS and result.reason is not None:
+            outcome += f" {result.reason.value}"
+        report.outcomes[f"{case.name}{suffix}"] = outcome
+        expected = oracle.expect(case, again=again)
+        if expected is not ANY and outcome not in expected:
+            wanted = " or ".join(sorted(expected))
+            report.find(
+                "verdict",
+                f"{case.name.test}{suffix}: {outcome} instead of {wanted}",
+                f"{case.name}{suffix}: {outcome} instead of {wanted} ({result.message})",
+            )
+
+
+def _walk_capabilities(report: Report, oracle: Oracle, function: Function) -> None:
+    loops = "cap-loop" in oracle.faults
+    try:
+        list(function.config.capabilities())
+        function.config.msix()
+        function.config.resizable_bars()
+    except EndpointError as error:
+        if not loops:
+            report.find("verdict", "capabilities", f"capabilities: {error.message}")
+    else:
+        if loops:
+            report.find("verdict", "capability loop", "a capability list that loops is accepted")
+
+
+def _check_rest(report: Report, oracle: Oracle, watch: Watch, device: Direct | None) -> None:
+    """What a closed session must have given back."""
+    if device is not None:
+        for left in device.left_behind():
+            report.find("left", left.lstrip("0123456789 "), left)
+    assert watch.endpoint is not None
+    gone = any(name in oracle.faults for name in ("all-ones", "vanish"))
+    if watch.command & (COMMAND_MEMORY | COMMAND_MASTER) and not gone:
+        report.find("left", "COMMAND", f"config COMMAND left at {watch.command:#06x}")
+    if any(name in oracle.faults for name in (*STAYS_ENABLED, "silent", "swallow")):
+        return
+    if watch.endpoint.doorbell_enabled:
+        report.find("left", "doorbell", "the doorbell is left enabled")
+    for bar, shows in watch.shows.items():
+        report.find("left", f"BAR shows {shows}", f"BAR{bar} is left showing {shows}")
+
+
+def _describe(error: Exception) -> tuple[str, str]:
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "rcdrv" in frame.filename
+    ]
+    frame = frames[-1] if frames else None
+    where = f"{Path(frame.filename).name}:{frame.name}" if frame else "?"
+    return f"{type(error).__name__} in {where}", f"{type(error).__name__} in {where}: {error}"

@@ -1,0 +1,54 @@
+"""The BAR tests against endpoints that misbehave."""
+
+from __future__ import annotations
+
+import pytest
+
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.registers import Command
+from rcdrv.function import Function
+from rcdrv.sim.access_log import AccessLog
+from tests.unit.epf_test.virtual import endpoint, run
+
+
+class Events(AccessLog):
+    """Keeps the endpoint's events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, object]]] = []
+
+    def event(self, event: str, **details: object) -> None:
+        self.seen.append((event, details))
+
+
+@pytest.mark.parametrize("fault", ["irq-lost", "irq-lost=commands", "irq-wrong-vector"])
+def test_subrange_without_interrupts_fails_and_is_cleared(fault: str) -> None:
+    events = Events()
+    with endpoint(f"generic,fault={fault}", events) as device:
+        results = run(device, "pci_ep_bar.BAR2.BAR_SUBRANGE_TEST")
+    assert list(results.values()) == [("fail", "irq-lost")]
+    shown = [details["shows"] for event, details in events.seen if event == "inbound"]
+    assert shown == ["parts", "memory"]
+
+
+@pytest.mark.parametrize("fault", ["disable-silent", "disable-fail", "stuck-command"])
+def test_no_pattern_over_a_doorbell_that_cannot_be_disabled(fault: str) -> None:
+    """Neither by a later case nor by a later run."""
+    events = Events()
+    with endpoint(f"imx8m,fault={fault}", events) as device:
+        run(device, "DOORBELL_TEST")
+        results = run(device, "BAR2", "CONSECUTIVE_BAR_TEST")
+    assert set(results.values()) == {("fail", "disable-failed")}
+    assert not [details for event, details in events.seen if event == "stray"]
+
+
+def test_a_doorbell_left_enabled_is_freed_before_the_patterns() -> None:
+    events = Events()
+    with endpoint("imx8m", events) as device:
+        device.attach()
+        with Function(device, clock=device.clock) as function:
+            EpfTest(function).command(Command.ENABLE_DOORBELL)
+        results = run(device, "BAR2", "CONSECUTIVE_BAR_TEST")
+    assert set(results.values()) == {("pass", None)}
+    assert not [details for event, details in events.seen if event == "stray"]
