@@ -332,7 +332,7 @@ class Function:
             _RegionIo(device, CONFIG_REGION), self._config_size(), "config space"
         )
         self.config = pci.ConfigSpace(config)
-        if self.config.vendor_id == pci.NO_VENDOR:
+        if self.config.is_silent:
             raise DeviceLost(
                 f"{self.address}: config space reads all ones",
                 hint="the endpoint is off, its link is down, or it sleeps in D3: "
@@ -525,7 +525,7 @@ class Function:
         :raises DeviceLost: config space reads all ones too, or the transport ended
         """
         self.check()
-        if self.config.vendor_id == pci.NO_VENDOR:
+        if self.config.is_silent:
             raise DeviceLost(
                 f"{self.address}: the device is gone: its config space reads all ones",
                 hint="the endpoint rebooted, its link is down, or it was removed",

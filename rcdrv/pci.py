@@ -14,9 +14,6 @@ from types import MappingProxyType
 from rcdrv.errors import EndpointError
 from rcdrv.mmio import Window
 
-NO_VENDOR = 0xFFFF
-"""What VENDOR_ID reads as when no device answers."""
-
 BASE_CLASS_BRIDGE = 0x06
 CLASS_NO_MATCHING = 0xFF00
 """Base class 0xff, "does not fit in any defined class": what pci-epf-test gives itself."""
@@ -201,6 +198,15 @@ class ConfigSpace:
     @property
     def device_id(self) -> int:
         return self.window.read16(0x02)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing answers: class and revision read all ones, which no function has.
+
+        VENDOR_ID does not tell. VFIO copies it when the function is opened, and answers with the
+        copy from then on (init_pci_cap_basic_perm() in drivers/vfio/pci/vfio_pci_config.c).
+        """
+        return self.window.read32(0x08) == 0xFFFFFFFF
 
     @property
     def command(self) -> Command:
