@@ -21,6 +21,7 @@ COMMANDS = {
     "regs": "show the test registers, decoded",
     "peek": "read a BAR, one access of exactly the width asked for",
     "poke": "write a BAR, one access of exactly the width asked for",
+    "ntb": "pci-epf-vntb: link, doorbells, scratchpads, memory windows, ping",
     "sim": "serve a software endpoint on a socket",
 }
 """Every subcommand and its one line of help, in the order of --help."""
