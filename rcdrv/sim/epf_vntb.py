@@ -19,7 +19,7 @@ from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import Controller
 from rcdrv.sim.doorbell import Doorbells
 from rcdrv.sim.faults import Faults
-from rcdrv.sim.layout import VNTB_CONTROL_SIZE
+from rcdrv.sim.layout import VNTB_CONTROL_SIZE, DoorbellBackend
 from rcdrv.sim.vntb_peer import make_peer
 
 
@@ -250,9 +250,15 @@ class EpfVntb:
         return index < self.config.num_mws
 
     def _doorbell_irq(self, slot: int) -> None:
-        """epf_ntb_doorbell_handler()"""
+        """epf_ntb_doorbell_handler(): where all doorbells share an interrupt, it goes through all
+        of them, and only then does anything else run on that processor."""
         if slot >= DB_START:
             self._db_event(slot)
+        shared = self._layout.doorbell.backend is not DoorbellBackend.MSI
+        last = self.config.db_count - 1 if shared else slot
+        due = self._peer.due
+        if slot == last and self._peer.prompt and due is not None and due <= self.clock():
+            self._peer.run()
 
     def _db_event(self, slot: int) -> None:
         self._log.event("doorbell", slot=slot, db=slot - DB_START)

@@ -2,7 +2,7 @@
 
 Each is the endpoint's side of one kernel module, and cites its functions. They act in :meth:`run`
 only, when they are due: an interrupt or a link event only makes them due, as it schedules a
-tasklet or a work there.
+timer, a tasklet or a work there.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class Bridge(Protocol):
 
 class Peer:
     """Nobody: the base of those who do something."""
+
+    prompt = False
+    """Its :meth:`run` needs no DMA, so it may run at the end of an interrupt."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge

@@ -25,7 +25,7 @@ _SOURCES = re.compile(
     r"(drivers/misc/pci_endpoint_test\.c|include/uapi/linux/pcitest\.h"
     r"|tools/testing/selftests/(kselftest\w*\.h|pci_endpoint/pci_endpoint_test\.c))$"
 )
-_ENTER = """
+ENTER = """
 mount --rbind /dev "$1/dev" && mount --rbind /proc "$1/proc" && exec chroot "$1" /bin/sh -ec "$2"
 """
 _MAKE = """
@@ -47,10 +47,10 @@ def kernel_driver(arch: str = "x86_64", *, rebuild: bool = False) -> Path:
         # Outside of the part, so that only the results stay.
         with tempfile.TemporaryDirectory(prefix=".building-", dir=cache.directory()) as temporary:
             tree = Path(temporary)
-            _prepare(tree, release)
+            prepare(tree, release, _SOURCES)
             make = f"export PATH=/usr/bin RELEASE='{release}'; {_MAKE}"
             own = ("unshare", "--map-root-user", "--mount", "--propagation", "private")
-            output([*own, "sh", "-c", _ENTER, "enter", str(tree), make])
+            output([*own, "sh", "-c", ENTER, "enter", str(tree), make])
             shutil.copy(tree / "build" / "drivers" / "misc" / MODULE, folder)
             shutil.copy(tree / "build" / SELFTEST, folder)
 
@@ -58,7 +58,8 @@ def kernel_driver(arch: str = "x86_64", *, rebuild: bool = False) -> Path:
     return cache.part(f"kernel-driver-{arch}", recipe, build, rebuild=rebuild)
 
 
-def _prepare(tree: Path, release: str) -> None:
+def prepare(tree: Path, release: str, sources: re.Pattern[str]) -> None:
+    """Unpack compiler and headers into ``tree``, and the kernel's ``sources`` below its /build."""
     source = archive(host_architecture())
     source.unpack((*COMPILER, *SHELL, f"linux-headers-{release}"), tree)
     (tree / "usr" / "bin" / "awk").symlink_to("mawk")  # else a maintainer script's choice
@@ -66,11 +67,11 @@ def _prepare(tree: Path, release: str) -> None:
         (tree / name).mkdir(exist_ok=True)
     series = ".".join(release.split(".")[:2])
     source.unpack_one(f"linux-source-{series}", tree)
-    with tarfile.open(tree / "usr" / "src" / f"linux-source-{series}.tar.xz", "r|xz") as sources:
-        for member in sources:
+    with tarfile.open(tree / "usr" / "src" / f"linux-source-{series}.tar.xz", "r|xz") as members:
+        for member in members:
             inner = Path(*Path(member.name).parts[1:])
-            if member.isfile() and _SOURCES.fullmatch(str(inner)):
-                data = sources.extractfile(member)
+            if member.isfile() and sources.fullmatch(str(inner)):
+                data = members.extractfile(member)
                 assert data is not None
                 (tree / "build" / inner).parent.mkdir(parents=True, exist_ok=True)
                 (tree / "build" / inner).write_bytes(data.read())
