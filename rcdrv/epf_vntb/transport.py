@@ -58,12 +58,15 @@ class Ring:
     def of(cls, window: int, shares: int, mtu: int) -> Ring:
         """The first share of a window of so many bytes.
 
-        :raises ValueError: too small for two slots
+        :raises ValueError: too small for two slots, or slots of which headers are not aligned
         """
         end = window // shares - _RX_INFO
         frame = min(mtu, end // 2)
-        if frame <= _HEADER.size or frame % 4:
+        if frame <= _HEADER.size:
             raise ValueError(f"no slots in a window of {window:#x} bytes")
+        if frame % 4:
+            # The kernel makes do with it where its processor can; device memory on arm64 cannot.
+            raise ValueError(f"slots of {frame:#x} bytes are not whole words")
         return cls(0, end, frame, end // frame)
 
     def slot(self, index: int) -> int:

@@ -1,6 +1,6 @@
 """The kernel's own side of a vNTB, unmodified: what probes and judges the software endpoint.
 
-ntb_hw_epf, with ntb_transport and ntb_netdev, or with ntb_pingpong, on top. Debian's kernels include
+ntb_hw_epf, with ntb_transport and ntb_netdev, or with ntb_pingpong, on top. Debian's kernels have
 none of them; they are built as :mod:`tools.lab.kernel_driver` is.
 """
 
