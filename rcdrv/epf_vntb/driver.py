@@ -281,14 +281,17 @@ class Vntb:
         """Where doorbell ``number`` is, checked.
 
         :raises UsageError: the endpoint has no such doorbell, or announces no vector for it
-        :raises NotPassed: ``bad-offset``: it says a place that is none
+        :raises NotPassed: ``no-vectors``; ``bad-offset``: it says a place that is none
         """
         slot = number + FIRST_SLOT
         limit = min(self.function.device.irq_count(IrqKind.MSI), MAX_SLOTS)
+        if limit < MIN_VECTORS:
+            raise self._few_vectors(limit)
         if not FIRST_SLOT <= slot < limit:
             raise UsageError(
                 f"no doorbell {number}: with {limit} MSI vectors they are 0 to"
-                f" {max(limit - FIRST_SLOT - 1, 0)}"
+                f" {limit - FIRST_SLOT - 1}",
+                hint="doorbell N has slot N + 2, and a slot needs a vector",
             )
         count = self.doorbells
         if count is not None and number >= count:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rcdrv.epf_vntb.driver import Doorbell, Vntb
-from rcdrv.errors import RcdrvError
+from rcdrv.errors import Interrupted, RcdrvError
 from rcdrv.verdict import NotPassed, Reason
 from rcdrv.wait import Deadline
 
@@ -214,6 +214,9 @@ def run_pings(
                 on_miss(report.transmitted, miss)
                 if miss.reason not in _GO_ON:
                     raise
+            except Interrupted:
+                report.transmitted -= 1  # as good as not sent: nobody waited for its answer
+                raise
             else:
                 report.trips.append(trip)
                 on_trip(trip)

@@ -12,7 +12,9 @@ from .conftest import Endpoint, finish, rcdrv, start
 
 POLLED, EMBEDDED = "sim:rcar-s4-vntb-polled", "sim:rcar-s4-vntb"
 FAST = ("--count", "3", "--interval", "0")
-NETDEV = f"{POLLED},vntb.peer=netdev,hz=1000"
+QUICK = f"{POLLED},hz=1000"
+"""Takes commands within 6 ms; the embedded doorbell's endpoint takes 500."""
+NETDEV = f"{QUICK},vntb.peer=netdev"
 
 
 @pytest.mark.parametrize(("device", "polled"), [(POLLED, True), (EMBEDDED, False)])
@@ -28,7 +30,7 @@ def test_info(device: str, polled: bool) -> None:
 
 
 def test_scratchpads_and_link_stay(endpoint: Callable[..., Endpoint]) -> None:
-    device = endpoint("rcar-s4-vntb,vntb.peer=none").address
+    device = endpoint("rcar-s4-vntb-polled,vntb.peer=none").address
     assert rcdrv("-d", device, "ntb", "link", "up").out == "link up\n"
     assert rcdrv("-d", device, "ntb", "spad", "write", "5", "0x1234").status == 0
     read = rcdrv("-d", device, "ntb", "spad", "read", "5", "--peer", "--json").document
@@ -80,7 +82,7 @@ def test_ping_over_the_transport(device: str, size: str) -> None:
 
 
 def test_compare() -> None:
-    arguments = ("--compare", POLLED, EMBEDDED, "--count", "60", "--json")
+    arguments = ("--compare", POLLED, EMBEDDED, "--count", "50", "--json")
     document = rcdrv("ntb", "ping", *arguments).document
     polled, embedded = (one["rtt_ms"] for one in document["endpoints"])
     assert document["model"] is True
@@ -92,7 +94,7 @@ def test_compare() -> None:
 
 
 def test_compare_says_that_it_is_a_model() -> None:
-    result = rcdrv("ntb", "ping", "--compare", POLLED, EMBEDDED, "--count", "3", "--interval", "0")
+    result = rcdrv("ntb", "ping", "--compare", QUICK, QUICK, "--count", "3", "--interval", "0")
     assert result.status == 0
     assert "not of a board" in result.out
 
@@ -118,7 +120,7 @@ def test_a_translated_window(endpoint: Callable[..., Endpoint]) -> None:
 
 
 def test_nothing_is_touched_that_may_harm(endpoint: Callable[..., Endpoint]) -> None:
-    served = endpoint("rcar-s4-vntb,vntb.peer=netdev,trap=sparse")
+    served = endpoint("rcar-s4-vntb-polled,vntb.peer=netdev,trap=sparse")
     assert rcdrv("-d", served.address, "ntb", "info").status == 0
     assert rcdrv("-d", served.address, "ntb", "mw", "test").status == 0
     assert rcdrv("-d", served.address, "ntb", "ping", "--transport", *FAST).status == 0
@@ -140,7 +142,7 @@ def test_ring_and_watch(endpoint: Callable[..., Endpoint]) -> None:
 
 
 @pytest.mark.parametrize("device", [POLLED, EMBEDDED])
-@pytest.mark.parametrize("number", ["2", "13", "14", "30", "4000000000"])
+@pytest.mark.parametrize("number", ["2", "14"])
 def test_a_doorbell_beyond_the_count(device: str, number: str) -> None:
     result = rcdrv("-d", device, "ntb", "ring", "--db", number)
     assert result.status == 2
@@ -153,26 +155,35 @@ def test_a_doorbell_beyond_the_count(device: str, number: str) -> None:
         ("fault=silent", ("link", "up"), 1, "silent"),
         ("fault=swallow", ("link", "up"), 1, "silent"),
         ("fault=command-error", ("link", "up"), 1, "command-refused"),
-        ("fault=bad-offset", ("ring", "--db", "0"), 1, "bad-offset"),
-        ("fault=unaligned-offset", ("ring", "--db", "0"), 1, "bad-offset"),
+        (
+            "doorbell.backend=embedded,doorbell.address=0xe65d50a0,fault=bad-offset",
+            ("ring", "--db", "0"),
+            1,
+            "bad-offset",
+        ),
+        (
+            "doorbell.backend=embedded,doorbell.address=0xe65d50a0,fault=unaligned-offset",
+            ("ring", "--db", "0"),
+            1,
+            "bad-offset",
+        ),
         ("fault=doorbell-dead", ("ping", *FAST), 1, "silent"),
         ("fault=irq-lost", ("ping", *FAST), 1, "irq-lost"),
-        ("fault=link-drops=2", ("ping", *FAST), 1, "link-lost"),
+        ("fault=link-drops=1", ("ping", *FAST), 1, "link-lost"),
         ("vntb.peer=none", ("ping", *FAST), 1, "silent"),
         ("vntb.peer=pingpong", ("ping", "--transport", *FAST), 1, "link-down"),
-        ("vntb.peer=netdev,fault=link-drops=4", ("ping", "--transport", *FAST), 1, "link-lost"),
+        ("vntb.peer=netdev,fault=link-drops=2", ("ping", "--transport", *FAST), 1, "link-lost"),
         ("vntb.peer=netdev,fault=sequence-gap", ("ping", "--transport", *FAST), 1, "sequence-gap"),
-        ("vntb.peer=netdev,fault=irq-lost", ("ping", "--transport", *FAST), 1, None),
+        ("vntb.peer=netdev,fault=irq-lost", ("ping", "--transport", *FAST), 1, "irq-lost"),
         ("vntb.peer=netdev,vntb.peer_ip=192.0.2.9", ("ping", "--transport", *FAST), 1, "silent"),
-        ("msi=2", ("ping", *FAST), 2, "usage"),
+        ("msi=2", ("ping", *FAST), 4, "no-vectors"),
         ("device=0x1234", ("info",), 2, "usage"),
     ],
 )
-def test_verdicts(change: str, action: tuple[str, ...], status: int, reason: str | None) -> None:
-    result = rcdrv("-d", f"{EMBEDDED},{change}", "ntb", *action, "--json", "--timeout", "0.8")
+def test_verdicts(change: str, action: tuple[str, ...], status: int, reason: str) -> None:
+    result = rcdrv("-d", f"{QUICK},{change}", "ntb", *action, "--json", "--timeout", "0.3")
     assert result.status == status, result.out
-    if reason is not None:
-        assert result.document["reason"] == reason
+    assert result.document["reason"] == reason
     assert result.document["message"]
     assert result.document["hint"]
 
