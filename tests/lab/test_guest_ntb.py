@@ -24,8 +24,7 @@ for module in ntb ntb_transport ntb_hw_epf ntb_netdev; do
     test -d /sys/module/$module || insmod $module.ko || exit 1
 done
 for try in $(seq 50); do
-    interface=$(basename "$(ls -d /sys/bus/pci/devices/$1/*/net/* /sys/bus/pci/devices/$1/net/* \
-        2>/dev/null | head -1)")
+    interface=$(dmesg | sed -n "s/.* ntb_hw_epf $1: \\(eth[0-9]*\\) created.*/\\1/p")
     test -n "$interface" && break
     sleep 0.1
 done

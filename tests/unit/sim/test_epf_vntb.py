@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rcdrv.errors import UsageError
 from rcdrv.function import IrqKind
 from rcdrv.sim.epf_vntb import LINK_IS_UP, STATUS_ERROR, STATUS_OK, Command, Control
-from rcdrv.sim.layout import dump_layout, load_layout, parse_layout
+from rcdrv.sim.layout import dump_layout, load_layout
 
 from .host import MEMORY_BASE, Host
 
@@ -104,9 +106,9 @@ def test_the_poll_tick(hz: int) -> None:
     waits = []
     for step in range(100):
         host.advance(longest * (1 + step / 100) + 1e-5)
-        start, count = host.now, len(rung(host))
+        start = host.now
         ring(host)
-        while len(rung(host)) == count:
+        while host.read(4, 4 * 2):  # until the endpoint has taken it
             due = host.endpoint.next_event()
             assert due is not None
             host.advance(due - host.now)
@@ -254,8 +256,8 @@ def test_bars_that_nobody_named_are_found() -> None:
 
 
 @pytest.mark.parametrize("preset", [POLLED, EMBEDDED, "rk3588-vntb"])
-def test_dump(preset: str) -> None:
-    import tomllib
-
+def test_dump(preset: str, tmp_path: Path) -> None:
     layout = load_layout(preset, {"hz": 1000})
-    assert parse_layout(tomllib.loads(dump_layout(layout))) == layout
+    copy = tmp_path / "copy.toml"
+    copy.write_text(dump_layout(layout))
+    assert load_layout(str(copy)) == layout
