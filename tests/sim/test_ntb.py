@@ -198,6 +198,15 @@ def test_a_bar_without_a_control_block() -> None:
     assert (result.status, result.document["reason"]) == (1, "bad-control")
 
 
+def test_a_control_block_that_cannot_be(endpoint: Callable[..., Endpoint]) -> None:
+    device = endpoint("rcar-s4-vntb-polled").address
+    for offset, bad, good in ((0x20, 5, 1), (0x28, 0xFFFFFFFC, 0x134), (0x30, 8, 4)):
+        assert rcdrv("-d", device, "poke", "0", hex(offset), hex(bad)).status == 0
+        result = rcdrv("-d", device, "ntb", "ring", "--db", "0", "--json")
+        assert (result.status, result.document["reason"]) == (1, "bad-control")
+        assert rcdrv("-d", device, "poke", "0", hex(offset), hex(good)).status == 0
+
+
 def test_endless_pings_end_well(endpoint: Callable[..., Endpoint]) -> None:
     served = endpoint("rcar-s4-vntb-polled")
     process = start("-d", served.address, "ntb", "ping", "--count", "0", "--interval", "0")
