@@ -247,6 +247,13 @@ class Controller:
         self._take_windows(bar, len(order))
         self._show(bar, order, None)
 
+    def map_nothing(self, bar: int) -> None:
+        """pci_epc_set_bar() to an address at which nothing of the endpoint's is meant to be
+        touched: what is written there is noted as stray when the BAR shows memory again."""
+        self._windows[bar] = 0
+        self._take_windows(bar, 1)
+        self._show(bar, REGISTERS, None)
+
     def map_registers(self, bar: int, base: int) -> None:
         """pci_epc_set_bar() to ``base`` on the endpoint's bus, a multiple of the BAR's size.
 
