@@ -89,7 +89,7 @@ def test_compare() -> None:
     assert polled["minimum"] < 4.04
     assert polled["maximum"] > 11
     assert document["ratio"]["median"] == pytest.approx(polled["p50"] / embedded["p50"])
-    # A busy host delays the quick ones; on an idle one it is 15 and more.
+    # A busy host delays the quick ones, so no more than that the two differ clearly.
     assert document["ratio"]["median"] > 4
 
 
