@@ -301,6 +301,8 @@ class Function:
         self._watched: dict[int, int] = {}
         self._epoll = select.epoll()
         self._stack = contextlib.ExitStack()
+        if cancel is None:
+            self._stack.callback(self.cancel.close)
         self._stack.callback(self._epoll.close)
         try:
             self._open()

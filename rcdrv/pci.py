@@ -253,8 +253,9 @@ class ConfigSpace:
         while offset:
             self._check_link(offset, 0x40, min(self.window.size, 0x100), seen)
             entry = self.window.read16(offset)
-            if entry & 0xFF != 0xFF:  # all ones: the device went away midway
-                yield Capability(entry & 0xFF, offset)
+            if entry & 0xFF == 0xFF:  # the device went away midway: no list that loops
+                return
+            yield Capability(entry & 0xFF, offset)
             offset = (entry >> 8) & 0xFC
 
     def _extended(self) -> Iterator[Capability]:
