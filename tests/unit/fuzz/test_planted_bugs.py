@@ -114,7 +114,7 @@ def capabilities_without_end(patch: Patch) -> None:
 
 
 # Blocks of seed 0 in which the rarer faults are: the search begins there, to keep the test short.
-SOON = {
+SOON: dict[Callable[[Patch], None], int] = {
     no_end_check: 7,
     no_alignment_check: 19,
     pattern_over_doorbell: 26,
