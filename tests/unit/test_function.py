@@ -18,6 +18,8 @@ def test_no_descriptor_is_left() -> None:
 
 def test_a_device_that_vanishes_midway_has_no_looping_capabilities() -> None:
     for accesses in range(16, 40):
-        with endpoint(f"imx8m,fault=vanish={accesses}") as device:
-            with Function(device.attach(), clock=device.clock) as function:
-                list(function.config.capabilities())
+        with (
+            endpoint(f"imx8m,fault=vanish={accesses}") as device,
+            Function(device.attach(), clock=device.clock) as function,
+        ):
+            list(function.config.capabilities())
