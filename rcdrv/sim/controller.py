@@ -171,7 +171,10 @@ class Controller:
         """A read that arrived at the controller. All ones while BARs are not decoded."""
         if not self.config.responds:
             return b"\xff" * size
-        data = bytearray(self._memory[bar].read(offset, size))
+        memory = self._memory[bar].read(offset, size)
+        if bar not in self._exposed and bar not in self._shown:
+            return memory
+        data = bytearray(memory)
         for shown in self._pages(bar):
             # It may begin before this access, or end after it.
             first = max(offset, shown.start)
