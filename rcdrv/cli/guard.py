@@ -31,22 +31,29 @@ def continue_in_child(address: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
+    # A signal that comes before the parent knows whom to pass it on to has to wait.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     child = os.fork()
     if child:
-        raise _outcome(address, _wait(child))
+        raise _outcome(address, _wait(child, mask))
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     # However the parent ends, the doorbell has to be disabled.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _wait(child: int) -> int:
-    """Pass signals on until the child has ended; its exit status, negative for a signal."""
+def _wait(child: int, mask: set[signal.Signals | int]) -> int:
+    """Pass signals on until the child has ended; its exit status, negative for a signal.
+
+    :param mask: which signals were blocked before the fork
+    """
 
     def forward(signum: int, _frame: FrameType | None) -> None:
         os.kill(child, signum)
 
     before = {signum: signal.signal(signum, forward) for signum in _FORWARDED}
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         # The child stays a zombie until no handler is left that could signal its number.
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)

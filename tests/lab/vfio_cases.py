@@ -2,10 +2,12 @@
 
 A case is a function with the name of the device that it is for: QEMU's own ``edu``
 (docs/specs/edu.rst), ``igb`` (the Intel 82576) and ``xhci``. Nobody made those for rcdrv.
+``$RCDRV_BACKEND`` says how the device is reached.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import subprocess
@@ -21,9 +23,11 @@ from rcdrv.mmio import barrier
 from rcdrv.pci import Command
 from rcdrv.vfio import open_device
 from rcdrv.vfio.device import VfioDevice
-from rcdrv.vfio.group import Container, open_group
-from rcdrv.vfio.sysfs import Paths, iommu_group
+from rcdrv.vfio.group import Container
+from rcdrv.vfio.noiommu import look_up
 from rcdrv.wait import Deadline
+
+BACKEND = os.environ["RCDRV_BACKEND"]
 
 ARM = SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER
 DISARM = SetIrqs.DATA_NONE | SetIrqs.ACTION_TRIGGER
@@ -35,7 +39,7 @@ IRQ_STATUS, IRQ_RAISE, IRQ_ACK = 0x24, 0x60, 0x64
 DMA_SOURCE, DMA_TARGET, DMA_COUNT, DMA_COMMAND = 0x80, 0x88, 0x90, 0x98
 DMA_START, DMA_TO_RAM = 1, 2
 EDU_BUFFER = 0x40000  # its own 4 KiB, as its DMA engine addresses them
-EDU_DMA_BITS = 28
+EDU_DMA_BITS = 32 if BACKEND == "noiommu" else 28
 
 # igb's registers.
 EICS, EIMS, GPIE = 0x1520, 0x1524, 0x1514
@@ -51,12 +55,17 @@ def failure(kind: type[RcdrvError], action: Callable[[], object]) -> RcdrvError:
     raise AssertionError(f"no {kind.__name__}")
 
 
-def opened(address: str) -> tuple[VfioDevice, Container]:
-    """The device without a Function around it, and its container."""
-    device = open_group(address, Paths())
-    container = device._space
-    assert isinstance(container, Container)
-    return device, container
+def open_it(address: str) -> VfioDevice:
+    """The device, through the backend that is tested."""
+    device = open_device(address, BACKEND)
+    assert isinstance(device, VfioDevice)
+    return device
+
+
+def mappings(device: VfioDevice) -> int | None:
+    """How many DMA mappings the kernel has left to give. iommufd knows no such limit."""
+    space = device._space
+    return space.mappings_left() if isinstance(space, Container) else None
 
 
 def left_open() -> list[str]:
@@ -67,7 +76,7 @@ def left_open() -> list[str]:
             links.append(str(link.readlink()))
         except OSError:
             continue  # the listing's own descriptor
-    wanted = ("vfio", "eventfd", "eventpoll", "rcdrv-dma")
+    wanted = ("vfio", "/dev/iommu", "eventfd", "eventpoll", "rcdrv-dma")
     with Path("/proc/self/maps").open() as maps:
         return [one for one in (*links, *maps) if any(word in one for word in wanted)]
 
@@ -76,8 +85,8 @@ def left_open() -> list[str]:
 
 
 def edu_description(address: str) -> None:
-    device = open_device(address.removeprefix("0000:"))
-    assert (device.address, device.backend, device.fileno()) == (address, "group", -1)
+    device = open_it(address.removeprefix("0000:"))
+    assert (device.address, device.backend, device.fileno()) == (address, BACKEND, -1)
     assert device.region(0).areas == (Area(0, 1 << 20),)
     assert [device.region(index).size for index in range(1, 6)] == [0] * 5
     assert device.region(CONFIG_REGION).size in (256, 4096)
@@ -92,7 +101,7 @@ def edu_description(address: str) -> None:
 
 def edu_exact_width(address: str) -> None:
     """edu answers all ones to an access of another width than 4 bytes below 0x80."""
-    device = open_device(address)
+    device = open_it(address)
     with Function(device) as function:
         mapped = function.bar(0)
         assert mapped.read32(IDENT) == 0x010000ED
@@ -115,7 +124,7 @@ def edu_exact_width(address: str) -> None:
 
 
 def edu_refusals(address: str) -> None:
-    device = open_device(address)
+    device = open_it(address)
     with Function(device) as function:
         for offset in (1 << 20, (1 << 20) - 2, -4):
             failure(AccessError, partial(device.read, 0, offset, 4))
@@ -135,7 +144,7 @@ def edu_refusals(address: str) -> None:
 
 
 def edu_msi(address: str) -> None:
-    with Function(open_device(address)) as function:
+    with Function(open_it(address)) as function:
         bar = function.bar(0)
         with function.interrupts(IrqKind.MSI) as interrupts:
             assert interrupts.take() == {}
@@ -153,7 +162,7 @@ def edu_msi(address: str) -> None:
 
 def edu_intx(address: str) -> None:
     """edu holds the line until it is acknowledged, so an unmask alone fires it again."""
-    device = open_device(address)
+    device = open_it(address)
     unmask = SetIrqs.DATA_NONE | SetIrqs.ACTION_UNMASK
     with Function(device) as function:
         bar = function.bar(0)
@@ -187,7 +196,7 @@ def edu_intx(address: str) -> None:
 
 def edu_intx_by_function(address: str) -> None:
     """The same, as a driver does it: one interrupt for one request, when acknowledged in time."""
-    with Function(open_device(address)) as function:
+    with Function(open_it(address)) as function:
         bar = function.bar(0)
         with function.interrupts(IrqKind.INTX) as interrupts:
             for _ in range(3):
@@ -198,7 +207,7 @@ def edu_intx_by_function(address: str) -> None:
 
 
 def edu_irq_refusals(address: str) -> None:
-    device = open_device(address)
+    device = open_it(address)
     with Function(device):
         eventfd = os.eventfd(0)
         # Nothing is armed: turning off is harmless, for every kind, also twice.
@@ -218,16 +227,17 @@ def edu_irq_refusals(address: str) -> None:
 
 def edu_dma(address: str) -> None:
     """edu's engine carries a page from one buffer of ours to another."""
-    device, container = opened(address)
-    at_first = container.mappings_left()
-    assert at_first is not None
+    pool("4")
+    device = open_it(address)
+    at_first = mappings(device)
     with Function(device) as function:
         bar = function.bar(0)
         with (
             function.dma_buffer(PAGE, address_bits=EDU_DMA_BITS) as source,
             function.dma_buffer(3 * PAGE, address_bits=EDU_DMA_BITS, align=1 << 16) as target,
         ):
-            assert container.mappings_left() == at_first - 2
+            if at_first is not None:
+                assert mappings(device) == at_first - 2
             assert target.iova % (1 << 16) == 0
             pattern = bytes(range(256)) * (PAGE // 256)
             source.memory[:] = pattern
@@ -248,27 +258,70 @@ def edu_dma(address: str) -> None:
             assert bytes(target.memory[PAGE : 2 * PAGE]) == pattern
             assert not any(target.memory[:PAGE])
             assert not any(target.memory[2 * PAGE :])
-        assert container.mappings_left() == at_first
+        assert mappings(device) == at_first
         failure(UsageError, lambda: device.dma_unmap(0x100000, PAGE))
 
 
+def edu_noiommu_dma(address: str) -> None:
+    """Buffers that are given back stay reserved, and are handed out again, empty."""
+    pool("4")
+    with Function(open_it(address)) as function:
+        with function.dma_buffer(1 << 20, align=1 << 16) as first:
+            first.memory[:] = b"\xff" * (1 << 20)
+            assert first.iova % (1 << 16) == 0
+            with function.dma_buffer(1 << 20) as second:
+                assert abs(second.iova - first.iova) >= 2 << 20
+            where = {first.iova, second.iova}
+        with function.dma_buffer(2 << 20) as again, function.dma_buffer(PAGE) as small:
+            assert again.iova in where
+            assert not any(again.memory)
+            assert len(small.memory) == PAGE
+            # As the page map has it, which is how the other way in finds out.
+            assert look_up(again._mapping) == (again.iova, 2 << 20)
+    assert not left_open(), left_open()
+
+
+def edu_noiommu_refusals(address: str) -> None:
+    device = open_it(address)
+    with Function(device) as function:
+        error = failure(UsageError, lambda: device.dma_map(1 << 20, mmap.mmap(-1, PAGE), -1))
+        assert "lies where it lies" in error.message
+        failure(UsageError, lambda: device.dma_unmap(1 << 20, PAGE))
+        pool("0")
+        error = failure(HostError, lambda: function.dma_buffer(PAGE + 1))
+        assert "1 of 2048 KiB cannot be had" in error.message, error.message
+        subprocess.run(["sh", "-c", error.hint.partition(": ")[2]], check=True)
+        function.dma_buffer(PAGE + 1).close()
+        error = failure(
+            HostError, lambda: function.dma_buffer(PAGE, align=1 << 21, address_bits=20)
+        )
+        assert "not below 0x100000" in error.message, error.message
+        failure(HostError, lambda: function.dma_buffer(64 << 20))
+
+
+def pool(pages: str) -> None:
+    """Set how many huge pages the guest has."""
+    Path("/proc/sys/vm/nr_hugepages").write_text(pages)
+
+
 def edu_iova_ranges(address: str) -> None:
-    device, container = opened(address)
+    device = open_it(address)
+    space = device._space
     ranges = device.dma_ranges()
     assert ranges
     assert all(first <= last for first, last in ranges)
     # The interrupt window is none of them, nor can anything be mapped there.
     assert not any(first <= 0xFEE00000 <= last for first, last in ranges)
     with Function(device) as function, function.dma_buffer(PAGE) as buffer:
-        failure(UsageError, lambda: container.map(0xFEE00000, PAGE, PAGE))
-        failure(UsageError, lambda: container.map(ranges[-1][1] + 1, PAGE, PAGE))
-        failure(UsageError, lambda: container.map(buffer.iova + 1, PAGE, PAGE))
-        failure(UsageError, lambda: container.map(buffer.iova, PAGE, PAGE))
+        failure(UsageError, lambda: space.map(0xFEE00000, PAGE, PAGE))
+        failure(UsageError, lambda: space.map(ranges[-1][1] + 1, PAGE, PAGE))
+        failure(UsageError, lambda: space.map(buffer.iova + 1, PAGE, PAGE))
+        failure(UsageError, lambda: space.map(buffer.iova, PAGE, PAGE))
         failure(UsageError, lambda: device.dma_unmap(buffer.iova, 2 * PAGE + 1))
 
 
 def edu_reset(address: str) -> None:
-    with Function(open_device(address)) as function:
+    with Function(open_it(address)) as function:
         assert function.device.can_reset()
         bar = function.bar(0)
         bar.write32(LIVENESS, 5)
@@ -280,7 +333,7 @@ def edu_reset(address: str) -> None:
 
 def edu_nothing_left(address: str) -> None:
     assert not left_open(), left_open()
-    device = open_device(address)
+    device = open_it(address)
 
     def command() -> int:
         return int.from_bytes(device.read(CONFIG_REGION, 0x04, 2), "little")
@@ -305,28 +358,47 @@ def edu_nothing_left(address: str) -> None:
 
 
 def edu_held_by_another(address: str) -> None:
-    with Function(open_device(address)):
-        code = f"from rcdrv.vfio import open_device; open_device({address!r})"
+    with Function(open_it(address)):
+        code = f"from rcdrv.vfio import open_device; open_device({address!r}, {BACKEND!r})"
         other = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False
         )
         assert f"in use by python3 (pid {os.getpid()})" in other.stderr, other.stderr
-    open_device(address).close()
+    open_it(address).close()
+
+
+def edu_chosen(address: str) -> None:
+    """Without a wish for a backend it is iommufd here; each of the two keeps the other out."""
+    with Function(open_device(address)) as function:
+        assert function.device.backend == BACKEND
+    other = {"group": "iommufd", "iommufd": "group"}[BACKEND]
+    with Function(open_it(address)):
+        code = f"from rcdrv.vfio import open_device; open_device({address!r}, {other!r})"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert f"in use by python3 (pid {os.getpid()})" in done.stderr, done.stderr
+        # Nor does this process get it twice.
+        for backend in ("group", "iommufd"):
+            error = failure(HostError, partial(open_device, address, backend))
+            assert "in use by this process" in error.message, error.message
+    open_device(address, other).close()
 
 
 def edu_not_for_this_user(address: str) -> None:
     """Runs as a user who may not open the node."""
     assert os.getuid()
-    error = failure(HostError, lambda: open_device(address))
-    assert "may not open" in error.message
-    assert "udev" in error.hint
+    error = failure(HostError, lambda: open_it(address))
+    words = ("only root", "as root") if BACKEND == "noiommu" else ("may not open", "udev")
+    assert words[0] in error.message
+    assert words[1] in error.hint
 
 
 def edu_memory_limit(address: str) -> None:
     """Runs as a user who may open the node, but lock only so much memory."""
     assert os.getuid()
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
-    with Function(open_device(address)) as function, function.dma_buffer(64 << 10):
+    with Function(open_it(address)) as function, function.dma_buffer(64 << 10):
         error = failure(HostError, lambda: function.dma_buffer(1 << 20))
         assert "1088 KiB would be locked, and you may lock 1024 KiB" in error.message, error.message
         assert "ulimit -l 1088" in error.hint
@@ -338,18 +410,19 @@ def edu_driver_gone(address: str) -> None:
     driver = Path(f"/sys/bus/pci/devices/{address}/driver")
     (driver / "unbind").write_text(address)
     Path(f"/sys/bus/pci/devices/{address}/driver_override").write_text("\n")
-    error = failure(HostError, lambda: open_device(address))
-    assert error.message == f"{address} is not bound to a driver, not to vfio-pci", error.message
+    error = failure(HostError, lambda: open_it(address))
+    owner = "" if BACKEND == "noiommu" else "to a driver, not "
+    assert error.message == f"{address} is not bound {owner}to vfio-pci", error.message
     for line in error.hint.splitlines()[1:]:
         subprocess.run(["sh", "-c", line], check=True)
-    open_device(address).close()
+    open_it(address).close()
 
 
 def edu_wanted_back(address: str) -> None:
     """The host removes the device while it is open: REQ ends the wait, and close lets it go."""
     sysfs = Path(f"/sys/bus/pci/devices/{address}")
     remover = threading.Thread(target=(sysfs / "remove").write_text, args=("1",))
-    with Function(open_device(address)) as function:
+    with Function(open_it(address)) as function:
         interrupts = function.interrupts(IrqKind.MSI)
         remover.start()
         error = failure(DeviceLost, lambda: interrupts.wait(Deadline(20)))
@@ -357,16 +430,16 @@ def edu_wanted_back(address: str) -> None:
         assert remover.is_alive()
     remover.join(20)
     assert not remover.is_alive()
-    assert "no such PCI device" in failure(HostError, lambda: open_device(address)).message
+    assert "no such PCI device" in failure(HostError, lambda: open_it(address)).message
     Path("/sys/bus/pci/rescan").write_text("1")
     (sysfs / "driver_override").write_text("vfio-pci")
     Path("/sys/bus/pci/drivers_probe").write_text(address)
-    open_device(address).close()
+    open_it(address).close()
 
 
 def edu_no_msi(address: str) -> None:
     """On arm64 behind virtio-iommu the group backend gets no MSI (drivers/iommu/iommu.c)."""
-    with Function(open_device(address)) as function:
+    with Function(open_it(address)) as function:
         error = failure(HostError, lambda: function.interrupts(IrqKind.MSI))
         assert "1 MSI vector cannot be had on this host" in error.message, error.message
         with function.interrupts(IrqKind.INTX):
@@ -377,7 +450,7 @@ def edu_no_msi(address: str) -> None:
 
 
 def igb_msix(address: str) -> None:
-    device = open_device(address)
+    device = open_it(address)
     count = device.irq_count(IrqKind.MSIX)
     assert count == 10
     with Function(device) as function:
@@ -401,7 +474,7 @@ def igb_msix(address: str) -> None:
 
 def igb_bars(address: str) -> None:
     """BAR2 has I/O ports; BAR3 holds the MSI-X table, of which VFIO reads as all ones."""
-    device = open_device(address)
+    device = open_it(address)
     with Function(device) as function:
         assert not device.region(2).areas
         assert failure(UsageError, lambda: function.bar(2))
@@ -419,7 +492,7 @@ def igb_bars(address: str) -> None:
 
 def edu_unsafe_interrupts(address: str) -> None:
     """VFIO refuses; then the cure of the message, to the letter."""
-    error = failure(HostError, lambda: open_device(address))
+    error = failure(HostError, lambda: open_it(address))
     assert "does not isolate its interrupts" in error.message
     assert not left_open()
     subprocess.run(["sh", "-c", error.hint.splitlines()[-1]], check=True)
@@ -428,7 +501,7 @@ def edu_unsafe_interrupts(address: str) -> None:
 
 def xhci_fewer_vectors(address: str) -> None:
     """Without interrupt remapping x86 gives a function one MSI vector, whatever it asks for."""
-    device = open_device(address)
+    device = open_it(address)
     count = device.irq_count(IrqKind.MSI)
     assert count > 1
     with Function(device) as function:
@@ -443,7 +516,7 @@ def xhci_fewer_vectors(address: str) -> None:
 
 
 def xhci_all_vectors(address: str) -> None:
-    device = open_device(address)
+    device = open_it(address)
     with Function(device) as function:
         count = device.irq_count(IrqKind.MSI)
         with function.interrupts(IrqKind.MSI, count) as interrupts:
@@ -454,7 +527,6 @@ def xhci_all_vectors(address: str) -> None:
 
 def main() -> None:
     case, address = sys.argv[1:]
-    assert iommu_group(Paths(), address)
     globals()[case](address)
 
 

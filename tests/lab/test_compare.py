@@ -1,0 +1,54 @@
+"""The kernel's own driver and rcdrv say the same of every preset, or differ on purpose.
+
+Only where the guest is of the host's architecture: the driver is built with the host's compiler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tools.compare import judges, render
+from tools.compare.__main__ import PRESETS, outdated, problems
+from tools.compare.judges import Comparison
+from tools.lab.debian import host_architecture
+from tools.lab.errors import LabError
+
+PAGE = Path(__file__).parents[2] / "docs" / "fidelity.md"
+Compared = Callable[[str], Comparison]
+
+
+@pytest.fixture(scope="module")
+def compared() -> Iterator[Compared]:
+    """Compares on a preset, once, in one guest for all."""
+    if host_architecture() != "amd64":
+        pytest.skip("the kernel's driver for x86-64 can only be built on x86-64")
+    try:
+        guest = judges.laboratory(PRESETS)
+        guest.__enter__()
+    except LabError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the lab does not start: {error}", pytrace=False)
+        pytest.skip(f"the lab does not start: {error}")
+    with contextlib.closing(guest):
+        judges.prepare(guest)
+        endpoints = {endpoint.spec: endpoint for endpoint in guest.endpoints}
+        yield cache(lambda preset: judges.compare(guest, endpoints[preset]))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_kernels_driver_and_rcdrv_agree(compared: Compared, preset: str) -> None:
+    comparison = compared(preset)
+    assert len(comparison.rows) == 23
+    wrong = problems([comparison], outdated([comparison]))
+    assert not wrong, f"\n{wrong}"
+
+
+def test_the_page_has_these_verdicts(compared: Compared) -> None:
+    now = render.verdicts([compared(preset) for preset in PRESETS])
+    assert now in PAGE.read_text(), f"docs/fidelity.md is outdated: run {render.COMMAND}"

@@ -1,0 +1,115 @@
+"""Have the kernel's own driver and rcdrv judge the same software endpoints, and compare.
+
+Boots one x86-64 guest of the lab with all presets. The exit status is 0 if every verdict is
+accounted for, 1 if one is not or if an explanation is outdated, 125 if the lab failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tools.compare import judges, render
+from tools.compare.judges import Comparison
+from tools.compare.rows import Stale, stale
+from tools.lab.errors import LabError
+
+PRESETS = ("rk3588", "rcar-s4", "imx95", "imx8m", "am654", "tegra194", "j721e", "generic")
+TIMED = "generic"  # everything passes there, so nobody waits for what does not come
+RUNS = 3
+STATUS_LAB = 125
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison and return the exit status."""
+    options = _parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        return _run(options)
+    except LabError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return STATUS_LAB
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def problems(comparisons: Sequence[Comparison], outdated: Iterable[Stale]) -> str:
+    """All that is not as it should be; empty if nothing is."""
+    return "".join((*map(render.complaints, comparisons), *map(render.stale_complaint, outdated)))
+
+
+def outdated(comparisons: Sequence[Comparison]) -> list[Stale]:
+    """The explanations that these presets do not need."""
+    rows = [row for comparison in comparisons for row in comparison.rows]
+    return list(stale(rows, [comparison.preset for comparison in comparisons]))
+
+
+def _run(options: argparse.Namespace) -> int:
+    presets = list(dict.fromkeys(options.preset or PRESETS))
+    timed = options.time or (TIMED if TIMED in presets else presets[0])
+    if timed not in presets:
+        presets.append(timed)
+    comparisons = []
+    with judges.laboratory(presets) as guest:
+        release = judges.prepare(guest)
+        for endpoint in guest.endpoints:
+            comparison = judges.compare(guest, endpoint)
+            comparisons.append(comparison)
+            print(
+                f"compare: {endpoint.spec}: kernel {comparison.kernel.process:.1f} s,"
+                f" rcdrv {comparison.rcdrv.process:.1f} s",
+                file=sys.stderr,
+            )
+        timing = judges.measure(guest, guest.endpoints[presets.index(timed)], options.runs)
+
+    stales = outdated(comparisons)
+    wrong = problems(comparisons, stales)
+    shown = (
+        render.table(comparisons),
+        render.notes(comparisons),
+        render.timing_text(timing),
+        wrong or "Every verdict is accounted for.\n",
+    )
+    print("\n".join(filter(None, shown)), end="")
+    if options.json:
+        document = render.document(comparisons, stales, timing, release)
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
+    if options.markdown:
+        options.markdown.write_text(render.page(comparisons, timing, release))
+    return 1 if wrong else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m tools.compare", description=__doc__)
+    parser.add_argument(
+        "--preset",
+        action="append",
+        metavar="NAME",
+        help="what to compare on, as for 'rcdrv sim'; may be repeated (default: all presets)",
+    )
+    parser.add_argument(
+        "--time", metavar="NAME", help=f"the preset to measure the time on (default: {TIMED})"
+    )
+    parser.add_argument(
+        "--runs", type=_positive, default=RUNS, help=f"runs to measure (default: {RUNS})"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is known")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the page of the documentation"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
