@@ -259,8 +259,9 @@ class ConfigSpace:
         while offset:
             self._check_link(offset, 0x40, min(self.window.size, 0x100), seen)
             entry = self.window.read16(offset)
-            if entry & 0xFF != 0xFF:  # all ones: the device went away midway
-                yield Capability(entry & 0xFF, offset)
+            if entry & 0xFF == 0xFF:  # the device went away midway: no list that loops
+                return
+            yield Capability(entry & 0xFF, offset)
             offset = (entry >> 8) & 0xFC
 
     def _extended(self) -> Iterator[Capability]:
@@ -301,19 +302,21 @@ class ConfigSpace:
     # -- single capabilities ------------------------------------------------------------------
 
     def msi(self) -> Msi | None:
-        """The MSI capability, or None."""
+        """The MSI capability; None without one, or when it reads all ones."""
         cap = self.find(CapId.MSI)
         if cap is None:
             return None
         self._room(cap, 10)
         control = self.window.read16(cap.offset + 2)
+        if control == 0xFFFF:  # the device went away midway
+            return None
         log2 = control >> 1 & 7
         if log2 > 5:
             raise EndpointError(f"the MSI capability asks for 2^{log2} vectors; 32 is the most")
         return Msi(1 << log2, bool(control & 0x80), bool(control & 0x100), bool(control & 1))
 
     def msix(self) -> Msix | None:
-        """The MSI-X capability, or None."""
+        """The MSI-X capability; None without one, or when it reads all ones."""
         cap = self.find(CapId.MSIX)
         if cap is None:
             return None
@@ -321,6 +324,8 @@ class ConfigSpace:
         control = self.window.read16(cap.offset + 2)
         table = self.window.read32(cap.offset + 4)
         pba = self.window.read32(cap.offset + 8)
+        if 0xFFFFFFFF in (table, pba):  # the device went away midway
+            return None
         for what, bar in (("table", table & 7), ("PBA", pba & 7)):
             if bar > 5:
                 raise EndpointError(f"the MSI-X {what} is said to be in BAR{bar}")

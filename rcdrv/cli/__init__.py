@@ -30,6 +30,7 @@ COMMANDS = {
     "peek": "read a BAR, one access of exactly the width asked for",
     "poke": "write a BAR, one access of exactly the width asked for",
     "fuzz": "look for the layout of BARs that breaks the driver or the endpoint",
+    "ntb": "pci-epf-vntb: link, doorbells, scratchpads, memory windows, ping",
     "sim": "serve a software endpoint on a socket",
 }
 """Every subcommand and its one line of help, in the order of --help."""

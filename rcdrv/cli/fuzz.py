@@ -3,6 +3,7 @@
 layout: software endpoints with layouts from the plausible to the hostile; what comes out of each
 is held against what must come out. What is found is shrunk, and saved as a TOML file.
 replay: run saved files again, also ones written by hand.
+device: commands in every order on the endpoint that --device names; what is found is a script.
 
 The exit status is 1 if anything was found, else 0.
 """
@@ -11,11 +12,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rcdrv.cli.common import common_options, number, print_json, seconds
 from rcdrv.errors import UsageError
+from rcdrv.function import Function
 from rcdrv.wait import Cancel
 
 
@@ -35,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay = commands.add_parser("replay", help="run saved findings again", parents=[shared])
     replay.add_argument("where", type=Path, metavar="FILE|DIR")
 
+    device = commands.add_parser("device", help="commands in every order", parents=[shared])
+    add = device.add_argument
+    add("--seconds", type=seconds, metavar="S", help="begin nothing more after S seconds")
+    add("--sequences", type=number, metavar="N", help="sequences to try (default 20)")
+    add("--seed", type=number, default=0, metavar="N", help="the same seed, the same sequences")
+
     for command in (layout, replay):
         command.add_argument(
             "--real-time",
@@ -51,7 +62,8 @@ def _workers(text: str) -> int:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    return _layout(args, cancel) if args.what == "layout" else _replay(args, cancel)
+    runs = {"layout": _layout, "replay": _replay, "device": _device}
+    return runs[args.what](args, cancel)
 
 
 def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
@@ -147,3 +159,44 @@ def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.json:
         print_json({"replayed": documents})
     return 1 if any(document["findings"] for document in documents) else 0
+
+
+def _device(args: argparse.Namespace, cancel: Cancel) -> int:
+    from rcdrv.address import default_address, open_function
+    from rcdrv.fuzz.device import DeviceFuzzer, Software
+    from rcdrv.sim.layout import load_layout
+
+    address = args.device or default_address()
+    unbounded = args.sequences is None and args.seconds is None
+    with ExitStack() as stack:
+        opener: Callable[[], Function] = partial(open_function, address, cancel=cancel)
+        renew: Callable[[], None] = lambda: None  # noqa: E731 - a board stays as it is
+        if address.startswith("sim:"):
+            # One endpoint for all commands of a sequence.
+            software = Software(load_layout(address.removeprefix("sim:")), cancel)
+            stack.callback(software.close)
+            opener, renew = software.open, software.renew
+        fuzzer = DeviceFuzzer(opener, renew=renew, timeout=args.timeout, reg_bar=args.reg_bar)
+        fuzzer.learn()
+        campaign = fuzzer.run(
+            args.seed,
+            sequences=20 if unbounded else args.sequences,
+            seconds=args.seconds,
+        )
+    found = campaign.found
+    script = found.script(address) if found else ""
+    if args.json:
+        print_json(
+            {
+                "device": address,
+                "sequences": campaign.sequences,
+                "steps": campaign.steps,
+                "finding": found.message if found else None,
+                "script": script or None,
+            }
+        )
+    else:
+        print(script, end="")
+        finding = "1 finding" if found else "no finding"
+        print(f"{campaign.sequences} sequences, {campaign.steps} commands, {finding}")
+    return 1 if found else 0

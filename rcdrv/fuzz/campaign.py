@@ -7,6 +7,7 @@ their order; so a campaign can be split over processes, stopped and taken up aga
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -180,7 +181,13 @@ def _blocks(plan: Plan, record: _Record, begun: float) -> Iterator[tuple[int, li
             yield number, run_block(plan, number)
     with ExitStack() as stack:
         # Not forked: a child shall not share what this process has open.
-        pool = ProcessPoolExecutor(plan.workers, get_context("spawn"))
+        # Ctrl-C reaches them too, and it is for this one to end them.
+        pool = ProcessPoolExecutor(
+            plan.workers,
+            get_context("spawn"),
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        )
         stack.callback(partial(pool.shutdown, cancel_futures=True))
         running: list[tuple[int, Future[list[Example]]]] = []
         for number in numbers:

@@ -36,6 +36,7 @@ def shrink(table: Table, shows: Callable[[Table], bool]) -> Table:
 
 def _simpler(table: Table) -> Iterator[Table]:
     """Tables with one thing less, the most promising first: whole BARs, keys, then values."""
+    yield from _plain(table)
     for key in sorted(table, key=lambda key: not isinstance(table[key], dict)):
         yield _without(table, (key,))
     for path in _leaves(table):
@@ -45,6 +46,22 @@ def _simpler(table: Table) -> Iterator[Table]:
         value = _get(table, path)
         for simpler in _simpler_values(path[-1], value):
             yield _with(table, path, simpler)
+
+
+def _plain(table: Table) -> Iterator[Table]:
+    """BARs as they are by default, and the doorbell in the next of them: what takes several
+    changes at once."""
+    bars = [key for key in table if key.startswith("bar")]
+    plain: Table = {**table, **{bar: {} for bar in bars}}
+    simplest = {"backend": "embedded"}
+    if table.get("doorbell", simplest) != simplest:
+        for doorbell in ({**table, "doorbell": simplest}, {**plain, "doorbell": simplest}):
+            yield {key: doorbell[key] for key in doorbell if key != "register_bar"}
+    if plain != table:
+        yield plain
+    for bar in bars:
+        if table[bar]:
+            yield {**table, bar: {}}
 
 
 def _simpler_values(key: str, value: Any) -> Iterator[Any]:

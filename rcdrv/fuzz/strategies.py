@@ -31,7 +31,9 @@ _SIZES = st.sampled_from(
     + [1 << bit for bit in range(21, 37)]
 )
 
-_TYPES = st.sampled_from(["programmable", "programmable", "fixed", "resizable", "reserved"])
+_RESIZABLE_SIZES = st.sampled_from([1 << bit for bit in range(20, 37)])
+
+_TYPES = st.sampled_from(["programmable", "programmable", "fixed", "reserved", "resizable"])
 
 _IDS = st.sampled_from(
     [
@@ -90,7 +92,7 @@ def _bars(draw: DrawFn) -> dict[int, Table]:
         if draw(st.integers(0, 3)):
             bar: Table = {"type": draw(_TYPES), "size": draw(_SIZES)}
             if bar["type"] == "resizable":
-                bar["size"] = max(1 * M, bar["size"])
+                bar["size"] = draw(_RESIZABLE_SIZES)
             if index == 5:
                 bar["size"] = min(_LARGEST_32BIT, bar["size"])
             elif bar["size"] > _LARGEST_32BIT or not draw(st.integers(0, 4)):

@@ -171,7 +171,10 @@ class Controller:
         """A read that arrived at the controller. All ones while BARs are not decoded."""
         if not self.config.responds:
             return b"\xff" * size
-        data = bytearray(self._memory[bar].read(offset, size))
+        memory = self._memory[bar].read(offset, size)
+        if bar not in self._exposed and bar not in self._shown:
+            return memory
+        data = bytearray(memory)
         for shown in self._pages(bar):
             # It may begin before this access, or end after it.
             first = max(offset, shown.start)
@@ -246,6 +249,13 @@ class Controller:
                 raise OSError(errno.EINVAL, f"parts of {part:#x} bytes cannot be mapped")
         self._take_windows(bar, len(order))
         self._show(bar, order, None)
+
+    def map_nothing(self, bar: int) -> None:
+        """pci_epc_set_bar() to an address at which nothing of the endpoint's is meant to be
+        touched: what is written there is noted as stray when the BAR shows memory again."""
+        self._windows[bar] = 0
+        self._take_windows(bar, 1)
+        self._show(bar, REGISTERS, None)
 
     def map_registers(self, bar: int, base: int) -> None:
         """pci_epc_set_bar() to ``base`` on the endpoint's bus, a multiple of the BAR's size.

@@ -11,11 +11,12 @@ from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import Controller
 from rcdrv.sim.doorbell import Doorbells
 from rcdrv.sim.epf_test import EpfTest, Register
+from rcdrv.sim.epf_vntb import EpfVntb
 from rcdrv.sim.faults import Faults
 from rcdrv.sim.layout import Layout, Reset, Trap
 from rcdrv.vfio_user.served import Peer, ServedDevice, ServedRegion
 
-_FUNCTIONS = {"epf_test": EpfTest}
+_FUNCTIONS: dict[str, type[EpfTest] | type[EpfVntb]] = {"epf_test": EpfTest, "epf_vntb": EpfVntb}
 """Endpoint functions by the layout's ``function``."""
 
 

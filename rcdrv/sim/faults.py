@@ -57,6 +57,10 @@ FAULTS: dict[str, Fault] = {
     "irq-lost": Fault("interrupts do not arrive", "of", BOTH, _WHICH),
     "irq-twice": Fault("interrupts arrive twice", "of", DOORBELL, _WHICH),
     "irq-wrong-vector": Fault("interrupts arrive at the next vector", "of", BOTH, _WHICH),
+    # vNTB
+    "command-error": Fault("commands are answered with COMMAND_STATUS_ERROR"),
+    "link-drops": Fault("the endpoint's function is set up anew after so many doorbells", "n", 3),
+    "sequence-gap": Fault("ntb_transport leaves out the number of a packet", "number", 3),
     # data
     "bad-data": Fault("one byte of every transfer is wrong"),
     "bad-checksum": Fault("WRITE reports a wrong CHECKSUM, READ expects one"),

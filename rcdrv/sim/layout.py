@@ -29,6 +29,9 @@ REGISTERS_SIZE = 0x80
 
 MSIX_ENTRY_SIZE = 16
 
+VNTB_CONTROL_SIZE = 0x134
+"""struct epf_ntb_ctrl of pci-epf-vntb; the scratchpads of both sides follow."""
+
 DEFAULT_BAR_SIZES = (128 * K, 128 * K, 128 * K, 128 * K, 128 * K, 1 * M)
 """pci-epf-test.c, default_bar_size."""
 
@@ -97,6 +100,18 @@ class DoorbellBackend(str, Enum):
     """The same register, in a reserved BAR that always shows it."""
 
 
+class VntbPeer(str, Enum):
+    """What runs on the endpoint, on top of pci-epf-vntb (one client a device, as in the kernel)."""
+
+    NONE = "none"
+    PINGPONG = "pingpong"
+    """ntb_pingpong: answers a doorbell with a scratchpad and a doorbell."""
+    NETDEV = "netdev"
+    """ntb_transport with ntb_netdev and a network stack that answers ARP and ICMP echo."""
+    TOOL = "tool"
+    """As ntb_tool with a translation set for every memory window."""
+
+
 class Trap(str, Enum):
     """Which BAR accesses reach the endpoint as messages."""
 
@@ -132,6 +147,40 @@ class DoorbellLayout:
     bar: int = 0
     """Exposed: the BAR and the offset in it."""
     offset: int = 0
+
+
+@dataclass(frozen=True)
+class VntbLayout:
+    """What is set in configfs of pci-epf-vntb, under the names that it has there."""
+
+    db_count: int = 4
+    """Slots: 0 and 1 are no doorbells, so these are ``db_count - 2`` doorbells."""
+    spad_count: int = 64
+    num_mws: int = 1
+    mw1: int = 1 * M
+    mw2: int = 0
+    mw3: int = 0
+    mw4: int = 0
+    ctrl_bar: int = -1
+    """-1, here and below: the next BAR that is free, as epf_ntb_find_bar() looks for it."""
+    db_bar: int = -1
+    mw1_bar: int = -1
+    mw2_bar: int = -1
+    mw3_bar: int = -1
+    mw4_bar: int = -1
+    peer: VntbPeer = VntbPeer.PINGPONG
+    peer_delay_ms: int = 0
+    """ntb_pingpong's ``delay_ms``, which is 1000 by default there."""
+    peer_ip: str = "192.0.2.2"
+    """The IPv4 address of the endpoint's ntb_netdev."""
+
+    @property
+    def mw_sizes(self) -> tuple[int, ...]:
+        return (self.mw1, self.mw2, self.mw3, self.mw4)[: self.num_mws]
+
+    @property
+    def mw_bars(self) -> tuple[int, ...]:
+        return (self.mw1_bar, self.mw2_bar, self.mw3_bar, self.mw4_bar)[: self.num_mws]
 
 
 @dataclass(frozen=True)
@@ -188,6 +237,8 @@ class Layout:
     """-1: CAPS follows from the rest. Else its value, for endpoints with older kernels."""
 
     doorbell: DoorbellLayout = field(default_factory=DoorbellLayout)
+    vntb: VntbLayout = field(default_factory=VntbLayout)
+    """Only for the function ``epf_vntb``."""
     ep_iommu: bool = False
     """The endpoint's own IOMMU translates what its PCIe controller accesses."""
 
@@ -237,6 +288,9 @@ class Layout:
             return None
         if doorbell.backend is DoorbellBackend.EXPOSED:
             return doorbell.bar, doorbell.offset
+        if self.function == "epf_vntb":
+            bar = self.vntb.db_bar
+            return bar, self.doorbell_address % self.bar(bar).size
         index = self.next_free_bar(self.register_bar + 1)
         if index is None:
             return None
@@ -292,16 +346,21 @@ def parse_layout(table: Mapping[str, object], source: str = "layout") -> Layout:
             bars[_BAR_KEYS.index(key)] = None if bar.type is BarType.DISABLED else bar
         elif key == "doorbell":
             values[key] = DoorbellLayout(**_parse_table(value, path, _DOORBELL_SCHEMA))
+        elif key == "vntb":
+            values[key] = VntbLayout(**_parse_table(value, path, _VNTB_SCHEMA))
         elif key in _SCHEMA:
             values[key] = _SCHEMA[key](value, path)
         else:
-            raise _unknown(path, [*_SCHEMA, *_BAR_KEYS, "doorbell"])
+            raise _unknown(path, [*_SCHEMA, *_BAR_KEYS, "doorbell", "vntb"])
+    values = {**_FUNCTIONS.get(values.get("function", ""), {}), **values}
     return _resolve(Layout(**values, bars=tuple(bars)), source)
 
 
 def dump_layout(layout: Layout) -> str:
     """The layout as a TOML document that :func:`parse_layout` turns into an equal one."""
-    lines = _dump_fields(layout, Layout())
+    lines = _dump_fields(layout, Layout(**_FUNCTIONS[layout.function]))
+    if layout.function != Layout.function:
+        lines.insert(0, f'function = "{layout.function}"')
     for index, bar in enumerate(layout.bars):
         if bar is not None:
             lines += [
@@ -310,6 +369,8 @@ def dump_layout(layout: Layout) -> str:
                 *_dump_fields(bar, BarLayout()),
             ]
     lines += ["\n[doorbell]", *_dump_fields(layout.doorbell, DoorbellLayout())]
+    if layout.vntb != VntbLayout():
+        lines += ["\n[vntb]", *_dump_fields(layout.vntb, VntbLayout())]
     return "\n".join(lines) + "\n"
 
 
@@ -317,9 +378,9 @@ def _dump_fields(one: Any, default: Any) -> list[str]:
     lines = []
     for entry in fields(one):
         value = getattr(one, entry.name)
-        if value == getattr(default, entry.name) or isinstance(value, DoorbellLayout):
+        if value == getattr(default, entry.name) or isinstance(value, DoorbellLayout | VntbLayout):
             continue
-        if entry.name not in ("bars", "type"):
+        if entry.name not in ("bars", "function", "type"):
             lines.append(f"{entry.name} = {_dump_value(value)}")
     return lines
 
@@ -450,10 +511,26 @@ def _choice(enum: type[Enum]) -> _Check:
     return check
 
 
+_FUNCTIONS: dict[str, dict[str, Any]] = {
+    "epf_test": {},
+    # PCI_BASE_CLASS_MEMORY; HZ decides how long a ring waits, so it is what arm64 has by default.
+    "epf_vntb": {"class_code": 0x0500, "hz": 250},
+}
+"""The endpoint functions, and which defaults are theirs."""
+
+
 def _function(value: object, path: str) -> str:
-    if value != "epf_test":
-        raise UsageError(f"{path}: {value!r} is not one of epf_test")
-    return "epf_test"
+    if value not in _FUNCTIONS:
+        raise UsageError(f"{path}: {value!r} is not one of {', '.join(_FUNCTIONS)}")
+    return str(value)
+
+
+def _ipv4(value: object, path: str) -> str:
+    text = _text(value, path)
+    parts = text.split(".")
+    if len(parts) != 4 or not all(part.isdecimal() and int(part) < 256 for part in parts):
+        raise UsageError(f"{path}: {text!r} is not an IPv4 address")
+    return text
 
 
 def _faults(value: object, path: str) -> tuple[str, ...]:
@@ -492,6 +569,20 @@ _DOORBELL_SCHEMA: dict[str, _Check] = {
     "data": _integer(0, 0xFFFF_FFFF),
     "bar": _integer(0, 5),
     "offset": _integer(0, 0xFFFF_FFFC),
+}
+_MW_SIZE = _integer(0, 1 * G)
+_BAR_NUMBER = _integer(-1, 5)
+_VNTB_SCHEMA: dict[str, _Check] = {
+    "db_count": _integer(3, 32),  # MIN_DB_COUNT, MAX_DB_COUNT
+    "spad_count": _integer(1, 1024),
+    "num_mws": _integer(1, 4),  # MAX_MW; without one, pci-epf-vntb still takes a BAR for it
+    **{f"mw{number}": _MW_SIZE for number in range(1, 5)},
+    "ctrl_bar": _BAR_NUMBER,
+    "db_bar": _BAR_NUMBER,
+    **{f"mw{number}_bar": _BAR_NUMBER for number in range(1, 5)},
+    "peer": _choice(VntbPeer),
+    "peer_delay_ms": _integer(0, 60_000),
+    "peer_ip": _ipv4,
 }
 _SCHEMA: dict[str, _Check] = {
     "description": _text,
@@ -551,6 +642,8 @@ def _unknown(path: str, known: Sequence[str]) -> UsageError:
 
 def _resolve(layout: Layout, source: str) -> Layout:
     """Fill in what the kernel would derive, then check that all of it fits together."""
+    if layout.function == "epf_vntb":
+        layout = _place_vntb(layout, source)
     register_bar = layout.register_bar
     if register_bar < 0:
         first = layout.next_free_bar(0)
@@ -583,6 +676,47 @@ def _resolve(layout: Layout, source: str) -> Layout:
     return layout
 
 
+def _place_vntb(layout: Layout, source: str) -> Layout:
+    """epf_ntb_init_epc_bar(): a BAR for each construct that has none. Then their sizes."""
+    vntb = layout.vntb
+    names = ["ctrl_bar", "db_bar", *(f"mw{n}_bar" for n in range(1, vntb.num_mws + 1))]
+    bars = {name: getattr(vntb, name) for name in names}
+    start = 0
+    for name in names:
+        if bars[name] >= 0:
+            continue
+        free = layout.next_free_bar(start)
+        while free is not None and free in bars.values():
+            free = layout.next_free_bar(free + 1)
+        if free is None:
+            raise UsageError(f"{source}: vntb.{name}: no BAR is left for it")
+        bars[name], start = free, free + 1
+    for name, bar in bars.items():
+        if layout.bars[bar] is None:
+            raise UsageError(f"{source}: vntb.{name}: BAR{bar} is absent")
+    if len(set(bars.values())) < len(bars):
+        raise UsageError(f"{source}: vntb: two of {', '.join(names)} are the same BAR")
+    vntb = replace(vntb, **bars)
+    sizes = dict(zip(vntb.mw_bars, vntb.mw_sizes, strict=True))
+    for bar, size in sizes.items():
+        entry = layout.bar(bar)
+        if size < EP_PAGE or size & (size - 1):
+            raise UsageError(f"{source}: vntb: a window of {size:#x} bytes", hint="a power of two")
+        if entry.size not in (0, size):
+            raise UsageError(
+                f"{source}: vntb: BAR{bar} has {entry.size:#x} bytes, its window {size:#x}",
+                hint=f"leave bar{bar}.size out",
+            )
+        layout = replace(
+            layout,
+            bars=tuple(
+                replace(entry, size=size) if index == bar else other
+                for index, other in enumerate(layout.bars)
+            ),
+        )
+    return replace(layout, vntb=vntb, register_bar=vntb.ctrl_bar)
+
+
 def _default_size(layout: Layout, index: int, source: str) -> int:
     """pci_epf_get_required_bar_size() of what pci_epf_test_alloc_space() asks for."""
     bar = layout.bar(index)
@@ -592,7 +726,13 @@ def _default_size(layout: Layout, index: int, source: str) -> int:
             hint=f"the hardware decides the size of a {bar.type.value} BAR, so it must be given",
         )
     size = DEFAULT_BAR_SIZES[index]
-    if index == layout.register_bar:
+    if layout.function == "epf_vntb":
+        # epf_ntb_config_spad_bar_alloc(), epf_ntb_db_bar_init(); a window has its size already.
+        control = VNTB_CONTROL_SIZE + 8 * layout.vntb.spad_count
+        size = {layout.register_bar: control, layout.vntb.db_bar: 4 * layout.vntb.db_count}.get(
+            index, SMALLEST_EPF_BAR
+        )
+    elif index == layout.register_bar:
         size = REGISTERS_SIZE
         if layout.msix and layout.msix_bar < 0:
             size += layout.msix * MSIX_ENTRY_SIZE + _pba_size(layout.msix)
@@ -638,9 +778,12 @@ def _check_registers(layout: Layout, source: str) -> None:
     if bar is None or bar.type is BarType.RESERVED:
         state = "absent" if bar is None else "reserved"
         raise UsageError(f"{path}: BAR{layout.register_bar} is {state}")
-    if bar.size < REGISTERS_SIZE:
+    needed = REGISTERS_SIZE
+    if layout.function == "epf_vntb":
+        needed = VNTB_CONTROL_SIZE + 8 * layout.vntb.spad_count
+    if bar.size < needed:
         raise UsageError(
-            f"{source}: bar{layout.register_bar}.size: the registers need {REGISTERS_SIZE:#x} bytes"
+            f"{source}: bar{layout.register_bar}.size: the registers need {needed:#x} bytes"
         )
     if not layout.msix:
         return

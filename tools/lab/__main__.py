@@ -22,6 +22,7 @@ from tools.lab.guest import BOOT_TIMEOUT, Guest
 from tools.lab.image import image
 from tools.lab.iommufd import iommufd
 from tools.lab.kernel_driver import kernel_driver
+from tools.lab.kernel_ntb import kernel_ntb
 from tools.lab.machine import MACHINES
 from tools.lab.toolbox import toolbox
 
@@ -106,6 +107,8 @@ def shell(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _guest(options: argparse.Namespace) -> Iterator[Guest]:
     files = dict(options.file)
+    if options.kernel_ntb:
+        files["opt/ntb"] = kernel_ntb(options.arch)
     if options.kernel_driver:
         files["opt/kernel"] = kernel_driver(options.arch)
     guest = Guest(
@@ -237,6 +240,11 @@ def _parser() -> argparse.ArgumentParser:
         "--iommufd",
         action="store_true",
         help="load VFIO modules that offer iommufd and the no-IOMMU mode",
+    )
+    guest.add_argument(
+        "--kernel-ntb",
+        action="store_true",
+        help="put the kernel's own NTB modules in the guest's /opt/ntb",
     )
     guest.add_argument(
         "--no-bind", dest="bind", action="store_false", help="leave the functions without a driver"

@@ -1,0 +1,424 @@
+"""The driver of a pci-epf-vntb endpoint: commands, link, scratchpads, doorbells, windows.
+
+What it does in which order is ``drivers/ntb/hw/epf/ntb_hw_epf.c``. Everything that the endpoint
+says is checked before it is used, and every wait has a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rcdrv.epf_vntb.registers import (
+    BLOCK_SIZE,
+    FIRST_SLOT,
+    LINK_IS_UP,
+    MAX_SLOTS,
+    MAX_VECTORS,
+    MAX_WINDOWS,
+    MIN_VECTORS,
+    NARROW,
+    WINDOW_ALIGN,
+    BarMap,
+    Command,
+    CommandStatus,
+    Reg,
+    db_data,
+    db_offset,
+)
+from rcdrv.errors import DeviceLost, UsageError
+from rcdrv.function import DmaBuffer, Function, Interrupts, IrqKind
+from rcdrv.mmio import Window, barrier
+from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.wait import Deadline
+
+Trace = Callable[[str], None]
+
+_ALL_ONES = 0xFFFF_FFFF
+# How often (s) to look at CMD_STATUS. The endpoint looks at COMMAND every 5 or 500 ms.
+_POLL = 0.0005
+
+_LOOK_AT_EP = "on the endpoint: is pci-epf-vntb bound and started, and what does its dmesg say?"
+
+
+@dataclass(frozen=True)
+class Doorbell:
+    """One doorbell of the endpoint's, checked: where to write what."""
+
+    number: int
+    bar: int
+    offset: int
+    data: int
+
+
+class Vntb:
+    """A pci-epf-vntb endpoint, seen from the root complex.
+
+    :param function: the open function; it stays the caller's to close
+    :param bars: which BAR has which part
+    :param timeout: seconds, the bound of every wait for the endpoint
+    :param trace: called with a line for every register access
+    :raises UsageError: the function has no such BAR
+    :raises NotPassed: ``bad-control``: that BAR holds no control block of a vNTB
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        bars: BarMap,
+        *,
+        timeout: float = 1.0,
+        trace: Trace | None = None,
+    ) -> None:
+        self.function = function
+        self.bars = bars
+        self.timeout = timeout
+        self._trace = trace
+        self._control = function.bar(bars.control)
+        self._interrupts: Interrupts | None = None
+        self._configured = False
+        if self._control.size < BLOCK_SIZE:
+            raise UsageError(
+                f"BAR{bars.control} has {self._control.size:#x} bytes, too few for a control block",
+                hint="--ctrl-bar says where it is",
+            )
+        self.windows = self._check_windows()
+        """How many memory windows the endpoint has."""
+        self.spads = self._check_spads()
+        """How many scratchpads each side has."""
+        self.polled = self._check_entry_size()
+        """The endpoint looks at the doorbells' memory, rather than being interrupted."""
+
+    # -- registers ----------------------------------------------------------------------------
+
+    def read(self, register: Reg) -> int:
+        """One read of a register, 16 or 32 bits wide as it is.
+
+        :raises DeviceLost: it reads all ones, and so does config space
+        """
+        value = self._control.read(16 if register in NARROW else 32, register)
+        self._say(f"read  {register.name:13} {value:#010x}")
+        if value == (0xFFFF if register in NARROW else _ALL_ONES):
+            self.function.check_alive()
+        return value
+
+    def write(self, register: Reg, value: int) -> None:
+        """One write, likewise."""
+        self._say(f"write {register.name:13} {value:#010x}")
+        self._control.write(16 if register in NARROW else 32, register, value)
+
+    def _say(self, line: str) -> None:
+        if self._trace is not None:
+            self._trace(line)
+
+    def _check_windows(self) -> int:
+        count = self.read(Reg.MW_COUNT)
+        if count > MAX_WINDOWS:
+            raise self._nonsense(f"MW_COUNT is {count:#x}; it can be {MAX_WINDOWS} at most")
+        return count
+
+    def _check_spads(self) -> int:
+        offset, count = self.read(Reg.SPAD_OFFSET), self.read(Reg.SPAD_COUNT)
+        apart = self.bars.peer_spad != self.bars.control
+        end = offset + 4 * count * (1 if apart else 2)
+        if offset % 4 or offset < BLOCK_SIZE or end > self._control.size:
+            raise self._nonsense(
+                f"SPAD_OFFSET {offset:#x} and SPAD_COUNT {count:#x} do not fit BAR"
+                f"{self.bars.control} of {self._control.size:#x} bytes"
+            )
+        self._own_spads = offset
+        self._peer_spads = 0 if apart else offset + 4 * count
+        self._peer_window = self.function.bar(self.bars.peer_spad)
+        if 4 * count > self._peer_window.size:
+            raise self._nonsense(f"SPAD_COUNT {count:#x} does not fit BAR{self.bars.peer_spad}")
+        return count
+
+    def _check_entry_size(self) -> bool:
+        size = self.read(Reg.DB_ENTRY_SIZE)
+        if size not in (0, 4):
+            raise self._nonsense(f"DB_ENTRY_SIZE is {size:#x}; it can be 0 or 4")
+        return size == 4
+
+    def _nonsense(self, what: str) -> NotPassed:
+        return NotPassed(
+            Reason.BAD_CONTROL,
+            f"BAR{self.bars.control} holds no control block of pci-epf-vntb: {what}",
+            hint="--ctrl-bar says where it is; " + _LOOK_AT_EP,
+        )
+
+    # -- commands -----------------------------------------------------------------------------
+
+    def command(self, command: Command, argument: int = 0) -> None:
+        """Give the endpoint a command and wait for its answer.
+
+        :raises NotPassed: ``stuck-command``, ``silent``, ``command-refused``
+        """
+        self._wait_until_idle()
+        # An answer that came too late for an earlier command must not be taken for this one's.
+        self.write(Reg.CMD_STATUS, 0)
+        self.write(Reg.ARGUMENT, argument)
+        barrier()
+        self.write(Reg.COMMAND, command)
+        deadline = Deadline(self.timeout)
+        while True:
+            late = deadline.expired
+            status = self.read(Reg.CMD_STATUS)
+            if status:
+                break
+            if late:
+                raise self._no_answer(command)
+            self.function.pause(_POLL)
+        self.write(Reg.CMD_STATUS, 0)
+        if status != CommandStatus.OK:
+            raise NotPassed(
+                Reason.COMMAND_REFUSED,
+                f"{command.name}: CMD_STATUS is {status:#06x}, not OK",
+                hint="the endpoint's dmesg says what it could not do",
+            )
+
+    def _wait_until_idle(self) -> None:
+        deadline = Deadline(self.timeout)
+        while (left := self.read(Reg.COMMAND)) != 0:
+            if deadline.expired:
+                raise NotPassed(
+                    Reason.STUCK_COMMAND,
+                    f"COMMAND still holds {left:#x} after {self.timeout:g} s:"
+                    " the endpoint does not take commands",
+                    hint=_LOOK_AT_EP,
+                )
+            self.function.pause(_POLL)
+
+    def _no_answer(self, command: Command) -> NotPassed:
+        taken = self.read(Reg.COMMAND) == 0
+        how = "took it and does not answer" if taken else "does not take it"
+        return NotPassed(
+            Reason.SILENT,
+            f"{command.name}: the endpoint {how} within {self.timeout:g} s",
+            hint=_LOOK_AT_EP + " With an interrupt for its doorbell it looks every 500 ms only.",
+        )
+
+    # -- link ---------------------------------------------------------------------------------
+
+    @property
+    def link_is_up(self) -> bool:
+        """LINK_STATUS. The endpoint changes it on the host's own commands only."""
+        return bool(self.read(Reg.LINK_STATUS) & LINK_IS_UP)
+
+    def link_up(self) -> None:
+        """LINK_UP.
+
+        :raises NotPassed: no answer, or ``link-down``: LINK_STATUS stays as it was
+        """
+        self.command(Command.LINK_UP)
+        if not self.link_is_up:
+            raise NotPassed(
+                Reason.LINK_DOWN,
+                "LINK_UP was answered with OK, but LINK_STATUS says that it is down",
+                hint=_LOOK_AT_EP,
+            )
+
+    def link_down(self) -> None:
+        self.command(Command.LINK_DOWN)
+
+    def check_link(self) -> None:
+        """:raises NotPassed: ``link-lost``"""
+        if not self.link_is_up:
+            raise NotPassed(
+                Reason.LINK_LOST,
+                "LINK_STATUS says that the link is down, and nobody here took it down",
+                hint="was the endpoint's function unbound, or did the endpoint reboot?",
+            )
+
+    # -- scratchpads --------------------------------------------------------------------------
+
+    def spad_read(self, index: int, *, peer: bool = False) -> int:
+        """One scratchpad: what the endpoint wrote for us, or (``peer``) what we wrote for it."""
+        window, offset = self._spad(index, peer)
+        value = window.read32(offset)
+        self._say(f"read  {'peer' if peer else 'own '} spad {index:<3} {value:#010x}")
+        return value
+
+    def spad_write(self, index: int, value: int, *, peer: bool = False) -> None:
+        window, offset = self._spad(index, peer)
+        self._say(f"write {'peer' if peer else 'own '} spad {index:<3} {value:#010x}")
+        window.write32(offset, value)
+
+    def _spad(self, index: int, peer: bool) -> tuple[Window, int]:
+        if not 0 <= index < self.spads:
+            raise UsageError(f"no scratchpad {index}: they are 0 to {self.spads - 1}")
+        if peer:
+            return self._peer_window, self._peer_spads + 4 * index
+        return self._control, self._own_spads + 4 * index
+
+    # -- doorbells ----------------------------------------------------------------------------
+
+    @property
+    def vectors(self) -> int:
+        """The MSI vectors that are armed."""
+        return 0 if self._interrupts is None else self._interrupts.count
+
+    @property
+    def doorbells(self) -> int | None:
+        """How many doorbells the endpoint shows to have; None where that cannot be seen.
+
+        db_count is in no register. Slots beyond it are zero, which tells unless an existing one
+        is zero as well: an embedded doorbell at the start of its BAR.
+        """
+        if not any(self._slot(FIRST_SLOT)):
+            return None
+        slots = range(FIRST_SLOT, MAX_SLOTS)
+        return next((n - FIRST_SLOT for n in slots if not any(self._slot(n))), len(slots))
+
+    def _slot(self, slot: int) -> tuple[int, int]:
+        """(DB_OFFSET, DB_DATA), as far as it tells whether there is such a doorbell."""
+        offset = self._control.read32(db_offset(slot))
+        if not self.polled:
+            # The data of the first interrupt is 0 often; an offset is what all of them have.
+            return offset, 0
+        return offset, self._control.read32(db_data(slot))
+
+    def doorbell(self, number: int) -> Doorbell:
+        """Where doorbell ``number`` is, checked.
+
+        :raises UsageError: the endpoint has no such doorbell, or announces no vector for it
+        :raises NotPassed: ``no-vectors``; ``bad-offset``: it says a place that is none
+        """
+        slot = number + FIRST_SLOT
+        limit = min(self.function.device.irq_count(IrqKind.MSI), MAX_SLOTS)
+        if limit < MIN_VECTORS:
+            raise self._few_vectors(limit)
+        if not FIRST_SLOT <= slot < limit:
+            raise UsageError(
+                f"no doorbell {number}: with {limit} MSI vectors they are 0 to"
+                f" {limit - FIRST_SLOT - 1}",
+                hint="doorbell N has slot N + 2, and a slot needs a vector",
+            )
+        count = self.doorbells
+        if count is not None and number >= count:
+            # With DB_ENTRY_SIZE 0 this would be the first register of the ITS or the eDMA.
+            raise UsageError(
+                f"no doorbell {number}: the endpoint shows {count} (its db_count is {count + 2})",
+                hint="slots beyond db_count are not rung: who knows what is there",
+            )
+        bar = self.function.bar(self.bars.doorbell)
+        base = self._control.read32(db_offset(slot))
+        offset = base + (4 * slot if self.polled else 0)
+        data = self._control.read32(db_data(slot))
+        self._say(f"read  slot {slot}: DB_OFFSET {base:#x}, DB_DATA {data:#x}")
+        if _ALL_ONES in (base, data):
+            self.function.check_alive()
+        if offset % 4 or offset + 4 > bar.size:
+            raise NotPassed(
+                Reason.BAD_OFFSET,
+                f"doorbell {number} is at BAR{self.bars.doorbell}+{offset:#x}, which is no 32-bit"
+                f" register of a BAR of {bar.size:#x} bytes",
+                hint="nothing was written; is this the doorbell BAR (--db-bar)?",
+            )
+        return Doorbell(number, self.bars.doorbell, offset, data)
+
+    def ring(self, doorbell: Doorbell) -> None:
+        """Ring the endpoint: one 32-bit write, after everything written before it."""
+        self._say(f"write BAR{doorbell.bar}+{doorbell.offset:#x} {doorbell.data:#010x}")
+        barrier()
+        self.function.bar(doorbell.bar).write32(doorbell.offset, doorbell.data)
+
+    def arm(self) -> int:
+        """Have the endpoint's doorbells arrive: MSI vectors, and CONFIGURE_DOORBELL.
+
+        Never MSI-X, which pci-epf-vntb does not raise (vntb_epf_peer_db_work).
+
+        :returns: how many vectors there are
+        :raises NotPassed: ``no-vectors``, or the endpoint's answer
+        """
+        if self._interrupts is None:
+            available = min(self.function.device.irq_count(IrqKind.MSI), MAX_VECTORS)
+            if available < MIN_VECTORS:
+                raise self._few_vectors(available)
+            interrupts = self.function.interrupts(IrqKind.MSI, available, fewer=True)
+            self._interrupts = interrupts
+            if interrupts.count < MIN_VECTORS:
+                raise self._few_vectors(interrupts.count)
+            self.command(Command.CONFIGURE_DOORBELL, interrupts.count)
+            self._configured = True
+        return self._interrupts.count
+
+    def _few_vectors(self, available: int) -> NotPassed:
+        return NotPassed(
+            Reason.NO_VECTORS,
+            f"a vNTB needs {MIN_VECTORS} MSI vectors, there are {available}",
+            verdict=Verdict.SKIP,
+            hint="pci-epf-vntb announces 16 if its controller has MSI; the host may give less",
+        )
+
+    def wait_doorbells(self, deadline: Deadline) -> dict[int, int]:
+        """Sleep until the endpoint rings.
+
+        :returns: {doorbell: how often}; negative ones are the vectors that are none, -2 and -1
+        """
+        assert self._interrupts is not None, "arm() comes first"
+        fired = self._interrupts.wait(deadline)
+        return {vector - FIRST_SLOT: count for vector, count in fired.items()}
+
+    def drop_doorbells(self) -> int:
+        """Forget what rang before; how often that was."""
+        return 0 if self._interrupts is None else sum(self._interrupts.take().values())
+
+    # -- memory windows -----------------------------------------------------------------------
+
+    def window(self, index: int) -> Window:
+        """The BAR through which the endpoint's memory is reached.
+
+        Before the endpoint has set a translation it shows the endpoint's physical address 0, and
+        after the endpoint's link went down memory that was freed: touch it in between only.
+
+        :raises UsageError: the endpoint has no such window, or its BAR is not known
+        """
+        self._check_window(index)
+        return self.function.bar(self.bars.windows[index])
+
+    def window_offset(self, index: int) -> int:
+        """Where window ``index`` begins in its BAR: only the first can be behind something."""
+        if index:
+            return 0
+        offset, size = self.read(Reg.MW1_OFFSET), self.window(0).size
+        if offset >= size or offset % 4:
+            raise self._nonsense(f"MW1_OFFSET is {offset:#x} in a BAR of {size:#x} bytes")
+        return offset
+
+    def point_window(self, index: int, buffer: DmaBuffer) -> None:
+        """CONFIGURE_MW: let the endpoint reach ``buffer`` through its side of the window."""
+        self._check_window(index)
+        if buffer.iova % WINDOW_ALIGN:
+            raise UsageError(f"a window's memory is aligned to {WINDOW_ALIGN} bytes")
+        self.write(Reg.ADDR_LOW, buffer.iova & _ALL_ONES)
+        self.write(Reg.ADDR_HIGH, buffer.iova >> 32)
+        self.write(Reg.SIZE_LOW, buffer.size & _ALL_ONES)
+        self.write(Reg.SIZE_HIGH, buffer.size >> 32)
+        self.command(Command.CONFIGURE_MW, index)
+
+    def clear_window(self, index: int) -> None:
+        """TEARDOWN_MW: before its memory is given back."""
+        self._check_window(index)
+        self.command(Command.TEARDOWN_MW, index)
+
+    def _check_window(self, index: int) -> None:
+        # The endpoint indexes an array with it, unchecked (epf_ntb_configure_mw).
+        if not 0 <= index < self.windows:
+            raise UsageError(f"no memory window {index}: the endpoint has {self.windows}")
+        if index >= len(self.bars.windows):
+            raise UsageError(f"the BAR of window {index} is not known", hint="--mw-bar says it")
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Disarm, and say so to the endpoint as far as it answers. Raises nothing of its own."""
+        interrupts, self._interrupts = self._interrupts, None
+        if interrupts is None:
+            return
+        try:
+            if self._configured:
+                self.command(Command.TEARDOWN_DOORBELL, interrupts.count)
+        except (NotPassed, DeviceLost) as error:
+            self._say(f"TEARDOWN_DOORBELL: {error.message}")
+        finally:
+            interrupts.close()

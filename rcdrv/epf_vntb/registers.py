@@ -1,0 +1,155 @@
+"""The control block of pci-epf-vntb, and in which BAR each part of the bridge is.
+
+As ``drivers/ntb/hw/epf/ntb_hw_epf.c`` and ``drivers/pci/endpoint/functions/pci-epf-vntb.c`` have
+it. Little endian.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from rcdrv.errors import UsageError
+
+
+class Reg(IntEnum):
+    """Offsets in the control BAR; 32 bits wide unless they say otherwise."""
+
+    COMMAND = 0x00
+    ARGUMENT = 0x04
+    CMD_STATUS = 0x08
+    """16 bits. Shares its word with LINK_STATUS, so a wider write would change that."""
+    LINK_STATUS = 0x0A
+    """16 bits."""
+    TOPOLOGY = 0x0C
+    ADDR_LOW = 0x10
+    ADDR_HIGH = 0x14
+    SIZE_LOW = 0x18
+    SIZE_HIGH = 0x1C
+    MW_COUNT = 0x20
+    MW1_OFFSET = 0x24
+    SPAD_OFFSET = 0x28
+    SPAD_COUNT = 0x2C
+    DB_ENTRY_SIZE = 0x30
+
+
+def db_data(slot: int) -> int:
+    """Offset of DB_DATA[slot]."""
+    return 0x34 + 4 * slot
+
+
+def db_offset(slot: int) -> int:
+    """Offset of DB_OFFSET[slot]."""
+    return 0xB4 + 4 * slot
+
+
+BLOCK_SIZE = 0x134
+"""Up to the end of DB_OFFSET[31]; the scratchpads lie behind it."""
+
+NARROW = (Reg.CMD_STATUS, Reg.LINK_STATUS)
+"""The registers that take 16-bit accesses."""
+
+
+class Command(IntEnum):
+    """What COMMAND can be told."""
+
+    CONFIGURE_DOORBELL = 1
+    TEARDOWN_DOORBELL = 2
+    CONFIGURE_MW = 3
+    TEARDOWN_MW = 4
+    LINK_UP = 5
+    LINK_DOWN = 6
+
+
+class CommandStatus(IntEnum):
+    """What CMD_STATUS answers; 0 is no answer yet."""
+
+    OK = 1
+    ERROR = 2
+
+
+LINK_IS_UP = 1 << 0
+
+MAX_SLOTS = 32
+FIRST_SLOT = 2
+"""The slot of doorbell 0, and the MSI vector of the endpoint's. Slot 0 is for link events, which
+pci-epf-vntb never raises, slot 1 is unused (enum epf_irq_slot)."""
+
+MIN_VECTORS, MAX_VECTORS = 4, 32
+"""NTB_EPF_MIN_DB_COUNT + 1, NTB_EPF_MAX_DB_COUNT + 1"""
+
+MAX_WINDOWS = 4
+WINDOW_ALIGN = 4096
+
+
+@dataclass(frozen=True)
+class BarMap:
+    """Which BAR has which part of the bridge."""
+
+    control: int
+    peer_spad: int
+    """The control BAR: the endpoint's scratchpads follow the host's own. Else at offset 0."""
+    doorbell: int
+    windows: tuple[int, ...]
+
+    def changed(
+        self,
+        *,
+        control: int | None = None,
+        doorbell: int | None = None,
+        peer_spad: int | None = None,
+        windows: tuple[int, ...] = (),
+    ) -> BarMap:
+        """The same with what the user says. A moved control BAR takes the scratchpads with it."""
+        moved = self
+        if control is not None:
+            spad = control if self.peer_spad == self.control else self.peer_spad
+            moved = replace(moved, control=control, peer_spad=spad)
+        if peer_spad is not None:
+            moved = replace(moved, peer_spad=peer_spad)
+        if doorbell is not None:
+            moved = replace(moved, doorbell=doorbell)
+        if windows:
+            moved = replace(moved, windows=windows)
+        return moved
+
+
+RCAR_MAP = BarMap(control=0, peer_spad=0, doorbell=4, windows=(2,))
+
+# ntb_epf_pci_tbl
+_MAPS = {
+    (0x104C, 0xB00D): BarMap(control=0, peer_spad=1, doorbell=2, windows=(2, 3, 4, 5)),
+    (0x1957, 0x0809): BarMap(control=0, peer_spad=0, doorbell=2, windows=(4, 5)),
+    (0x1912, 0x0030): RCAR_MAP,
+}
+
+
+def map_of(vendor: int, device: int) -> BarMap | None:
+    """The kernel's map for this ID; None where it has none."""
+    return _MAPS.get((vendor, device))
+
+
+def choose_map(
+    vendor: int,
+    device: int,
+    *,
+    control: int | None = None,
+    doorbell: int | None = None,
+    peer_spad: int | None = None,
+    windows: tuple[int, ...] = (),
+) -> BarMap:
+    """The map of this ID with what the user says.
+
+    :raises UsageError: an unknown ID, and not everything that it would tell was said
+    """
+    known = map_of(vendor, device)
+    if known is not None:
+        return known.changed(
+            control=control, doorbell=doorbell, peer_spad=peer_spad, windows=windows
+        )
+    if control is None or doorbell is None or not windows:
+        raise UsageError(
+            f"no BAR map is known for {vendor:04x}:{device:04x}",
+            hint="--ctrl-bar, --db-bar and --mw-bar say where the endpoint's configfs put them",
+        )
+    return BarMap(control, control if peer_spad is None else peer_spad, doorbell, windows)

@@ -1,0 +1,413 @@
+"""A queue pair of ntb_transport version 4, as ``drivers/ntb/ntb_transport.c`` has it on the wire.
+
+Each side receives into a ring in its own memory, which the other side writes through a window. A
+frame's header stands at the end of its slot, and the word behind the last slot belongs to the other
+direction: the reader's index in the ring that *we* fill.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rcdrv.epf_vntb.driver import Doorbell, Vntb
+from rcdrv.epf_vntb.packets import OVERHEAD, EchoReply, Station
+from rcdrv.epf_vntb.ping import RoundTrip
+from rcdrv.epf_vntb.registers import MAX_WINDOWS
+from rcdrv.errors import UsageError
+from rcdrv.function import DmaBuffer
+from rcdrv.mmio import barrier
+from rcdrv.verdict import NotPassed, Reason
+from rcdrv.wait import Deadline
+
+VERSION = 4
+MTU = 0x10000
+"""The module parameter transport_mtu: bytes of a slot, the same on both sides."""
+
+# The scratchpads.
+_VERSION, _QP_LINKS, _NUM_QPS, _NUM_MWS, _MW0_SZ_HIGH, _MW0_SZ_LOW = range(6)
+_MIN_SPADS = 6
+
+_HEADER = struct.Struct("<III")
+"""Number of the packet, length, flags."""
+_LENGTH, _FLAGS = 4, 8
+_DONE, _LINK_DOWN = 1 << 0, 1 << 1
+_RX_INFO = 4
+
+_RETRY = 0.01
+"""NTB_LINK_DOWN_TIMEOUT: how often either side looks at the hand-shake."""
+_LARGEST_WINDOW = 1 << 30
+
+
+@dataclass(frozen=True)
+class Ring:
+    """How a queue pair's share of a window is cut (ntb_transport_setup_qp_mw)."""
+
+    base: int
+    """Of the share in the window."""
+    end: int
+    """Of the slots, from the base: where the other direction's index is."""
+    frame: int
+    """Bytes of a slot."""
+    entries: int
+
+    @classmethod
+    def of(cls, window: int, shares: int, mtu: int) -> Ring:
+        """The first share of a window of so many bytes.
+
+        :raises ValueError: too small for two slots, or slots of which headers are not aligned
+        """
+        end = window // shares - _RX_INFO
+        frame = min(mtu, end // 2)
+        if frame <= _HEADER.size:
+            raise ValueError(f"no slots in a window of {window:#x} bytes")
+        if frame % 4:
+            # The kernel makes do with it where its processor can; device memory on arm64 cannot.
+            raise ValueError(f"slots of {frame:#x} bytes are not whole words")
+        return cls(0, end, frame, end // frame)
+
+    def slot(self, index: int) -> int:
+        return self.base + self.frame * index
+
+    def header(self, index: int) -> int:
+        return self.slot(index) + self.frame - _HEADER.size
+
+
+class QueuePair:
+    """Queue pair 0: the hand-shake, packets out, packets in.
+
+    :param mtu: the endpoint's transport_mtu
+    """
+
+    def __init__(self, vntb: Vntb, *, mtu: int = MTU) -> None:
+        self._vntb = vntb
+        self._mtu = mtu
+        self._buffers: list[DmaBuffer] = []
+        self._pointed: list[int] = []
+        self._linked = False
+        self._ready = False
+        if vntb.spads < _MIN_SPADS or not vntb.windows:
+            raise UsageError(
+                f"ntb_transport needs {_MIN_SPADS} scratchpads and a window; the endpoint has"
+                f" {vntb.spads} and {vntb.windows}"
+            )
+
+    # -- the link -----------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Bring the link and the queue pair up (ntb_transport_link_work, ntb_qp_link_work).
+
+        :raises NotPassed: ``link-down``: how far it got
+        """
+        vntb = self._vntb
+        self._doorbell: Doorbell = vntb.doorbell(0)
+        vntb.arm()
+        if vntb.link_is_up:
+            # Of a run that ended badly: what stands in the scratchpads may be its.
+            vntb.link_down()
+        for spad in range(min(vntb.spads, _MW0_SZ_HIGH + 2 * MAX_WINDOWS)):
+            vntb.spad_write(spad, 0)
+            vntb.spad_write(spad, 0, peer=True)
+        self._linked = True
+        vntb.link_up()
+        windows, queues = self._hear()
+        self._tell(windows, queues)
+        self._set_up(windows, queues)
+        vntb.spad_write(_QP_LINKS, vntb.spad_read(_QP_LINKS) | 1 << 0, peer=True)
+        self._await(
+            lambda: bool(vntb.spad_read(_QP_LINKS) & 1 << 0),
+            "queue pair 0 does not come up at the endpoint",
+            "on the endpoint: is ntb_netdev loaded, and the interface up (ip link set up)?",
+        )
+        self._ready = True
+
+    def _await(self, condition: Callable[[], bool], problem: str, hint: str) -> None:
+        deadline = Deadline(self._vntb.timeout)
+        while not condition():
+            if deadline.expired:
+                self._vntb.check_link()
+                raise NotPassed(
+                    Reason.LINK_DOWN, f"{problem} within {self._vntb.timeout:g} s", hint=hint
+                )
+            self._vntb.function.pause(_RETRY / 2)
+
+    def _hear(self) -> tuple[list[int], int]:
+        """The endpoint's windows and its number of queue pairs, checked."""
+        vntb = self._vntb
+        self._await(
+            lambda: vntb.spad_read(_VERSION) != 0,
+            "the endpoint's ntb_transport does not show itself in the scratchpads",
+            "on the endpoint: is ntb_transport loaded (and not ntb_pingpong or ntb_tool)?",
+        )
+        version = vntb.spad_read(_VERSION)
+        if version != VERSION:
+            raise NotPassed(
+                Reason.LINK_DOWN,
+                f"the endpoint's ntb_transport has version {version:#x}, not {VERSION}",
+                hint=f"only version {VERSION} is known here",
+            )
+        queues, count = vntb.spad_read(_NUM_QPS), vntb.spad_read(_NUM_MWS)
+        if not 0 < count <= vntb.windows or not 0 < queues <= 64:
+            raise NotPassed(
+                Reason.LINK_DOWN,
+                f"the endpoint announces {count} windows and {queues} queue pairs",
+                hint=f"it has {vntb.windows} windows; a queue pair needs a doorbell beside one"
+                " more that is kept free, so db_count has to be 4 at least",
+            )
+        sizes = []
+        for index in range(count):
+            high, low = (vntb.spad_read(spad + 2 * index) for spad in (_MW0_SZ_HIGH, _MW0_SZ_LOW))
+            size = high << 32 | low
+            if not 0 < size <= _LARGEST_WINDOW:
+                raise NotPassed(
+                    Reason.LINK_DOWN,
+                    f"the endpoint announces {size:#x} bytes for window {index}",
+                    hint="what do mw1 to mw4 say in its configfs?",
+                )
+            sizes.append(size)
+        return sizes, queues
+
+    def _tell(self, windows: list[int], queues: int) -> None:
+        """What the endpoint has to hear: the same counts, our sizes, the version last."""
+        vntb = self._vntb
+        for index in range(len(windows)):
+            size = vntb.window(index).size - vntb.window_offset(index)
+            vntb.spad_write(_MW0_SZ_HIGH + 2 * index, size >> 32, peer=True)
+            vntb.spad_write(_MW0_SZ_LOW + 2 * index, size & 0xFFFF_FFFF, peer=True)
+        vntb.spad_write(_NUM_MWS, len(windows), peer=True)
+        vntb.spad_write(_NUM_QPS, queues, peer=True)
+        barrier()
+        vntb.spad_write(_VERSION, VERSION, peer=True)
+
+    def _set_up(self, windows: list[int], queues: int) -> None:
+        vntb = self._vntb
+        for index, size in enumerate(windows):
+            buffer = vntb.function.dma_buffer(size, align=4096)
+            self._buffers.append(buffer)
+            vntb.point_window(index, buffer)
+            self._pointed.append(index)
+        # ntb_transport_init_queue(): pairs are dealt out to the windows in turn.
+        shares = -(-queues // len(windows))
+        self._memory = self._buffers[0].memory.cast("B")
+        self._out = vntb.window(0)
+        offset = vntb.window_offset(0)
+        try:
+            self._rx = Ring.of(windows[0], shares, self._mtu)
+            tx = Ring.of(self._out.size - offset, shares, self._mtu)
+        except ValueError as error:
+            raise NotPassed(Reason.LINK_DOWN, str(error), hint="make mw1 larger") from None
+        self._tx = Ring(offset, tx.end, tx.frame, tx.entries)
+        self._rx_index = self._rx_packets = self._tx_index = self._tx_packets = 0
+        # All slots of the ring that we fill are free.
+        self._put(self._rx.end, self._rx.entries - 1)
+
+    def _put(self, offset: int, value: int) -> None:
+        self._memory[offset : offset + 4] = value.to_bytes(4, "little")
+
+    def _get(self, offset: int) -> int:
+        return int.from_bytes(self._memory[offset : offset + 4], "little")
+
+    # -- packets ------------------------------------------------------------------------------
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest packet (ntb_transport_max_size)."""
+        return min(self._rx.frame, self._tx.frame) - _HEADER.size
+
+    def send(self, packet: bytes, flags: int = 0) -> None:
+        """Put a packet into the endpoint's ring and ring (ntb_async_tx, ntb_tx_copy_callback).
+
+        :raises NotPassed: ``silent``: the ring is full, the endpoint does not read it
+        """
+        index, tx = self._tx_index, self._tx
+        reader = self._get(self._rx.end)
+        if reader >= tx.entries:
+            raise NotPassed(
+                Reason.LINK_LOST,
+                f"the endpoint says that it has read slot {reader:#x} of {tx.entries}",
+                hint="is --transport-mtu the endpoint's transport_mtu?",
+            )
+        if reader == index:
+            raise NotPassed(
+                Reason.SILENT,
+                f"the endpoint's ring of {tx.entries} slots is full: it takes no packets",
+                hint="on the endpoint: is the interface up? Is --transport-mtu its transport_mtu?",
+            )
+        header = tx.header(index)
+        self._out.write32(header + _LENGTH, len(packet))
+        self._out.write32(header, self._tx_packets)
+        self._out.write_block(tx.slot(index), packet)
+        barrier()
+        self._out.write32(header + _FLAGS, flags | _DONE)
+        # A read brings the posted writes to their end before the doorbell overtakes them.
+        self._out.read32(header + _FLAGS)
+        self._vntb.ring(self._doorbell)
+        self._tx_index = (index + 1) % tx.entries
+        self._tx_packets = (self._tx_packets + 1) & 0xFFFF_FFFF
+
+    def receive(self) -> bytes | None:
+        """The next packet, or None if there is none yet (ntb_process_rxc).
+
+        :raises NotPassed: ``link-lost``, ``sequence-gap``
+        """
+        rx, index = self._rx, self._rx_index
+        header = rx.header(index)
+        flags = self._get(header + _FLAGS)
+        if not flags & _DONE:
+            return None
+        barrier()
+        if flags & _LINK_DOWN:
+            self._put(header + _FLAGS, 0)
+            self._ready = False
+            raise NotPassed(
+                Reason.LINK_LOST,
+                "the endpoint took queue pair 0 down",
+                hint="on the endpoint: was ntb_netdev unloaded, or its interface set down?",
+            )
+        number, length = self._get(header), self._get(header + _LENGTH)
+        if number != self._rx_packets:
+            raise NotPassed(
+                Reason.SEQUENCE_GAP,
+                f"a packet has number {number}, {self._rx_packets} was to come",
+                hint="packets were lost or overwritten in the window; are both ends' sizes and"
+                " transport_mtu the same?",
+            )
+        if length > rx.frame - _HEADER.size:
+            raise NotPassed(
+                Reason.SEQUENCE_GAP,
+                f"packet {number} claims {length:#x} bytes in a slot of {rx.frame:#x}",
+                hint="is --transport-mtu the endpoint's transport_mtu?",
+            )
+        start = rx.slot(index)
+        packet = bytes(self._memory[start : start + length])
+        self._put(header + _FLAGS, 0)
+        self._out.write32(self._tx.base + self._tx.end, index)
+        self._rx_index = (index + 1) % rx.entries
+        self._rx_packets = (number + 1) & 0xFFFF_FFFF
+        return packet
+
+    def wait(self, deadline: Deadline) -> bool:
+        """Sleep until the endpoint rings; whether it did."""
+        return bool(self._vntb.wait_doorbells(deadline))
+
+    def close(self) -> None:
+        """Take the queue pair and the link down; then give the memory back."""
+        vntb = self._vntb
+        with vntb.function.cancel.deferred():
+            try:
+                if self._linked and vntb.link_is_up:
+                    if self._ready:
+                        self.send(b"", _LINK_DOWN)
+                    vntb.link_down()
+                for index in self._pointed:
+                    vntb.clear_window(index)
+                vntb.close()
+            finally:
+                if self._buffers:
+                    self._memory.release()
+                for buffer in self._buffers:
+                    buffer.close()
+
+
+class TransportPinger:
+    """ICMP echo inside Ethernet frames, as ntb_netdev carries them: the endpoint's own network
+    stack replies.
+
+    :param size: bytes of data in an echo
+    """
+
+    MAC = bytes.fromhex("020000000001")
+
+    def __init__(
+        self, vntb: Vntb, *, ip: bytes, peer_ip: bytes, size: int = 56, mtu: int = MTU
+    ) -> None:
+        self._vntb = vntb
+        self._queue = QueuePair(vntb, mtu=mtu)
+        self._station = Station(self.MAC, ip, peer_ip)
+        self._identifier = os.getpid() & 0xFFFF
+        self._data = bytes(index & 0xFF for index in range(size))
+
+    @property
+    def title(self) -> str:
+        size = len(self._data)
+        return f"{self.source} over ntb_transport: {size}({size + OVERHEAD - 14}) bytes of data"
+
+    @property
+    def source(self) -> str:
+        return ".".join(map(str, self._station.peer_ip))
+
+    def open(self) -> None:
+        self._queue.open()
+        if len(self._data) + OVERHEAD > min(self._queue.largest, 0xFFFF):
+            raise UsageError(
+                f"--size {len(self._data)}: a packet takes"
+                f" {min(self._queue.largest, 0xFFFF) - OVERHEAD} at most"
+            )
+        self._find_peer()
+
+    def _find_peer(self) -> None:
+        deadline = Deadline(self._vntb.timeout)
+        while self._station.peer_mac is None:
+            if deadline.expired:
+                raise NotPassed(
+                    Reason.SILENT,
+                    f"nobody answers ARP for {self.source} within {self._vntb.timeout:g} s",
+                    hint="--peer-ip is the address of the endpoint's ntb_netdev (ip addr add)",
+                )
+            self._queue.send(self._station.arp_request())
+            self._exchange(Deadline(min(deadline.remaining, 0.1)), lambda _reply: False)
+
+    def ping(self, sequence: int) -> RoundTrip:
+        start = time.perf_counter_ns()
+        self._queue.send(self._station.echo(self._identifier, sequence & 0xFFFF, self._data))
+
+        def ours(reply: EchoReply) -> bool:
+            return (reply.identifier, reply.sequence) == (self._identifier, sequence & 0xFFFF)
+
+        reply = self._exchange(Deadline(self._vntb.timeout), ours)
+        now = time.perf_counter_ns()
+        if reply is None:
+            self._vntb.check_link()
+            raise NotPassed(
+                Reason.SILENT,
+                f"{self.source} does not answer within {self._vntb.timeout:g} s",
+                hint="on the endpoint: what do 'ip -s link' and the qp0 stats in debugfs count?",
+            )
+        if reply.data != self._data:
+            raise NotPassed(
+                Reason.DATA_MISMATCH,
+                f"icmp_seq {sequence}: the data came back changed",
+                hint="its checksum is right, so the endpoint's stack sent it so",
+            )
+        return RoundTrip(sequence, now - start, len(reply.data) + 8)
+
+    def _exchange(
+        self, deadline: Deadline, wanted: Callable[[EchoReply], bool]
+    ) -> EchoReply | None:
+        """Take packets, answer those that ask, until the wanted reply or the deadline."""
+        resolved = self._station.peer_mac is not None
+        rang = True
+        while True:
+            packet = self._queue.receive()
+            if packet is not None and resolved and not rang:
+                raise NotPassed(
+                    Reason.IRQ_LOST,
+                    "the endpoint put a packet into our ring, but MSI vector 2 did not fire",
+                    hint="it raises MSI only; does the endpoint's dmesg say that raising failed?",
+                )
+            if packet is None:
+                if deadline.expired or (not resolved and self._station.peer_mac is not None):
+                    return None
+                rang = self._queue.wait(deadline)
+                continue
+            answer = self._station.receive(packet)
+            if isinstance(answer, bytes):
+                self._queue.send(answer)
+            elif isinstance(answer, EchoReply) and wanted(answer):
+                return answer
+
+    def close(self) -> None:
+        self._queue.close()

@@ -1,0 +1,71 @@
+"""Checks of a memory window, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rcdrv.epf_vntb.driver import Vntb
+from rcdrv.mmio import Window, first_difference
+from rcdrv.verdict import NotPassed, Reason
+
+_CHUNK = 64 << 10
+
+
+def test_pointing(vntb: Vntb, index: int) -> int:
+    """Let the endpoint point its side of the window at memory of ours, and take it back.
+
+    :returns: the bytes that it could have reached
+    :raises NotPassed: the endpoint's answer
+    """
+    size = vntb.window(index).size - vntb.window_offset(index)
+    with vntb.function.dma_buffer(size, align=4096) as buffer:
+        vntb.point_window(index, buffer)
+        with vntb.function.cancel.deferred():
+            vntb.clear_window(index)
+    return size
+
+
+def test_memory(vntb: Vntb, index: int) -> int:
+    """Write a pattern all over the endpoint's memory behind the window, read it, put it back.
+
+    Only for a window whose translation the endpoint has set.
+
+    :returns: the bytes tested
+    :raises NotPassed: ``data-mismatch``
+    """
+    window = vntb.window(index)
+    start = vntb.window_offset(index)
+    for offset, size in _chunks(start, window.size):
+        vntb.function.cancel.check()
+        before = window.read_block(offset, size)
+        pattern = _pattern(offset, size)
+        try:
+            window.write_block(offset, pattern)
+            _compare(vntb, window, offset, pattern)
+        finally:
+            window.write_block(offset, before)
+    return window.size - start
+
+
+def _compare(vntb: Vntb, window: Window, offset: int, pattern: bytes) -> None:
+    found = window.read_block(offset, len(pattern))
+    if found == pattern:
+        return
+    vntb.function.check_alive()
+    at = first_difference(found, pattern)
+    raise NotPassed(
+        Reason.DATA_MISMATCH,
+        f"{window.name}+{offset + at:#x}: wrote {pattern[at]:#04x}, read {found[at]:#04x}",
+        hint="has the endpoint set this window's translation, and is its memory that large?",
+    )
+
+
+def _chunks(start: int, end: int) -> Iterator[tuple[int, int]]:
+    for offset in range(start, end, _CHUNK):
+        yield offset, min(_CHUNK, end - offset)
+
+
+def _pattern(offset: int, size: int) -> bytes:
+    """Each word is the complement of its own offset, so that no two chunks look the same."""
+    words = range(offset, offset + size, 4)
+    return b"".join((~word & 0xFFFF_FFFF).to_bytes(4, "little") for word in words)

@@ -1,0 +1,319 @@
+"""The endpoint function pci-epf-vntb, as Linux's drivers/pci/endpoint/functions/pci-epf-vntb.c.
+
+Names and order of operations are those of that file; each method cites its function. What the
+endpoint does with the bridge is the business of its peer (:mod:`rcdrv.sim.vntb_peer`), which sees
+this as a :class:`Bridge`, the way that a client of the kernel's NTB core sees an ntb_dev.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Callable
+from enum import IntEnum
+from functools import partial
+
+from rcdrv.function import IrqKind
+from rcdrv.mmio import MappedWindow
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.controller import Controller
+from rcdrv.sim.doorbell import Doorbells
+from rcdrv.sim.faults import Faults
+from rcdrv.sim.layout import VNTB_CONTROL_SIZE, DoorbellBackend
+from rcdrv.sim.vntb_peer import make_peer
+
+
+class Control(IntEnum):
+    """Offsets in the control BAR (struct epf_ntb_ctrl)."""
+
+    COMMAND = 0x00
+    ARGUMENT = 0x04
+    COMMAND_STATUS = 0x08
+    """16 bits, as LINK_STATUS is."""
+    LINK_STATUS = 0x0A
+    TOPOLOGY = 0x0C
+    ADDR = 0x10
+    SIZE = 0x18
+    NUM_MWS = 0x20
+    SPAD_OFFSET = 0x28
+    SPAD_COUNT = 0x2C
+    DB_ENTRY_SIZE = 0x30
+    DB_DATA = 0x34
+    DB_OFFSET = 0xB4
+
+
+class Command(IntEnum):
+    """COMMAND_*"""
+
+    CONFIGURE_DOORBELL = 1
+    TEARDOWN_DOORBELL = 2
+    CONFIGURE_MW = 3
+    TEARDOWN_MW = 4
+    LINK_UP = 5
+    LINK_DOWN = 6
+
+
+STATUS_OK, STATUS_ERROR = 1, 2
+LINK_IS_UP = 1 << 0
+
+DB_START = 2
+"""EPF_IRQ_DB_START: the slot, and the MSI vector from 0, of doorbell 0."""
+
+POLL_MS, INTERRUPT_POLL_MS = 5, 500
+"""How often epf_ntb_cmd_handler() runs: polled, and where doorbells have interrupts."""
+
+
+class EpfVntb:
+    """pci-epf-vntb on ``controller``. Times are seconds of ``clock``."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        doorbells: Doorbells,
+        faults: Faults,
+        log: AccessLog,
+        clock: Callable[[], float],
+    ) -> None:
+        self._controller = controller
+        self._layout = controller.layout
+        self.config = controller.layout.vntb
+        self._doorbells = doorbells
+        self.faults = faults
+        self._log = log
+        self.clock = clock
+        self._regs = controller.window(self.config.ctrl_bar)
+        self._due: float | None = None
+        self._slowed = False
+        self._rings = 0
+        self._dropped = False
+        # ntb->msi_doorbell
+        self._interrupt_driven = False
+        # Where the host wants each window to point: (bus address, size).
+        self._outbound: dict[int, tuple[int, int]] = {}
+        self._peer = make_peer(self)
+        self._bind()
+        self.start()
+
+    # -- life -------------------------------------------------------------------------------------
+
+    def set_up(self) -> None:
+        """A bus reset: the function has no event_ops, so it notices nothing."""
+
+    def start(self) -> None:
+        """Begin to look for commands (pci_vntb_probe)."""
+        self._queue()
+
+    def stop(self) -> None:
+        self._due = None
+
+    def _bind(self) -> None:
+        """epf_ntb_bind(): the control block, the doorbell, the windows."""
+        regs, config = self._regs, self.config
+        self._outbound.clear()
+        self._controller.map_memory(config.ctrl_bar)
+        self._controller.fill(config.ctrl_bar, 0, VNTB_CONTROL_SIZE + 8 * config.spad_count, 0)
+        regs.write32(Control.SPAD_OFFSET, VNTB_CONTROL_SIZE)
+        regs.write32(Control.SPAD_COUNT, config.spad_count)
+        regs.write32(Control.NUM_MWS, config.num_mws)
+        regs.write32(Control.DB_ENTRY_SIZE, 4)
+        for slot in range(config.db_count):
+            regs.write32(Control.DB_DATA + 4 * slot, 1 + slot)
+            regs.write32(Control.DB_OFFSET + 4 * slot, 0)
+        try:
+            self._init_interrupt_doorbell()
+        except OSError:
+            # epf_ntb_db_bar_init() falls back to polling.
+            self._doorbells.free()
+            self._interrupt_driven = False
+            self._controller.map_memory(config.db_bar)
+            self._controller.fill(config.db_bar, 0, 4 * config.db_count, 0)
+        for index in range(config.num_mws):
+            self.mw_clear_trans(index)
+
+    def _init_interrupt_doorbell(self) -> None:
+        """epf_ntb_db_bar_init_msi_doorbell()"""
+        config, regs = self.config, self._regs
+        self._doorbells.free()
+        rung = [partial(self._doorbell_irq, slot) for slot in range(config.db_count)]
+        doorbells = self._doorbells.allocate(rung)
+        first = doorbells[0]
+        offset = first.offset
+        if first.bar is None:
+            offset = first.address % self._layout.bar(config.db_bar).size
+            self._controller.map_registers(config.db_bar, first.address - offset)
+        elif first.bar != config.db_bar:
+            raise OSError(errno.EINVAL, f"the doorbell is in BAR{first.bar}")
+        if "bad-offset" in self.faults:
+            offset = self.faults.get("bad-offset", self._layout.bar(config.db_bar).size)
+        elif "unaligned-offset" in self.faults:
+            offset += self.faults.get("unaligned-offset", 0)
+        for slot, doorbell in enumerate(doorbells):
+            regs.write32(Control.DB_DATA + 4 * slot, doorbell.data)
+            regs.write32(Control.DB_OFFSET + 4 * slot, offset)
+        regs.write32(Control.DB_ENTRY_SIZE, 0)
+        self._interrupt_driven = True
+
+    # -- time -------------------------------------------------------------------------------------
+
+    def next_event(self) -> float | None:
+        """When :meth:`run` has something to do."""
+        if self._dropped:
+            return self.clock()
+        times = (self._due, self._peer.due)
+        return min((when for when in times if when is not None), default=None)
+
+    def run(self) -> None:
+        """Look for commands and doorbells, and let the peer do what it has to."""
+        if self._due is not None and self.clock() >= self._due:
+            self._cmd_handler()
+        if self._dropped:
+            self._dropped = False
+            self._log.event("unbind")
+            self._peer.remove()
+            self._bind()
+        if self._peer.due is not None and self.clock() >= self._peer.due:
+            self._peer.run()
+
+    def jiffies(self, milliseconds: int) -> float:
+        """When a delayed work of so many milliseconds runs that is queued now.
+
+        msecs_to_jiffies() rounds up, and the timer wheel fires in the jiffy after the one in
+        which the delay ends (kernel/time/timer.c, calc_index): 5 ms are 12 ms after a tick at
+        250 Hz.
+        """
+        hz = self._layout.hz
+        delay = -(-milliseconds * hz // 1000)
+        return (math.floor(self.clock() * hz) + delay + 1) / hz
+
+    def _queue(self) -> None:
+        self._due = self.jiffies(INTERRUPT_POLL_MS if self._interrupt_driven else POLL_MS)
+
+    # -- commands and doorbells -------------------------------------------------------------------
+
+    def _cmd_handler(self) -> None:
+        """epf_ntb_cmd_handler()"""
+        if not self._interrupt_driven and "doorbell-dead" not in self.faults:
+            memory = self._controller.window(self.config.db_bar)
+            for slot in range(DB_START, self.config.db_count):
+                if memory.read32(4 * slot):
+                    self._db_event(slot)
+                    memory.write32(4 * slot, 0)
+        command = self._regs.read32(Control.COMMAND)
+        if command and "silent" not in self.faults:
+            if "slow" in self.faults and not self._slowed:
+                self._slowed = True
+                self._due = self.clock() + self.faults.get("slow", 0) / 1000
+                return
+            self._slowed = False
+            self._take(command)
+        self._queue()
+
+    def _take(self, command: int) -> None:
+        regs = self._regs
+        argument = regs.read32(Control.ARGUMENT)
+        regs.write32(Control.COMMAND, 0)
+        regs.write32(Control.ARGUMENT, 0)
+        self._log.event("command", command=command, argument=argument)
+        if "swallow" in self.faults or command not in Command._value2member_map_:
+            self._log.event("swallowed", command=command, reason="fault or unknown")
+            return
+        status = STATUS_OK
+        if "command-error" in self.faults:
+            status = STATUS_ERROR
+        elif command in (Command.LINK_UP, Command.LINK_DOWN):
+            up = command == Command.LINK_UP
+            regs.write16(Control.LINK_STATUS, LINK_IS_UP if up else 0)
+            self._peer.link_event(up)
+        elif command == Command.CONFIGURE_MW:
+            status = self._configure_mw(argument)
+        elif command == Command.TEARDOWN_MW:
+            self._check_index(argument)
+            self._outbound.pop(argument, None)
+        regs.write16(Control.COMMAND_STATUS, status)
+        self._log.event("answer", command=command, status=status)
+
+    def _configure_mw(self, index: int) -> int:
+        """epf_ntb_configure_mw(), with dw_pcie_prog_outbound_atu()'s checks"""
+        if not self._check_index(index):
+            return STATUS_OK
+        low = self._regs.read32(Control.ADDR) | self._regs.read32(Control.ADDR + 4) << 32
+        size = self._regs.read32(Control.SIZE) | self._regs.read32(Control.SIZE + 4) << 32
+        if not size or low % self._layout.align:
+            return STATUS_ERROR
+        self._outbound[index] = (low, size)
+        return STATUS_OK
+
+    def _check_index(self, index: int) -> bool:
+        """The kernel does not: it goes by whatever lies behind its array."""
+        if index >= self.config.num_mws:
+            self._log.event("harm", reason=f"a command for window {index}")
+        return index < self.config.num_mws
+
+    def _doorbell_irq(self, slot: int) -> None:
+        """epf_ntb_doorbell_handler(): where all doorbells share an interrupt, it goes through all
+        of them, and only then does anything else run on that processor."""
+        if slot >= DB_START:
+            self._db_event(slot)
+        shared = self._layout.doorbell.backend is not DoorbellBackend.MSI
+        last = self.config.db_count - 1 if shared else slot
+        due = self._peer.due
+        if slot == last and self._peer.prompt and due is not None and due <= self.clock():
+            self._peer.run()
+
+    def _db_event(self, slot: int) -> None:
+        self._log.event("doorbell", slot=slot, db=slot - DB_START)
+        self._rings += slot == DB_START
+        if "link-drops" in self.faults and self._rings > self.faults.get("link-drops", 0):
+            self._rings = 0
+            self._dropped = True
+            return
+        self._peer.db_event(slot - DB_START)
+
+    # -- the bridge, for the peer (struct ntb_dev_ops) --------------------------------------------
+
+    @property
+    def db_valid_mask(self) -> int:
+        """vntb_epf_db_valid_mask()"""
+        return (1 << (self.config.db_count - DB_START)) - 1
+
+    @property
+    def link_is_up(self) -> bool:
+        return bool(self._regs.read16(Control.LINK_STATUS) & LINK_IS_UP)
+
+    def spad_read(self, index: int) -> int:
+        """vntb_epf_spad_read(): one's own are the host's peer's."""
+        return self._regs.read32(VNTB_CONTROL_SIZE + 4 * (self.config.spad_count + index))
+
+    def spad_write(self, index: int, value: int) -> None:
+        self._regs.write32(VNTB_CONTROL_SIZE + 4 * (self.config.spad_count + index), value)
+
+    def peer_spad_write(self, index: int, value: int) -> None:
+        """vntb_epf_peer_spad_write()"""
+        self._regs.write32(VNTB_CONTROL_SIZE + 4 * index, value)
+
+    def peer_db_set(self, bits: int) -> None:
+        """vntb_epf_peer_db_set() and vntb_epf_peer_db_work(): MSI only, numbered from 1."""
+        bits &= self.db_valid_mask
+        for bit in range(bits.bit_length()):
+            if bits >> bit & 1:
+                self._controller.raise_irq(IrqKind.MSI, bit + DB_START + 1, doorbell=True)
+
+    def mw_set_trans(self, index: int) -> MappedWindow:
+        """vntb_epf_mw_set_trans(): the host sees memory of the endpoint, which is zeroed here."""
+        bar = self.config.mw_bars[index]
+        self._controller.map_memory(bar)
+        self._controller.fill(bar, 0, self.config.mw_sizes[index], 0)
+        return self._controller.window(bar)
+
+    def mw_clear_trans(self, index: int) -> None:
+        """vntb_epf_mw_clear_trans() does nothing, so the host sees memory that was freed, as it
+        sees address 0 before the first translation. Neither is anything to be touched."""
+        self._controller.map_nothing(self.config.mw_bars[index])
+
+    def mw_write(self, index: int, offset: int, data: bytes) -> None:
+        """The endpoint's processor writes into a window of host memory."""
+        base, size = self._outbound.get(index, (0, 0))
+        if offset + len(data) > size:
+            self._log.event("harm", reason=f"window {index} at {offset:#x} leads nowhere")
+            return
+        self._controller.write_host(base + offset, data)

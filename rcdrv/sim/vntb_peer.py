@@ -1,0 +1,307 @@
+"""What runs on the endpoint, on top of pci-epf-vntb: clients of the kernel's NTB core.
+
+Each is the endpoint's side of one kernel module, and cites its functions. They act in :meth:`run`
+only, when they are due: an interrupt or a link event only makes them due, as it schedules a
+timer, a tasklet or a work there.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Protocol
+
+from rcdrv.mmio import MappedWindow
+from rcdrv.sim.faults import Faults
+from rcdrv.sim.layout import VntbLayout, VntbPeer
+
+
+class Bridge(Protocol):
+    """The endpoint's ntb_dev; :class:`rcdrv.sim.epf_vntb.EpfVntb` is one."""
+
+    config: VntbLayout
+    faults: Faults
+
+    def clock(self) -> float: ...
+    def jiffies(self, milliseconds: int) -> float: ...
+
+    @property
+    def db_valid_mask(self) -> int: ...
+    @property
+    def link_is_up(self) -> bool: ...
+
+    def spad_read(self, index: int) -> int: ...
+    def spad_write(self, index: int, value: int) -> None: ...
+    def peer_spad_write(self, index: int, value: int) -> None: ...
+    def peer_db_set(self, bits: int) -> None: ...
+    def mw_set_trans(self, index: int) -> MappedWindow: ...
+    def mw_clear_trans(self, index: int) -> None: ...
+    def mw_write(self, index: int, offset: int, data: bytes) -> None: ...
+
+
+class Peer:
+    """Nobody: the base of those who do something."""
+
+    prompt = False
+    """Its :meth:`run` needs no DMA, so it may run at the end of an interrupt."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self.due: float | None = None
+        """When :meth:`run` has something to do."""
+
+    def link_event(self, up: bool) -> None:
+        """ntb_ctx_ops.link_event"""
+
+    def db_event(self, db: int) -> None:
+        """ntb_ctx_ops.db_event"""
+
+    def run(self) -> None:
+        self.due = None
+
+    def remove(self) -> None:
+        """ntb_client_ops.remove"""
+        self.due = None
+
+
+def make_peer(bridge: Bridge) -> Peer:
+    """What the layout says of the endpoint."""
+    kinds: dict[VntbPeer, type[Peer]] = {
+        VntbPeer.NONE: Peer,
+        VntbPeer.PINGPONG: PingPong,
+        VntbPeer.NETDEV: Netdev,
+        VntbPeer.TOOL: Tool,
+    }
+    return kinds[bridge.config.peer](bridge)
+
+
+class PingPong(Peer):
+    """drivers/ntb/test/ntb_pingpong.c. It does not look which doorbell rings, so where one ring
+    reports several it counts each of them."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__(bridge)
+        self._count = 0
+
+    def link_event(self, up: bool) -> None:
+        """pp_setup(): the first ping is its own."""
+        self.due = self._later() if up else None
+
+    def db_event(self, db: int) -> None:
+        """pp_pong()"""
+        self._count = (self._count + 1) & 0xFFFF_FFFF
+        self.due = self._later()
+
+    def run(self) -> None:
+        """pp_ping(), to port 0"""
+        self.due = None
+        self._bridge.peer_spad_write(0, self._count)
+        self._bridge.peer_db_set(1 << 0)
+
+    def remove(self) -> None:
+        super().remove()
+        self._count = 0
+
+    def _later(self) -> float:
+        return self._bridge.clock() + self._bridge.config.peer_delay_ms / 1000
+
+
+class Tool(Peer):
+    """drivers/ntb/test/ntb_tool.c, after somebody wrote a size into each ``mw_trans``."""
+
+    def link_event(self, up: bool) -> None:
+        for index in range(self._bridge.config.num_mws):
+            if up:
+                self._bridge.mw_set_trans(index)
+            else:
+                self._bridge.mw_clear_trans(index)
+
+
+# ntb_transport.c: its scratchpads, and where things are in a frame.
+_VERSION, _QP_LINKS, _NUM_QPS, _NUM_MWS, _MW0_SZ_HIGH, _MW0_SZ_LOW = range(6)
+_TRANSPORT_VERSION = 4
+_MTU = 0x10000
+_RX_INFO_SIZE = 4
+_HEADER = struct.Struct("<III")  # ver, len, flags
+_DONE, _LINK_DOWN = 1, 2
+_LINK_RETRY_MS = 10
+
+
+class Netdev(Peer):
+    """drivers/ntb/ntb_transport.c with drivers/net/ntb_netdev.c on queue pair 0, and a network
+    stack that knows ARP and ICMP echo."""
+
+    MAC = bytes.fromhex("020000000002")
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__(bridge)
+        config = bridge.config
+        # ntb_transport_probe(): ilog2 of the valid doorbells, and a window each at least.
+        self._qps = min(bridge.db_valid_mask.bit_length() - 1, config.num_mws)
+        self._ip = bytes(map(int, config.peer_ip.split(".")))
+        self._memory: MappedWindow | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._up = self._qp_up = False
+        self._rx_index = self._rx_packets = 0
+        self._tx_index = self._tx_packets = 0
+
+    # -- the link ---------------------------------------------------------------------------------
+
+    def link_event(self, up: bool) -> None:
+        """ntb_transport_event_callback()"""
+        if not up:
+            self._cleanup()
+        self.due = self._bridge.clock() if up else None
+
+    def _cleanup(self) -> None:
+        """ntb_transport_link_cleanup()"""
+        self._reset()
+        self._memory = None
+        for index in range(self._bridge.config.num_mws):
+            self._bridge.mw_clear_trans(index)
+        for index in range(self._bridge.config.spad_count):
+            self._bridge.spad_write(index, 0)
+
+    def remove(self) -> None:
+        """ntb_transport_free(), before which ntb_netdev takes the queue's link down."""
+        if self._qp_up:
+            self._send(b"", _LINK_DOWN)
+        self._cleanup()
+        self.due = None
+
+    def db_event(self, db: int) -> None:
+        """ntb_transport_doorbell_callback()"""
+        if self._qp_up and db == 0:
+            self.due = self._bridge.clock()
+
+    def run(self) -> None:
+        self.due = None
+        if not self._up:
+            self._link_work()
+        if self._up and not self._qp_up:
+            self._qp_link_work()
+        if self._qp_up:
+            self._receive()
+        elif self._qps and self._bridge.link_is_up:
+            self.due = self._bridge.jiffies(_LINK_RETRY_MS)
+
+    def _link_work(self) -> None:
+        """ntb_transport_link_work()"""
+        bridge, config = self._bridge, self._bridge.config
+        for index, size in enumerate(config.mw_sizes):
+            bridge.peer_spad_write(_MW0_SZ_HIGH + 2 * index, size >> 32)
+            bridge.peer_spad_write(_MW0_SZ_LOW + 2 * index, size & 0xFFFF_FFFF)
+        bridge.peer_spad_write(_NUM_MWS, config.num_mws)
+        bridge.peer_spad_write(_NUM_QPS, self._qps)
+        bridge.peer_spad_write(_VERSION, _TRANSPORT_VERSION)
+        said = [bridge.spad_read(index) for index in (_VERSION, _NUM_QPS, _NUM_MWS)]
+        if said != [_TRANSPORT_VERSION, self._qps, config.num_mws]:
+            return
+        for index in range(config.num_mws):
+            memory = bridge.mw_set_trans(index)
+            if index == 0:
+                self._memory = memory
+                high, low = (bridge.spad_read(spad) for spad in (_MW0_SZ_HIGH, _MW0_SZ_LOW))
+                self._set_up_queue(high << 32 | low)
+        self._up = True
+
+    def _set_up_queue(self, rx_size: int) -> None:
+        """ntb_transport_setup_qp_mw(), ntb_transport_init_queue()"""
+        mws = self._bridge.config.num_mws
+        shares = self._qps // mws + (self._qps % mws > 0)
+        self._rx_end = rx_size // shares - _RX_INFO_SIZE
+        self._rx_frame = min(_MTU, self._rx_end // 2)
+        self._rx_entries = self._rx_end // self._rx_frame
+        self._tx_end = self._bridge.config.mw1 // shares - _RX_INFO_SIZE
+        self._tx_frame = min(_MTU, self._tx_end // 2)
+        self._tx_entries = self._tx_end // self._tx_frame
+        assert self._memory is not None
+        self._memory.write32(self._rx_end, self._rx_entries - 1)
+
+    def _qp_link_work(self) -> None:
+        """ntb_qp_link_work()"""
+        links = self._bridge.spad_read(_QP_LINKS)
+        self._bridge.peer_spad_write(_QP_LINKS, links | 1 << 0)
+        self._qp_up = bool(links & 1 << 0)
+
+    # -- packets ----------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        """ntb_transport_rxc_db(), ntb_process_rxc()"""
+        memory = self._memory
+        assert memory is not None
+        for _ in range(self._rx_entries):
+            start = self._rx_frame * self._rx_index
+            header = start + self._rx_frame - _HEADER.size
+            version, length, flags = (memory.read32(header + at) for at in (0, 4, 8))
+            if not flags & _DONE:
+                return
+            memory.write32(header + 8, 0)
+            if flags & _LINK_DOWN:
+                # ntb_qp_link_cleanup_work()
+                up = self._up
+                self._reset()
+                self._up = up
+                self.due = self._bridge.jiffies(_LINK_RETRY_MS)
+                return
+            if version != self._rx_packets or length > self._rx_frame - _HEADER.size:
+                return
+            self._rx_packets = (self._rx_packets + 1) & 0xFFFF_FFFF
+            packet = memory.read_block(start, length)
+            # ntb_complete_rxc()
+            done = self._rx_index.to_bytes(4, "little")
+            self._bridge.mw_write(0, self._tx_end, done)
+            self._rx_index = (self._rx_index + 1) % self._rx_entries
+            answer = self._answer(packet)
+            if answer:
+                self._send(answer)
+        self.due = self._bridge.clock()
+
+    def _send(self, packet: bytes, flags: int = 0) -> None:
+        """ntb_process_tx(), ntb_async_tx(), ntb_tx_copy_callback()"""
+        assert self._memory is not None
+        tail = self._memory.read32(self._rx_end)
+        if tail == self._tx_index:
+            return  # the ring is full
+        faults = self._bridge.faults
+        if "sequence-gap" in faults and self._tx_packets == faults.get("sequence-gap", 0):
+            self._tx_packets += 1
+        start = self._tx_frame * self._tx_index
+        header = start + self._tx_frame - _HEADER.size
+        self._tx_index = (self._tx_index + 1) % self._tx_entries
+        head = _HEADER.pack(self._tx_packets, len(packet), 0)
+        self._bridge.mw_write(0, header, head[:8])
+        if packet:
+            self._bridge.mw_write(0, start, packet)
+        self._bridge.mw_write(0, header + 8, (flags | _DONE).to_bytes(4, "little"))
+        self._tx_packets = (self._tx_packets + 1) & 0xFFFF_FFFF
+        self._bridge.peer_db_set(1 << 0)
+
+    def _answer(self, packet: bytes) -> bytes:
+        """The network stack: an ARP reply or an ICMP echo reply, or nothing."""
+        kind = packet[12:14]
+        ethernet = packet[6:12] + self.MAC + kind
+        if kind == b"\x08\x06" and packet[20:22] == b"\0\1" and packet[38:42] == self._ip:
+            return ethernet + packet[14:20] + b"\0\2" + self.MAC + self._ip + packet[22:32]
+        if kind != b"\x08\0" or packet[23:24] != b"\1" or packet[30:34] != self._ip:
+            return b""
+        start = 14 + 4 * (packet[14] & 0xF)
+        total = int.from_bytes(packet[16:18], "big")
+        echo = packet[start : 14 + total]
+        if echo[:1] != b"\x08":
+            return b""
+        reply = b"\0\0\0\0" + echo[4:]
+        reply = reply[:2] + _checksum(reply) + reply[4:]
+        # Swapping the addresses leaves the IP header's checksum as it is.
+        header = packet[14:26] + packet[30:34] + packet[26:30] + packet[34:start]
+        return ethernet + header + reply
+
+
+def _checksum(data: bytes) -> bytes:
+    """The Internet checksum (RFC 1071)."""
+    data += bytes(len(data) % 2)
+    total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return (total ^ 0xFFFF).to_bytes(2, "big")

@@ -1,0 +1,218 @@
+"""rcdrv ntb against software vNTB endpoints over vfio-user."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from .conftest import Endpoint, finish, rcdrv, start
+
+POLLED, EMBEDDED = "sim:rcar-s4-vntb-polled", "sim:rcar-s4-vntb"
+FAST = ("--count", "3", "--interval", "0")
+QUICK = f"{POLLED},hz=1000"
+"""Takes commands within 6 ms; the embedded doorbell's endpoint takes 500."""
+NETDEV = f"{QUICK},vntb.peer=netdev"
+
+
+@pytest.mark.parametrize(("device", "polled"), [(POLLED, True), (EMBEDDED, False)])
+def test_info(device: str, polled: bool) -> None:
+    result = rcdrv("-d", device, "ntb", "info", "--json")
+    assert result.status == 0, result.err
+    document = result.document
+    assert document["polled"] is polled
+    assert (document["doorbells"], document["scratchpads"]) == (2, 128)
+    assert document["window_bars"] == [2]
+    assert not document["link_up"]
+    assert document["registers"]["SPAD_OFFSET"] == 0x134
+
+
+def test_scratchpads_and_link_stay(endpoint: Callable[..., Endpoint]) -> None:
+    device = endpoint("rcar-s4-vntb-polled,vntb.peer=none").address
+    assert rcdrv("-d", device, "ntb", "link", "up").out == "link up\n"
+    assert rcdrv("-d", device, "ntb", "spad", "write", "5", "0x1234").status == 0
+    read = rcdrv("-d", device, "ntb", "spad", "read", "5", "--peer", "--json").document
+    assert read["scratchpads"] == {"5": 0x1234}
+    assert rcdrv("-d", device, "ntb", "spad", "read", "5").out == "   5 0x00000000\n"
+    assert rcdrv("-d", device, "ntb", "spad", "read", "128").status == 2
+    assert rcdrv("-d", device, "ntb", "info", "--json").document["link_up"] is True
+    assert rcdrv("-d", device, "ntb", "link", "down").out == "link down\n"
+
+
+def test_sixteen_bit_fields_get_sixteen_bit_accesses(endpoint: Callable[..., Endpoint]) -> None:
+    served = endpoint("rcar-s4-vntb-polled")
+    assert rcdrv("-d", served.address, "ntb", "ping", *FAST).status == 0
+    accesses = [line for line in served.log() if line.get("region") == "BAR0"]
+    narrow = {line["size"] for line in accesses if line["offset"] in (8, 10)}
+    wide = {line["size"] for line in accesses if line["offset"] not in (8, 10)}
+    assert (narrow, wide) == ({2}, {4})
+
+
+@pytest.mark.parametrize("device", [POLLED, EMBEDDED, "sim:rk3588-vntb"])
+def test_ping(device: str) -> None:
+    document = rcdrv("-d", device, "ntb", "ping", *FAST, "--json").document
+    assert document["verdict"] == "pass"
+    assert (document["transmitted"], document["received"]) == (3, 3)
+    reported = {trip["reported"] for trip in document["trips"]}
+    assert reported == {1 if device == POLLED else 2}
+    spread = document["rtt_ms"]
+    assert spread["minimum"] <= spread["p50"] <= spread["maximum"]
+
+
+def test_ping_looks_like_ping() -> None:
+    result = rcdrv("-d", EMBEDDED, "ntb", "ping", *FAST)
+    assert result.status == 0
+    lines = result.out.splitlines()
+    assert lines[0].startswith("PING sim:rcar-s4-vntb ")
+    assert "seq=1 time=" in lines[1]
+    assert lines[-3].startswith("3 packets transmitted, 3 received, 0% packet loss")
+    assert lines[-2].startswith("rtt min/avg/max/mdev = ")
+
+
+@pytest.mark.parametrize("device", [NETDEV, f"{EMBEDDED},vntb.peer=netdev"])
+@pytest.mark.parametrize("size", ["0", "1473"])
+def test_ping_over_the_transport(device: str, size: str) -> None:
+    # More packets than the ring has slots.
+    arguments = ("--transport", "--size", size, "--count", "40", "--interval", "0", "--json")
+    document = rcdrv("-d", device, "ntb", "ping", *arguments).document
+    assert document["message"] == ""
+    assert document["received"] == 40
+
+
+def test_compare() -> None:
+    arguments = ("--compare", POLLED, EMBEDDED, "--count", "50", "--json")
+    document = rcdrv("ntb", "ping", *arguments).document
+    polled, embedded = (one["rtt_ms"] for one in document["endpoints"])
+    assert document["model"] is True
+    assert polled["minimum"] < 4.04
+    assert polled["maximum"] > 11
+    assert document["ratio"]["median"] == pytest.approx(polled["p50"] / embedded["p50"])
+    # A busy host delays the quick ones, so no more than that the two differ clearly.
+    assert document["ratio"]["median"] > 4
+
+
+def test_compare_says_that_it_is_a_model() -> None:
+    result = rcdrv("ntb", "ping", "--compare", QUICK, QUICK, "--count", "3", "--interval", "0")
+    assert result.status == 0
+    assert "not of a board" in result.out
+
+
+def test_windows() -> None:
+    tool = f"{POLLED},vntb.peer=tool"
+    result = rcdrv("-d", tool, "ntb", "mw", "test")
+    assert (result.status, "pointed at 0x100000 bytes" in result.out) == (0, True)
+    assert rcdrv("-d", tool, "ntb", "mw", "read", "0").status == 2
+    assert rcdrv("-d", tool, "ntb", "mw", "test", "--mw", "1").status == 2
+
+
+def test_a_translated_window(endpoint: Callable[..., Endpoint]) -> None:
+    served = endpoint("rcar-s4-vntb-polled,vntb.peer=tool,trap=sparse")
+    address = served.address
+    assert rcdrv("-d", address, "ntb", "link", "up").status == 0
+    write = ("mw", "write", "0x40", "0xabcd", "--translated")
+    assert rcdrv("-d", address, "ntb", *write).status == 0
+    assert rcdrv("-d", address, "ntb", "mw", "test", "--translated").status == 0
+    read = rcdrv("-d", address, "ntb", "mw", "read", "0x40", "--translated", "--json").document
+    assert read["words"] == [0xABCD]
+    assert not [line for line in served.log() if line.get("event") in ("stray", "harm")]
+
+
+def test_nothing_is_touched_that_may_harm(endpoint: Callable[..., Endpoint]) -> None:
+    served = endpoint("rcar-s4-vntb-polled,vntb.peer=netdev,trap=sparse")
+    assert rcdrv("-d", served.address, "ntb", "info").status == 0
+    assert rcdrv("-d", served.address, "ntb", "mw", "test").status == 0
+    assert rcdrv("-d", served.address, "ntb", "ping", "--transport", *FAST).status == 0
+    bad = ("stray", "harm", "dma-fault", "doorbell-unheard")
+    assert not [line for line in served.log() if line.get("event") in bad]
+
+
+def test_ring_and_watch(endpoint: Callable[..., Endpoint]) -> None:
+    served = endpoint("rcar-s4-vntb,vntb.peer=none")
+    ring = rcdrv("-d", served.address, "ntb", "ring", "--db", "1", "--json").document
+    assert ring["verdict"] == "unverified"
+    rung = [line["db"] for line in served.log() if line.get("event") == "doorbell"]
+    assert rung == [0, 1]
+    watch = rcdrv("-d", served.address, "ntb", "link", "watch", "--seconds", "0.2")
+    assert (watch.status, "link down" in watch.out) == (0, True)
+
+
+# -- what can go wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", [POLLED, EMBEDDED])
+@pytest.mark.parametrize("number", ["2", "14"])
+def test_a_doorbell_beyond_the_count(device: str, number: str) -> None:
+    result = rcdrv("-d", device, "ntb", "ring", "--db", number)
+    assert result.status == 2
+    assert f"no doorbell {number}" in result.err
+
+
+@pytest.mark.parametrize(
+    ("change", "action", "status", "reason"),
+    [
+        ("fault=silent", ("link", "up"), 1, "silent"),
+        ("fault=swallow", ("link", "up"), 1, "silent"),
+        ("fault=command-error", ("link", "up"), 1, "command-refused"),
+        (
+            "doorbell.backend=embedded,doorbell.address=0xe65d50a0,fault=bad-offset",
+            ("ring", "--db", "0"),
+            1,
+            "bad-offset",
+        ),
+        (
+            "doorbell.backend=embedded,doorbell.address=0xe65d50a0,fault=unaligned-offset",
+            ("ring", "--db", "0"),
+            1,
+            "bad-offset",
+        ),
+        ("fault=doorbell-dead", ("ping", *FAST), 1, "silent"),
+        ("fault=irq-lost", ("ping", *FAST), 1, "irq-lost"),
+        ("fault=link-drops=1", ("ping", *FAST), 1, "link-lost"),
+        ("vntb.peer=none", ("ping", *FAST), 1, "silent"),
+        ("vntb.peer=pingpong", ("ping", "--transport", *FAST), 1, "link-down"),
+        ("vntb.peer=netdev,fault=link-drops=2", ("ping", "--transport", *FAST), 1, "link-lost"),
+        ("vntb.peer=netdev,fault=sequence-gap", ("ping", "--transport", *FAST), 1, "sequence-gap"),
+        ("vntb.peer=netdev,fault=irq-lost", ("ping", "--transport", *FAST), 1, "irq-lost"),
+        ("vntb.peer=netdev,vntb.peer_ip=192.0.2.9", ("ping", "--transport", *FAST), 1, "silent"),
+        ("msi=2", ("ping", *FAST), 4, "no-vectors"),
+        ("device=0x1234", ("info",), 2, "usage"),
+    ],
+)
+def test_verdicts(change: str, action: tuple[str, ...], status: int, reason: str) -> None:
+    result = rcdrv("-d", f"{QUICK},{change}", "ntb", *action, "--json", "--timeout", "0.3")
+    assert result.status == status, result.out
+    assert result.document["reason"] == reason
+    assert result.document["message"]
+    assert result.document["hint"]
+
+
+def test_an_unknown_id_with_its_bars() -> None:
+    bars = ("--ctrl-bar", "0", "--db-bar", "4", "--mw-bar", "2")
+    assert rcdrv("-d", f"{POLLED},device=0x1234", "ntb", "info", *bars).status == 0
+
+
+def test_a_bar_without_a_control_block() -> None:
+    result = rcdrv("-d", f"{POLLED},vntb.peer=tool", "ntb", "info", "--ctrl-bar", "2", "--json")
+    assert (result.status, result.document["reason"]) == (1, "bad-control")
+
+
+def test_a_control_block_that_cannot_be(endpoint: Callable[..., Endpoint]) -> None:
+    device = endpoint("rcar-s4-vntb-polled").address
+    for offset, bad, good in ((0x20, 5, 1), (0x28, 0xFFFFFFFC, 0x134), (0x30, 8, 4)):
+        assert rcdrv("-d", device, "poke", "0", hex(offset), hex(bad)).status == 0
+        result = rcdrv("-d", device, "ntb", "ring", "--db", "0", "--json")
+        assert (result.status, result.document["reason"]) == (1, "bad-control")
+        assert rcdrv("-d", device, "poke", "0", hex(offset), hex(good)).status == 0
+
+
+def test_endless_pings_end_well(endpoint: Callable[..., Endpoint]) -> None:
+    served = endpoint("rcar-s4-vntb-polled")
+    process = start("-d", served.address, "ntb", "ping", "--count", "0", "--interval", "0")
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    result = finish(process)
+    assert result.status == 0, result.err
+    assert "0% packet loss" in result.out
+    assert rcdrv("-d", served.address, "ntb", "info", "--json").document["link_up"] is False

@@ -1,0 +1,263 @@
+"""pci-epf-vntb's protocol: commands, doorbells of each backend, windows, faults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rcdrv.errors import UsageError
+from rcdrv.function import IrqKind
+from rcdrv.sim.epf_vntb import LINK_IS_UP, STATUS_ERROR, STATUS_OK, Command, Control
+from rcdrv.sim.layout import dump_layout, load_layout
+
+from .host import MEMORY_BASE, Host
+
+POLLED, EMBEDDED = "rcar-s4-vntb-polled", "rcar-s4-vntb"
+SPADS = 0x134
+
+
+def command(host: Host, value: int, argument: int = 0, seconds: float = 0.6) -> int:
+    """Give a command; CMD_STATUS after ``seconds``, cleared as a root complex does."""
+    host.write(0, Control.ARGUMENT, argument)
+    host.write(0, Control.COMMAND, value)
+    host.advance(seconds)
+    status = host.read(0, Control.COMMAND_STATUS, 2)
+    host.write(0, Control.COMMAND_STATUS, 0, 2)
+    return status
+
+
+def ring(host: Host, number: int = 0) -> None:
+    slot = number + 2
+    size = host.read(0, Control.DB_ENTRY_SIZE)
+    offset = size * slot + host.read(0, Control.DB_OFFSET + 4 * slot)
+    host.write(4, offset, host.read(0, Control.DB_DATA + 4 * slot))
+
+
+def rung(host: Host) -> list[int]:
+    return [event["db"] for event in host.events("doorbell")]
+
+
+# -- the control block ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", [POLLED, EMBEDDED, "rk3588-vntb"])
+def test_control_block(preset: str) -> None:
+    host = Host(preset)
+    assert host.read(0, Control.SPAD_OFFSET) == SPADS
+    assert host.read(0, Control.SPAD_COUNT) == 128
+    assert host.read(0, Control.NUM_MWS) == 1
+    slots = [
+        (host.read(0, Control.DB_OFFSET + 4 * n), host.read(0, Control.DB_DATA + 4 * n))
+        for n in range(5)
+    ]
+    if preset == POLLED:
+        assert host.read(0, Control.DB_ENTRY_SIZE) == 4
+        assert slots == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 0)]
+    else:
+        assert host.read(0, Control.DB_ENTRY_SIZE) == 0
+        assert slots == [(0xA0, 0)] * 4 + [(0, 0)]
+    assert host.read_config(0x0A, 2) == 0x0500
+    assert tuple(host.endpoint.irq_counts())[:3] == (1, 16, 0)
+
+
+def test_another_db_bar_on_rk3588_falls_back_to_polling() -> None:
+    host = Host("rk3588-vntb,bar5.type=programmable,vntb.db_bar=5")
+    assert host.read(0, Control.DB_ENTRY_SIZE) == 4
+
+
+@pytest.mark.parametrize(("preset", "longest"), [(POLLED, 0.012), (EMBEDDED, 0.508)])
+def test_commands_wait_for_the_tick(preset: str, longest: float) -> None:
+    host = Host(preset)
+    host.advance(1.0)
+    host.write(0, Control.COMMAND, Command.LINK_UP)
+    host.advance(longest)
+    assert host.read(0, Control.COMMAND) == 0
+    assert host.read(0, Control.COMMAND_STATUS, 2) == STATUS_OK
+    assert host.read(0, Control.LINK_STATUS, 2) == LINK_IS_UP
+
+
+def test_link_down_and_an_unknown_command() -> None:
+    host = Host(POLLED)
+    assert command(host, Command.LINK_UP) == STATUS_OK
+    assert command(host, Command.LINK_DOWN) == STATUS_OK
+    assert host.read(0, Control.LINK_STATUS, 2) == 0
+    assert command(host, 99) == 0
+    assert host.read(0, Control.COMMAND) == 0
+
+
+# -- doorbells ------------------------------------------------------------------------------------
+
+
+def test_polled_doorbells_are_told_apart() -> None:
+    host = Host(POLLED)
+    ring(host, 1)
+    assert rung(host) == []
+    host.advance(0.013)
+    assert rung(host) == [1]
+    assert host.read(4, 4 * 3) == 0
+
+
+@pytest.mark.parametrize("hz", [100, 250, 1000])
+def test_the_poll_tick(hz: int) -> None:
+    host = Host(POLLED, hz=hz)
+    # msecs_to_jiffies(5) and the jiffy that the timer wheel adds.
+    longest = {100: 0.020, 250: 0.012, 1000: 0.006}[hz]
+    waits = []
+    for step in range(100):
+        host.advance(longest * (1 + step / 100) + 1e-5)
+        start = host.now
+        ring(host)
+        while host.read(4, 4 * 2):  # until the endpoint has taken it
+            due = host.endpoint.next_event()
+            assert due is not None
+            host.advance(due - host.now)
+        waits.append(host.now - start)
+    assert max(waits) == pytest.approx(longest, rel=0.1)
+    assert min(waits) < longest / 10
+
+
+def test_one_embedded_ring_reports_every_doorbell() -> None:
+    host = Host(EMBEDDED)
+    ring(host, 1)
+    assert rung(host) == [0, 1]
+
+
+def test_the_its_tells_doorbells_apart() -> None:
+    host = Host(f"{EMBEDDED},doorbell.backend=msi,doorbell.address=0x48050040,doorbell.data=42")
+    assert host.read(0, Control.DB_DATA + 4 * 3) == 45
+    ring(host, 1)
+    assert rung(host) == [1]
+
+
+def test_it_raises_msi_and_never_msix() -> None:
+    host = Host(POLLED, **{"msix": 8, "bar0.type": "programmable", "msix_bar": 2})
+    host.vectors[IrqKind.MSI] = 0
+    command(host, Command.LINK_UP)
+    assert host.fired == []
+    assert host.events("irq-failed")
+
+
+# -- peers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("preset", "each"), [(POLLED, 1), (EMBEDDED, 2)])
+def test_pingpong(preset: str, each: int) -> None:
+    host = Host(preset)
+    command(host, Command.LINK_UP)
+    assert host.fired == [(IrqKind.MSI, 2)], "its own first ping"
+    for count in (1, 2, 3):
+        host.fired.clear()
+        ring(host)
+        host.advance(0.013)
+        assert host.fired == [(IrqKind.MSI, 2)]
+        assert host.read(0, SPADS) == each * count
+
+
+def test_pingpong_delay() -> None:
+    host = Host(EMBEDDED, **{"vntb.peer_delay_ms": 50})
+    command(host, Command.LINK_UP)
+    host.fired.clear()
+    ring(host)
+    host.advance(0.049)
+    assert host.fired == []
+    host.advance(0.002)
+    assert host.fired == [(IrqKind.MSI, 2)]
+
+
+# -- windows --------------------------------------------------------------------------------------
+
+
+def test_a_window_that_is_not_translated_is_not_to_be_touched() -> None:
+    host = Host(POLLED, **{"vntb.peer": "tool"})
+    host.write(2, 0x40, 1)
+    command(host, Command.LINK_UP)
+    assert [event["bar"] for event in host.events("stray")] == [2]
+    host.write(2, 0x40, 0x55)
+    assert host.read(2, 0x40) == 0x55
+
+
+@pytest.mark.parametrize(
+    ("address", "size", "status"),
+    [
+        (MEMORY_BASE, 0x1000, STATUS_OK),
+        (MEMORY_BASE, 0, STATUS_ERROR),
+        (MEMORY_BASE + 4, 0x1000, STATUS_ERROR),
+    ],
+)
+def test_configure_mw(address: int, size: int, status: int) -> None:
+    host = Host(POLLED)
+    for offset, value in ((0, address), (8, size)):
+        host.write(0, Control.ADDR + offset, value & 0xFFFF_FFFF)
+        host.write(0, Control.ADDR + offset + 4, value >> 32)
+    assert command(host, Command.CONFIGURE_MW, 0) == status
+    assert command(host, Command.TEARDOWN_MW, 0) == STATUS_OK
+    assert not host.events("harm")
+
+
+def test_a_window_that_is_not_there_harms() -> None:
+    host = Host(POLLED)
+    command(host, Command.CONFIGURE_MW, 1)
+    assert host.events("harm")
+
+
+# -- faults ---------------------------------------------------------------------------------------
+
+
+def test_faults_of_commands() -> None:
+    assert command(Host(POLLED, fault="swallow"), Command.LINK_UP) == 0
+    assert command(Host(POLLED, fault="command-error"), Command.LINK_UP) == STATUS_ERROR
+    assert command(Host(POLLED, fault="slow=300"), Command.LINK_UP, seconds=0.2) == 0
+    silent = Host(POLLED, fault="silent")
+    assert command(silent, Command.LINK_UP) == 0
+    assert silent.read(0, Control.COMMAND) == Command.LINK_UP
+
+
+def test_link_drops() -> None:
+    host = Host(EMBEDDED, fault="link-drops=1")
+    command(host, Command.LINK_UP)
+    ring(host)
+    assert host.read(0, Control.LINK_STATUS, 2) == LINK_IS_UP
+    ring(host)
+    host.advance(0.001)
+    assert host.read(0, Control.LINK_STATUS, 2) == 0
+    assert host.events("unbind")
+
+
+# -- the layout -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("vntb.db_count=2", "vntb.db_count"),
+        ("vntb.db_count=33", "vntb.db_count"),
+        ("vntb.mw1=0x1800", "a window of 0x1800 bytes"),
+        ("vntb.mw1_bar=0", "the same BAR"),
+        ("vntb.mw1_bar=3", "BAR3 is absent"),
+        ("vntb.num_mws=2", "no BAR is left"),
+        ("vntb.peer=other", "vntb.peer"),
+        ("vntb.peer_ip=1.2.3", "not an IPv4"),
+        ("vntb.db_bra=4", "no such key"),
+        ("bar0.type=fixed,bar0.size=1024", "the registers need 0x534"),
+    ],
+)
+def test_what_cannot_be(change: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_layout(f"{POLLED},{change}")
+
+
+def test_bars_that_nobody_named_are_found() -> None:
+    layout = load_layout("generic,function=epf_vntb,msix=0,vntb.num_mws=2,vntb.mw2=64K")
+    assert (layout.vntb.ctrl_bar, layout.vntb.db_bar) == (0, 1)
+    assert layout.vntb.mw_bars == (2, 3)
+    assert layout.bar(3).size == 64 << 10
+    assert layout.hz == 250
+
+
+@pytest.mark.parametrize("preset", [POLLED, EMBEDDED, "rk3588-vntb"])
+def test_dump(preset: str, tmp_path: Path) -> None:
+    layout = load_layout(preset, {"hz": 1000})
+    copy = tmp_path / "copy.toml"
+    copy.write_text(dump_layout(layout))
+    assert load_layout(str(copy)) == layout
