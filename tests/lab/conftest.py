@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,12 +57,23 @@ def booted(
     endpoints: Sequence[str] = (),
     devices: Sequence[str] = (),
     log_accesses: bool = True,
+    append: Sequence[str] = (),
+    files: Mapping[str, Path] | None = None,
+    bind: bool = True,
 ) -> Iterator[Guest]:
     """A guest; where it does not start, the test fails in CI and is skipped elsewhere.
 
     With ``log_accesses`` every access traps, and each is in ``endpoint.access_log``.
     """
-    guest = Guest(arch, endpoints=endpoints, devices=devices, log_accesses=log_accesses)
+    guest = Guest(
+        arch,
+        endpoints=endpoints,
+        devices=devices,
+        log_accesses=log_accesses,
+        append=append,
+        files=files,
+        bind=bind,
+    )
     try:
         guest.__enter__()
     except LabError as error:
