@@ -7,6 +7,7 @@ rebooted has forgotten them, and its driver does not notice: it has to be found 
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable
 
 from rcdrv.errors import HostError, UsageError
@@ -208,5 +209,12 @@ def bus_reset(
     try:
         write(file, "1")
     except OSError as error:
+        if error.errno == errno.ENOTTY:
+            # pci_bridge_wait_for_secondary_bus() in drivers/pci/pci.c says the same of a link that
+            # does not come up again as of a bus that cannot be reset.
+            raise HostError(
+                f"{port.address} cannot reset what is behind it, or its link did not come back",
+                hint=f"dmesg says which; if it is the link: rcdrv rescan {function.address}",
+            ) from error
         raise kernel.refused(f"cannot reset what is behind {port.address}", error) from error
     return members

@@ -185,3 +185,14 @@ def test_hot_reset_on_an_old_kernel(tree: Tree) -> None:
     with pytest.raises(HostError, match="cannot reset all") as caught:
         bus_reset(tree.add(), tree.paths, show=lambda _members: None)
     assert "Linux 6" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("code", "message"), [(errno.ENOTTY, "its link did not come back"), (errno.EACCES, "may not")]
+)
+def test_hot_reset_that_the_kernel_refuses(bench: Bench, code: int, message: str) -> None:
+    tree = bench.tree
+    tree.put(f"sys/bus/pci/devices/{PORT}/reset_subordinate", "")
+    tree.refused["reset_subordinate"] = OSError(code, "")
+    with pytest.raises(HostError, match=message):
+        bus_reset(tree.add(), tree.paths, show=lambda _members: None, write=tree.write)
