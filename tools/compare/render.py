@@ -58,8 +58,8 @@ All cases on `{preset}`, fastest of {runs} runs each, in turns, in one guest:
 | the {cases} cases | {kernel.cases:.2f} s | {rcdrv.cases:.2f} s | {by_cases:.2f} |
 | the whole process | {kernel.process:.2f} s | {rcdrv.process:.2f} s | {by_process:.2f} |
 
-The emulated processor is some tens of times slower than a real one, which the start of Python and
-its imports feel most.{left_out}
+On an emulated processor, Python's own part weighs much: its start and imports are in the time of
+the process, and the import of numpy in that of the first case that fills a BAR.{left_out}
 """
 
 
