@@ -19,8 +19,6 @@ from rcdrv.function import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo,
 from rcdrv.vfio import uapi
 from rcdrv.vfio.ioctl import call, capabilities, pairs, query
 
-_NO_VENDOR = b"\xff\xff"
-
 
 class AddressSpace(Protocol):
     """What stands between the device's DMA and this process's memory."""
@@ -296,11 +294,15 @@ class VfioDevice:
     # -- errors -------------------------------------------------------------------------------
 
     def _is_gone(self) -> bool:
-        """Whether VENDOR_ID reads all ones, which is the bus's answer, or not at all."""
+        """Whether class and revision read all ones, which is the bus's answer, or not at all.
+
+        VENDOR_ID does not tell: VFIO answers with a copy that it made at the open
+        (init_pci_cap_basic_perm() in vfio_pci_config.c).
+        """
         if self._config_start is None:
             return False
         try:
-            return os.pread(self._fd, 2, self._config_start) == _NO_VENDOR
+            return os.pread(self._fd, 4, self._config_start + 8) == b"\xff" * 4
         except OSError as error:
             return error.errno == errno.ENODEV
 
