@@ -24,6 +24,8 @@ class Fault:
     """Its value when it is left out; None: the endpoint picks one that fits its layout."""
     choices: tuple[str, ...] = ()
     """The argument is one of these words, and its value the index."""
+    function: str = ""
+    """The endpoint function that alone can have it; empty: any."""
     traps: bool = False
     """It can be shown only on accesses that reach the endpoint: all BARs are trapped."""
 
@@ -58,9 +60,16 @@ FAULTS: dict[str, Fault] = {
     "irq-twice": Fault("interrupts arrive twice", "of", DOORBELL, _WHICH),
     "irq-wrong-vector": Fault("interrupts arrive at the next vector", "of", BOTH, _WHICH),
     # vNTB
-    "command-error": Fault("commands are answered with COMMAND_STATUS_ERROR"),
-    "link-drops": Fault("the endpoint's function is set up anew after so many doorbells", "n", 3),
-    "sequence-gap": Fault("ntb_transport leaves out the number of a packet", "number", 3),
+    "command-error": Fault("commands are answered with COMMAND_STATUS_ERROR", function="epf_vntb"),
+    "link-drops": Fault(
+        "the endpoint's function is set up anew after so many doorbells",
+        "n",
+        3,
+        function="epf_vntb",
+    ),
+    "sequence-gap": Fault(
+        "ntb_transport leaves out the number of a packet", "number", 3, function="epf_vntb"
+    ),
     # data
     "bad-data": Fault("one byte of every transfer is wrong"),
     "bad-checksum": Fault("WRITE reports a wrong CHECKSUM, READ expects one"),

@@ -1,0 +1,77 @@
+"""Which case of ``rcdrv test`` catches which fault of the software endpoint, as Markdown.
+
+python3 -m tools.faults > docs/faults.md
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+
+from rcdrv.sim.faults import FAULTS
+
+PRESET = "generic"
+COMMAND = (sys.executable, "-m", "rcdrv")
+TIMEOUT = 300.0
+
+HEAD = f"""\
+# Faults: what catches them
+
+Every fault of the software endpoint (`rcdrv sim --list`) on the preset `{PRESET}`, with the cases
+of `rcdrv test --timeout 0.5` that do not pass because of it. Made by
+
+    python3 -m tools.faults > docs/faults.md
+
+Cases that are skipped without any fault are left out. What no case catches is said with its reason.
+
+| fault | what it does | caught by |
+| --- | --- | --- |
+"""
+
+UNCAUGHT = {
+    "slow": "nothing: within the time-out, as it has to be",
+    "doorbell-late": "nothing: within the time-out, as it has to be",
+    "offset-changes": "nothing: DB_OFFSET is read once, and what was read is checked and used",
+    "no-resource": "nothing fails: the subrange cases skip, as in the kselftest",
+    "cap-loop": "`rcdrv info`, exit 1: no case needs the capability list",
+}
+
+
+def main() -> int:
+    print(HEAD, end="")
+    healthy = run(PRESET)
+    for fault, what in FAULTS.items():
+        if what.function not in ("", "epf_test"):
+            continue
+        caught = defaultdict(list)
+        for case, reason in run(f"{PRESET},fault={fault}").items():
+            if healthy.get(case) != reason:
+                caught[reason].append(short(case))
+        cells = [f"`{reason}`: {shortened(cases)}" for reason, cases in caught.items()]
+        print(f"| `{fault}` | {what.summary} | {'; '.join(cells) or UNCAUGHT[fault]} |")
+    return 0
+
+
+def run(spec: str) -> dict[str, str]:
+    """{case: reason} of the cases that did not pass."""
+    arguments = ("test", "--json", "--timeout", "0.5", "--device", f"sim:{spec}")
+    done = subprocess.run(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, check=False, timeout=TIMEOUT
+    )
+    results = json.loads(done.stdout)["results"]
+    return {one["name"]: one["reason"] for one in results if one["verdict"] != "pass"}
+
+
+def short(case: str) -> str:
+    return case.partition(".")[2].removesuffix("_TEST")
+
+
+def shortened(cases: list[str]) -> str:
+    """The names, or only how many where the list says nothing more."""
+    return f"{len(cases)} cases" if len(cases) > 8 else ", ".join(cases)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
