@@ -324,8 +324,6 @@ def test_a_thousand_cycles_leave_nothing_behind(endpoint: Callable[..., Endpoint
     peek = rcdrv("peek", "2", "0xd5000", "--json", "--device", board.address)
     assert peek.document["values"] == [0xDEADBEEF]
     assert open_files(board.process.pid) == before
-    maps = (f"/proc/{board.process.pid}/maps",)
-    assert "rcdrv-dma" not in open(maps[0]).read()  # noqa: PTH123, SIM115
     assert board.stop().status == 0
 
 
