@@ -28,6 +28,7 @@ import platform
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rcdrv.errors import AccessError
@@ -52,6 +53,19 @@ class RegionIo(Protocol):
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of ``data`` at ``offset`` of the region, or raise."""
+
+
+class Register(Protocol):
+    """One aligned 32-bit word of a window, as :meth:`Window.register32` gives it.
+
+    ``register[0]`` is one read and ``register[0] = value`` one write of 32 bits. A value that
+    does not fit raises :class:`AccessError` or ValueError, and a register of a closed window
+    raises either too; the device is not touched then.
+    """
+
+    def __getitem__(self, zero: Literal[0], /) -> int: ...
+
+    def __setitem__(self, zero: Literal[0], value: int, /) -> None: ...
 
 
 class Window(ABC):
@@ -98,6 +112,23 @@ class Window(ABC):
 
     def write64(self, offset: int, value: int) -> None:
         self.write(64, offset, value)
+
+    # -- one register, often ------------------------------------------------------------------
+
+    def register32(self, offset: int) -> Register:
+        """The 32-bit register at ``offset``, checked here and not at each access any more."""
+        self._check(32, offset)
+        return _CalledRegister(self, offset)
+
+    def burst32(self, offset: int, value: int, count: int) -> None:
+        """``count`` 32-bit writes of the same ``value``, as fast as they can be made.
+
+        Nothing looks whether to stop meanwhile: whoever needs that makes many short bursts.
+        """
+        register = self.register32(offset)
+        self._check_value(32, value)
+        for _ in repeat(None, count):
+            register[0] = value
 
     # -- bulk ---------------------------------------------------------------------------------
 
@@ -181,6 +212,22 @@ class Window(ABC):
             raise AccessError(f"{self.name}: {value:#x} does not fit in {width} bits")
 
 
+class _CalledRegister:
+    """A register that is not mapped, or not in the host's byte order."""
+
+    __slots__ = ("_offset", "_window")
+
+    def __init__(self, window: Window, offset: int) -> None:
+        self._window = window
+        self._offset = offset
+
+    def __getitem__(self, zero: Literal[0], /) -> int:
+        return self._window.read(32, self._offset)
+
+    def __setitem__(self, zero: Literal[0], value: int, /) -> None:
+        self._window.write(32, self._offset, value)
+
+
 class MappedWindow(Window):
     """Device memory mapped into this process; owns ``memory`` and closes it.
 
@@ -197,6 +244,7 @@ class MappedWindow(Window):
             for width, form in _FORMATS.items()
         }
         self._words = self._views[32]
+        self._registers: dict[int, memoryview] = {}
 
     def read(self, width: int, offset: int) -> int:
         self._check(width, offset)
@@ -227,10 +275,55 @@ class MappedWindow(Window):
         except (IndexError, ValueError, TypeError):
             self.write(32, offset, value)
 
+    def register32(self, offset: int) -> Register:
+        # A view of one item has the access itself in C, its check of the value included, and
+        # can reach nothing else.
+        self._check(32, offset)
+        if _BIG_ENDIAN:
+            return super().register32(offset)
+        if offset not in self._registers:
+            self._registers[offset] = self._words[offset >> 2 : (offset >> 2) + 1]
+        return self._registers[offset]
+
+    def burst32(self, offset: int, value: int, count: int) -> None:
+        register = self.register32(offset)
+        self._check_value(32, value)
+        eights, rest = divmod(max(0, count), 8)
+        for _ in repeat(None, eights):  # the loop costs as much as a store
+            register[0] = register[0] = register[0] = register[0] = value
+            register[0] = register[0] = register[0] = register[0] = value
+        for register[0] in repeat(value, rest):
+            pass
+
     def _array(self, width: int, offset: int, count: int) -> NDArray[Any]:
         import numpy
 
         return numpy.frombuffer(self._bytes, dtype=f"<u{width // 8}", count=count, offset=offset)
+
+    def read_block(self, offset: int, size: int) -> bytes:
+        words = size // 4
+        if (offset | size) & 3 or words < _NUMPY_PAYS_FROM:
+            return super().read_block(offset, size)
+        self._check_range(offset, size)
+        return self._copy_out(32, offset, words).tobytes()
+
+    def fill(self, offset: int, size: int, value: int) -> None:
+        words = size // 4
+        if (offset | size) & 3 or words < _NUMPY_PAYS_FROM or not 0 <= value <= 0xFF:
+            super().fill(offset, size, value)
+            return
+        self._check_range(offset, size)
+        device = self._array(32, offset, words)
+        # In two passes, for the reason in _copy_words().
+        device[0::2] = device[1::2] = value * 0x01010101
+
+    def _copy_out(self, width: int, offset: int, count: int) -> NDArray[Any]:
+        import numpy
+
+        device = self._array(width, offset, count)
+        words = numpy.empty(count, dtype=device.dtype)
+        _copy_words(words, device)
+        return words
 
     def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
         if count < _NUMPY_PAYS_FROM:
@@ -239,12 +332,7 @@ class MappedWindow(Window):
                 word = self.read(width, offset + index * step)
                 out[index * step : (index + 1) * step] = word.to_bytes(step, "little")
             return
-        import numpy
-
-        device = self._array(width, offset, count)
-        words = numpy.empty(count, dtype=device.dtype)
-        _copy_words(words, device)
-        out[: count * width // 8] = words.tobytes()
+        out[: count * width // 8] = self._copy_out(width, offset, count).tobytes()
 
     def _write_run(self, width: int, offset: int, data: memoryview) -> None:
         step = width // 8
@@ -266,7 +354,7 @@ class MappedWindow(Window):
         self.size = 0
         # A traceback may still hold an array on it: then the mapping goes with that.
         with contextlib.suppress(BufferError):
-            for view in self._views.values():
+            for view in (*self._registers.values(), *self._views.values()):
                 view.release()
             self._bytes.release()
             self._memory.close()
@@ -337,6 +425,11 @@ class SplitWindow(Window):
         self._check(width, offset)
         start, _, window = self._locate(offset)
         window.write(width, offset if window is self._trapped else offset - start, value)
+
+    def register32(self, offset: int) -> Register:
+        self._check(32, offset)
+        start, _, window = self._locate(offset)
+        return window.register32(offset if window is self._trapped else offset - start)
 
     def _stretches(self, offset: int, size: int) -> Iterator[tuple[Window, int, int, int]]:
         """Split a run: (window, offset in it, offset in the run, size)."""

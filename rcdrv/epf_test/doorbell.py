@@ -13,7 +13,7 @@ from rcdrv.epf_test.driver import SETTLE, Answer, EpfTest
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function, IrqKind
-from rcdrv.mmio import Window, barrier
+from rcdrv.mmio import Register, Window, barrier
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
 _ENABLE_HINT = (
@@ -80,7 +80,7 @@ class Doorbell:
         self._expect_bar = expect_bar
         self._force = force
         self._enabled = False
-        self._window: Window | None = None
+        self._register: Register | None = None
         self.said: Location | None = None
         """Where the endpoint says that it is."""
         self.location: Location | None = None
@@ -120,7 +120,8 @@ class Doorbell:
             if self._override is None:
                 self._check(self.said)
             self.location = self._override or self.said
-            self._window = self.location.window(driver.function)
+            window = self.location.window(driver.function)
+            self._register = window.register32(self.location.offset)
         except BaseException:
             self._leave(failing=True)
             raise
@@ -240,10 +241,22 @@ class Doorbell:
 
     def write(self) -> None:
         """The ring itself: one 32-bit write, nothing else."""
-        assert self._window is not None, "not entered"
+        assert self._register is not None, "not entered"
         assert self.location is not None, "not entered"
         self._owed += 1
-        self._window.write32(self.location.offset, self.location.data)
+        self._register[0] = self.location.data
+
+    def burst(self, count: int) -> None:
+        """Ring ``count`` times as fast as can be; nobody looks for an answer, or whether to stop.
+
+        More rings than the endpoint has answered may come to a single acknowledgement: its
+        interrupt is pending or it is not.
+        """
+        assert self.location is not None, "not entered"
+        self._owed += count
+        window = self.location.window(self._driver.function)
+        barrier()
+        window.burst32(self.location.offset, self.location.data, count)
 
     def ring(self) -> Answer:
         """Ring once and wait for the acknowledgement.

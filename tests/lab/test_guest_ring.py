@@ -165,3 +165,37 @@ def test_bulk_operations_touch_every_byte_once_and_aligned(guest: Guest) -> None
     read = sum(line["size"] for line in accesses(log, "BAR1", "read"))
     assert written == sum(8192 + size for size in sizes)
     assert read == sum(8192 + 2 * size for size in sizes)
+
+
+BURSTS = """
+import sys
+from rcdrv.address import open_function
+
+with open_function(sys.argv[1]) as function:
+    window = function.bar(1)
+    for count in (0, 1, 7, 8, 27):
+        window.burst32(0x2000 + 4 * count, 0x1000 + count, count)
+    register = window.register32(0x2200)
+    for value in range(5):
+        register[0] = value
+        assert register[0] == value
+print("done")
+"""
+
+
+def test_bursts_and_registers_are_one_access_for_each_item(guest: Guest) -> None:
+    endpoint = by_spec(guest, "generic")
+    guest.put("/tmp/bursts.py", BURSTS.encode())
+    start = log_length(endpoint)
+    result = guest.run(["python3", "/tmp/bursts.py", endpoint.address], timeout=60)
+    assert (result.status, result.stdout) == (0, "done\n"), result
+    log = log_of(endpoint, start)
+    written = [
+        (line["offset"], line["size"], line["value"]) for line in accesses(log, "BAR1", "write")
+    ]
+    bursts = [
+        (0x2000 + 4 * count, 4, 0x1000 + count) for count in (0, 1, 7, 8, 27) for _ in range(count)
+    ]
+    assert written == bursts + [(0x2200, 4, value) for value in range(5)]
+    read = [(line["offset"], line["size"], line["value"]) for line in accesses(log, "BAR1", "read")]
+    assert read == [(0x2200, 4, value) for value in range(5)]

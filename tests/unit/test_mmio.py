@@ -109,6 +109,60 @@ def test_values_that_do_not_fit_are_refused(
 
 
 @windows
+@given(offset=st.integers(-SIZE, 2 * SIZE), value=st.integers(0, (1 << 32) - 1))
+def test_a_register_is_the_word_at_its_offset_and_checked_beforehand(
+    make: Callable[[], Window], offset: int, value: int
+) -> None:
+    window = make()
+    if offset % 4 or not 0 <= offset < SIZE:
+        with pytest.raises(AccessError):
+            window.register32(offset)
+        with pytest.raises(AccessError):
+            window.burst32(offset, value, 1)
+    else:
+        register = window.register32(offset)
+        register[0] = value
+        assert window.read32(offset) == register[0] == value
+        for wrong in (-1, 1 << 32):
+            with pytest.raises((AccessError, ValueError)):
+                register[0] = wrong
+            with pytest.raises(AccessError):
+                window.burst32(offset, wrong, 1)
+        assert window.read32(offset) == value
+    window.close()
+
+
+@windows
+@given(index=st.integers(0, SIZE // 4 - 1), count=st.integers(-1, 40), value=st.integers(1, 9))
+def test_a_burst_writes_one_word_and_no_other(
+    make: Callable[[], Window], index: int, count: int, value: int
+) -> None:
+    window = make()
+    window.burst32(4 * index, value, count)
+    expected = bytearray(SIZE)
+    expected[4 * index] = value if count > 0 else 0
+    assert window.read_block(0, SIZE) == expected
+    window.close()
+
+
+@given(count=st.integers(0, 40))
+def test_a_burst_is_as_many_requests_as_it_says(count: int) -> None:
+    region = Recorder(SIZE)
+    TrappedWindow(region, SIZE).burst32(0x40, 1, count)
+    assert region.log == [("write", 0x40, 4)] * count
+
+
+def test_a_register_dies_with_its_window() -> None:
+    for window in (mapped(), trapped(), split()):
+        register = window.register32(0x104)
+        window.close()
+        with pytest.raises((AccessError, ValueError)):
+            register[0] = 1
+        with pytest.raises((AccessError, ValueError)):
+            _ = register[0]
+
+
+@windows
 @given(
     offset=st.integers(0, SIZE),
     data=st.binary(max_size=SIZE) | st.integers(0, SIZE).map(lambda size: bytes(range(256)) * 16),
