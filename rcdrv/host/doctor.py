@@ -265,29 +265,38 @@ def check_group(_subject: Subject, function: HostFunction) -> Finding:
 def check_node(subject: Subject, function: HostFunction) -> Finding:
     if function.driver != DRIVER:
         return _skip(f"not bound to {DRIVER}")
-    nodes = function.nodes
-    if not nodes:
+    ways = function.ways_in
+    if not ways:
         return _bad(
             f"there is none in {subject.paths.dev}/vfio",
             "is udev or devtmpfs running? Into a container, pass /dev/vfio",
         )
-    if any(subject.user.may_open(node) for node in nodes):
-        return _ok(", ".join(str(node) for node in nodes))
+    closed = [node for way in ways for node in way if not subject.user.may_open(node)]
+    open_ways = [way for way in ways if not any(node in closed for node in way)]
+    if open_ways:
+        listed = ", or ".join(" with ".join(map(str, way)) for way in open_ways)
+        return _ok(listed + (f"; not {', '.join(map(str, closed))}" if closed else ""))
     return _bad(
-        f"{subject.user.name} may not open {nodes[0]}",
+        f"{subject.user.name} may not open {closed[0]}",
         f"{_udev_cure(function)}; then, as root: groupadd --system rcdrv; usermod --append "
         f"--groups rcdrv {subject.user.name}; udevadm control --reload; udevadm trigger "
-        "--action=add --subsystem-match=vfio; and log in again",
+        "--action=add --subsystem-match=vfio --subsystem-match=vfio-dev --subsystem-match=misc; "
+        "and log in again",
     )
 
 
 def _udev_cure(function: HostFunction) -> str:
     if (function.vendor, function.device) in pci.KNOWN_PARTS:
         return "copy udev/70-rcdrv.rules to /etc/udev/rules.d"
-    return (
-        "write to /etc/udev/rules.d/71-endpoint.rules: "
-        f'SUBSYSTEM=="vfio", KERNEL=="{function.group}", GROUP="rcdrv", MODE="0660"'
-    )
+    keys = [f'SUBSYSTEM=="vfio", KERNEL=="{function.group}"']
+    if any(len(way) > 1 for way in function.ways_in):
+        # By its address: VFIO numbers functions in the order in which it gets them.
+        keys += [
+            f'SUBSYSTEM=="vfio-dev", KERNELS=="{function.address}"',
+            'SUBSYSTEM=="misc", KERNEL=="iommu"',
+        ]
+    rules = "; ".join(f'{key}, GROUP="rcdrv", MODE="0660"' for key in keys)
+    return f"write to /etc/udev/rules.d/71-endpoint.rules, a line each: {rules}"
 
 
 def check_holders(_subject: Subject, function: HostFunction) -> Finding:

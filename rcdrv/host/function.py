@@ -212,6 +212,17 @@ class HostFunction:
         return [node for node in (*group, *cdevs) if node.exists()]
 
     @property
+    def ways_in(self) -> list[tuple[Path, ...]]:
+        """The device nodes that are there to open it with, those that go together in one tuple.
+
+        The function's own node needs that of iommufd; it comes first, as rcdrv prefers it.
+        """
+        own = self.paths.dev / "vfio" / "devices"
+        iommufd = self.paths.iommufd_node
+        ways = [(node, iommufd) if node.parent == own else (node,) for node in self.nodes]
+        return sorted((way for way in ways if way[-1].exists()), key=len, reverse=True)
+
+    @property
     def holders(self) -> list[str]:
         """The processes that have it open, as far as this user may see them."""
         return [holder for node in self.nodes for holder in holders(self.paths, node)]

@@ -8,18 +8,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
+from tests.lab import udev
 from tests.lab.conftest import booted
-from tests.lab.test_vfio_udev import RULES, SETUP, TRIGGER, must
-from tools.lab import cache
+from tests.lab.udev import as_user, must
 from tools.lab.channel import Process, Result
-from tools.lab.debian import archive
 from tools.lab.errors import LabError
 from tools.lab.guest import Guest
-from tools.lab.image import DEBIAN_NAME
 from tools.lab.kernel_driver import kernel_driver
 
 RK3588, MORTAL, BUS_RESET, NO_RESET = (f"0000:{bus:02x}:00.0" for bus in range(1, 5))
@@ -45,34 +42,17 @@ def check(self):
 Function.check = check
 sys.exit(cli.main())
 """
-# A user in the group of the udev rule; a login would do this.
-AS_USER = """
-import os, sys
-os.setgroups([999]); os.setgid(1000); os.setuid(1000)
-os.environ["USER"] = "user"
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
 
 
 @pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    def build(folder: Path) -> None:
-        archive(DEBIAN_NAME["x86_64"]).unpack(["udev"], folder)
-
-    udev = cache.part("udev", ["debian.py"], build) / "usr"
+def guest() -> Iterator[Guest]:
     try:
         module = kernel_driver("x86_64")
     except LabError as error:
         pytest.skip(f"the kernel's driver cannot be built: {error}")
-    files = {
-        "opt/kernel": module,
-        "opt/udev/udevadm": udev / "bin" / "udevadm",
-        "opt/udev/lib": udev / "lib" / "x86_64-linux-gnu",
-        "opt/70-rcdrv.rules": RULES,
-    }
+    files = {"opt/kernel": module, **udev.udev_files(rules=None)}
     with booted("x86_64", endpoints=SPECS, bind=False, files=files, log_accesses=False) as guest:
         guest.put("/opt/rcdrv/sigbus.py", SIGBUS.encode())
-        guest.put("/opt/as_user.py", AS_USER.encode())
         yield guest
 
 
@@ -224,33 +204,28 @@ def test_ctrl_c_disables_the_doorbell(guest: Guest, bound: str) -> None:
 
 
 def test_a_user_of_the_rules_group(guest: Guest) -> None:
-    def as_user(*command: str) -> Result:
-        return guest.run(["python3", "/opt/as_user.py", "rcdrv", *command], timeout=120)
-
     rcdrv(guest, "bind", RK3588)
-    refused = as_user("-d", RK3588, "ring")
+    refused = as_user(guest, "-d", RK3588, "ring")
     assert refused.status == 3, refused
     assert "you may not open it" in refused.stderr
-    doctor = as_user("doctor", RK3588)
+    doctor = as_user(guest, "doctor", RK3588)
     assert doctor.status == 3
     assert "copy udev/70-rcdrv.rules" in doctor.stdout
     rcdrv(guest, "unbind", RK3588)
 
     must(guest, "mkdir -p /etc/udev/rules.d && cp /opt/70-rcdrv.rules /etc/udev/rules.d/")
-    must(guest, SETUP + TRIGGER)
+    udev.start(guest)
     assert driver(guest, RK3588) == "vfio-pci"
-    healthy = as_user("doctor", RK3588)
+    healthy = as_user(guest, "doctor", RK3588)
     assert healthy.status == 0, healthy.stdout
-    assert as_user("-d", RK3588, "ring", "--count", "3").status == 0
-    tested = as_user("-d", RK3588, "test", "BAR1", "MSI_TEST", "READ_TEST", "DOORBELL_TEST")
+    assert as_user(guest, "-d", RK3588, "ring", "--count", "3").status == 0
+    tested = as_user(guest, "-d", RK3588, "test", "BAR1", "MSI_TEST", "READ_TEST", "DOORBELL_TEST")
     assert tested.status == 0, tested.stdout
     # Locked memory is what a user can run out of.
-    little = guest.run(
-        ["sh", "-c", f"ulimit -l 64; python3 /opt/as_user.py rcdrv doctor {RK3588}"], timeout=60
-    )
+    little = as_user(guest, "doctor", RK3588, setup="ulimit -l 64")
     assert little.status == 3
     assert "user may lock 64 KiB" in little.stdout
-    assert as_user("unbind", RK3588).status == 3
+    assert as_user(guest, "unbind", RK3588).status == 3
     must(guest, "rm /etc/udev/rules.d/70-rcdrv.rules")
     for address in (RK3588, MORTAL, BUS_RESET, NO_RESET):
         rcdrv(guest, "unbind", address)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab import udev
 from tests.lab.test_vfio_device import booted
 from tests.verdicts import EXPECTED
 from tools.lab.channel import Result
@@ -28,7 +29,8 @@ done
 @pytest.fixture(scope="module")
 def translated() -> Iterator[Guest]:
     """A guest whose kernel has both group and iommufd."""
-    with booted(endpoints=SPECS, iommufd=True) as guest:
+    files = udev.udev_files()
+    with booted(endpoints=SPECS, iommufd=True, files=files) as guest:
         yield guest
 
 
@@ -104,6 +106,33 @@ def test_iommufd_is_the_default(translated: Guest) -> None:
     endpoint = translated.endpoints[0]
     result = translated.run(["rcdrv", "--device", endpoint.address, "info", "--json"])
     assert json.loads(result.stdout)["backend"] == "iommufd"
+
+
+def test_a_user_of_the_rules_group(translated: Guest) -> None:
+    address = by_spec(translated, "rk3588").address
+    refused = udev.as_user(translated, "doctor", address)
+    assert refused.status == 3
+    assert "user may not open /dev/vfio/devices/vfio" in refused.stdout
+
+    udev.must(translated, f"echo {address} >/sys/bus/pci/drivers/vfio-pci/unbind")
+    udev.start(translated)
+    rights = udev.must(translated, "stat -c '%U %G %a' /dev/iommu /dev/vfio/devices/*")
+    assert rights.splitlines() == ["root rcdrv 660"] * (1 + len(SPECS))
+    healthy = udev.as_user(translated, "doctor", address)
+    assert healthy.status == 0, healthy.stdout
+    assert "with /dev/iommu, or /dev/vfio/" in healthy.stdout
+    for backend in ("", "group"):
+        ring = udev.as_user(translated, "-d", address, "ring", "--count", "3", backend=backend)
+        assert ring.status == 0, ring
+    info = udev.as_user(translated, "-d", address, "info", "--json")
+    assert json.loads(info.stdout)["backend"] == "iommufd"
+    tested = udev.as_user(translated, "-d", address, "test", "--json")
+    found = {
+        one["name"]: (one["verdict"], one["reason"])
+        for one in json.loads(tested.stdout)["results"]
+        if one["verdict"] != "pass"
+    }
+    assert found == EXPECTED["rk3588"], tested.stderr
 
 
 @pytest.mark.parametrize("spec", ["rk3588", "generic"])

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.lab.test_vfio_device import booted
-from tools.lab import cache
-from tools.lab.debian import archive
+from tests.lab.udev import RULES, must, start, trigger, udev_files
 from tools.lab.guest import Guest
-from tools.lab.image import DEBIAN_NAME
 
-RULES = Path(__file__).parents[2] / "udev" / "70-rcdrv.rules"
 # The rules know no ID of QEMU's own devices, so three lines are given one: edu, igb and the root
 # port that each of them is behind.
 IDS = {
@@ -18,23 +15,6 @@ IDS = {
     "v0000104Cd0000B501": "v00008086d000010C9",
     "v0000104Cd0000B00C": "v00001B36d0000000C",
 }
-SETUP = """
-echo rcdrv:x:999: >>/etc/group
-ln -s udevadm /opt/udev/systemd-udevd
-mkdir -p /run/udev
-/opt/udev/systemd-udevd --daemon
-"""
-TRIGGER = """
-/opt/udev/udevadm trigger --action=add --subsystem-match=pci --subsystem-match=vfio
-/opt/udev/udevadm settle
-"""
-
-
-def must(guest: Guest, script: str) -> str:
-    environment = {"LD_LIBRARY_PATH": "/opt/udev/lib:/opt/udev/lib/systemd"}
-    result = guest.run(["sh", "-e", "-c", script], env=environment)
-    assert result.status == 0, f"{result.stdout}\n{result.stderr}"
-    return result.stdout.strip()
 
 
 def driver(guest: Guest, address: str) -> str:
@@ -51,20 +31,12 @@ def rights(guest: Guest, group: str) -> str:
 
 
 def test_endpoints_are_handed_over_and_nothing_else(tmp_path: Path) -> None:
-    def build(folder: Path) -> None:
-        archive(DEBIAN_NAME["x86_64"]).unpack(["udev"], folder)
-
-    tree = cache.part("udev", ["debian.py"], build) / "usr"
     rules = RULES.read_text()
     for known, here in IDS.items():
         assert known in rules
         rules = rules.replace(known, here)
     (tmp_path / "rules").write_text(rules)
-    files = {
-        "opt/udev/udevadm": tree / "bin" / "udevadm",
-        "opt/udev/lib": tree / "lib" / "x86_64-linux-gnu",
-        "etc/udev/rules.d/70-rcdrv.rules": tmp_path / "rules",
-    }
+    files = udev_files(tmp_path / "rules")
     with booted("edu", "igb", "igb", "qemu-xhci", bind=False, files=files) as guest:
         edu, owned, free, other = guest.devices
         port = "0000:00:12.0"  # of the third
@@ -73,10 +45,11 @@ def test_endpoints_are_handed_over_and_nothing_else(tmp_path: Path) -> None:
         must(guest, f"echo {free.address} >/sys/bus/pci/drivers/igb/unbind")
         must(guest, f"echo {port} >/sys/bus/pci/drivers/pcieport/unbind")
 
-        must(guest, SETUP + TRIGGER)
+        start(guest)
         # Somebody else's use of VFIO.
         must(guest, f"echo vfio-pci >/sys/bus/pci/devices/{other.address}/driver_override")
-        must(guest, f"echo {other.address} >/sys/bus/pci/drivers_probe" + TRIGGER)
+        must(guest, f"echo {other.address} >/sys/bus/pci/drivers_probe")
+        trigger(guest)
         assert driver(guest, other.address) == "vfio-pci"
         assert rights(guest, other.group) == "root root 600"
 

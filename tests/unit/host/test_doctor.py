@@ -14,6 +14,7 @@ from tests.unit.host.tree import ENDPOINT, MEM, PORT, UNSET, Tree
 
 SETPCI = f"setpci -s {PORT} COMMAND=6:6"
 RULE = 'KERNEL=="7", GROUP="rcdrv", MODE="0660"'
+CDEV_RULE = f'"vfio-dev", KERNELS=="{ENDPOINT}", GROUP="rcdrv", MODE="0660"; SUBSYSTEM=="misc"'
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Patient:
     tree: Tree
     machine: str = "x86_64"
     locked_memory: int | None = ENOUGH_LOCKED
-    may_open: bool = True
+    closed: tuple[str, ...] = ()
+    """Device nodes that the user may not open, by name."""
     caps: str = "UNALIGNED_ACCESS"
     function: dict[str, object] = field(default_factory=lambda: {"driver": "vfio-pci"})
     present: bool = True
@@ -44,7 +46,7 @@ class Patient:
                 raise DeviceLost("gone", hint="rescan")
             return self.caps
 
-        user = User("alice", lambda _node: self.may_open, self.locked_memory)
+        user = User("alice", lambda node: node.name not in self.closed, self.locked_memory)
         return Subject(self.tree.paths, self.machine, user, function, read_caps)
 
     def row(self, name: str) -> Finding:
@@ -142,12 +144,29 @@ def shared_group(patient: Patient) -> None:
 
 
 def no_rights(patient: Patient) -> None:
-    patient.may_open = False
+    patient.closed = ("7", "vfio0", "iommu")
 
 
 def no_rights_unknown_id(patient: Patient) -> None:
     no_rights(patient)
     patient.function["ids"] = (0x1234, 0x5678)
+
+
+def iommufd(patient: Patient) -> None:
+    """A kernel that also has a node for each function."""
+    patient.tree.put("dev/iommu", "")
+    patient.tree.put("dev/vfio/devices/vfio0", "")
+    patient.function["vfio-dev/vfio0/dev"] = "511:0"
+
+
+def no_rights_to_iommufd(patient: Patient) -> None:
+    iommufd(patient)
+    no_rights_unknown_id(patient)
+
+
+def half_of_iommufd(patient: Patient) -> None:
+    iommufd(patient)
+    patient.closed = ("7", "iommu")
 
 
 def held(patient: Patient) -> None:
@@ -224,6 +243,8 @@ def lost(patient: Patient) -> None:
         ("IOMMU group", shared_group, "also has 0000:01:00.1 (nvme)", "--group"),
         ("device node", no_rights, "alice may not open", "copy udev/70-rcdrv.rules"),
         ("device node", no_rights_unknown_id, "alice may", RULE),
+        ("device node", no_rights_to_iommufd, "may not open", CDEV_RULE),
+        ("device node", half_of_iommufd, "/dev/iommu", "copy udev/70-rcdrv.rules"),
         ("in use", held, "by qemu (pid 345)", "end it"),
         ("power state", cold, "D3cold", "power/control"),
         ("power state", asleep_without_driver, "D3hot", "power/control"),
@@ -278,6 +299,16 @@ def asleep(patient: Patient) -> None:
     patient.function["power_state"] = "D3hot"
 
 
+def only_by_group(patient: Patient) -> None:
+    iommufd(patient)
+    patient.closed = ("iommu",)
+
+
+def only_by_iommufd(patient: Patient) -> None:
+    iommufd(patient)
+    patient.closed = ("7",)
+
+
 def slow_port(patient: Patient) -> None:
     slow_link(patient)
     (patient.tree.paths.function(PORT) / "max_link_speed").write_text("2.5 GT/s PCIe\n")
@@ -295,6 +326,9 @@ def no_reset(patient: Patient) -> None:
         ("interrupt remapping", unsafe_interrupts, "accepted"),
         ("lockdown", locked_down_but_loaded, "VFIO works"),
         ("locked memory", unlimited, "unlimited"),
+        ("device node", iommufd, "/dev/iommu, or "),
+        ("device node", only_by_group, "/dev/vfio/7; not "),
+        ("device node", only_by_iommufd, "/dev/iommu; not "),
         ("power state", asleep, "wakes it up"),
         ("link", slow_port, "2.5 GT/s x4"),
         ("reset on open", no_reset, "none"),
