@@ -32,6 +32,7 @@ COMMANDS = {
     "fuzz": "look for the layout of BARs that breaks the driver or the endpoint",
     "ntb": "pci-epf-vntb: link, doorbells, scratchpads, memory windows, ping",
     "sim": "serve a software endpoint on a socket",
+    "setup": "the udev rule, shell completion and manual pages, installed or printed",
 }
 """Every subcommand and its one line of help, in the order of --help."""
 
@@ -40,7 +41,8 @@ _BUG = 70  # EX_SOFTWARE of sysexits.h: none of the statuses that say something 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status (see :mod:`rcdrv.errors`)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Not list(...): once rcdrv.cli.list is imported, that is what the name means here.
+    arguments = [*(sys.argv[1:] if argv is None else argv)]
     _open_closed_streams()
     cancel = Cancel()
     with cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

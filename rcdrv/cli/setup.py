@@ -1,0 +1,131 @@
+"""Put what belongs beside rcdrv where the system looks for it, or print it.
+
+udev: the rule that hands endpoints to vfio-pci and their nodes to the group rcdrv, for all users.
+completion: of bash, zsh or fish, for this user. man: the manual pages, for this user.
+
+A package that was installed into /usr or /usr/local has completion and pages in place already; one
+in a virtual environment (pipx) has them below that, where no shell looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+from pathlib import Path
+
+from rcdrv.cli.common import print_json
+from rcdrv.errors import HostError, UsageError
+from rcdrv.wait import Cancel
+
+RULE = "70-rcdrv.rules"
+RULES_FOLDER = Path("/etc/udev/rules.d")
+
+AFTER_THE_RULE = """\
+then, as root:
+    groupadd --system rcdrv
+    usermod --append --groups rcdrv USER            # and USER has to log in again
+    udevadm control --reload
+    udevadm trigger --action=add --subsystem-match=pci --subsystem-match=vfio"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    udev = parts.add_parser("udev", help="the udev rule")
+    completion = parts.add_parser("completion", help="completion of a shell")
+    completion.add_argument("shell", choices=["bash", "zsh", "fish"])
+    man = parts.add_parser("man", help="the manual pages")
+    man.add_argument("page", nargs="?", metavar="COMMAND", help="only the page of this command")
+    for part in (udev, completion, man):
+        part.add_argument("--print", action="store_true", help="print it; change nothing")
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    del cancel  # nothing here waits
+    files, after = {"udev": _udev, "completion": _completion, "man": _man}[args.part](args)
+    if args.print:
+        for text in files.values():
+            print(text, end="")
+        return 0
+    for path, text in files.items():
+        _write(path, text)
+    if args.json:
+        print_json({"written": [str(path) for path in files]})
+        return 0
+    for path in files:
+        print(f"wrote {path}")
+    print(after)
+    return 0
+
+
+def _udev(_args: argparse.Namespace) -> tuple[dict[Path, str], str]:
+    return {RULES_FOLDER / RULE: udev_rule()}, AFTER_THE_RULE
+
+
+def udev_rule() -> str:
+    """The rule, which the build puts into the package, or that of the source tree."""
+    package = Path(__file__).parents[1]
+    for folder in (package / "manual", package.parent / "udev"):
+        if (folder / RULE).exists():
+            return (folder / RULE).read_text(encoding="utf-8")
+    raise HostError(f"{RULE} is not in this installation", hint="install rcdrv again")
+
+
+def _completion(args: argparse.Namespace) -> tuple[dict[Path, str], str]:
+    from rcdrv.manual import COMPLETIONS
+    from rcdrv.manual.grammar import command_tree
+
+    _, make = COMPLETIONS[args.shell]
+    path, after = {
+        "bash": (
+            _folder("XDG_DATA_HOME", ".local/share") / "bash-completion/completions/rcdrv",
+            "new shells have it, where the package bash-completion is installed; for this one: "
+            ". <(rcdrv setup completion bash --print)",
+        ),
+        "zsh": (
+            _folder("XDG_DATA_HOME", ".local/share") / "zsh/site-functions/_rcdrv",
+            "zsh looks there with this in ~/.zshrc, before compinit: fpath+=(~/.local/share/zsh/"
+            "site-functions)",
+        ),
+        "fish": (
+            _folder("XDG_CONFIG_HOME", ".config") / "fish/completions/rcdrv.fish",
+            "fish has it from now on",
+        ),
+    }[args.shell]
+    return {path: make(command_tree())}, after
+
+
+def _man(args: argparse.Namespace) -> tuple[dict[Path, str], str]:
+    from rcdrv.manual import man
+    from rcdrv.manual.grammar import command_tree
+
+    pages = man.pages(command_tree())
+    if args.page:
+        name = f"rcdrv-{args.page}.1"
+        if name not in pages:
+            raise UsageError(f"there is no command {args.page!r}", hint="rcdrv --help")
+        pages = {name: pages[name]}
+    folder = _folder("XDG_DATA_HOME", ".local/share") / "man/man1"
+    after = "man looks there if ~/.local/bin is in PATH; else: man -l FILE"
+    return {folder / name: text for name, text in pages.items()}, after
+
+
+def _folder(variable: str, default: str) -> Path:
+    """A folder of this user's, by the XDG base directory specification."""
+    named = os.environ.get(variable, "")
+    return Path(named) if named.startswith("/") else Path.home() / default
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    :raises HostError: it cannot be written
+    """
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        hint = "as root; or with --print, and put it there" if error.errno == errno.EACCES else ""
+        raise HostError(f"cannot write {path}: {error.strerror}", hint=hint) from None

@@ -1,0 +1,29 @@
+"""The command line described: man pages and shell completion, made from the parser.
+
+``rcdrv setup`` prints them, the build puts them into the wheel, and the manual's pages of commands
+are made from the same :class:`~rcdrv.manual.grammar.Command` tree.
+"""
+
+from __future__ import annotations
+
+from rcdrv.manual import bash, fish, man, zsh
+from rcdrv.manual.grammar import Command, command_tree
+
+COMPLETIONS = {
+    "bash": ("share/bash-completion/completions/rcdrv", bash.completion),
+    "zsh": ("share/zsh/site-functions/_rcdrv", zsh.completion),
+    "fish": ("share/fish/vendor_completions.d/rcdrv.fish", fish.completion),
+}
+"""Of each shell: where its completion belongs, below a prefix such as /usr/local or that of a
+virtual environment; and what makes it."""
+
+MAN_FOLDER = "share/man/man1"
+
+
+def data_files(tree: Command | None = None) -> dict[str, str]:
+    """{path below the prefix: contents} of all that is installed beside the package."""
+    tree = tree or command_tree()
+    files = {path: make(tree) for path, make in COMPLETIONS.values()}
+    for name, text in man.pages(tree).items():
+        files[f"{MAN_FOLDER}/{name}"] = text
+    return files

@@ -1,0 +1,205 @@
+"""The command line as data: the commands, and what each of them takes.
+
+All of it is read off the argparse parser that runs, so that it cannot say anything else. The few
+internals of argparse that this needs (``_actions``, ``_action_groups``) are in this module alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from rcdrv.cli import COMMANDS, build_parser
+from rcdrv.cli.common import bar_number
+from rcdrv.epf_test.suite import Options, cases
+from rcdrv.sim.faults import FAULTS
+
+
+class Kind(Enum):
+    """What a value is, as far as a shell can help with it."""
+
+    PLAIN = "plain"
+    WORDS = "words"
+    """One of :attr:`Parameter.words`."""
+    FILE = "file"
+    ADDRESS = "address"
+    """What ``--device`` takes."""
+    SPEC = "spec"
+    """What ``rcdrv sim`` takes: a preset or a TOML file."""
+
+
+class Parameter(NamedTuple):
+    """An option, or a positional argument (no flags)."""
+
+    flags: tuple[str, ...]
+    metavar: str
+    """What stands for its value; empty where it takes none."""
+    help: str
+    kind: Kind = Kind.PLAIN
+    words: tuple[str, ...] = ()
+    optional: bool = False
+    """Its value, or the argument, may be left out."""
+    repeated: bool = False
+    """Takes any number of values."""
+    required: bool = False
+    """An option that has to be given."""
+    group: str = ""
+    """The heading that it stands under, where it is not argparse's own."""
+
+    @property
+    def values(self) -> str:
+        """The value as a usage line has it: ``N``, ``[ADDRESS]``, ``[NAME...]``."""
+        text = f"{self.metavar}..." if self.repeated else self.metavar
+        return f"[{text}]" if self.optional and text else text
+
+    @property
+    def usage(self) -> str:
+        """``[--bar N]``, ``ADDRESS``: as a usage line has it."""
+        text = " ".join(filter(None, (*self.flags[-1:], self.values)))
+        return f"[{text}]" if self.flags and not self.required else text
+
+
+class Command(NamedTuple):
+    """A command, or the program itself."""
+
+    path: tuple[str, ...]
+    """``('rcdrv', 'ntb', 'ping')``."""
+    summary: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    """Its own, in the order of --help; not the ones in :attr:`common`."""
+    common: tuple[Parameter, ...]
+    """What every command takes."""
+    children: tuple[Command, ...]
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.path)
+
+    @property
+    def options(self) -> tuple[Parameter, ...]:
+        return tuple(one for one in self.parameters if one.flags)
+
+    @property
+    def arguments(self) -> tuple[Parameter, ...]:
+        return tuple(one for one in self.parameters if not one.flags)
+
+    @property
+    def synopsis(self) -> str:
+        """Its own options and arguments in one line."""
+        parts = [one.usage for one in (*self.options, *self.arguments)]
+        if self.children:
+            parts.append("{" + "|".join(child.path[-1] for child in self.children) + "} ...")
+        return " ".join((self.name, *parts))
+
+    def walk(self) -> Iterator[Command]:
+        """This one and all below it."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+_KINDS = {"ADDRESS": Kind.ADDRESS, "SPEC": Kind.SPEC, "FILE|DIR": Kind.FILE, "DIR": Kind.FILE}
+"""Kinds of values whose converter does not tell."""
+
+
+def command_tree() -> Command:
+    """The whole command line."""
+    parser = build_parser(list(COMMANDS))
+    common = frozenset(
+        (action.dest, flag)
+        for action in parser._actions
+        if action.dest != "version"
+        for flag in action.option_strings
+    )
+    return _command(parser, ("rcdrv",), "drive a PCIe endpoint from its root complex", common)
+
+
+def _command(
+    parser: argparse.ArgumentParser,
+    path: tuple[str, ...],
+    summary: str,
+    common: frozenset[tuple[str, str]],
+) -> Command:
+    arguments: list[Parameter] = []
+    options: list[Parameter] = []
+    shared: list[Parameter] = []
+    children: list[Command] = []
+    # argparse's own two groups come first, and need no heading.
+    for number, group in enumerate(parser._action_groups):
+        heading = group.title or "" if number > 1 else ""
+        for action in group._group_actions:
+            if isinstance(action, argparse._SubParsersAction):
+                children = _children(action, path, common)
+                continue
+            if action.help is argparse.SUPPRESS:
+                continue
+            # By destination too: -d is --device, but the DMA option of `rcdrv pcitest`.
+            if not action.option_strings:
+                arguments.append(_parameter(action, heading))
+            elif all((action.dest, flag) in common for flag in action.option_strings):
+                shared.append(_parameter(action, heading))
+            else:
+                options.append(_parameter(action, heading))
+    return Command(
+        path,
+        summary,
+        (parser.description or "").strip(),
+        (*arguments, *options),
+        tuple(shared),
+        tuple(children),
+    )
+
+
+def _children(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    path: tuple[str, ...],
+    common: frozenset[tuple[str, str]],
+) -> list[Command]:
+    summaries = {action.dest: action.help or "" for action in subparsers._choices_actions}
+    return [
+        _command(child, (*path, name), summaries[name], common)
+        for name, child in subparsers.choices.items()
+    ]
+
+
+def _parameter(action: argparse.Action, heading: str) -> Parameter:
+    choices = "|".join(str(choice) for choice in action.choices or ())
+    metavar = ""
+    if action.nargs != 0:
+        metavar = str(action.metavar or choices or action.dest.upper())
+    words = _words(action)
+    kind = _KINDS.get(metavar, Kind.PLAIN)
+    if words:
+        kind = Kind.WORDS
+    elif action.type is Path:
+        kind = Kind.FILE
+    # A bit of argparse's own formatting: only %% is in use here.
+    text = (action.help or "").replace("%%", "%")
+    return Parameter(
+        tuple(action.option_strings),
+        metavar,
+        text,
+        kind,
+        words,
+        optional=action.nargs in ("?", "*"),
+        repeated=action.nargs in ("*", "+"),
+        required=bool(action.option_strings) and action.required,
+        group=heading,
+    )
+
+
+def _words(action: argparse.Action) -> tuple[str, ...]:
+    """The values that a shell can offer: all there are, or the known ones."""
+    if action.choices:
+        return tuple(str(choice) for choice in action.choices)
+    if action.type is bar_number:
+        return ("0", "1", "2", "3", "4", "5")
+    if action.dest == "names":
+        return tuple(str(case.name) for case in cases(Options()))
+    if action.dest == "fault":
+        return tuple(FAULTS)
+    return ()

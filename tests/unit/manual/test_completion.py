@@ -1,0 +1,187 @@
+"""Completion completes: each script is asked, in its shell, what it knows."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from rcdrv.manual import COMPLETIONS
+from rcdrv.manual.grammar import Command, Kind
+from rcdrv.sim.layout import preset_names
+from tests.programs import needed
+
+LIMIT = 60.0
+Ask = Callable[[Sequence[str]], list[list[str]]]
+
+ASK_BASH = """
+. {script}
+while IFS= read -r COMP_LINE; do
+    COMP_POINT=${{#COMP_LINE}} COMPREPLY=()
+    _rcdrv
+    echo "${{COMPREPLY[*]}}"
+done
+"""
+
+ASK_FISH = """
+source {script}
+while read -l line
+    echo (complete -C "$line" | string replace -r '\\t.*' '')
+end
+"""
+
+
+@pytest.fixture(scope="module")
+def scripts(tree: Command, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("completion")
+    made = {}
+    for shell, (path, make) in COMPLETIONS.items():
+        made[shell] = folder / Path(path).name
+        made[shell].write_text(make(tree))
+    return made
+
+
+@pytest.fixture(params=["bash", "fish"])
+def ask(request: pytest.FixtureRequest, scripts: dict[str, Path], tmp_path: Path) -> Ask:
+    """A function: for each typed line, what the shell offers."""
+    shell: str = request.param
+    program = needed(shell)
+    code = {"bash": ASK_BASH, "fish": ASK_FISH}[shell].format(script=scripts[shell])
+
+    def answers(lines: Sequence[str]) -> list[list[str]]:
+        done = subprocess.run(
+            [program, "-c", code],
+            input="".join(f"{line}\n" for line in lines),
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"},
+            timeout=LIMIT,
+        )
+        assert not done.stderr
+        said = [line.split() for line in done.stdout.splitlines()]
+        assert len(said) == len(lines)
+        return said
+
+    return answers
+
+
+def test_every_command_and_every_option(tree: Command, ask: Ask) -> None:
+    """Each is offered at its place, for a word that is typed but for its last letter."""
+    lines, expected = [], []
+    for command in tree.walk():
+        for child in command.children:
+            lines.append(f"{command.name} {child.path[-1][:-1]}")
+            expected.append(child.path[-1])
+        common = () if command.path[1:] else command.common
+        for option in (*command.options, *common):
+            if option.flags[-1].startswith("--"):
+                lines.append(f"{command.name} {option.flags[-1][:-1]}")
+                expected.append(option.flags[-1])
+    for line, word, offered in zip(lines, expected, ask(lines), strict=True):
+        assert word in offered, (line, offered)
+
+
+def test_the_values_of_options_and_arguments(tree: Command, ask: Ask) -> None:
+    lines, expected = [], []
+    for command in tree.walk():
+        for option in command.options:
+            if option.kind is Kind.WORDS:
+                lines.append(f"{command.name} {option.flags[-1]} ")
+                expected.append(set(option.words))
+        if command.arguments and command.arguments[0].kind is Kind.WORDS:
+            lines.append(f"{command.name} ")
+            expected.append(set(command.arguments[0].words))
+    assert len(lines) > 10
+    for line, words, offered in zip(lines, expected, ask(lines), strict=True):
+        assert set(offered) == words, line
+
+
+def test_a_command_is_found_behind_options_with_values(ask: Ask) -> None:
+    """`ring` is a value, an action of ntb and a command; where it stands decides."""
+    (top, value, nested) = ask(
+        ["rcdrv --timeout 3 -d sim:rk3588 ri", "rcdrv -d ring ri", "rcdrv ntb ri"]
+    )
+    assert top == value == nested == ["ring"]
+    (options,) = ask(["rcdrv --irq poll ntb ring --d"])
+    assert {"--db", "--db-bar"} <= set(options)
+    (none,) = ask(["rcdrv ring --count "])
+    assert none == []
+
+
+def test_addresses(ask: Ask) -> None:
+    (presets, faults) = ask(["rcdrv --device sim:", "rcdrv -d sim:rk3588,fault=irq-l"])
+    # bash puts its answer behind the colon or the equals sign.
+    assert {name.removeprefix("sim:") for name in presets} == set(preset_names())
+    assert [answer.rpartition("=")[2] for answer in faults] == ["irq-lost"]
+
+
+def test_a_long_option_with_an_equals_sign(ask: Ask) -> None:
+    (offered,) = ask(["rcdrv ring --irq=ms"])
+    assert {answer.rpartition("=")[2] for answer in offered} == {"msi", "msix"}
+
+
+STARTS = {
+    "bash": (["--norc", "--noprofile", "-i"], "PS1=; . {script}"),
+    "zsh": (["-f", "-i"], "PS1=; fpath=({folder} $fpath); autoload -U compinit; compinit -D -u"),
+}
+
+
+@pytest.mark.parametrize("shell", STARTS)
+def test_the_tabulator_key(scripts: dict[str, Path], shell: str, tmp_path: Path) -> None:
+    """In an interactive shell, on a terminal. The line is then run by an rcdrv that shows it."""
+    program = needed(shell)
+    options, setup = STARTS[shell]
+    script = scripts[shell]
+    typed = {
+        "rcdrv doc\t": "doctor",
+        "rcdrv ring --cyc\t": "ring --cycles",
+        "rcdrv -d sim:tegra\t": "-d sim:tegra194",
+        "rcdrv -d sim:rk3588 ntb pi\t": "-d sim:rk3588 ntb ping",
+        "rcdrv -d sim:rk3588,fault=irq-w\t": "-d sim:rk3588,fault=irq-wrong-vector",
+        "rcdrv ntb link wa\t": "ntb link watch",
+        "rcdrv ring --irq po\t": "ring --irq poll",
+    }
+    lines = [
+        setup.format(script=script, folder=script.parent),
+        'rcdrv() { echo "<$*>"; }',
+        *typed,
+        "exit",
+    ]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execve(program, [program, *options], {"PATH": os.environ["PATH"], "TERM": "dumb"})
+    shown = ""
+    try:
+        for line in lines:
+            os.write(terminal, f"{line}\n".encode())
+        shown = everything(terminal)
+    finally:
+        os.close(terminal)
+        os.waitpid(child, 0)
+    answers = re.findall(r"^<(.*?) ?>", shown, re.MULTILINE)
+    assert answers == list(typed.values()), shown
+
+
+def everything(terminal: int) -> str:
+    """What is written to a terminal until its last user leaves."""
+    deadline = time.monotonic() + LIMIT
+    shown = b""
+    while select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:  # EIO: nobody has it open any more
+            break
+        if not piece:
+            break
+        shown += piece
+    return shown.decode(errors="replace").replace("\r", "")
