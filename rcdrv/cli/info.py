@@ -10,13 +10,12 @@ import argparse
 import sys
 from typing import Any
 
-from rcdrv import pci
 from rcdrv.address import default_address
 from rcdrv.cli import list as list_command
 from rcdrv.cli import print_error
 from rcdrv.cli.common import error_document, open_endpoint, print_json, size_text
+from rcdrv.describe import describe
 from rcdrv.errors import HostError, UsageError
-from rcdrv.function import Area, Function, IrqKind, RegionFlag
 from rcdrv.host.function import HostFunction, HostPaths
 from rcdrv.vfio.sysfs import canonical_bdf
 from rcdrv.wait import Cancel
@@ -62,78 +61,6 @@ def _show_closed(args: argparse.Namespace, error: HostError) -> int:
     sys.stdout.flush()
     print_error(error)
     return error.exit_status
-
-
-def describe(function: Function) -> dict[str, Any]:
-    """Everything that there is to know without touching a BAR."""
-    config, device = function.config, function.device
-    express, msix = config.express(), config.msix()
-    resizable = {entry.bar: list(entry.sizes) for entry in config.resizable_bars()}
-    vendor, device_id = config.vendor_id, config.device_id
-    part = pci.part_of(vendor, device_id)
-    bars = []
-    for bar in function.bars:
-        if bar is None:
-            continue
-        region = device.region(bar.index)
-        bars.append(
-            {
-                "bar": bar.index,
-                "size": bar.size,
-                "type": bar.describe(),
-                "address": bar.address,
-                "access": _access(region.flags, region.areas, bar.size),
-                "mapped": [[area.offset, area.size] for area in region.areas],
-                "resizable_to": resizable.get(bar.index, []),
-            }
-        )
-    return {
-        "device": function.address,
-        "backend": device.backend,
-        "vendor_id": vendor,
-        "device_id": device_id,
-        "part": part.name,
-        "revision": config.revision,
-        "class": config.class_code,
-        "subsystem": list(config.subsystem),
-        "reg_bar": part.reg_bar,
-        "dma_align": part.align,
-        "bars": bars,
-        "interrupts": {kind.name.lower(): device.irq_count(kind) for kind in IrqKind},
-        "interrupt_pin": config.interrupt_pin,
-        "msix_table": None
-        if msix is None
-        else {
-            "bar": msix.table_bar,
-            "offset": msix.table_offset,
-            "pba_bar": msix.pba_bar,
-            "pba_offset": msix.pba_offset,
-        },
-        "link": None
-        if express is None
-        else {
-            "speed_gts": express.speed,
-            "width": express.width,
-            "max_speed_gts": express.max_speed,
-            "max_width": express.max_width,
-        },
-        "reset": {
-            "available": device.can_reset(),
-            "flr": express is not None and express.has_flr,
-        },
-        "capabilities": [
-            {"id": cap.id, "extended": cap.extended, "offset": cap.offset, "name": cap.name}
-            for cap in config.capabilities()
-        ],
-        "iova_ranges": [list(pair) for pair in device.dma_ranges()],
-    }
-
-
-def _access(flags: RegionFlag, areas: tuple[Area, ...], size: int) -> str:
-    """``mapped``, ``sparse`` (mapped in parts) or ``trapped`` (every access is a request)."""
-    if not flags & RegionFlag.MMAP or not areas:
-        return "trapped"
-    return "mapped" if sum(area.size for area in areas) >= size else "sparse"
 
 
 def print_text(info: dict[str, Any]) -> None:

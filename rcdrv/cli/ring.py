@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import (
@@ -21,11 +20,12 @@ from rcdrv.cli.common import (
 )
 from rcdrv.cli.reconnect import add_reconnect, persist
 from rcdrv.epf_test.doorbell import Location
+from rcdrv.epf_test.outcome import ring_document, worst
 from rcdrv.epf_test.registers import bit_names
 from rcdrv.epf_test.ring import Ring, RingPlan, RingReport, RingRun, ring_blind
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
-from rcdrv.verdict import NotPassed, Verdict, classify
+from rcdrv.verdict import NotPassed, Verdict
 from rcdrv.wait import Cancel
 
 
@@ -181,13 +181,10 @@ class _Output:
     def finish(self, report: RingReport, error: RcdrvError | None, cancel: Cancel) -> int:
         """Print the rest and return the exit status."""
         failure = report.failure()
-        findings = [one for one in (failure, error) if one is not None]
-        # The first of the worst: a ring that failed is what the user came for, and that
-        # disabling failed too comes second.
-        finding = max(findings, key=lambda one: _rank(exit_status(one, cancel)), default=None)
+        finding = worst(report, error)
         status = 0 if finding is None else exit_status(finding, cancel)
         if self._json:
-            print_json(self._document(report, finding))
+            print_json(ring_document(self.device, report, finding))
         else:
             self._summary(report, failure, error)
         if report.left_enabled:
@@ -209,31 +206,6 @@ class _Output:
         if error is not None and not same:
             print_error(error)
 
-    def _document(self, report: RingReport, finding: RcdrvError | None) -> dict[str, Any]:
-        verdict, reason = classify(finding)
-        place = report.location
-        return {
-            "device": self.device,
-            "doorbell": None
-            if place is None
-            else {"bar": place.bar, "offset": place.offset, "data": place.data},
-            "irq": report.irq,
-            "rings": [
-                {
-                    "acknowledged": ring.acknowledged,
-                    "latency_ns": ring.latency_ns,
-                    "status": None if ring.status is None else int(ring.status),
-                }
-                for ring in report.rings
-            ],
-            "stray_interrupts": report.stray,
-            "doorbell_left_enabled": report.left_enabled,
-            "verdict": verdict.value,
-            "reason": None if reason is None else reason.value,
-            "message": "" if finding is None else finding.message,
-            "hint": "" if finding is None else finding.hint,
-        }
-
 
 def summary_line(report: RingReport) -> str:
     """``100 rings, 100 acknowledged, min/avg/max 88.1/112.4/340.0 us``."""
@@ -245,9 +217,3 @@ def summary_line(report: RingReport) -> str:
         times = (report.shortest_ns, average, report.longest_ns)
         line += ", min/avg/max " + "/".join(f"{time / 1e3:.1f}" for time in times) + " us"
     return line
-
-
-def _rank(status: int) -> int:
-    """The order in which exit statuses outdo each other (cli contract: 130 5 3 2 1 4 0)."""
-    order = [0, 4, 1, 2, 3, 5]
-    return order.index(status) if status in order else status

@@ -21,16 +21,15 @@ from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import drive, number, open_endpoint, print_json
 from rcdrv.cli.reconnect import add_reconnect, wait_until_back
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.suite import DESTRUCTIVE, Options, cases, run_cases, select
-from rcdrv.epf_test.transfer import (
-    LARGEST,
-    SIZES,
-    Placement,
-    aligned,
-    around_pages,
-    default_align,
+from rcdrv.epf_test.suite import (
+    DESTRUCTIVE,
+    cases,
+    describe,
+    run_cases,
+    select,
+    vary_transfers,
 )
-from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
+from rcdrv.errors import DeviceLost, HostError, RcdrvError
 from rcdrv.host import aer
 from rcdrv.report.document import to_document
 from rcdrv.report.junit import JUnit
@@ -96,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    options = _options(args)
+    options = vary_transfers(args.size, args.align, boundaries=args.boundaries)
     every = (*cases(options), *(DESTRUCTIVE[name] for name in dict.fromkeys(args.destructive)))
     if args.list:
         print(list_text([case.name for case in every]), end="")
@@ -139,39 +138,6 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if result.count(Verdict.LOST):
         return DeviceLost.exit_status
     return 1 if result.failed else 0
-
-
-def _options(args: argparse.Namespace) -> Options:
-    if args.boundaries:
-        if args.size or args.align:
-            raise UsageError("--boundaries chooses sizes and alignments by itself")
-        return Options(lambda driver: around_pages(default_align(driver)))
-    if args.align is not None and (args.align < 1 or args.align & (args.align - 1)):
-        raise UsageError("--align has to be a power of two")
-    if args.align is not None and args.align > 1 << 30:
-        raise UsageError("--align is at most 1G")
-    for size in args.size or ():
-        if not 0 < size <= LARGEST:
-            raise UsageError(
-                f"--size {size} is not 1 to {LARGEST}",
-                hint="above it the endpoint's kernel warns, or panics with panic_on_warn",
-            )
-    if not args.size and args.align is None:
-        return Options()
-    placements = tuple(
-        Placement(size) if args.align is None else aligned(size, args.align)
-        for size in args.size or SIZES
-    )
-    return Options(lambda _driver: placements)
-
-
-def describe(driver: EpfTest) -> str:
-    """``Rockchip RK3588, 1d87:3588, registers in BAR0, msi``."""
-    config = driver.function.config
-    return (
-        f"{driver.part.name}, {config.vendor_id:04x}:{config.device_id:04x},"
-        f" registers in BAR{driver.reg_bar}, {driver.irq_name}"
-    )
 
 
 class _Json(Observer):

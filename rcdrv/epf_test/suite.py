@@ -47,6 +47,41 @@ class Options:
     """Which parts of a BAR its tests write and read; default all of it."""
 
 
+def vary_transfers(
+    sizes: Sequence[int] | None = None, align: int | None = None, *, boundaries: bool = False
+) -> Options:
+    """What the transfers move, other than what the kselftest does.
+
+    :param sizes: bytes, each 1 to 4 MiB; None or empty: the kselftest's five
+    :param align: put the buffers at multiples of this power of two, and of no larger one
+    :param boundaries: transfers that begin and end around every 4 KiB boundary, instead
+    :raises UsageError: these cannot be, or not together
+    """
+    if boundaries:
+        if sizes or align:
+            raise UsageError(
+                "boundaries choose sizes and alignments by themselves: give neither with them"
+            )
+        return Options(lambda driver: transfer.around_pages(transfer.default_align(driver)))
+    if align is not None and (align < 1 or align & (align - 1)):
+        raise UsageError(f"an alignment of {align} bytes is not a power of two")
+    if align is not None and align > 1 << 30:
+        raise UsageError(f"an alignment of {align:#x} bytes is above 1 GiB")
+    for size in sizes or ():
+        if not 0 < size <= transfer.LARGEST:
+            raise UsageError(
+                f"a size of {size} bytes is not 1 to {transfer.LARGEST}",
+                hint="above it the endpoint's kernel warns, or panics with panic_on_warn",
+            )
+    if not sizes and align is None:
+        return Options()
+    placements = tuple(
+        Placement(size) if align is None else transfer.aligned(size, align)
+        for size in sizes or transfer.SIZES
+    )
+    return Options(lambda _driver: placements)
+
+
 def cases(options: Options = Options()) -> tuple[Case, ...]:
     """All cases, in the order of the kselftest."""
     found = []
@@ -174,6 +209,15 @@ def _enabled(name: CaseName, filters: Sequence[tuple[str, str]]) -> bool:
         if part[letter.lower()] == value:
             return letter.islower()
     return not any(letter.islower() for letter, _ in filters)
+
+
+def describe(driver: EpfTest) -> str:
+    """``Rockchip RK3588, 1d87:3588, registers in BAR0, msi``."""
+    config = driver.function.config
+    return (
+        f"{driver.part.name}, {config.vendor_id:04x}:{config.device_id:04x},"
+        f" registers in BAR{driver.reg_bar}, {driver.irq_name}"
+    )
 
 
 # -- running -------------------------------------------------------------------------------------
