@@ -1,0 +1,509 @@
+"""An endpoint as a program uses it: open it, ring, test, read and write, and close it again.
+
+What the *endpoint* came to is data: :meth:`Endpoint.ring` and :meth:`Endpoint.test` return a
+:class:`Result` also when the doorbell is dead or the device is lost, and its
+:meth:`~Result.check` raises for whoever prefers that. What the caller or the host is at fault for
+is an exception: :class:`~rcdrv.errors.UsageError`, :class:`~rcdrv.errors.HostError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from rcdrv.address import open_function
+from rcdrv.epf_test.doorbell import Doorbell, Location
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.outcome import ring_document, worst
+from rcdrv.epf_test.registers import Caps, Reg
+from rcdrv.epf_test.ring import Ring, RingPlan, RingReport, RingRun
+from rcdrv.errors import DeviceLost, EndpointError, RcdrvError, UsageError
+from rcdrv.function import Function, IrqKind
+from rcdrv.mmio import Window
+from rcdrv.report.document import to_document
+from rcdrv.report.observer import Observer
+from rcdrv.report.result import CaseResult, Run
+from rcdrv.report.summary import not_run, overall
+from rcdrv.verdict import NotPassed, Reason, Verdict, classify
+from rcdrv.wait import Cancel
+
+if TYPE_CHECKING:
+    from rcdrv.epf_vntb.driver import Vntb
+
+ResultT = TypeVar("ResultT", bound="Result")
+Irq = Literal["auto", "msi", "msix", "intx", "poll"]
+
+CAPABILITIES = {
+    "doorbell": "CAPS announces DYNAMIC_INBOUND_MAPPING, which doorbells need",
+    "subrange": "CAPS announces SUBRANGE_MAPPING",
+    "unaligned": "CAPS announces UNALIGNED_ACCESS",
+    "intx": "CAPS announces INTX",
+    "msi": "the function has MSI vectors",
+    "msix": "the function has MSI-X vectors",
+    "reset": "the function can be reset on its own",
+    **{
+        f"bar{index}": f"the function has BAR{index}, it is memory, and CAPS does not reserve it"
+        for index in range(6)
+    },
+}
+"""What :meth:`Endpoint.lacks` can tell of an endpoint, and what each means."""
+
+_CAPS = {
+    "doorbell": Caps.DYNAMIC_INBOUND_MAPPING,
+    "subrange": Caps.SUBRANGE_MAPPING,
+    "unaligned": Caps.UNALIGNED_ACCESS,
+    "intx": Caps.INTX,
+}
+_VECTORS = {"msi": IrqKind.MSI, "msix": IrqKind.MSIX}
+
+
+def open(
+    address: str | None = None,
+    *,
+    reg_bar: int | None = None,
+    irq: Irq = "auto",
+    timeout: float = 1.0,
+    trace: Callable[[str], None] | None = None,
+    cancel: Cancel | None = None,
+) -> Endpoint:
+    """Open an endpoint; the caller closes it, best with ``with``. Public as ``rcdrv.open``.
+
+    :param address: ``0000:01:00.0``, ``vfio-user:/path/to.sock``, ``sim:PRESET`` or
+        ``sim:FILE.toml``; default ``$RCDRV_DEVICE``, else the only endpoint on this host
+    :param reg_bar: the BAR with the test registers; default by the part's ID, else by looking
+    :param irq: how to learn of the endpoint's answers
+    :param timeout: seconds, the bound of every wait for the endpoint; a transfer gets that and
+        its size at 1 MB/s
+    :param trace: called with a line for every access to the test registers
+    :param cancel: ends every wait when somebody asks to stop
+    :raises UsageError: this is not an address, or there is no such preset or file
+    :raises HostError: the host is not ready; its ``hint`` says the cure
+    :raises DeviceLost: the device does not answer
+    :raises EndpointError: its config space contradicts itself
+    """
+    choices = [choice.value for choice in IrqChoice]
+    if irq not in choices:
+        raise UsageError(f"irq {irq!r} is not one of {', '.join(choices)}")
+    if not timeout > 0:
+        raise UsageError(f"a timeout of {timeout} s: it has to be above 0")
+    function = open_function(address, cancel=cancel)
+    return Endpoint(function, reg_bar=reg_bar, irq=irq, timeout=timeout, trace=trace)
+
+
+def case_names() -> tuple[str, ...]:
+    """The full names of the cases of :meth:`Endpoint.test`, in the order of the kselftest."""
+    from rcdrv.epf_test.suite import cases
+
+    return tuple(str(case.name) for case in cases())
+
+
+class Endpoint:
+    """One open endpoint; made by ``rcdrv.open``.
+
+    Nothing is read of the endpoint's registers before the first method that needs them, so a
+    function that is no pci-epf-test can be opened and looked at too.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        *,
+        reg_bar: int | None = None,
+        irq: Irq = "auto",
+        timeout: float = 1.0,
+        trace: Callable[[str], None] | None = None,
+    ) -> None:
+        self.function = function
+        """The function underneath: config space, BARs, interrupts, DMA."""
+        self.address = function.address
+        """As the user named it, or the full PCI address."""
+        self._reg_bar = reg_bar
+        self._irq = IrqChoice(irq)
+        self._timeout = timeout
+        self._trace = trace
+        self._driver: EpfTest | None = None
+        self._vntb: Vntb | None = None
+
+    # -- what it is -----------------------------------------------------------------------------
+
+    @property
+    def driver(self) -> EpfTest:
+        """The driver of pci-epf-test, for what the methods here do not cover.
+
+        :raises UsageError: the function has no such register BAR
+        :raises NotPassed: ``no-vectors``: it has no interrupt of the kind asked for
+        """
+        if self._driver is None:
+            self._driver = EpfTest(
+                self.function,
+                reg_bar=self._reg_bar,
+                irq=self._irq,
+                timeout=self._timeout,
+                trace=self._trace,
+            )
+        return self._driver
+
+    @property
+    def vntb(self) -> Vntb:
+        """The driver of pci-epf-vntb, with the BARs that the part's ID tells; closed with this.
+
+        :raises UsageError: the ID is of no known vNTB, or a BAR is missing
+        :raises NotPassed: ``bad-control``: there is no control block of a vNTB
+        """
+        if self._vntb is None:
+            from rcdrv.epf_vntb.driver import Vntb
+            from rcdrv.epf_vntb.registers import choose_map
+
+            config = self.function.config
+            bars = choose_map(config.vendor_id, config.device_id)
+            self._vntb = Vntb(self.function, bars, timeout=self._timeout, trace=self._trace)
+        return self._vntb
+
+    def info(self) -> dict[str, Any]:
+        """The document of ``rcdrv info --json``: IDs, BARs, capabilities, interrupts. No BAR is
+        touched for it."""
+        from rcdrv.describe import describe
+
+        return describe(self.function)
+
+    def registers(self) -> dict[str, int]:
+        """The test registers by name (``STATUS``, ``CAPS``, ...), each read once."""
+        return {register.name: self.driver.read(register) for register in Reg}
+
+    def lacks(self, capability: str) -> str | None:
+        """Why a capability is not there, or None when it is.
+
+        :param capability: a key of :data:`CAPABILITIES`
+        :raises UsageError: it is none of them
+        """
+        if capability in _VECTORS:
+            count = self.function.device.irq_count(_VECTORS[capability])
+            return None if count else f"{self.address} has no {capability.upper()} vectors"
+        if capability == "reset":
+            can = self.function.device.can_reset()
+            return None if can else f"{self.address} has no function reset"
+        if capability in _CAPS:
+            return self._not_announced(_CAPS[capability])
+        if capability in CAPABILITIES:
+            return self._bar_missing(int(capability[-1]))
+        raise UsageError(
+            f"{capability!r} is no capability", hint=f"one of {', '.join(CAPABILITIES)}"
+        )
+
+    def _not_announced(self, cap: Caps) -> str | None:
+        caps = self.driver.caps
+        if caps & cap:
+            return None
+        return f"{self.address} does not announce {cap.name} (CAPS {int(caps):#010x})"
+
+    def _bar_missing(self, index: int) -> str | None:
+        bar = self.function.bars[index]
+        if bar is None or not bar.is_memory:
+            return f"{self.address} has no memory BAR{index}"
+        if self.driver.caps & Caps[f"BAR{index}_RESERVED"]:
+            return f"{self.address} reserves BAR{index}"
+        return None
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def bar(self, index: int) -> Window:
+        """The memory of a BAR, for many accesses and for bulk ones.
+
+        :raises UsageError: there is no such BAR, or it is an I/O BAR
+        """
+        return self.function.bar(index)
+
+    def peek(self, bar: int, offset: int, width: int = 32) -> int:
+        """One read of ``width`` bits (8, 16, 32 or 64), little endian, ``offset`` bytes into a BAR.
+
+        :raises UsageError: there is no such place, or it is not aligned to the width
+        :raises DeviceLost: the device is gone
+        """
+        self.function.check()
+        return self.function.bar(bar).read(width, offset)
+
+    def poke(self, bar: int, offset: int, value: int, width: int = 32) -> None:
+        """One write, likewise. ``value`` is unsigned and has to fit."""
+        self.function.check()
+        self.function.bar(bar).write(width, offset, value)
+
+    # -- the doorbell ---------------------------------------------------------------------------
+
+    def ring(
+        self,
+        count: int = 1,
+        *,
+        bar: int | None = None,
+        cycles: int = 1,
+        interval: float = 0.0,
+        wait: bool = True,
+        force: bool = False,
+        at: Location | None = None,
+    ) -> RingResult:
+        """Enable the doorbell, ring it, await each acknowledgement, and disable it.
+
+        :param count: rings in a cycle
+        :param bar: the BAR in which the doorbell has to be; default: wherever the endpoint says
+        :param cycles: how often to enable, ring and disable
+        :param interval: seconds between rings
+        :param wait: look for the acknowledgements; without, the verdict is ``unverified``
+        :param force: try although CAPS does not announce doorbells (kernels 6.17 to 6.19)
+        :param at: ring there, instead of where the endpoint says
+        :raises UsageError: what was asked for makes no sense
+        :raises HostError: the host does not give what it needs
+        """
+        if count < 1 or cycles < 1 or interval < 0:
+            raise UsageError(
+                f"{count} rings in {cycles} cycles, every {interval} s: there is nothing to do"
+            )
+        report = RingReport()
+        error: RcdrvError | None = None
+        plan = RingPlan(bar, count, cycles, interval, wait, force, at)
+        try:
+            RingRun(self.driver, plan, report).run()
+        except (NotPassed, EndpointError, DeviceLost) as found:
+            error = found
+        return RingResult(self.address, report, worst(report, error))
+
+    def doorbell(self, *, bar: int | None = None, force: bool = False) -> Doorbell:
+        """The doorbell itself: enabled when ``with`` begins, disabled when it ends.
+
+        Entering raises :class:`~rcdrv.verdict.NotPassed` where :meth:`ring` would have a verdict.
+        """
+        return Doorbell(self.driver, expect_bar=bar, force=force)
+
+    # -- the kselftest --------------------------------------------------------------------------
+
+    def test(
+        self,
+        *names: str,
+        sizes: Sequence[int] | None = None,
+        align: int | None = None,
+        boundaries: bool = False,
+        destructive: Sequence[str] = (),
+        observer: Observer | None = None,
+    ) -> SuiteResult:
+        """Run cases of the kernel's pci_endpoint kselftest.
+
+        :param names: full names, parts of them (``BAR4``, ``DOORBELL_TEST``) or shell patterns;
+            none: all of :func:`case_names`
+        :param sizes: bytes that the transfers move, each 1 to 4 MiB
+        :param align: put their buffers at multiples of this power of two, and of no larger one
+        :param boundaries: transfers around every 4 KiB boundary, instead
+        :param destructive: what may upset the endpoint or this host, besides: ``iommu-fault``
+        :param observer: told of every case as it goes
+        :raises UsageError: there are no such cases, or such transfers cannot be
+        :raises HostError: the host does not give what it needs
+        :raises NotPassed: ``no-vectors``: it has not the interrupt that was asked for
+        """
+        from rcdrv.epf_test.suite import (
+            DESTRUCTIVE,
+            cases,
+            describe,
+            run_cases,
+            select,
+            vary_transfers,
+        )
+        from rcdrv.host import aer
+
+        for name in destructive:
+            if name not in DESTRUCTIVE:
+                raise UsageError(
+                    f"{name!r} is no destructive case", hint=f"one of {', '.join(DESTRUCTIVE)}"
+                )
+        every = cases(vary_transfers(sizes, align, boundaries=boundaries))
+        chosen = select(names, (), (*every, *(DESTRUCTIVE[name] for name in destructive)))
+        driver = self.driver
+        run = Run(self.address, describe(driver))
+        # Where the loss of the device is noticed before the first case, the results say it all
+        # the same: every case that was planned is one that was not run.
+        lost: DeviceLost | None = None
+        try:
+            run_cases(
+                driver,
+                chosen,
+                run,
+                Observer() if observer is None else observer,
+                counters=partial(aer.counters, self.address),
+                risen=aer.risen,
+            )
+        except DeviceLost as error:
+            lost = error
+        return SuiteResult(run, lost)
+
+    # -- closing --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give everything back: interrupts, DMA buffers, mappings, config COMMAND. Closing twice
+        is harmless."""
+        vntb, self._vntb = self._vntb, None
+        try:
+            if vntb is not None:
+                with self.function.cancel.deferred():
+                    vntb.close()
+        finally:
+            self.function.close()
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # What went wrong first is what the caller has to see.
+        with contextlib.suppress(*([RcdrvError] if exc is not None else [])):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<rcdrv.Endpoint {self.address}>"
+
+
+class Result(ABC):
+    """What something came to."""
+
+    verdict: Verdict
+    reason: Reason | None
+    """None when it passed."""
+    message: str
+    """Why it did not pass, in a sentence."""
+    hint: str
+    """What to look at next."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the verdict is ``pass``; ``skip`` and ``unverified`` are not."""
+        return self.verdict is Verdict.PASS
+
+    @abstractmethod
+    def check(self: ResultT) -> ResultT:
+        """This very result, if it passed or nobody was to look.
+
+        :raises NotPassed: it failed or was skipped, which its ``verdict`` tells
+        :raises DeviceLost: the device was lost
+        """
+
+    @abstractmethod
+    def document(self) -> dict[str, Any]:
+        """The JSON document that the command prints, and that ``rcdrv report`` reads."""
+
+    def __repr__(self) -> str:
+        parts = [self.verdict.value, *([self.reason.value] if self.reason else [])]
+        said = f": {self.message}" if self.message else ""
+        return f"<rcdrv.{type(self).__name__} {' '.join(parts)}{said}>"
+
+
+class RingResult(Result):
+    """What came of ringing."""
+
+    def __init__(self, address: str, report: RingReport, finding: RcdrvError | None) -> None:
+        self._address = address
+        self._report = report
+        self._finding = finding
+        self.verdict, self.reason = classify(finding)
+        self.message = "" if finding is None else finding.message
+        self.hint = "" if finding is None else finding.hint
+
+    @property
+    def location(self) -> Location | None:
+        """Where it was rung; None if it did not come to that."""
+        return self._report.location
+
+    @property
+    def irq(self) -> str:
+        """``msi``, ``msix``, ``intx`` or ``poll``; ``none`` if it did not come to that."""
+        return self._report.irq
+
+    @property
+    def rings(self) -> Sequence[Ring]:
+        """Every ring, in order."""
+        return tuple(self._report.rings)
+
+    @property
+    def latencies_ns(self) -> list[int]:
+        """From each write to its acknowledgement, of those that were acknowledged."""
+        return [
+            ring.latency_ns
+            for ring in self._report.rings
+            if ring.acknowledged and ring.latency_ns is not None
+        ]
+
+    @property
+    def stray_interrupts(self) -> int:
+        """Interrupts beyond one for each ring or command."""
+        return self._report.stray
+
+    @property
+    def left_enabled(self) -> bool:
+        """The endpoint confirmed no DISABLE: its doorbell may still be enabled."""
+        return self._report.left_enabled
+
+    def check(self) -> RingResult:
+        if self._finding is not None and self.verdict is not Verdict.UNVERIFIED:
+            raise self._finding
+        return self
+
+    def document(self) -> dict[str, Any]:
+        return ring_document(self._address, self._report, self._finding)
+
+
+class SuiteResult(Result):
+    """What came of the cases. It passed if none failed and all ran; a skip is no failure."""
+
+    def __init__(self, run: Run, lost: DeviceLost | None = None) -> None:
+        self.run = run
+        """Names and results as the reports have them."""
+        self._lost = lost
+        self.verdict = Verdict.LOST if lost is not None else overall(run)
+        failed = self.failed
+        self.reason = None
+        self.message = self.hint = ""
+        if failed:
+            first = failed[0]
+            self.reason, self.hint = first.reason, first.hint
+            self.message = (
+                f"{len(failed)} of {len(run.planned)} cases did not pass, first {first.name}:"
+                f" {first.message}"
+            )
+        elif lost is not None:
+            self.reason, self.message, self.hint = Reason.DEVICE_LOST, lost.message, lost.hint
+
+    @property
+    def cases(self) -> Sequence[CaseResult]:
+        """The result of every case that ran, in order."""
+        return tuple(self.run.results)
+
+    @property
+    def failed(self) -> Sequence[CaseResult]:
+        """Those that neither passed nor were skipped."""
+        fine = (Verdict.PASS, Verdict.SKIP)
+        return tuple(case for case in self.run.results if case.verdict not in fine)
+
+    @property
+    def not_run(self) -> Sequence[str]:
+        """The full names of the cases that it did not come to."""
+        return tuple(str(name) for name in not_run(self.run))
+
+    def __getitem__(self, name: str) -> CaseResult:
+        """The result of the case with this full name."""
+        for case in self.run.results:
+            if str(case.name) == name:
+                return case
+        raise KeyError(name)
+
+    def check(self) -> SuiteResult:
+        if self.verdict is Verdict.PASS:
+            return self
+        if self.verdict is Verdict.LOST:
+            raise self._lost or DeviceLost(self.message, hint=self.hint)
+        assert self.reason is not None
+        raise NotPassed(self.reason, self.message, verdict=self.verdict, hint=self.hint)
+
+    def document(self) -> dict[str, Any]:
+        return {**to_document(self.run), "verdict": self.verdict.value}
