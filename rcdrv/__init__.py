@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rcdrv.epf_test.doorbell import Doorbell as Doorbell
     from rcdrv.epf_test.doorbell import Location as Location
     from rcdrv.epf_test.driver import EpfTest as EpfTest
+    from rcdrv.epf_test.driver import IrqChoice as IrqChoice
+    from rcdrv.epf_test.registers import Caps as Caps
     from rcdrv.epf_vntb.driver import Vntb as Vntb
     from rcdrv.errors import DeviceLost as DeviceLost
     from rcdrv.errors import EndpointError as EndpointError
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CAPABILITIES": "endpoint",
     "Cancel": "wait",
+    "Caps": "epf_test.registers",
     "DeviceLost": "errors",
     "Doorbell": "epf_test.doorbell",
     "Endpoint": "endpoint",
@@ -42,6 +45,7 @@ _HOMES = {
     "EpfTest": "epf_test.driver",
     "Function": "function",
     "HostError": "errors",
+    "IrqChoice": "epf_test.driver",
     "Location": "epf_test.doorbell",
     "NotPassed": "verdict",
     "RcdrvError": "errors",

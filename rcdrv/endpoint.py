@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rcdrv.address import open_function
-from rcdrv.epf_test.doorbell import Doorbell, Location
+from rcdrv.epf_test.doorbell import Doorbell, Location, free_stale_doorbell, stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.outcome import ring_document, worst
 from rcdrv.epf_test.registers import Caps, Reg
@@ -275,6 +275,16 @@ class Endpoint:
         Entering raises :class:`~rcdrv.verdict.NotPassed` where :meth:`ring` would have a verdict.
         """
         return Doorbell(self.driver, expect_bar=bar, force=force)
+
+    def disable_doorbell(self) -> bool:
+        """Disable a doorbell that was left enabled, here or by an earlier run, as far as the
+        endpoint lets us.
+
+        :returns: whether none is enabled now
+        :raises DeviceLost: the device is gone
+        """
+        free_stale_doorbell(self.driver)
+        return stale_doorbell(self.driver) is None
 
     # -- the kselftest --------------------------------------------------------------------------
 
