@@ -1,4 +1,4 @@
-"""ring --reconnect, with an endpoint whose process ends and starts again."""
+"""--reconnect, with an endpoint whose process ends and starts again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from rcdrv.cli.reconnect import wait_until_back
 from rcdrv.errors import DeviceLost, HostError
 from rcdrv.wait import Cancel
+from tests.verdicts import EXPECTED
 
 
 def rcdrv(*arguments: str, out: int, err: int) -> subprocess.Popen[bytes]:
@@ -81,6 +83,44 @@ def test_goes_on_when_it_is_back(
     wait_for(log, alive, before + 1)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
+
+
+@pytest.mark.parametrize("options", [[], ["--reconnect"]])
+def test_the_suite_loses_the_endpoint_midway(
+    options: list[str], tmp_path: Path, start: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """The case that was under way is lost; with --reconnect it is the only one."""
+    out, err, report = tmp_path / "out", tmp_path / "err", tmp_path / "report.xml"
+    endpoint = start()
+    with out.open("wb") as output, err.open("wb") as errors:
+        process = rcdrv(
+            *("--device", f"vfio-user:{tmp_path / 'ep.sock'}", "test", *options),
+            *("--tap", "--junit", str(report)),
+            out=output.fileno(),
+            err=errors.fileno(),
+        )
+    wait_for(out, "ok 3 ")
+    endpoint.kill()
+    endpoint.wait()
+    if options:
+        wait_for(err, "rcdrv: waiting for vfio-user:")
+        (tmp_path / "ep.sock").unlink(missing_ok=True)
+        start()
+    assert process.wait(60) == 5
+    assert err.read_text().count(" is back") == len(options)
+    found = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        verdict = next((one.get("type") for one in case if one.get("type")), None)
+        found[f"{case.get('classname')}.{case.get('name')}"] = verdict
+    assert len(found) == 23
+    lost = [name for name, verdict in found.items() if verdict == "device-lost"]
+    names = list(found)
+    first = names.index(lost[0])
+    assert first >= 3
+    assert lost == names[first : first + 1 if options else None]
+    rest = {name: verdict for name, verdict in found.items() if name not in lost and verdict}
+    expected = {name: reason for name, (_, reason) in EXPECTED["rk3588"].items()}
+    assert rest == {name: reason for name, reason in expected.items() if name not in lost}
 
 
 def test_without_it_a_lost_device_is_the_end(
