@@ -13,6 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+Build = Callable[[Path], None]
+"""Fills a folder."""
+
+KEPT_FOR = 7 * 86400.0
+"""Seconds that a part is kept without having been used."""
+
 
 def directory() -> Path:
     """Where the lab keeps its parts."""
@@ -27,15 +33,16 @@ def say(message: str) -> None:
     print(f"lab: {message}", file=sys.stderr, flush=True)
 
 
-def part(
-    name: str, recipe: Sequence[str], build: Callable[[Path], None], *, rebuild: bool = False
-) -> Path:
+def part(name: str, recipe: Sequence[str], build: Build, *, rebuild: bool = False) -> Path:
     """Return the folder of part ``name``; call ``build`` to fill it when it is not there yet.
 
-    ``recipe`` names the lab's files that say how it is built: a change to one makes it stale.
+    ``recipe`` names the lab's files that say how it is built: a change to one makes another part of
+    it. Working trees of several versions share the cache, so the older one goes only when nobody
+    has used it for a week.
 
     It is filled under another name and renamed when complete, so a part that exists is whole, and
-    an interrupted build leaves nothing that a later one could mistake for a result.
+    an interrupted build leaves nothing that a later one could mistake for a result. ``build`` may
+    ask for further parts.
     """
     home = directory()
     digest = hashlib.sha256(
@@ -43,6 +50,8 @@ def part(
     )
     final = home / f"{name}-{digest.hexdigest()[:12]}"
     if final.is_dir() and not rebuild:
+        with contextlib.suppress(OSError):
+            os.utime(final)
         return final
     home.mkdir(parents=True, exist_ok=True)
     with _only_builder(home):
@@ -50,25 +59,37 @@ def part(
             return final  # someone else built it while we waited for the lock
         started = time.monotonic()
         say(f"building {name}")
-        for abandoned in home.glob(".building-*"):
-            shutil.rmtree(abandoned)  # we hold the lock: nobody is at work there
         with tempfile.TemporaryDirectory(prefix=".building-", dir=home) as temporary:
             fresh = Path(temporary) / "part"
             fresh.mkdir()
             build(fresh)
             for old in home.glob(f"{name}-????????????"):
-                shutil.rmtree(old)
+                if old == final or old.stat().st_mtime < time.time() - KEPT_FOR:
+                    shutil.rmtree(old)
             fresh.rename(final)
         say(f"built {name} in {time.monotonic() - started:.0f} s")
     return final
 
 
+_is_builder = False  # this process has the lock
+
+
 @contextlib.contextmanager
 def _only_builder(home: Path) -> Iterator[None]:
+    global _is_builder
+    if _is_builder:
+        yield
+        return
     with (home / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say("waiting for another builder to finish")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        for abandoned in home.glob(".building-*"):
+            shutil.rmtree(abandoned)  # we hold the lock: nobody is at work there
+        _is_builder = True
+        try:
+            yield
+        finally:
+            _is_builder = False
