@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rcdrv.epf_test.driver import SETTLE, EpfTest, IrqChoice
+from rcdrv.epf_test.driver import SETTLE, Answer, EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Command
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
@@ -12,6 +12,8 @@ _COMMANDS = {
     IrqChoice.INTX: Command.RAISE_INTX_IRQ,
     IrqChoice.MSI: Command.RAISE_MSI_IRQ,
     IrqChoice.MSIX: Command.RAISE_MSIX_IRQ,
+    # IRQ_TYPE decides what is raised, and is one that nobody has enabled: STATUS has the answer.
+    IrqChoice.POLL: Command.RAISE_MSI_IRQ,
 }
 
 
@@ -21,7 +23,7 @@ def intx_test(driver: EpfTest, _progress: object = None) -> str:
     :raises NotPassed: what came instead
     """
     driver.use_irq(IrqChoice.INTX)
-    _raise(driver, IrqChoice.INTX, 0)
+    raise_vector(driver, IrqChoice.INTX, 0)
     return "INTx fired"
 
 
@@ -42,7 +44,7 @@ def vector_test(
     driver.drop_interrupts()
     surplus = driver.surplus
     for vector in range(ready):
-        _raise(driver, choice, vector)
+        raise_vector(driver, choice, vector)
         progress(vector + 1, ready)
     driver.function.pause(SETTLE)
     driver.drop_interrupts()
@@ -68,19 +70,24 @@ def one_vector(choice: IrqChoice, number: int, driver: EpfTest) -> None:
     ready = driver.arm(number)
     if ready < number:
         raise NotPassed(Reason.NO_VECTORS, f"only {ready} vectors are there, not {number}")
-    _raise(driver, choice, number - 1)
+    raise_vector(driver, choice, number - 1)
 
 
-def _raise(driver: EpfTest, choice: IrqChoice, vector: int) -> None:
+def raise_vector(driver: EpfTest, choice: IrqChoice, vector: int) -> Answer:
+    """Have the endpoint raise one interrupt; ``vector`` is numbered from 0.
+
+    :raises NotPassed: what came instead
+    """
     command = _COMMANDS[choice]
     answer = driver.command(command, vector=vector)
     what = f"{command.name} {vector + 1}" if choice is not IrqChoice.INTX else str(command.name)
     if not answer.good or answer.irq_lost:
         raise driver.explain(answer, what)
-    if choice is IrqChoice.INTX:
-        return
+    if choice not in (IrqChoice.MSI, IrqChoice.MSIX):
+        return answer
     if set(answer.vectors) != {vector}:
         fired = ", ".join(str(other + 1) for other in sorted(answer.vectors))
         raise NotPassed(Reason.WRONG_VECTOR, f"{what}: vector {fired} fired instead")
     if answer.vectors[vector] > 1:
         raise NotPassed(Reason.IRQ_TWICE, f"{what}: it fired {answer.vectors[vector]} times")
+    return answer

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -122,12 +122,30 @@ def transfer_test(
     :raises UsageError: a size that could harm the endpoint, or an alignment that it cannot do
     """
     chosen = placements(driver)
-    for placement in chosen:
-        _check_placement(driver, placement)
     largest = max(placement.size for placement in chosen)
-    room = max(placement.size + placement.shift for placement in chosen)
-    align = max(default_align(driver), *(placement.align for placement in chosen))
     best = 0.0
+    with transfers(driver, direction, dma, chosen) as transfer:
+        for done, placement in enumerate(chosen):
+            answer = transfer(placement)
+            if answer.latency_ns and placement.size == largest:
+                best = max(best, largest / answer.latency_ns * 1e3)
+            progress(done + 1, len(chosen))
+    count = f"{len(chosen)} transfers, " if len(chosen) != len(SIZES) else ""
+    return f"{count}{largest} bytes at {best:.1f} MB/s"
+
+
+@contextlib.contextmanager
+def transfers(
+    driver: EpfTest, direction: Direction, dma: bool, placements: Sequence[Placement]
+) -> Iterator[Callable[[Placement], Answer]]:
+    """What does one such transfer and checks it, with buffers that have room for each of them.
+
+    :raises UsageError: a size that could harm the endpoint, or an alignment that it cannot do
+    """
+    for placement in placements:
+        _check_placement(driver, placement)
+    room = max(placement.size + placement.shift for placement in placements)
+    align = max(default_align(driver), *(placement.align for placement in placements))
     with contextlib.ExitStack() as stack:
         # Mapping costs more than transferring, so what all sizes share is mapped once.
         source, target = (
@@ -141,13 +159,7 @@ def transfer_test(
                 (Direction.READ, Direction.COPY),
             )
         )
-        for done, placement in enumerate(chosen):
-            answer = _transfer(driver, direction, placement, dma, source, target)
-            if answer.latency_ns and placement.size == largest:
-                best = max(best, largest / answer.latency_ns * 1e3)
-            progress(done + 1, len(chosen))
-    count = f"{len(chosen)} transfers, " if len(chosen) != len(SIZES) else ""
-    return f"{count}{largest} bytes at {best:.1f} MB/s"
+        yield lambda placement: _transfer(driver, direction, placement, dma, source, target)
 
 
 def _check_placement(driver: EpfTest, placement: Placement) -> None:

@@ -1,0 +1,1 @@
+"""How long an endpoint's doorbell, memory, transfers and interrupts take, as distributions."""

@@ -1,0 +1,29 @@
+"""Transfers: the endpoint reads, writes or copies this host's memory, and every byte is checked."""
+
+from __future__ import annotations
+
+from rcdrv.bench.distribution import Distribution
+from rcdrv.bench.result import Series
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.transfer import Direction, Placement, transfers
+
+
+def measure(driver: EpfTest, direction: Direction, size: int, dma: bool, count: int) -> Series:
+    """``count`` transfers of ``size`` bytes, from COMMAND to its answer.
+
+    In that time are the endpoint's own tick of a millisecond and more, and its checksum.
+
+    :param dma: with the endpoint's DMA engine, else with its processor
+    :raises NotPassed: what went wrong first
+    :raises UsageError: the size could harm the endpoint
+    """
+    samples = []
+    placement = Placement(size)
+    with transfers(driver, direction, dma, [placement]) as transfer:
+        for _ in range(count):
+            driver.function.check()
+            answer = transfer(placement)
+            assert answer.latency_ns is not None
+            samples.append(answer.latency_ns)
+    engine = "dma" if dma else "memcpy"
+    return Series(f"{engine} {direction.value} {size}", Distribution.of(samples), size)

@@ -1,0 +1,74 @@
+"""Interrupts: the way through this host alone, and all of it from a command to its answer."""
+
+from __future__ import annotations
+
+from rcdrv.bench.distribution import Distribution
+from rcdrv.bench.result import Series
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.irqs import raise_vector
+from rcdrv.function import IrqKind, SetIrqs
+from rcdrv.verdict import NotPassed, Reason
+
+
+def choices(driver: EpfTest) -> tuple[IrqChoice, ...]:
+    """The kind that the user asked for, else all that function and endpoint have."""
+    if driver.irq_choice is not IrqChoice.AUTO:
+        return (driver.irq_choice,)
+    kinds = {IrqKind.MSI: IrqChoice.MSI, IrqKind.MSIX: IrqChoice.MSIX}
+    return tuple(choice for kind, choice in kinds.items() if driver.function.device.irq_count(kind))
+
+
+def loopback(driver: EpfTest, choice: IrqChoice, count: int) -> Series | None:
+    """The host fires the vector's eventfd itself (VFIO_IRQ_SET_ACTION_TRIGGER) and waits for it.
+
+    What remains of a latency without this is the endpoint's and the link's. None for INTx, which
+    VFIO masks when it fires, and for polling.
+
+    :raises NotPassed: ``irq-lost``
+    """
+    kind = {IrqChoice.MSI: IrqKind.MSI, IrqChoice.MSIX: IrqKind.MSIX}.get(choice)
+    if kind is None:
+        return None
+    function = driver.function
+    driver.disarm()
+    fire = SetIrqs.DATA_NONE | SetIrqs.ACTION_TRIGGER
+    now = function.clock.now_ns
+    samples = []
+    with function.interrupts(kind) as interrupts:
+        for _ in range(count):
+            start = now()
+            function.device.set_irqs(kind, fire, 0, 1)
+            fired = interrupts.wait(function.deadline(driver.timeout))
+            samples.append(now() - start)
+            if not fired:
+                function.check_alive()
+                raise NotPassed(
+                    Reason.IRQ_LOST, f"{choice.value}: this host's own trigger fired no eventfd"
+                )
+    return Series(f"{choice.value} on this host", Distribution.of(samples))
+
+
+def measure(driver: EpfTest, choice: IrqChoice, vectors: int, count: int) -> Series:
+    """The endpoint raises ``count`` interrupts, on vectors 1 to ``vectors`` in turns.
+
+    From COMMAND to the answer, so the endpoint's tick of a millisecond and more is in it.
+
+    :raises NotPassed: what came instead of one; or a skip, there are not so many vectors
+    """
+    driver.use_irq(choice)
+    ready = driver.arm(vectors)
+    if choice is not IrqChoice.POLL and ready < vectors:
+        raise NotPassed(
+            Reason.NO_VECTORS,
+            f"there are {ready} vectors of {choice.value}, not {vectors}",
+            hint="rcdrv info shows how many there are",
+        )
+    driver.drop_interrupts()
+    samples = []
+    for number in range(count):
+        driver.function.check()
+        answer = raise_vector(driver, choice, number % vectors)
+        assert answer.latency_ns is not None
+        samples.append(answer.latency_ns)
+    name = f"{choice.value} of the endpoint"
+    return Series(f"{name}, {vectors} vectors" if vectors > 1 else name, Distribution.of(samples))

@@ -1,0 +1,122 @@
+"""What a benchmark measured, and the JSON document that it is kept in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rcdrv.bench.distribution import PERCENTILES, Distribution
+from rcdrv.errors import UsageError
+
+
+class Series(NamedTuple):
+    """Durations of one kind of operation."""
+
+    name: str
+    distribution: Distribution
+    """Nanoseconds an operation."""
+    size: int = 0
+    """Bytes that one operation moves; 0 where a rate would say nothing."""
+
+    def rate(self, nanoseconds: int) -> float:
+        """MB/s of an operation that takes so long."""
+        return self.size / max(1, nanoseconds) * 1e3
+
+
+class Result:
+    """One run of a benchmark; fills up as it goes.
+
+    :param kind: ``ring``, ``mmio``, ``dma`` or ``irq``
+    """
+
+    def __init__(self, kind: str, device: str, setup: Mapping[str, Any]) -> None:
+        self.kind = kind
+        self.device = device
+        self.setup = dict(setup)
+        """What has to be known to repeat it; see :func:`rcdrv.bench.setup.describe`."""
+        self.series: list[Series] = []
+        self.left_enabled = False
+        """The endpoint may still have its doorbell enabled."""
+
+    def find(self, name: str) -> Series | None:
+        """The series of that name, if there is one."""
+        return next((series for series in self.series if series.name == name), None)
+
+
+def to_document(result: Result) -> dict[str, Any]:
+    """Plain JSON types. The keys are stable; new ones may come.
+
+    ``bench``, ``device``, ``setup``
+        Which benchmark, of what, and under which circumstances.
+    ``doorbell_left_enabled``
+        The endpoint did not confirm the last DISABLE.
+    ``series``
+        A list. ``name``; ``unit``, always ``ns``; ``size``, the bytes that one operation moves
+        (0: none); ``count``; ``min``, ``mean``, ``p50``, ``p90``, ``p99``, ``p99.9``, ``max``;
+        ``histogram``, (duration, how often) pairs, durations rounded to three digits.
+    """
+    return {
+        "bench": result.kind,
+        "device": result.device,
+        "setup": result.setup,
+        "doorbell_left_enabled": result.left_enabled,
+        "series": [
+            {
+                "name": series.name,
+                "unit": "ns",
+                "size": series.size,
+                "count": series.distribution.count,
+                "min": series.distribution.minimum,
+                "mean": series.distribution.mean,
+                **percentiles(series.distribution),
+                "max": series.distribution.maximum,
+                "histogram": series.distribution.histogram(),
+            }
+            for series in result.series
+        ],
+    }
+
+
+def percentiles(distribution: Distribution) -> dict[str, int]:
+    """``{"p50": ..., "p99.9": ...}``."""
+    return {f"p{percent:g}": distribution.percentile(percent) for percent in PERCENTILES}
+
+
+def from_document(document: Any) -> Result:
+    """A run from its document; percentiles are then good to three digits.
+
+    :raises ValueError: this is not such a document
+    """
+    try:
+        result = Result(document["bench"], document["device"], document["setup"])
+        for entry in document["series"]:
+            counts = [(int(value), int(times)) for value, times in entry["histogram"]]
+            result.series.append(
+                Series(str(entry["name"]), Distribution(counts), int(entry["size"]))
+            )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it lacks what a benchmark's document has ({error})") from error
+    return result
+
+
+def load(path: Path, kind: str) -> Result:
+    """Read an earlier run of the same benchmark.
+
+    :raises UsageError: there is no such file, or it is something else
+    """
+    try:
+        result = from_document(json.loads(path.read_text()))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is not the result of a benchmark: {error}",
+            hint=f"make one with: rcdrv bench {kind} --json > FILE",
+        ) from error
+    if result.kind != kind:
+        raise UsageError(f"{path} is a result of 'rcdrv bench {result.kind}', not of {kind!r}")
+    if not result.series:
+        raise UsageError(f"{path} holds no measurements: that run failed before its first")
+    return result

@@ -1,0 +1,106 @@
+"""From the doorbell to its acknowledgement, and the write alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+from rcdrv.bench.distribution import Distribution
+from rcdrv.bench.result import Result, Series
+from rcdrv.epf_test.doorbell import Doorbell
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
+
+BURST = 64
+"""Rings of a burst that is measured as one."""
+
+
+class Method(Enum):
+    """How to learn of the acknowledgement."""
+
+    INTERRUPT = "interrupt"
+    """Sleep until the interrupt's eventfd is readable."""
+    SPIN = "spin"
+    """Look at the eventfd without sleeping."""
+    POLL = "poll"
+    """Look at STATUS; no interrupt is armed."""
+    WRITE = "write"
+    """Not at all: the time of the write, which a processor posts and does not wait for."""
+    BURST = "burst"
+    """Not at all: the time of each write of a burst."""
+
+
+def default_methods(driver: EpfTest) -> tuple[Method, ...]:
+    """All that this endpoint and the wish of the user (``--irq``) allow."""
+    if driver.irq_choice is IrqChoice.POLL or driver.irq_kind is None:
+        return Method.POLL, Method.WRITE, Method.BURST
+    return tuple(Method)
+
+
+def measure(
+    driver: EpfTest,
+    method: Method,
+    count: int,
+    result: Result,
+    *,
+    expect_bar: int | None = None,
+    force: bool = False,
+) -> Series:
+    """Enable the doorbell, ring ``count`` times, disable it.
+
+    :param result: learns whether the doorbell was left enabled
+    :param expect_bar, force: see :class:`~rcdrv.epf_test.doorbell.Doorbell`
+    :raises NotPassed: what was wrong with the first ring that was not acknowledged, or what
+        :class:`~rcdrv.epf_test.doorbell.Doorbell` raises
+    """
+    driver.use_irq(IrqChoice.POLL if method is Method.POLL else driver.irq_choice)
+    driver.spin = method is Method.SPIN
+    doorbell = Doorbell(driver, expect_bar=expect_bar, force=force)
+    try:
+        with doorbell:
+            rounds = {Method.WRITE: _writes, Method.BURST: _bursts}.get(method, _rings)
+            samples = list(rounds(driver, doorbell, count))
+            doorbell.settle()
+    finally:
+        result.left_enabled = result.left_enabled or doorbell.left_enabled
+        driver.spin = False
+        driver.use_irq(driver.irq_choice)
+    return Series(method.value, Distribution.of(samples))
+
+
+def _rings(driver: EpfTest, doorbell: Doorbell, count: int) -> Iterator[int]:
+    for number in range(-_warm_up(count), count):
+        driver.function.check()
+        answer = doorbell.ring()
+        failure = doorbell.judge(answer)
+        if failure is not None:
+            failure.message = f"{failure.message} (ring {max(0, number) + 1} of {count})"
+            raise failure
+        assert answer.latency_ns is not None
+        if number >= 0:
+            yield answer.latency_ns
+
+
+def _writes(driver: EpfTest, doorbell: Doorbell, count: int) -> Iterator[int]:
+    now = driver.function.clock.now_ns
+    for number in range(-_warm_up(count), count):
+        if number % BURST == 0:
+            driver.function.check()
+        start = now()
+        doorbell.write()
+        end = now()
+        if number >= 0:
+            yield end - start
+
+
+def _bursts(driver: EpfTest, doorbell: Doorbell, count: int) -> Iterator[int]:
+    now = driver.function.clock.now_ns
+    for _ in range(max(1, count // BURST)):
+        driver.function.check()
+        start = now()
+        doorbell.burst(BURST)
+        yield (now() - start) // BURST
+
+
+def _warm_up(count: int) -> int:
+    """The first rings pay for caches and, on a sleeping link, for waking it (ASPM)."""
+    return min(100, count // 10)

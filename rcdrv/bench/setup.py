@@ -1,0 +1,102 @@
+"""The circumstances of a measurement, without which its numbers say little."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from rcdrv import __version__
+from rcdrv.address import is_pci_address
+from rcdrv.epf_test.driver import EpfTest
+
+_SYS = Path("/sys")
+
+
+def describe(driver: EpfTest, sys: Path = _SYS) -> dict[str, Any]:
+    """What the numbers depend on, in plain JSON types; null where this host does not say.
+
+    ``backend``, ``irq``, ``part``
+        How the function is reached, how its answers are learned of, and what it is.
+    ``governor``
+        The CPU frequency governors in use; several are joined by commas.
+    ``numa_node``, ``cpu_nodes``
+        Where the function is, and the nodes of the CPUs that this process may run on.
+    ``cpu``, ``cpus``, ``load``
+        The processor's name, how many this process may run on, and the load of the last minute.
+    ``clock_ns``
+        What reading the clock adds to each duration: the shortest of many.
+    ``python``, ``kernel``, ``machine``, ``rcdrv``
+        Versions.
+    """
+    function = driver.function
+    cpus = sorted(os.sched_getaffinity(0))
+    return {
+        "backend": function.device.backend,
+        "irq": driver.irq_name,
+        "part": driver.part.name,
+        "governor": governor(cpus, sys),
+        "numa_node": function_node(function.address, sys),
+        "cpu_nodes": cpu_nodes(cpus, sys),
+        "cpu": processor(),
+        "cpus": len(cpus),
+        "load": os.getloadavg()[0],
+        "clock_ns": clock_overhead(),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "rcdrv": __version__,
+    }
+
+
+def governor(cpus: list[int], sys: Path = _SYS) -> str | None:
+    """The governors of these CPUs; None in most virtual machines, which have none."""
+    found = {
+        text
+        for cpu in cpus
+        if (text := _read(sys / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor"))
+    }
+    return ",".join(sorted(found)) or None
+
+
+def function_node(address: str, sys: Path = _SYS) -> int | None:
+    """The NUMA node of a function of this host; None for others, and where there is one node."""
+    if not is_pci_address(address):
+        return None
+    full = address if address.count(":") == 2 else f"0000:{address}"
+    text = _read(sys / f"bus/pci/devices/{full}/numa_node")
+    return int(text) if text and int(text) >= 0 else None
+
+
+def cpu_nodes(cpus: list[int], sys: Path = _SYS) -> list[int]:
+    """The NUMA nodes of these CPUs."""
+    nodes = {
+        int(node.name.removeprefix("node"))
+        for cpu in cpus
+        for node in (sys / f"devices/system/cpu/cpu{cpu}").glob("node[0-9]*")
+    }
+    return sorted(nodes)
+
+
+def processor() -> str | None:
+    """The processor's name; arm64 kernels do not tell it."""
+    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return None
+
+
+def clock_overhead() -> int:
+    """Nanoseconds between two readings of the clock, the fewest of many."""
+    now = time.perf_counter_ns
+    return min(-now() + now() for _ in range(1000))
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

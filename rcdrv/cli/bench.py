@@ -1,0 +1,184 @@
+"""Measure how long an endpoint takes, as percentiles.
+
+ring: the doorbell's acknowledgement, learned of in several ways, and its write alone.
+mmio: single accesses of every width, and BAR memory filled and read.
+dma: transfers by the endpoint's processor or its DMA engine.
+irq: interrupts, of this host alone and of the endpoint.
+
+Keep a run with --json > FILE, and compare a later one with --against FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rcdrv.bench import dma, irq, mmio, ring
+from rcdrv.bench.result import Result, Series, load, to_document
+from rcdrv.bench.setup import describe
+from rcdrv.bench.text import table
+from rcdrv.cli import exit_status, print_error
+from rcdrv.cli.common import bar_number, common_options, drive, number, open_endpoint, print_json
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.transfer import Direction
+from rcdrv.errors import RcdrvError
+from rcdrv.verdict import classify
+from rcdrv.wait import Cancel
+
+_DEFAULT_COUNTS = {"ring": 1000, "mmio": 10_000, "dma": 20, "irq": 200}
+_DEFAULT_SIZES = (1024, 64 << 10, 1 << 20)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    shared = common_options(top=False)
+
+    one = commands.add_parser("ring", help="from the doorbell to its answer", parents=[shared])
+    one.add_argument(
+        "--method",
+        action="append",
+        type=ring.Method,
+        choices=list(ring.Method),
+        metavar="|".join(method.value for method in ring.Method),
+        help="how to learn of the answer, or not at all; may be repeated (default: all)",
+    )
+    one.add_argument("--bar", type=bar_number, metavar="N", help="it has to be in BAR N")
+    one.add_argument("--force", action="store_true", help="try although CAPS has no doorbells")
+
+    one = commands.add_parser("mmio", help="accesses to registers and memory", parents=[shared])
+    one.add_argument(
+        "--bar",
+        type=bar_number,
+        metavar="N",
+        help="the BAR for memory (default: the first that may be written)",
+    )
+
+    one = commands.add_parser("dma", help="transfers", parents=[shared])
+    one.add_argument(
+        "--direction",
+        action="append",
+        type=Direction,
+        choices=list(Direction),
+        metavar="|".join(direction.value for direction in Direction),
+        help="as the root complex sees it; may be repeated (default: all)",
+    )
+    one.add_argument(
+        "--size",
+        action="append",
+        type=number,
+        metavar="BYTES",
+        help="of a transfer; may be repeated (default: 1K, 64K, 1M)",
+    )
+    one.add_argument("--dma", action="store_true", help="with the endpoint's DMA engine")
+
+    one = commands.add_parser("irq", help="interrupts", parents=[shared])
+    one.add_argument(
+        "--vectors", type=_positive, default=1, metavar="N", help="take turns on N (default 1)"
+    )
+
+    for what, child in commands.choices.items():
+        child.add_argument(
+            "--count",
+            type=_positive,
+            default=_DEFAULT_COUNTS[what],
+            metavar="N",
+            help=f"operations of each kind (default {_DEFAULT_COUNTS[what]})",
+        )
+        child.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .svg, .png or .pdf")
+        child.add_argument(
+            "--against", type=Path, metavar="FILE", help="compare with an earlier run's --json"
+        )
+
+
+def _positive(text: str) -> int:
+    value = number(text)
+    if not value:
+        raise argparse.ArgumentTypeError("at least one")
+    return value
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    against = load(args.against, args.what) if args.against else None
+    if args.plot:
+        from rcdrv.bench import plot
+
+        plot.check(args.plot)  # before anything is measured
+    result, error = _measure(args, cancel)
+    if args.json:
+        print_json(_document(result, error))
+    else:
+        print(table(result, against), end="", flush=True)
+        if error is not None:
+            print_error(error)
+    if args.plot and result.series:
+        plot.draw(result, args.plot, against)
+    if result.left_enabled:
+        print(
+            "rcdrv: the endpoint has confirmed no DISABLE: its doorbell may still be enabled",
+            file=sys.stderr,
+        )
+    return 0 if error is None else exit_status(error, cancel)
+
+
+def _measure(args: argparse.Namespace, cancel: Cancel) -> tuple[Result, RcdrvError | None]:
+    """What could be measured, and why not all of it."""
+    result: Result | None = None
+    try:
+        with open_endpoint(args, cancel) as function:
+            driver = drive(args, function)
+            result = Result(args.what, function.address, describe(driver))
+            for series in _BENCHES[args.what](args, driver, result):
+                result.series.append(series)
+    except RcdrvError as error:
+        if result is None:
+            raise
+        return result, error
+    return result, None
+
+
+def _ring(args: argparse.Namespace, driver: EpfTest, result: Result) -> Iterator[Series]:
+    for method in dict.fromkeys(args.method or ring.default_methods(driver)):
+        yield ring.measure(
+            driver, method, args.count, result, expect_bar=args.bar, force=args.force
+        )
+
+
+def _mmio(args: argparse.Namespace, driver: EpfTest, _result: Result) -> Iterator[Series]:
+    bar = mmio.default_bar(driver) if args.bar is None else args.bar
+    return mmio.measure(driver, bar, args.count)
+
+
+def _dma(args: argparse.Namespace, driver: EpfTest, _result: Result) -> Iterator[Series]:
+    for direction in dict.fromkeys(args.direction or Direction):
+        for size in args.size or _DEFAULT_SIZES:
+            yield dma.measure(driver, direction, size, args.dma, args.count)
+
+
+def _irq(args: argparse.Namespace, driver: EpfTest, _result: Result) -> Iterator[Series]:
+    for choice in irq.choices(driver):
+        here = irq.loopback(driver, choice, args.count)
+        if here is not None:
+            yield here
+        yield irq.measure(driver, choice, args.vectors, args.count)
+
+
+_BENCHES: dict[str, Callable[[argparse.Namespace, EpfTest, Result], Iterator[Series]]] = {
+    "ring": _ring,
+    "mmio": _mmio,
+    "dma": _dma,
+    "irq": _irq,
+}
+
+
+def _document(result: Result, error: RcdrvError | None) -> dict[str, Any]:
+    verdict, reason = classify(error)
+    return {
+        **to_document(result),
+        "verdict": verdict.value,
+        "reason": None if reason is None else reason.value,
+        "message": "" if error is None else error.message,
+        "hint": "" if error is None else error.hint,
+    }
