@@ -7,7 +7,7 @@ from rcdrv.bench.result import Series
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.function import IrqKind, SetIrqs
-from rcdrv.verdict import NotPassed, Reason
+from rcdrv.verdict import NotPassed, Reason, Verdict
 
 
 def choices(driver: EpfTest) -> tuple[IrqChoice, ...]:
@@ -61,6 +61,7 @@ def measure(driver: EpfTest, choice: IrqChoice, vectors: int, count: int) -> Ser
         raise NotPassed(
             Reason.NO_VECTORS,
             f"there are {ready} vectors of {choice.value}, not {vectors}",
+            verdict=Verdict.SKIP,
             hint="rcdrv info shows how many there are",
         )
     driver.drop_interrupts()

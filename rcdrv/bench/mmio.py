@@ -40,6 +40,10 @@ def measure(driver: EpfTest, bar: int | None, count: int) -> Iterator[Series]:
     :raises NotPassed: ``bar-reserved``
     :raises UsageError: there is no such BAR, or it holds the test registers
     """
+    if bar == driver.reg_bar:
+        raise UsageError(f"BAR{bar} holds the test registers; name another one")
+    if bar is not None:
+        check_writable(driver, bar)
     registers = driver.function.bar(driver.reg_bar)
     magic = registers.register32(Reg.MAGIC)
 
@@ -61,9 +65,6 @@ def measure(driver: EpfTest, bar: int | None, count: int) -> Iterator[Series]:
         yield _timed(driver, name, access, count)
     if bar is None:
         return
-    if bar == driver.reg_bar:
-        raise UsageError(f"BAR{bar} holds the test registers; name another one")
-    check_writable(driver, bar)
     window = driver.function.bar(bar)
     size = min(window.size, BLOCK) & ~7
     before = window.read_block(0, size)
