@@ -3,7 +3,8 @@
 layout: software endpoints with layouts from the plausible to the hostile; what comes out of each
 is held against what must come out. What is found is shrunk, and saved as a TOML file.
 replay: run saved files again, also ones written by hand.
-device: commands in every order on the endpoint that --device names; what is found is a script.
+device: commands in every order on the endpoint that --device names, each held against a model of
+the protocol; what is found is made short, and printed as a script.
 
 The exit status is 1 if anything was found, else 0.
 """
@@ -18,9 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rcdrv.cli.common import common_options, number, print_json, seconds
+from rcdrv.cli.common import common_options, number, print_json, seconds, tracer
 from rcdrv.errors import UsageError
-from rcdrv.function import Function
 from rcdrv.wait import Cancel
 
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=seconds, metavar="S", help="begin nothing more after S seconds")
     add("--examples", type=number, metavar="N", help="layouts to try (default 1000)")
     add("--seed", type=number, default=0, metavar="N", help="the same seed, the same layouts")
-    add("--workers", type=_workers, default=1, metavar="N", help="processes (default 1)")
+    add("--workers", type=_positive, default=1, metavar="N", help="processes (default 1)")
     add("--plausible", action="store_true", help="only what some controller could have")
     add("--out", type=Path, metavar="DIR", help="findings and every example; resumed if it exists")
 
@@ -43,8 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device = commands.add_parser("device", help="commands in every order", parents=[shared])
     add = device.add_argument
     add("--seconds", type=seconds, metavar="S", help="begin nothing more after S seconds")
-    add("--sequences", type=number, metavar="N", help="sequences to try (default 20)")
+    add("--examples", type=number, metavar="N", help="sequences to try (default 20)")
+    add("--steps", dest="length", type=_positive, metavar="N", help="in a sequence (default 30)")
     add("--seed", type=number, default=0, metavar="N", help="the same seed, the same sequences")
+    add("--out", type=Path, metavar="DIR", help="the finding's script, and every sequence")
+    add(
+        "--destructive",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="also do what may crash the endpoint's kernel; 'list' lists the classes",
+    )
+    add("do", nargs="*", metavar="STEP", help="do these instead, as the script of a finding does")
 
     for command in (layout, replay):
         command.add_argument(
@@ -54,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _workers(text: str) -> int:
+def _positive(text: str) -> int:
     value = number(text)
     if not value:
         raise argparse.ArgumentTypeError("at least one")
@@ -162,41 +172,118 @@ def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _device(args: argparse.Namespace, cancel: Cancel) -> int:
-    from rcdrv.address import default_address, open_function
-    from rcdrv.fuzz.device import DeviceFuzzer, Software
+    from rcdrv.epf_test.driver import IrqChoice
+    from rcdrv.fuzz.device import campaign
+    from rcdrv.fuzz.device.steps import parse_step
+
+    if "list" in args.destructive:
+        return _list_harm()
+    steps = [parse_step(text) for text in args.do]
+    options = campaign.Options(
+        steps=args.length or campaign.STEPS,
+        destructive=_harm_classes(args.destructive),
+        reg_bar=args.reg_bar,
+        timeout=args.timeout,
+        irq=IrqChoice(args.irq),
+        trace=tracer(args),
+    )
+    with ExitStack() as stack:
+        target = _target(args, cancel, stack)
+        fuzzer = campaign.DeviceFuzzer(target, options)
+        if steps:
+            done = campaign.Campaign(1, len(steps), fuzzer.replay(steps))
+        else:
+            unbounded = args.examples is None and args.seconds is None
+            done = fuzzer.run(
+                args.seed,
+                examples=20 if unbounded else args.examples,
+                seconds=args.seconds,
+                on_sequence=_sequence_log(args.out, stack),
+            )
+    return _device_end(args, target.address, options, done)
+
+
+def _target(args: argparse.Namespace, cancel: Cancel, stack: ExitStack) -> Any:
+    from rcdrv.address import default_address, is_pci_address, open_function
+    from rcdrv.fuzz.device.campaign import Software, Target
     from rcdrv.sim.layout import load_layout
 
     address = args.device or default_address()
-    unbounded = args.sequences is None and args.seconds is None
-    with ExitStack() as stack:
-        opener: Callable[[], Function] = partial(open_function, address, cancel=cancel)
-        renew: Callable[[], None] = lambda: None  # noqa: E731 - a board stays as it is
-        if address.startswith("sim:"):
-            # One endpoint for all commands of a sequence.
-            software = Software(load_layout(address.removeprefix("sim:")), cancel)
-            stack.callback(software.close)
-            opener, renew = software.open, software.renew
-        fuzzer = DeviceFuzzer(opener, renew=renew, timeout=args.timeout, reg_bar=args.reg_bar)
-        fuzzer.learn()
-        campaign = fuzzer.run(
-            args.seed,
-            sequences=20 if unbounded else args.sequences,
-            seconds=args.seconds,
-        )
-    found = campaign.found
-    script = found.script(address) if found else ""
+    if address.startswith("sim:"):
+        software = Software(load_layout(address.removeprefix("sim:")), cancel)
+        stack.callback(software.close)
+        return Target(software.open, address, software.renew)
+    if not args.in_child and is_pci_address(address):
+        from rcdrv.cli.guard import continue_in_child
+
+        continue_in_child(address)
+        args.in_child = True
+    return Target(partial(open_function, address, cancel=cancel), address)
+
+
+def _harm_classes(names: list[str]) -> tuple[str, ...]:
+    from rcdrv.fuzz.device.harm import CLASSES
+
+    for name in names:
+        if name not in CLASSES:
+            raise UsageError(
+                f"--destructive: no class {name!r}", hint=f"one of {', '.join(CLASSES)}"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def _list_harm() -> int:
+    from rcdrv.fuzz.device.harm import CLASSES
+
+    for name, what in CLASSES.items():
+        print(f"{name:23} {what}")
+    return 0
+
+
+def _sequence_log(folder: Path | None, stack: ExitStack) -> Callable[..., None]:
+    """Where every sequence is kept, a line of JSON each."""
+    if folder is None:
+        return lambda *_sequence: None
+    from rcdrv.fuzz.device.campaign import record
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = stack.enter_context((folder / "sequences.jsonl").open("w", encoding="utf-8"))
+
+    def log(*sequence: Any) -> None:
+        print(record(*sequence), file=stream, flush=True)
+
+    return log
+
+
+def _device_end(args: argparse.Namespace, address: str, options: Any, done: Any) -> int:
+    from rcdrv.errors import DeviceLost
+    from rcdrv.fuzz.device.campaign import save, script
+
+    found, text, path = done.found, "", None
+    if found is not None:
+        origin = "its steps" if args.do else f"--seed {args.seed}, sequence {done.sequences - 1}"
+        if done.flaky:
+            origin += "; not seen again when repeated, so it is not made short"
+        text = script(found, address, options, origin)
+        if args.out is not None:
+            path = save(args.out, found, text)
     if args.json:
         print_json(
             {
                 "device": address,
-                "sequences": campaign.sequences,
-                "steps": campaign.steps,
+                "seed": args.seed,
+                "sequences": done.sequences,
+                "steps": done.steps,
                 "finding": found.message if found else None,
-                "script": script or None,
+                "flaky": done.flaky,
+                "script": text or None,
+                "file": str(path) if path else None,
             }
         )
     else:
-        print(script, end="")
-        finding = "1 finding" if found else "no finding"
-        print(f"{campaign.sequences} sequences, {campaign.steps} commands, {finding}")
-    return 1 if found else 0
+        print(text, end="")
+        finding = f"1 finding{f', saved as {path}' if path else ''}" if found else "no finding"
+        print(f"{done.sequences} sequences, {done.steps} steps, {finding}")
+    if found is None:
+        return 0
+    return DeviceLost.exit_status if found.lost else 1

@@ -1,82 +1,367 @@
-"""Commands in every order on one endpoint."""
+"""Commands in every order on one endpoint: what is found, what is done, what never is."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from rcdrv.cli import main
-from rcdrv.epf_test.doorbell import Doorbell
-from rcdrv.fuzz.device import DeviceFuzzer, Software, Step
-from rcdrv.sim.controller import Controller
+from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.errors import UsageError
+from rcdrv.fuzz.device.campaign import (
+    Campaign,
+    DeviceFuzzer,
+    Options,
+    Software,
+    Target,
+    save,
+    script,
+)
+from rcdrv.fuzz.device.draw import Draw
+from rcdrv.fuzz.device.harm import CLASSES
+from rcdrv.fuzz.device.model import Facts, Model
+from rcdrv.fuzz.device.session import Session
+from rcdrv.fuzz.device.steps import VERBS, Step, parse_step
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import load_layout, preset_names
-from rcdrv.sim.memory import REGISTERS, BarMemory
+from tests.unit.fuzz.planted import BUGS
+from tests.unit.fuzz.watch import HarmWatch
+
+EPF_TEST_PRESETS = [name for name in preset_names() if load_layout(name).function == "epf_test"]
+SPECS = [*EPF_TEST_PRESETS, "generic,reset=bus", "generic,reset=none", "generic,caps=0"]
+DEFAULT = Options()
+REPOSITORY = Path(__file__).parents[3]
 
 
-@pytest.fixture
-def fuzz() -> Iterator[DeviceFuzzer]:
-    software = Software(load_layout("imx8m"))
-    fuzzer = DeviceFuzzer(software.open, renew=software.renew)
-    fuzzer.learn()
-    yield fuzzer
+@contextmanager
+def fuzzer(
+    spec: str, options: Options = DEFAULT, log: AccessLog | None = None
+) -> Iterator[DeviceFuzzer]:
+    software = Software(load_layout(spec), log=log)
+
+    def renew() -> None:
+        software.renew()
+        if isinstance(log, HarmWatch):
+            log.renew()
+
+    try:
+        yield DeviceFuzzer(Target(software.open, f"sim:{spec}", renew), options)
+    finally:
+        software.close()
+
+
+def campaign(spec: str, examples: int, **more: object) -> Campaign:
+    with fuzzer(spec) as fuzz:
+        return fuzz.run(0, examples=examples, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_nothing_is_found(spec: str) -> None:
+    done = campaign(spec, 5)
+    assert done.found is None, script(done.found, spec, Options(), "a test")
+    assert done.sequences == 5
+    assert done.steps > 5 * 30
+
+
+def test_everything_is_drawn() -> None:
+    """Every verb; accesses of every width, also where there is none; every kind of interrupt, its
+    last number, and the one past it."""
+    steps: list[Step] = []
+    done = campaign("generic", 60, on_sequence=lambda _number, some, _found: steps.extend(some))
+    assert done.found is None
+    assert set(VERBS) - {"db_bar"} == {step.verb for step in steps}
+    accesses = [step for step in steps if step.verb in ("peek", "poke")]
+    bars = load_layout("generic").bars
+    sizes = {index: bar.size for index, bar in enumerate(bars) if bar is not None}
+    for width in (8, 16, 32, 64):
+        mine = [step for step in accesses if step.width == width]
+        bytes_of = width // 8
+        ends = {step.bar for step in mine if step.offset + bytes_of == sizes[step.bar]}
+        assert ends >= {1, 2, 3, 4, 5}
+        assert {step.bar for step in mine if step.offset == 0} >= {0, 1, 2, 3, 4, 5}
+        assert any(step.offset + bytes_of > sizes[step.bar] for step in mine)
+        assert width == 8 or any(step.offset % bytes_of for step in mine)
+    irqs = {(step.irq.choice, step.irq.number) for step in steps if step.irq}
+    for choice, count in ((IrqChoice.INTX, 1), (IrqChoice.MSI, 32), (IrqChoice.MSIX, 32)):
+        assert {(choice, 1), (choice, count), (choice, count + 1)} <= irqs
+    assert {step.count for step in steps if step.verb == "ring"} >= {1, 2, 8}
+    assert any(step.type > 2 for step in steps)
+    assert any(step.bad for step in steps)
+    assert any(not step.size for step in steps if step.verb == "copy")
+    counts = Counter(step.verb for step in steps)
+    assert min(counts.values()) >= 20, counts
+
+
+def test_the_same_seed_is_the_same_campaign() -> None:
+    def drawn(seed: int) -> list[str]:
+        kept: list[str] = []
+        with fuzzer("imx8m") as fuzz:
+            fuzz.run(
+                seed,
+                examples=2,
+                on_sequence=lambda _number, steps, _found: kept.extend(map(str, steps)),
+            )
+        return kept
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_every_step_is_written_and_read_back() -> None:
+    """All that a campaign draws, what is harmful included."""
+    with Session(Software(load_layout("generic")).open) as session:
+        model = Model(session.facts, session.registers())
+    draw = Draw(random.Random(0), CLASSES)
+    steps = [draw.next(model) for _ in range(2000)]
+    assert {step.verb for step in steps} >= {"db_bar", "disable", "copy", "poke"}
+    for step in steps:
+        assert parse_step(str(step)) == step
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "dance",
+        "ring,count=",
+        "ring,count=two",
+        "ring,count=-1",
+        "ring,tempo=3",
+        "peek,bar=1",
+        "raise,irq=nmi:1",
+        "read,size=1,dma=yes",
+        "read,size=1,shift",
+    ],
+)
+def test_what_is_no_step(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_step(text)
+    assert repr(text) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["poke,bar=0,offset=4,width=32,value=1", "ring,count=1", "expect,bar=0", "command,value=8"],
+)
+def test_what_makes_no_sense_is_not_done(step: str) -> None:
+    with fuzzer("generic") as fuzz, pytest.raises(UsageError):
+        fuzz.replay([parse_step(step)])
+
+
+# -- what harms ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_nothing_harmful_reaches_an_endpoint(spec: str) -> None:
+    watch = HarmWatch(load_layout(spec))
+    with fuzzer(spec, log=watch) as fuzz:
+        assert fuzz.run(1, examples=12).found is None
+    assert watch.harm == {}
+    assert watch.noticed == set()
+    assert watch.writes > 100
+
+
+# Those for which the software endpoint does what the kernel does: it dies.
+CRASHES = ("disable-without-enable", "write-db-bar")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_is_named_is_done(name: str) -> None:
+    """And nothing of another class; so the test above can fail."""
+    watch = HarmWatch(load_layout("generic"))
+    with fuzzer("generic", Options(destructive=[name]), watch) as fuzz:
+        found = fuzz.run(1, examples=8).found
+    # An overwritten DB_BAR is what makes a DISABLE harmful.
+    also = {"disable-without-enable"} if name == "write-db-bar" else set()
+    assert {name} <= set(watch.harm) <= {name} | also
+    if found is None:
+        assert name not in CRASHES
+        return
+    assert name in CRASHES
+    assert f"--destructive={name}" in script(found, "sim:generic", Options(destructive=[name]), "")
+
+
+@pytest.mark.parametrize(
+    ("steps", "name"),
+    [
+        (["disable"], "disable-without-enable"),
+        (["setup,bar=0x80000000"], "subrange-index"),
+        (["read,size=4194305"], "large-size"),
+        (["raise,irq=msix:0"], "irq-zero"),
+        (["db_bar,value=1"], "write-db-bar"),
+        (["enable", "poke,bar=1,offset=0,width=8,value=1"], "doorbell-bar"),
+        (["write,size=1,unmapped"], "iommu-fault"),
+    ],
+)
+def test_a_harmful_step_is_refused_and_its_class_named(steps: list[str], name: str) -> None:
+    watch = HarmWatch(load_layout("generic"))
+    with fuzzer("generic", log=watch) as fuzz, pytest.raises(UsageError) as caught:
+        fuzz.replay([parse_step(text) for text in steps])
+    assert name in caught.value.hint
+    assert watch.harm == {}
+
+
+def test_disable_is_harmless_behind_another() -> None:
+    with fuzzer("generic") as fuzz:
+        assert fuzz.replay([Step("enable"), Step("disable"), Step("disable")]) is None
+
+
+# -- nothing is left behind ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "steps", [["enable"], ["setup,bar=2"], ["enable", "setup,bar=3", "reopen"]]
+)
+def test_doorbell_and_mappings_are_given_back(steps: list[str]) -> None:
+    software = Software(load_layout("generic"))
+    fuzz = DeviceFuzzer(Target(software.open, "sim:generic", software.renew))
+    assert fuzz.replay([parse_step(text) for text in steps]) is None
+    endpoint = software.device.endpoint
+    assert not endpoint.doorbell_enabled
+    assert all(memory.order == (0,) for memory in endpoint.controller._memory.values())
+    assert software.device.left_behind() == []
     software.close()
 
 
-EPF_TEST_PRESETS = [name for name in preset_names() if load_layout(name).function == "epf_test"]
+def test_what_an_earlier_run_left_does_not_confuse() -> None:
+    """A board is not new at the beginning."""
+    software = Software(load_layout("generic"))
+    with Session(software.open) as session:
+        session.do(parse_step("enable"))
+        session.do(parse_step("setup,bar=2"))
+        session.close = lambda: None  # type: ignore[method-assign]  # it is killed
+    fuzz = DeviceFuzzer(Target(software.open, "a board"))
+    assert fuzz.run(3, examples=3).found is None
+    software.close()
 
 
-@pytest.mark.parametrize("preset", EPF_TEST_PRESETS)
-def test_nothing_is_found_on_a_preset(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["fuzz", "device", "--device", f"sim:{preset}", "--sequences", "1", "--json"]
-    assert main(arguments) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["sequences"] == 1
-    assert document["finding"] is None
+# -- what is found -------------------------------------------------------------------------------
+
+# Faults that an endpoint may have, for all that the protocol says.
+ALLOWED = {
+    "slow": "within the time-out",
+    "doorbell-late": "within the time-out",
+    "enable-fail": "as an endpoint without any doorbell answers",
+    "no-resource": "as a controller with few inbound windows answers",
+}
+# Found, by the kind of finding; the least steps that show it.
+FOUND = {
+    "silent": ("silent", 0),
+    "swallow": ("silent", 0),
+    "stuck-command": ("stuck-command", 0),
+    "all-ones": ("all-ones", 0),
+    "vanish": ("device-lost", 0),
+    "cap-loop": ("bad-config", 0),
+    "dma-hangs": ("", 2),
+    "bar-alias": ("memory", 3),
+    "subrange-straight": ("memory", 2),
+    "irq-lost": ("interrupt", 1),
+    "irq-wrong-vector": ("interrupt", 1),
+    "offset-changes": ("register DB_OFFSET", 1),
+    "disable-fail": ("left enabled", 1),
+    "disable-silent": ("left enabled", 1),
+}
+EXAMPLES = 20
 
 
-def test_memory_that_does_not_come_back(
-    fuzz: DeviceFuzzer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "fault", [name for name, fault in FAULTS.items() if fault.function in ("", "epf_test")]
+)
+def test_every_fault_is_found(fault: str) -> None:
+    done = campaign(f"generic,fault={fault}", EXAMPLES)
+    if fault in ALLOWED:
+        assert done.found is None
+        return
+    assert done.found is not None
+    assert not done.flaky
+    kind, steps = FOUND.get(fault, ("", 2))
+    assert not kind or done.found.kind == kind, done.found.message
+    assert len(done.found.steps) <= steps, done.found
+
+
+# Steps of the shortest sequence that shows a bug; all others take no more than two.
+SHORTEST = {
+    "endpoint_keeps_subrange": 3,
+    "endpoint_forgets_on_reset": 3,
+    "endpoint_forgets_hidden_memory": 4,
+}
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_found_and_its_script_shows_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What a doorbell hid is gone: found, and shortened to the three commands that show it."""
-    show = BarMemory.show
-
-    def forget(self: BarMemory, order: Sequence[int]) -> int | None:
-        before = self.order
-        stray = show(self, order)
-        if before == REGISTERS:
-            self.fill(0, self.size, 0)
-        return stray
-
-    monkeypatch.setattr(BarMemory, "show", forget)
-    found = fuzz.run(0, sequences=5).found
+    """Bounded by sequences, not by time: 20 of them take about 3 s on one core."""
+    with monkeypatch.context() as patch:
+        BUGS[name](patch)
+        done = campaign("generic", EXAMPLES)
+    found = done.found
     assert found is not None
-    assert len(found.steps) == 3
-    poke, between, peek = found.steps
-    assert (poke.words[0], peek.words[0]) == ("poke", "peek")
-    assert between.words[0] in ("ring", "test")
-    script = found.script("0000:01:00.0").splitlines()
-    assert script[1:] == [
-        "export RCDRV_DEVICE=0000:01:00.0",
-        *(f"rcdrv {step}" for step in found.steps),
-    ]
+    assert not done.flaky
+    assert len(found.steps) <= SHORTEST.get(name, 2), found.steps
+    path = save(tmp_path, found, script(found, "sim:generic", Options(), "a test"))
+    assert found.message in path.read_text()
+    planted = run_script(path, name)
+    assert planted.returncode == 1, planted
+    assert found.message in planted.stdout
+    with fuzzer("generic") as fuzz:
+        assert fuzz.replay(found.steps) is None
 
 
-def test_doorbell_left_enabled_spoils_a_later_command(
-    fuzz: DeviceFuzzer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Doorbell, "_leave", lambda _self, failing: None)
-    monkeypatch.setattr("rcdrv.epf_test.doorbell.stale_doorbell", lambda _driver: None)
-    found = fuzz.run(0, sequences=5).found
-    assert found is not None
-    assert len(found.steps) == 2
+def run_script(path: Path, bug: str) -> subprocess.CompletedProcess[str]:
+    """As a user runs it, with a ``rcdrv`` that has the bug."""
+    shim = path.with_name("rcdrv")
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.unit.fuzz.planted {bug} "$@"\n')
+    shim.chmod(0o755)
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RCDRV_")},
+        "PATH": f"{path.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    return subprocess.run(
+        [str(path)], capture_output=True, text=True, env=environment, timeout=100, check=False
+    )
 
 
-def test_nothing_is_poked_into_an_enabled_doorbells_bar(
-    fuzz: DeviceFuzzer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Doorbell, "_leave", lambda _self, failing: None)
-    monkeypatch.setattr(Controller, "_stray", lambda *_where: pytest.fail("a stray write"))
-    steps = [Step(("ring",)), Step(("poke", "2", "0x0", "0x1", "--width", "32"))]
-    assert fuzz.try_steps(steps) is None
+def test_what_is_not_seen_again_is_said_and_kept_whole() -> None:
+    """An endpoint that fails once and never again."""
+    software = Software(load_layout("generic"))
+    fuzz = DeviceFuzzer(Target(software.open, "sim:generic", software.renew))
+    replay, once = fuzz._step, [True]
+
+    def fail_once(session: Session, model: Model, step: Step) -> None:
+        replay(session, model, step)
+        if step.verb == "clear" and once:
+            once.clear()
+            raise RuntimeError("only this time")
+
+    fuzz._step = fail_once  # type: ignore[method-assign]
+    done = fuzz.run(0, examples=5)
+    assert done.flaky
+    assert done.found is not None
+    assert done.found.steps[-1].verb == "clear"
+    software.close()
+
+
+def test_facts_of_a_preset() -> None:
+    with Session(Software(load_layout("rk3588")).open) as session:
+        facts: Facts = session.facts
+    assert facts.bars == dict.fromkeys((0, 1, 2, 3, 5), 1 << 20) | {
+        4: load_layout("rk3588").bar(4).size
+    }
+    assert facts.reserved == {4}
+    assert facts.writable == [1, 2, 3, 5]
+    assert facts.vectors == {
+        IrqChoice.POLL: 1,
+        IrqChoice.MSI: 32,
+        IrqChoice.MSIX: 32,
+        IrqChoice.INTX: 1,
+    }
+    assert facts.keeps_state

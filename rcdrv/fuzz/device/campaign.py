@@ -1,0 +1,364 @@
+"""Sequences of steps until something is found, which is then made short and written as a script."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.errors import HostError, Interrupted, RcdrvError, UsageError
+from rcdrv.function import Function
+from rcdrv.fuzz.device.draw import Draw
+from rcdrv.fuzz.device.harm import check_sense, harm_of
+from rcdrv.fuzz.device.model import Model, Wrong
+from rcdrv.fuzz.device.session import Opener, Session
+from rcdrv.fuzz.device.steps import Irq, Step
+from rcdrv.fuzz.direct import Direct, Hang
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.layout import Layout
+from rcdrv.verdict import classify
+from rcdrv.wait import Cancel
+
+STEPS = 30
+"""In a sequence."""
+
+LONGEST = 600.0
+"""Virtual seconds after which a sequence hangs: all waits in it are bounded."""
+
+_MOST_TRIES = 400
+"""Sequences tried to make a finding short."""
+
+_MOST_SECONDS = 120.0
+"""Likewise, where each takes real time."""
+
+
+class Target(NamedTuple):
+    """The endpoint."""
+
+    open: Opener
+    address: str
+    """As ``--device`` names it."""
+    renew: Callable[[], None] = lambda: None
+    """Make it as it was at first. A board cannot; it is only cleaned up before each sequence."""
+
+
+class Software:
+    """A software endpoint of this process, on virtual time; one for all steps of a sequence."""
+
+    def __init__(
+        self, layout: Layout, cancel: Cancel | None = None, log: AccessLog | None = None
+    ) -> None:
+        self._layout = layout
+        self._cancel = cancel
+        self._log = log
+        self.device = Direct(layout, log)
+
+    def open(self) -> Function:
+        return Function(self.device.attach(), self._cancel, self.device.clock)
+
+    def renew(self) -> None:
+        """Start it again: nothing is left of what was done with it."""
+        self.close()
+        self.device = Direct(self._layout, self._log)
+        self.device.clock.limit = self.device.clock.time + LONGEST
+
+    def close(self) -> None:
+        self.device.endpoint.close()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to go about it."""
+
+    steps: int = STEPS
+    destructive: Collection[str] = ()
+    reg_bar: int | None = None
+    timeout: float = 1.0
+    """Seconds, the bound of every wait."""
+    irq: IrqChoice = IrqChoice.AUTO
+    trace: Callable[[str], None] | None = None
+
+    def words(self) -> list[str]:
+        """They, on a command line."""
+        words = [f"--destructive={name}" for name in self.destructive]
+        if self.reg_bar is not None:
+            words.append(f"--reg-bar={self.reg_bar}")
+        if self.timeout != Options.timeout:
+            words.append(f"--timeout={self.timeout:g}")
+        if self.irq is not IrqChoice.AUTO:
+            words.append(f"--irq={self.irq.value}")
+        return words
+
+
+@dataclass(frozen=True)
+class Found:
+    """A sequence whose last step comes to what it must not."""
+
+    steps: tuple[Step, ...]
+    """None where the endpoint could not even be made ready for the first one."""
+    kind: str
+    """What is wrong, in a word or two; the same for whatever shows the same."""
+    message: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """By which it is known again: the last step's verb, and what is wrong with it."""
+        return self.steps[-1].verb if self.steps else "", self.kind
+
+    @property
+    def lost(self) -> bool:
+        """The device is gone."""
+        return self.kind == "device-lost"
+
+
+@dataclass
+class Campaign:
+    """How far it is."""
+
+    sequences: int = 0
+    steps: int = 0
+    found: Found | None = None
+    flaky: bool = False
+    """The finding was not seen again when the same was done again."""
+
+
+@dataclass
+class _Run:
+    """One sequence, as far as it came."""
+
+    steps: list[Step] = field(default_factory=list)
+    found: Found | None = None
+
+
+class DeviceFuzzer:
+    """Runs sequences on ``target``."""
+
+    def __init__(self, target: Target, options: Options = Options()) -> None:
+        self._target = target
+        self._options = options
+
+    def run(
+        self,
+        seed: int,
+        *,
+        examples: int | None = None,
+        seconds: float | None = None,
+        on_sequence: Callable[[int, Sequence[Step], Found | None], None] = lambda *_: None,
+    ) -> Campaign:
+        """Sequences until something is found, which is made short then.
+
+        :param examples: at most so many sequences
+        :param seconds: begin no other after so long
+        :param on_sequence: called with each: its number, its steps, what was found
+        """
+        campaign = Campaign()
+        begun = time.monotonic()
+        while examples is None or campaign.sequences < examples:
+            if seconds is not None and time.monotonic() - begun > seconds:
+                break
+            draw = Draw(random.Random(f"{seed}/{campaign.sequences}"), self._options.destructive)
+            done = self._sequence(lambda model: self._drawn(draw, model))  # noqa: B023 - used now
+            on_sequence(campaign.sequences, done.steps, done.found)
+            campaign.sequences += 1
+            campaign.steps += len(done.steps)
+            if done.found is not None:
+                campaign.found, campaign.flaky = self._shorten(done.found)
+                break
+        return campaign
+
+    def replay(self, steps: Sequence[Step]) -> Found | None:
+        """Do just these.
+
+        :raises UsageError: one of them makes no sense, or may harm what was not named
+        """
+        return self._sequence(lambda _model: iter(steps)).found
+
+    # -- one sequence -----------------------------------------------------------------------------
+
+    def _drawn(self, draw: Draw, model: Model) -> Iterator[Step]:
+        for _ in range(self._options.steps):
+            yield draw.next(model)
+            if model.tainted:  # what comes of it shows now, or never
+                if model.enabled:
+                    yield Step("disable")
+                yield Step("raise")
+                return
+        # What was hidden comes back, and what was written is still there.
+        if model.enabled:
+            yield Step("disable", irq=Irq(IrqChoice.POLL))
+        for bar, memory in model.memory.items():
+            for offset in memory.known():
+                yield Step("peek", bar=bar, offset=offset, width=8)
+
+    def _sequence(self, choose: Callable[[Model], Iterator[Step]]) -> _Run:
+        """Steps as ``choose`` has them, up to the first that goes wrong."""
+        options, run = self._options, _Run()
+        self._target.renew()
+        try:
+            with Session(
+                self._target.open,
+                reg_bar=options.reg_bar,
+                timeout=options.timeout,
+                irq=options.irq,
+                trace=options.trace,
+            ) as session:
+                model = Model(session.facts, session.registers())
+                for step in choose(model):
+                    self._check(step, model)
+                    run.steps.append(step)
+                    if options.trace is not None:
+                        options.trace(f"step  {step}")
+                    self._step(session, model, step)
+        except Wrong as wrong:
+            run.found = _found(run.steps, wrong.kind, str(wrong))
+        except (Interrupted, HostError, UsageError):
+            raise
+        except RcdrvError as error:
+            reason = classify(error)[1]
+            run.found = _found(run.steps, reason.value if reason else "", error.message)
+        except Hang as hang:
+            run.found = _found(run.steps, "hang", f"hangs: {hang}")
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}:{frame.name}"
+            message = f"{type(error).__name__} in {where}: {error}"
+            run.found = _found(run.steps, f"{type(error).__name__} in {where}", message)
+        return run
+
+    def _check(self, step: Step, model: Model) -> None:
+        harm = harm_of(step, model)
+        if harm and harm not in self._options.destructive:
+            raise UsageError(
+                f"{step} may harm the endpoint here",
+                hint=f"--destructive {harm} does it all the same",
+            )
+        check_sense(step, model)
+
+    def _step(self, session: Session, model: Model, step: Step) -> None:
+        seen = session.do(step)
+        model.judge(step, seen)
+        if step.verb in ("reset", "reopen") and not model.facts.keeps_state:
+            model.restart(seen.registers)
+
+    # -- shortening -------------------------------------------------------------------------------
+
+    def _shorten(self, found: Found) -> tuple[Found, bool]:
+        """Without what it takes no part in; and whether it could not be seen again."""
+        tries, begun = 0, time.monotonic()
+
+        def shows(steps: Sequence[Step]) -> Found | None:
+            nonlocal tries
+            tries += 1
+            if tries > _MOST_TRIES or time.monotonic() - begun > _MOST_SECONDS:
+                return None
+            try:
+                again = self.replay(steps)
+            except UsageError:
+                return None  # without the rest it makes no sense, or may harm
+            return again if again is not None and again.key == found.key else None
+
+        first = shows(found.steps)
+        if first is None:
+            return found, True
+        found = first
+        size = len(found.steps) // 2
+        while size:
+            found = _leave_out(found, size, shows)
+            size //= 2
+        changed = True
+        while changed:
+            changed = False
+            for index in range(len(found.steps)):
+                for simpler in _simpler(found.steps[index]):
+                    steps = (*found.steps[:index], simpler, *found.steps[index + 1 :])
+                    less = shows(steps)
+                    if less is not None and len(less.steps) <= len(steps):
+                        found, changed = less, True
+                        break
+                if changed:
+                    break
+            found = _leave_out(found, 1, shows) if changed else found
+        return found, False
+
+
+def _leave_out(found: Found, size: int, shows: Callable[[Sequence[Step]], Found | None]) -> Found:
+    """Each run of ``size`` steps, the last ones first; the very last one stays."""
+    end = len(found.steps) - 1
+    while end > 0:
+        start = max(0, end - size)
+        fewer = shows(found.steps[:start] + found.steps[end:])
+        if fewer is not None:
+            found = fewer
+        end = min(start, len(found.steps) - 1)
+    return found
+
+
+def _simpler(step: Step) -> Iterator[Step]:
+    """It with one argument less, or a plainer one."""
+    if step.irq is not None:
+        yield step.but(irq=None)
+        if step.irq.number > 1:
+            yield step.but(irq=Irq(step.irq.choice))
+    for key, plain in (("stale", 0), ("flags", 0), ("dma", False), ("shift", 0), ("bad", False)):
+        if getattr(step, key) != plain:
+            yield step.but(**{key: plain})
+    simple = {"count": (1, 2), "size": (1, 64, 1024), "value": (1,), "bar": (1, 2, 6)}
+    for key, values in simple.items():
+        yield from (step.but(**{key: v}) for v in values if v < getattr(step, key))
+    if step.verb in ("peek", "poke"):
+        if step.offset:
+            yield step.but(offset=0)
+        for width in (8, 16, 32):
+            if width < step.width:
+                yield step.but(width=width, value=step.value & (1 << width) - 1)
+    for key in ("stale", "flags"):
+        bits = getattr(step, key)
+        if bits & (bits - 1):
+            yield step.but(**{key: bits & -bits})
+
+
+def _found(steps: Sequence[Step], kind: str, message: str) -> Found:
+    where = str(steps[-1]) if steps else "before the first step"
+    return Found(tuple(steps), kind, f"{where}: {' '.join(message.split())}")
+
+
+# -- what is kept of it ----------------------------------------------------------------------------
+
+
+def script(found: Found, address: str, options: Options, origin: str) -> str:
+    """For a shell: does the same again, and exits with 1 where it comes to the same."""
+    device = '"${RCDRV_DEVICE:-' + re.sub(r'(["$`\\])', r"\\\1", address) + '}"'
+    words = ["exec rcdrv fuzz device --device", device, *map(shlex.quote, options.words())]
+    # Where not even the first step was reached, any will do.
+    steps = found.steps or (Step("raise", irq=Irq(IrqChoice.POLL)),)
+    lines = [" ".join(words), *(f"    {shlex.quote(str(step))}" for step in steps)]
+    return f"#!/bin/sh\n# {found.message}\n# Found by {origin}\n" + " \\\n".join(lines) + "\n"
+
+
+def save(folder: Path, found: Found, text: str) -> Path:
+    """Write a script, under a name that says what it shows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", " ".join(found.key).lower()).strip("-")
+    path = folder / f"{slug[:80]}.sh"
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def record(number: int, steps: Sequence[Step], found: Found | None) -> str:
+    """A sequence as a line of JSON."""
+    return json.dumps(
+        {
+            "sequence": number,
+            "steps": [str(step) for step in steps],
+            "finding": found.message if found else None,
+        }
+    )

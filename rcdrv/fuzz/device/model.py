@@ -1,0 +1,480 @@
+"""The protocol of pci-epf-test, as a model that says what each step must come to.
+
+Written from ``drivers/pci/endpoint/functions/pci-epf-test.c`` (Linux 7.3) and from nothing of
+:mod:`rcdrv.sim`, so that the two can disagree. Where the protocol leaves it to the endpoint
+(whether it has a DMA engine, whether it can raise INTx, whether a BAR's halves can be mapped), the
+first answer of a sequence is taken, and every later one has to be the same.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.epf_test.registers import NO_BAR, Caps, IrqType, Reg, Status, bit_names
+from rcdrv.fuzz.device.memory import Memory
+from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step
+
+LARGEST_SIZE = 4 << 20
+"""Bytes; what the endpoint's kzalloc() still gives, with pages of 4 KiB."""
+
+_SURELY_MAPPED = 1024001
+"""Bytes; the largest transfer of the kselftest, which every part's outbound windows have to do."""
+
+_IRQ_TYPES = {
+    IrqChoice.INTX: IrqType.INTX,
+    IrqChoice.MSI: IrqType.MSI,
+    IrqChoice.MSIX: IrqType.MSIX,
+    IrqChoice.POLL: IrqType.MSI,
+}
+
+
+class Wrong(Exception):
+    """A step came to what it must not."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        """The same for whatever shows the same; shrinking keeps it."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the endpoint before anything was asked of it."""
+
+    bars: Mapping[int, int]
+    """Bytes of each memory BAR, by number."""
+    reg_bar: int
+    reserved: frozenset[int]
+    """BARs in which nothing is written."""
+    caps: Caps
+    vectors: Mapping[IrqChoice, int]
+    """How many interrupts of each kind there are, to be asked for by number; POLL is always in
+    it, with one."""
+    default_irq: IrqChoice
+    can_reset: bool
+    keeps_state: bool
+    """A reset leaves doorbell and mappings alone: it is a function level reset, or none."""
+    align: int
+    """What SRC and DST have to be a multiple of."""
+
+    @property
+    def writable(self) -> list[int]:
+        """BARs with nothing but memory in them."""
+        return [bar for bar in self.bars if bar not in {self.reg_bar, *self.reserved}]
+
+
+@dataclass
+class Seen:
+    """What a step came to, as the session saw it."""
+
+    registers: Mapping[Reg, int] = field(default_factory=dict)
+    """All of them afterwards; empty after a step that does not concern them."""
+    answered: bool = False
+    """STATUS had IRQ_RAISED and a bit that belongs to the command."""
+    command_left: bool = False
+    vectors: dict[int, int] = field(default_factory=dict)
+    """Interrupts that came, {vector from 0: how often}."""
+    armed: int = 0
+    """Vectors that were ready for them."""
+    parameters: Mapping[Reg, int] = field(default_factory=dict)
+    """What the step wrote into registers besides FLAGS, IRQ_TYPE and IRQ_NUMBER."""
+    sent: bytes = b""
+    """What the source buffer had, and ``received`` all of the target buffer afterwards."""
+    received: bytes = b""
+    value: int | None = None
+    """What an access read."""
+    outcome: str = ""
+    """``pass``, or how rcdrv's driver ended: ``fail wrong-bar``; of an access ``refused``."""
+
+
+class Model:
+    """What is so now. :meth:`judge` takes steps in the order in which they are done.
+
+    :param registers: all of them, as they were found
+    """
+
+    def __init__(self, facts: Facts, registers: Mapping[Reg, int]) -> None:
+        self.facts = facts
+        self.registers = dict(registers)
+        self.doorbell_bar: int | None = None
+        """The BAR in which a doorbell is enabled, and which may show that instead of memory."""
+        self.swapped: set[int] = set()
+        """BARs with a subrange mapping."""
+        self.memory = {bar: Memory(facts.bars[bar]) for bar in facts.writable}
+        self.memory[facts.reg_bar] = Memory(4)  # MAGIC, which nobody uses
+        self.learned: dict[str, object] = {}
+        self.tainted = False
+        """DB_BAR was overwritten: nothing can be said any more but that it has to answer."""
+
+    @property
+    def enabled(self) -> bool:
+        return self.doorbell_bar is not None
+
+    def restart(self, registers: Mapping[Reg, int]) -> None:
+        """After a reset that undoes mappings, once doorbell and subranges were cleared."""
+        self.registers = dict(registers)
+        self.doorbell_bar = None
+        for bar in self.swapped:
+            self.memory[bar].swapped = False
+        self.swapped.clear()
+
+    def judge(self, step: Step, seen: Seen) -> None:
+        """Compare, and go on from there.
+
+        :raises Wrong: it came to something else
+        """
+        checks = {
+            "enable": self._enable,
+            "disable": self._disable,
+            "ring": self._ring,
+            "threads": self._ring,
+            "cycle": self._cycle,
+            "expect": self._expect,
+            "setup": self._setup,
+            "clear": self._clear,
+            "raise": self._raise,
+            "command": self._no_command,
+            "db_bar": self._db_bar,
+            "peek": self._access,
+            "poke": self._access,
+            "reset": self._kept,
+            "reopen": self._kept,
+            **dict.fromkeys(TRANSFERS, self._transfer),
+        }
+        checks[step.verb](step, seen)
+
+    def _learn(self, what: str, value: object, text: str) -> None:
+        """The first answer counts; a later one has to be the same."""
+        first = self.learned.setdefault(what, value)
+        if first != value:
+            raise Wrong(what, f"{what}: {text}, unlike before")
+
+    # -- answers to commands ----------------------------------------------------------------------
+
+    def _answer(self, step: Step, seen: Seen, answers: Sequence[int]) -> int:
+        """An answer's STATUS without IRQ_RAISED, which is one of ``answers``; its interrupt, and
+        that no other register has changed."""
+        status = seen.registers[Reg.STATUS]
+        # pci_epf_test_cmd_handler() clears COMMAND, then STATUS, before anything else.
+        if seen.command_left:
+            raise Wrong("COMMAND", "COMMAND is not cleared")
+        if not seen.answered and not status:
+            raise Wrong("silent", "no answer")
+        got = status & ~Status.IRQ_RAISED
+        if not status & Status.IRQ_RAISED or got not in answers:
+            wanted = " or ".join(bit_names(Status(one | Status.IRQ_RAISED)) for one in answers)
+            raise Wrong("STATUS", f"STATUS is {bit_names(Status(status))} and not {wanted}")
+        self._interrupt(step, seen)
+        self._check_registers(step, seen)
+        return got
+
+    def _interrupt(self, step: Step, seen: Seen, most: int = 1) -> None:
+        """pci_epf_test_raise_irq(): IRQ_RAISED always, the interrupt only up to as many vectors
+        as the host has enabled.
+
+        :param most: interrupts there may be, of which the endpoint merges any but the last
+        """
+        choice, number = self._irq(step)
+        fired = " and ".join(
+            f"{vector + 1}" + (f" {times} times" if times > 1 else "")
+            for vector, times in seen.vectors.items()
+        )
+        if choice is IrqChoice.INTX and step.type in (-1, IrqType.INTX):
+            # A level, so its count says nothing; and many controllers cannot raise it.
+            self._learn("intx", bool(seen.vectors), "it came" if fired else "it did not come")
+            return
+        mine = step.type in (-1, _IRQ_TYPES[choice])
+        if choice is IrqChoice.POLL or not mine or not 1 <= number <= seen.armed:
+            if seen.vectors:
+                raise Wrong("interrupt", f"{choice.value} {fired} fired, where none can")
+            return
+        if not seen.vectors:
+            raise Wrong("interrupt", f"{choice.value} {number} did not fire")
+        times = seen.vectors.get(number - 1, 0)
+        if set(seen.vectors) != {number - 1} or times > most:
+            raise Wrong("interrupt", f"{choice.value} {fired} fired, and not {number} once")
+
+    def _irq(self, step: Step) -> Irq:
+        return step.irq or Irq(self.facts.default_irq)
+
+    def _check_registers(self, step: Step, seen: Seen) -> None:
+        """The endpoint writes STATUS, CHECKSUM and the doorbell's registers, and nothing else;
+        the driver writes what the step says, before every command."""
+        choice, number = self._irq(step)
+        self.registers.update(seen.parameters)
+        self.registers[Reg.FLAGS] = step.dma | step.flags
+        self.registers[Reg.IRQ_NUMBER] = number
+        self.registers[Reg.IRQ_TYPE] = _IRQ_TYPES[choice] if step.type < 0 else step.type
+        if step.verb == "read":
+            self.registers[Reg.CHECKSUM] = seen.registers[Reg.CHECKSUM]
+        if step.verb in ("ring", "threads"):  # a ring has no FLAGS
+            self.registers[Reg.FLAGS] = seen.registers[Reg.FLAGS]
+        self._compare(seen)
+
+    def _compare(self, seen: Seen) -> None:
+        for register, value in seen.registers.items():
+            wanted = self.registers[register]
+            if value != wanted and register not in (Reg.COMMAND, Reg.STATUS):
+                raise Wrong(
+                    f"register {register.name}",
+                    f"{register.name} reads {value:#x}, and has to be {wanted:#x}",
+                )
+
+    def _swallowed(self, seen: Seen) -> bool:
+        """Taken without any answer, as what USE_DMA asks of an endpoint that has no engine."""
+        return not (
+            seen.command_left or seen.answered or seen.registers[Reg.STATUS] or seen.vectors
+        )
+
+    def _no_dma(self, step: Step, seen: Seen) -> bool:
+        """Whether it was swallowed because of USE_DMA, which has to be so always or never."""
+        if not step.dma:
+            return False
+        swallowed = self._swallowed(seen)
+        self._learn("USE_DMA", swallowed, "no answer" if swallowed else "an answer")
+        if swallowed:
+            self._check_registers(step, seen)
+        return swallowed
+
+    def _raise(self, step: Step, seen: Seen) -> None:
+        if not self._no_dma(step, seen):
+            self._answer(step, seen, [0])
+
+    def _no_command(self, step: Step, seen: Seen) -> None:
+        """Not exactly one known bit, or an IRQ_TYPE that is none: taken, and no answer."""
+        if seen.command_left:
+            raise Wrong("COMMAND", "COMMAND is not cleared")
+        if not self._swallowed(seen):
+            status = bit_names(Status(seen.registers[Reg.STATUS]))
+            raise Wrong("STATUS", f"STATUS is {status}, and {len(seen.vectors)} interrupts came")
+        self._check_registers(step, seen)
+
+    # -- transfers --------------------------------------------------------------------------------
+
+    def _transfer(self, step: Step, seen: Seen) -> None:
+        """pci_epf_test_write(), _read() and _copy(); a size of 0 moves nothing and succeeds."""
+        if self._no_dma(step, seen):
+            return
+        src, dst = Status.SRC_ADDR_INVALID, Status.DST_ADDR_INVALID
+        good, bad = {
+            "read": (Status.WRITE_SUCCESS, Status.WRITE_FAIL),
+            "write": (Status.READ_SUCCESS, Status.READ_FAIL),
+            "copy": (Status.COPY_SUCCESS, Status.COPY_FAIL),
+        }[step.verb]
+        answers = [good]
+        if step.size > LARGEST_SIZE or (step.verb == "write" and step.bad):
+            answers = [bad]
+        elif step.verb == "copy" and step.dma:
+            answers = [good, bad]  # an engine that cannot copy memory to memory
+        elif step.unmapped:
+            # Posted writes know of no error, and what cannot be read does not have the CHECKSUM.
+            answers = [bad] if step.verb == "write" else [good, bad]
+        if step.size > _SURELY_MAPPED:
+            sides = {"read": (dst,), "write": (src,), "copy": (src, dst)}[step.verb]
+            answers += [bad | side for side in sides]
+        got = self._answer(step, seen, answers)
+        if step.verb == "copy" and step.dma:
+            self._learn("COPY by DMA", got, "fails" if got == bad else "succeeds")
+        if got == good and not step.unmapped:
+            self._check_data(step, seen)
+
+    def _check_data(self, step: Step, seen: Seen) -> None:
+        inside = slice(step.shift, step.shift + step.size)
+        received = seen.received[inside]
+        if step.verb == "copy" and received != seen.sent[inside]:
+            raise Wrong("data", f"{step.size} bytes were copied, and are not the same")
+        if step.verb == "read":
+            # crc32_le(~0, data), which has no inversion at the end
+            checksum = zlib.crc32(received) ^ 0xFFFFFFFF
+            if seen.registers[Reg.CHECKSUM] != checksum:
+                raise Wrong("data", f"the data has the CRC {checksum:#x}, which CHECKSUM is not")
+        if step.verb != "write" and any(seen.received[: step.shift] + seen.received[inside.stop :]):
+            raise Wrong("data", "something was written outside of the buffer")
+
+    # -- doorbell ---------------------------------------------------------------------------------
+
+    def _enable(self, step: Step, seen: Seen) -> None:
+        """pci_epf_test_enable_doorbell()"""
+        if self._no_dma(step, seen):
+            return
+        success, fail = Status.DOORBELL_ENABLE_SUCCESS, Status.DOORBELL_ENABLE_FAIL
+        doorbell = {reg: seen.registers[reg] for reg in (Reg.DB_BAR, Reg.DB_OFFSET, Reg.DB_DATA)}
+        if self.enabled:
+            self._answer(step, seen, [fail])  # busy: everything stays as it is
+            return
+        before = {reg: self.registers[reg] for reg in doorbell}
+        self.registers.update(doorbell)
+        got = self._answer(step, seen, [success, fail])
+        if got == fail:
+            # Nothing was allocated, or all of it was given back.
+            if doorbell[Reg.DB_BAR] not in (before[Reg.DB_BAR], NO_BAR):
+                raise Wrong("register DB_BAR", f"DB_BAR is {doorbell[Reg.DB_BAR]:#x} after a FAIL")
+            if self.swapped:
+                return  # no inbound window may be left
+        self._learn("doorbell", got, bit_names(Status(got)))
+        if got == success:
+            self._check_place(doorbell)
+            self.doorbell_bar = doorbell[Reg.DB_BAR]
+
+    def _check_place(self, doorbell: Mapping[Reg, int]) -> None:
+        bar, offset = doorbell[Reg.DB_BAR], doorbell[Reg.DB_OFFSET]
+        if bar not in self.facts.bars or bar == self.facts.reg_bar:
+            raise Wrong("DB_BAR", f"DB_BAR is {bar:#x}, which cannot hold a doorbell")
+        if offset % 4 or offset + 4 > self.facts.bars[bar]:
+            size = self.facts.bars[bar]
+            raise Wrong("DB_OFFSET", f"DB_OFFSET is {offset:#x}, in a BAR of {size:#x} bytes")
+        self._learn("DB_BAR", bar, f"it is {bar}")
+
+    def _disable(self, step: Step, seen: Seen) -> None:
+        """pci_epf_test_disable_doorbell()"""
+        if self._no_dma(step, seen):
+            return
+        success, fail = Status.DOORBELL_DISABLE_SUCCESS, Status.DOORBELL_DISABLE_FAIL
+        answers = [success, fail] if self.tainted else [success] if self.enabled else [fail]
+        if self.enabled:
+            self.registers[Reg.DB_BAR] = NO_BAR
+        if self.tainted:  # DB_BAR says which BAR to give back, and whether to
+            self.registers[Reg.DB_BAR] = seen.registers[Reg.DB_BAR]
+        self._answer(step, seen, answers)
+        if not self.tainted:  # else nobody knows what its BAR shows now
+            self.doorbell_bar = None
+
+    def _ring(self, step: Step, seen: Seen) -> None:
+        """pci_epf_test_doorbell_handler(): adds to STATUS; rings that come close together may be
+        one interrupt of the endpoint's, as its handler is a thread."""
+        rings = step.count * (2 if step.verb == "threads" else 1)
+        status = seen.registers[Reg.STATUS]
+        wanted = Status.DOORBELL_SUCCESS | Status.IRQ_RAISED | step.stale
+        if not seen.answered:
+            raise Wrong("ring", f"rung, and STATUS is {bit_names(Status(status))}")
+        if status != wanted:
+            names = bit_names(Status(wanted))
+            raise Wrong("STATUS", f"STATUS is {bit_names(Status(status))} and not {names}")
+        self._interrupt(step, seen, most=rings)
+        self._check_registers(step, seen)
+
+    def _cycle(self, step: Step, seen: Seen) -> None:
+        """What ``rcdrv ring`` does, which recovers a doorbell that was left enabled."""
+        del step
+        self._whole_doorbell(seen, ["pass"])
+
+    def _expect(self, step: Step, seen: Seen) -> None:
+        """The same with ``--bar``: refused if the doorbell is in another one."""
+        self._whole_doorbell(seen, ["pass", "fail wrong-bar"])
+        if seen.outcome == "pass":
+            self._learn("DB_BAR", step.bar, f"it is {step.bar}")
+        elif seen.outcome == "fail wrong-bar" and self.learned.get("DB_BAR") == step.bar:
+            raise Wrong("DB_BAR", f"DB_BAR: it is not {step.bar}, unlike before")
+
+    def _whole_doorbell(self, seen: Seen, good: Sequence[str]) -> None:
+        """The driver's own way from ENABLE to DISABLE, whatever is in between."""
+        works = seen.outcome in good
+        if not works and seen.outcome != "fail enable-failed":
+            raise Wrong("outcome", f"rcdrv ring comes to {seen.outcome!r}, not {good[0]!r}")
+        if not works and self.enabled:
+            raise Wrong("outcome", "a doorbell that was enabled could not be had again")
+        if works or not self.swapped:
+            fail = Status.DOORBELL_ENABLE_FAIL
+            got = Status.DOORBELL_ENABLE_SUCCESS if works else fail
+            self._learn("doorbell", got, bit_names(got))
+        bar = seen.registers[Reg.DB_BAR]
+        if bar not in ([NO_BAR] if works else [NO_BAR, self.registers[Reg.DB_BAR]]):
+            raise Wrong("left enabled", f"DB_BAR is {bar:#x}: the doorbell is left enabled")
+        self.doorbell_bar = None
+        self.registers = dict(seen.registers)
+
+    def _db_bar(self, step: Step, seen: Seen) -> None:
+        self.tainted = True
+        self.registers[Reg.DB_BAR] = step.value
+        self._compare(seen)
+
+    # -- subrange mapping -------------------------------------------------------------------------
+
+    def _setup(self, step: Step, seen: Seen) -> None:
+        """pci_epf_test_bar_subrange_setup()"""
+        if self._no_dma(step, seen):
+            return
+        success, fail = Status.BAR_SUBRANGE_SETUP_SUCCESS, Status.BAR_SUBRANGE_SETUP_FAIL
+        memory = self.memory.get(step.bar) if step.bar != self.facts.reg_bar else None
+        if memory is None:
+            self._answer(step, seen, [fail])
+            return
+        got = self._answer(step, seen, [success, fail, fail | Status.NO_RESOURCE])
+        if not got & Status.NO_RESOURCE:
+            # Whether the controller can map halves of this size does not change.
+            self._learn(f"halves of BAR{step.bar}", got, bit_names(Status(got)))
+        if got == success:
+            self.swapped.add(step.bar)
+            memory.swapped = True
+            # pci_epf_test_subrange_sig_byte()
+            first = 0x50 + 8 * step.bar
+            memory.sign((first, first + 1))
+
+    def _clear(self, step: Step, seen: Seen) -> None:
+        """pci_epf_test_bar_subrange_clear()"""
+        if self._no_dma(step, seen):
+            return
+        mapped = step.bar in self.swapped
+        self._answer(
+            step,
+            seen,
+            [Status.BAR_SUBRANGE_CLEAR_SUCCESS if mapped else Status.BAR_SUBRANGE_CLEAR_FAIL],
+        )
+        if mapped:
+            self.swapped.discard(step.bar)
+            self.memory[step.bar].swapped = False
+
+    # -- the rest ---------------------------------------------------------------------------------
+
+    def _kept(self, step: Step, seen: Seen) -> None:
+        """A function reset is not the endpoint function's to notice: its registers are memory.
+        Any other is followed by :meth:`restart`."""
+        if self.facts.keeps_state:
+            self._compare(seen)
+
+    def in_window(self, step: Step) -> bool:
+        """Whether there is such an access: inside its BAR, a multiple of its own width."""
+        size = step.width // 8
+        bar = self.facts.bars.get(step.bar, 0)
+        return step.width in (8, 16, 32, 64) and (
+            not step.offset % size and step.offset + size <= bar
+        )
+
+    def _access(self, step: Step, seen: Seen) -> None:
+        if not self.in_window(step):
+            if seen.outcome != "refused":
+                raise Wrong("refusal", "no such access is possible, and it was not refused")
+            return
+        if seen.outcome:
+            raise Wrong("refusal", f"the access is {seen.outcome}")
+        if step.bar == self.doorbell_bar:
+            return  # it went to the endpoint's hardware
+        memory = self.memory.get(step.bar)
+        size = step.width // 8
+        if memory is None or step.offset >= memory.size:
+            return  # registers, which only the comparison of all of them looks at
+        if step.verb == "poke":
+            memory.write(step.offset, step.value.to_bytes(size, "little"))
+            if step.bar == self.facts.reg_bar:
+                self._note_magic(memory)
+            return
+        assert seen.value is not None
+        got = seen.value.to_bytes(size, "little")
+        for index, byte in enumerate(got, step.offset):
+            wanted = memory.expected(index) if index < memory.size else None
+            if wanted not in (None, byte):
+                raise Wrong(
+                    "memory", f"BAR{step.bar}+{index:#x} reads {byte:#04x}, not {wanted:#04x}"
+                )
+        if step.bar != self.facts.reg_bar:
+            memory.write(step.offset, got)
+
+    def _note_magic(self, memory: Memory) -> None:
+        before = self.registers[Reg.MAGIC].to_bytes(4, "little")
+        now = [memory.expected(index) for index in range(4)]
+        self.registers[Reg.MAGIC] = int.from_bytes(
+            [old if new is None else new for old, new in zip(before, now, strict=True)], "little"
+        )

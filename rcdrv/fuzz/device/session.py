@@ -1,0 +1,387 @@
+"""The hands of the fuzzer: does steps on an endpoint, through rcdrv's driver.
+
+Whatever it came to, at the end the doorbell is disabled and subrange mappings are cleared, as far
+as the endpoint answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+
+from rcdrv.epf_test.bars import is_reserved
+from rcdrv.epf_test.doorbell import Doorbell, free_stale_doorbell, stale_doorbell
+from rcdrv.epf_test.driver import SETTLE, EpfTest, IrqChoice
+from rcdrv.epf_test.registers import ANSWERS, Caps, Command, IrqType, Reg, Status
+from rcdrv.epf_test.ring import RingPlan, RingRun
+from rcdrv.epf_test.transfer import ADDRESS_BITS, default_align
+from rcdrv.errors import AccessError, HostError, RcdrvError
+from rcdrv.function import DmaBuffer, Function, IrqKind
+from rcdrv.fuzz.device.model import Facts, Seen
+from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step, command_of
+from rcdrv.mmio import barrier
+from rcdrv.verdict import NotPassed, Reason, classify
+
+Opener = Callable[[], Function]
+"""Opens the function."""
+
+_QUIET = 0.02
+"""Seconds after which nothing more comes of what was asked: two ticks of the slowest endpoint, and
+as long as the endpoint's doorbell thread may take for a ring that it did not merge."""
+
+_SLOWEST = 1_000_000.0  # bytes a second that a transfer gets at the least
+_PAGE = 4096
+_ANSWERS = {int(command): status for command, status in ANSWERS.items()}
+
+
+class Session:
+    """The endpoint, open.
+
+    :param opener: called again for every ``reopen``
+    :param irq: the only kind of interrupt to use; AUTO for all that there are
+    :raises RcdrvError: it cannot be opened, or does not answer
+    """
+
+    def __init__(
+        self,
+        opener: Opener,
+        *,
+        reg_bar: int | None = None,
+        timeout: float = 1.0,
+        irq: IrqChoice = IrqChoice.AUTO,
+        trace: Callable[[str], None] | None = None,
+    ) -> None:
+        self._opener = opener
+        self._reg_bar = reg_bar
+        self._timeout = timeout
+        self._trace = trace
+        self._swallows_dma = False
+        self._stack = contextlib.ExitStack()
+        self._open()
+        try:
+            self._revive()
+            self.clean()
+            self.facts = self._look(irq)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self) -> None:
+        self.function = self._stack.enter_context(self._opener())
+        self.driver = EpfTest(
+            self.function, reg_bar=self._reg_bar, timeout=self._timeout, trace=self._trace
+        )
+
+    def _look(self, irq: IrqChoice) -> Facts:
+        driver, function = self.driver, self.function
+        vectors = {IrqChoice.POLL: 1}
+        for choice in (IrqChoice.MSI, IrqChoice.MSIX, IrqChoice.INTX):
+            count = function.device.irq_count(IrqKind[choice.name])
+            if count and irq in (IrqChoice.AUTO, choice):
+                with contextlib.suppress(HostError):  # the host has none of these to give
+                    driver.use_irq(choice)
+                    vectors[choice] = driver.arm(count)
+        list(function.config.capabilities())  # raises where they cannot be walked
+        express = function.config.express()
+        usual = (irq, IrqChoice.MSI, IrqChoice.MSIX, IrqChoice.POLL)
+        bars = {bar.index: bar.size for bar in function.bars if bar is not None and bar.is_memory}
+        can_reset = function.device.can_reset()
+        return Facts(
+            bars=bars,
+            reg_bar=driver.reg_bar,
+            reserved=frozenset(bar for bar in bars if is_reserved(driver, bar)),
+            caps=driver.caps,
+            vectors=vectors,
+            default_irq=next(choice for choice in usual if choice in vectors),
+            can_reset=can_reset,
+            keeps_state=not can_reset or (express is not None and express.has_flr),
+            align=default_align(driver),
+        )
+
+    def registers(self) -> dict[Reg, int]:
+        """All of them, read once each."""
+        return {register: self.driver.read(register) for register in Reg}
+
+    # -- the beginning and the end ----------------------------------------------------------------
+
+    def _revive(self) -> None:
+        """What an earlier run left in COMMAND goes with a reset, if the endpoint looks at it."""
+        driver = self.driver
+        deadline = self.function.deadline(self._timeout)
+        while driver.read(Reg.COMMAND) and not deadline.expired:
+            self.function.pause(0.001)
+        if driver.read(Reg.COMMAND) and self.function.device.can_reset():
+            driver.disarm()
+            self.function.reset()
+            driver.write(Reg.COMMAND, 0)
+
+    def clean(self) -> None:
+        """Disable the doorbell, clear subrange mappings: whoever made them.
+
+        :raises RcdrvError: the endpoint does not do that
+        """
+        driver = self.driver
+        driver.use_irq(IrqChoice.POLL)
+        free_stale_doorbell(driver)
+        if stale_doorbell(driver) is not None:
+            raise NotPassed(
+                Reason.DISABLE_FAILED,
+                f"DB_BAR is {driver.read(Reg.DB_BAR)}: a doorbell is enabled, and stays so",
+                hint="unbind and start pci-epf-test on the endpoint again",
+            )
+        if not driver.caps & Caps.SUBRANGE_MAPPING:
+            return
+        for bar in self.function.bars:
+            if bar is None or not bar.is_memory or bar.index == driver.reg_bar:
+                continue
+            answer = driver.command(Command.BAR_SUBRANGE_CLEAR, {Reg.SIZE: bar.index})
+            if not answer.good:
+                raise driver.explain(answer, f"BAR_SUBRANGE_CLEAR of BAR{bar.index}")
+
+    def close(self) -> None:
+        """Clean up as far as the endpoint answers, and close the function."""
+        with self.function.cancel.deferred(), contextlib.suppress(RcdrvError):
+            if not self.driver.read(Reg.COMMAND):
+                self.clean()
+        self._stack.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def do(self, step: Step) -> Seen:
+        """Do it, whatever it does: :func:`rcdrv.fuzz.device.harm.harm_of` is for the caller.
+
+        :raises RcdrvError: what rcdrv itself has to say about the endpoint
+        """
+        self.function.cancel.check()
+        if step.verb in ("peek", "poke"):
+            return self._access(step)
+        if step.verb in ("ring", "threads"):
+            return self._ring(step)
+        if step.verb in ("cycle", "expect"):
+            return self._doorbell(step)
+        if step.verb in ("reset", "reopen"):
+            return self._reset(step)
+        if step.verb == "db_bar":
+            self.driver.write(Reg.DB_BAR, step.value)
+            return Seen(self.registers())
+        if step.verb in TRANSFERS:
+            return self._transfer(step)
+        parameters = {Reg.SIZE: step.bar} if step.verb in ("setup", "clear") else {}
+        return self._command(step, parameters)
+
+    def _access(self, step: Step) -> Seen:
+        try:
+            if step.bar not in self.facts.bars:
+                return Seen(outcome="refused")
+            window = self.function.bar(step.bar)
+            if step.verb == "peek":
+                return Seen(value=window.read(step.width, step.offset))
+            window.write(step.width, step.offset, step.value)
+            return Seen()
+        except AccessError:
+            return Seen(outcome="refused")
+
+    def _reset(self, step: Step) -> Seen:
+        self.driver.disarm()
+        if step.verb == "reset":
+            self.function.reset()
+        else:
+            self._stack.close()
+            self._open()
+        if not self.facts.keeps_state:
+            self.clean()
+        return Seen(self.registers())
+
+    def _doorbell(self, step: Step) -> Seen:
+        """As ``rcdrv ring`` does, with one ring."""
+        choice = step.irq.choice if step.irq else self.facts.default_irq
+        self.driver.use_irq(IrqChoice.POLL if choice is IrqChoice.INTX else choice)
+        error: RcdrvError | None = None
+        try:
+            if step.verb == "expect":
+                with Doorbell(self.driver, expect_bar=step.bar):
+                    pass
+            else:
+                error = RingRun(self.driver, RingPlan()).run().failure()
+        except NotPassed as caught:
+            error = caught
+        verdict, reason = classify(error)
+        outcome = verdict.value if reason is None else f"{verdict.value} {reason.value}"
+        return Seen(self.registers(), outcome=outcome)
+
+    # -- commands ---------------------------------------------------------------------------------
+
+    def _arm(self, step: Step) -> Irq:
+        irq = step.irq or Irq(self.facts.default_irq)
+        self.driver.use_irq(irq.choice)
+        # One past the end is asked for with all there are.
+        self.driver.arm(max(1, min(irq.number, self.facts.vectors[irq.choice])))
+        return irq
+
+    def _command(self, step: Step, parameters: Mapping[Reg, int]) -> Seen:
+        irq = self._arm(step)
+        driver, surplus = self.driver, self.driver.surplus
+        plain = not step.flags and step.type < 0 and not step.stale and irq.number > 0
+        if plain and step.verb != "command" and not step.dma:
+            answer = driver.command(
+                Command(command_of(step)),
+                parameters,
+                vector=irq.number - 1,
+                timeout=self._timeout + step.size / _SLOWEST,
+            )
+            vectors, answered, left = answer.vectors, answer.answered, answer.command_left
+        else:
+            vectors, answered, left = self._raw(step, irq, parameters)
+        return self._settled(irq, vectors, surplus, answered, left, parameters)
+
+    def _raw(
+        self, step: Step, irq: Irq, parameters: Mapping[Reg, int]
+    ) -> tuple[dict[int, int], bool, bool]:
+        """A command as the driver would never give it: with bits in FLAGS or STATUS that do not
+        belong there, with an IRQ_TYPE or COMMAND that is none.
+
+        :returns: interrupts, whether it was answered, whether COMMAND was left
+        """
+        driver = self.driver
+        if driver.read(Reg.COMMAND):
+            return {}, False, True
+        if driver.read(Reg.IRQ_TYPE) > IrqType.MSIX:
+            # A tick that has read it already would swallow the command.
+            driver.write(Reg.IRQ_TYPE, driver.irq_type)
+            self.function.pause(_QUIET)
+        for register, value in parameters.items():
+            driver.write(register, value)
+        driver.write(Reg.FLAGS, step.dma | step.flags)
+        driver.write(Reg.IRQ_NUMBER, irq.number)
+        driver.write(Reg.IRQ_TYPE, driver.irq_type if step.type < 0 else step.type)
+        driver.write(Reg.STATUS, step.stale)
+        driver.drop_interrupts()
+        barrier()
+        command = command_of(step)
+        start = self.function.clock.now_ns()
+        driver.write(Reg.COMMAND, command)
+        deadline = self.function.deadline(self._timeout)
+        while driver.read(Reg.COMMAND) and not deadline.expired:
+            self.function.pause(0.001)
+        # COMMAND is cleared first of all, also of what is swallowed then; a whole time-out is for
+        # what may still be answered.
+        swallowed = step.verb == "command" or (step.dma and self._swallows_dma)
+        patience = _QUIET if swallowed else self._timeout + step.size / _SLOWEST
+        answer = driver.wait_answer(start, _ANSWERS.get(command), patience)
+        if step.dma and not answer.answered:
+            self._swallows_dma = True
+        return answer.vectors, answer.answered, driver.read(Reg.COMMAND) != 0
+
+    def _settled(
+        self,
+        irq: Irq,
+        vectors: dict[int, int],
+        surplus: int,
+        answered: bool,
+        left: bool,
+        parameters: Mapping[Reg, int],
+    ) -> Seen:
+        """After a moment in which more may come than was asked for."""
+        driver = self.driver
+        self.function.pause(SETTLE)
+        driver.drop_interrupts()
+        more = driver.surplus - surplus
+        if more:
+            first = min(vectors, default=irq.number - 1)
+            vectors = {**vectors, first: vectors.get(first, 0) + more}
+        return Seen(
+            self.registers(),
+            answered=answered,
+            command_left=left,
+            vectors=vectors,
+            armed=self.facts.vectors[irq.choice],
+            parameters=parameters,
+        )
+
+    # -- transfers --------------------------------------------------------------------------------
+
+    def _transfer(self, step: Step) -> Seen:
+        with self._buffer(step) as source, self._buffer(step) as target:
+            inside = slice(step.shift, step.shift + step.size)
+            source.memory[inside] = data = os.urandom(step.size)
+            sent = bytes(source.memory)
+            checksum = zlib.crc32(data) ^ 0xFFFFFFFF ^ step.bad
+            parameters = {
+                Reg.SIZE: step.size,
+                Reg.CHECKSUM: checksum if step.verb == "write" else 0,
+            }
+            for low, buffer in ((Reg.SRC_ADDR_LOW, source), (Reg.DST_ADDR_LOW, target)):
+                address = buffer.iova + step.shift
+                parameters[low] = address & 0xFFFFFFFF
+                parameters[Reg(low + 4)] = address >> 32
+            if step.unmapped:
+                source.close()
+                target.close()
+            seen = self._command(step, parameters)
+            seen.sent = sent
+            barrier()
+            if not step.unmapped:
+                seen.received = bytes(target.memory)
+            return seen
+
+    @contextlib.contextmanager
+    def _buffer(self, step: Step) -> Iterator[DmaBuffer]:
+        """With a page behind it, where nothing may be written."""
+        size = step.shift + step.size + _PAGE
+        align = max(self.facts.align, _PAGE)
+        with self.function.dma_buffer(size, align=align, address_bits=ADDRESS_BITS) as buffer:
+            yield buffer
+
+    # -- rings ------------------------------------------------------------------------------------
+
+    def _ring(self, step: Step) -> Seen:
+        irq = self._arm(step)
+        driver, surplus = self.driver, self.driver.surplus
+        bar, offset, data = (
+            driver.read(register) for register in (Reg.DB_BAR, Reg.DB_OFFSET, Reg.DB_DATA)
+        )
+        window = self.function.bar(bar)
+        # As they stand when the endpoint's handler runs.
+        driver.write(Reg.IRQ_NUMBER, irq.number)
+        driver.write(Reg.IRQ_TYPE, driver.irq_type if step.type < 0 else step.type)
+        driver.write(Reg.STATUS, step.stale)
+        driver.drop_interrupts()
+        barrier()
+        # A connection takes one message at a time, so there the threads take turns.
+        mapped = self.function.device.backend not in ("direct", "vfio-user")
+        turn: contextlib.AbstractContextManager[object] = (
+            contextlib.nullcontext() if mapped else threading.Lock()
+        )
+
+        def ring() -> None:
+            for _ in range(step.count):
+                with turn:
+                    window.write32(offset, data)
+
+        start = self.function.clock.now_ns()
+        if step.verb == "threads":
+            other = threading.Thread(target=ring)
+            other.start()
+            ring()
+            other.join()
+        else:
+            ring()
+        answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
+        if step.count > 1 or step.verb == "threads":
+            self.function.pause(_QUIET)
+        return self._settled(irq, answer.vectors, surplus, answer.answered, False, {})

@@ -1,0 +1,188 @@
+"""Steps: what a sequence consists of, and how a script writes them.
+
+One word each, a verb with its arguments behind commas: ``setup,bar=2``,
+``copy,size=1025,dma,irq=msix:3``, ``poke,bar=2,offset=0x10,width=16,value=0x1234``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.epf_test.registers import Command
+from rcdrv.errors import UsageError
+
+
+class Irq(NamedTuple):
+    """The interrupt that an answer is to come with."""
+
+    choice: IrqChoice
+    number: int = 1
+    """IRQ_NUMBER, from 1. 0 is known to harm: see :mod:`rcdrv.fuzz.device.harm`."""
+
+    def __str__(self) -> str:
+        return f"{self.choice.value}:{self.number}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do. What a verb does not take is left at its default."""
+
+    verb: str
+    bar: int = 0
+    """The BAR; for ``setup`` and ``clear`` any 32-bit number is possible."""
+    offset: int = 0
+    """Bytes from the BAR's start."""
+    width: int = 32
+    """Bits of an access."""
+    value: int = 0
+    size: int = 0
+    """Bytes to transfer."""
+    shift: int = 0
+    """Bytes from a page's start to the transfer's buffers."""
+    count: int = 1
+    """Rings before anything is waited for; of ``threads`` so many from each of two."""
+    dma: bool = False
+    """FLAGS has USE_DMA."""
+    bad: bool = False
+    """A CHECKSUM that is not the data's."""
+    unmapped: bool = False
+    """The bus address is one that the IOMMU refuses."""
+    flags: int = 0
+    """Bits of FLAGS that mean nothing."""
+    type: int = -1
+    """What IRQ_TYPE says, if not the kind that ``irq`` has armed."""
+    stale: int = 0
+    """What STATUS holds when the command is given, instead of 0."""
+    irq: Irq | None = None
+    """How the endpoint has to answer; default as the driver chooses."""
+
+    def __str__(self) -> str:
+        words = [self.verb]
+        for key in VERBS[self.verb]:
+            words.append(f"{key}={_text(key, getattr(self, key))}")
+        for key, default in _OPTIONS.items():
+            value = getattr(self, key)
+            if value != default and key not in VERBS[self.verb]:
+                words.append(key if value is True else f"{key}={_text(key, value)}")
+        return ",".join(words)
+
+    def but(self, **changes: object) -> Step:
+        """It with some of its arguments changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+VERBS: dict[str, tuple[str, ...]] = {
+    "enable": (),
+    "disable": (),
+    "ring": ("count",),
+    "threads": ("count",),
+    "cycle": (),
+    "expect": ("bar",),
+    "setup": ("bar",),
+    "clear": ("bar",),
+    "read": ("size",),
+    "write": ("size",),
+    "copy": ("size",),
+    "raise": (),
+    "command": ("value",),
+    "db_bar": ("value",),
+    "peek": ("bar", "offset", "width"),
+    "poke": ("bar", "offset", "width", "value"),
+    "reset": (),
+    "reopen": (),
+}
+"""Every verb, with the arguments that it always has.
+
+``enable``, ``disable``: the doorbell's commands alone. ``ring``: write the enabled doorbell.
+``threads``: from two threads at once. ``cycle``: what ``rcdrv ring`` does, and ``expect``: the same
+with ``--bar``, but no ring. ``setup``, ``clear``: BAR_SUBRANGE. ``read``, ``write``,
+``copy``: a transfer, named as in ``rcdrv test``. ``raise``: an interrupt. ``command``: a COMMAND
+that is none. ``db_bar``: write DB_BAR. ``peek``, ``poke``: one access. ``reset``: reset the
+function. ``reopen``: close it and open it, which resets it too where it can be reset.
+"""
+
+_OPTIONS = {
+    field.name: field.default for field in fields(Step) if field.name != "verb"
+}  # in the order in which they are written
+_HEXADECIMAL = ("offset", "value", "stale", "flags")
+
+COMMANDS = {
+    "enable": Command.ENABLE_DOORBELL,
+    "disable": Command.DISABLE_DOORBELL,
+    "setup": Command.BAR_SUBRANGE_SETUP,
+    "clear": Command.BAR_SUBRANGE_CLEAR,
+    # The endpoint's commands are named as it sees them.
+    "read": Command.WRITE,
+    "write": Command.READ,
+    "copy": Command.COPY,
+}
+"""The COMMAND of a verb that is always the same one."""
+
+TRANSFERS = ("read", "write", "copy")
+
+_RAISE = {
+    IrqChoice.INTX: Command.RAISE_INTX_IRQ,
+    IrqChoice.MSI: Command.RAISE_MSI_IRQ,
+    IrqChoice.MSIX: Command.RAISE_MSIX_IRQ,
+    IrqChoice.POLL: Command.RAISE_MSI_IRQ,
+}
+
+
+def command_of(step: Step) -> int:
+    """What the step writes to COMMAND; 0 for one that gives no command of its own."""
+    if step.verb == "raise":
+        return _RAISE[step.irq.choice if step.irq else IrqChoice.POLL]
+    if step.verb == "command":
+        return step.value
+    return COMMANDS.get(step.verb, 0)
+
+
+def _text(key: str, value: object) -> str:
+    large = isinstance(value, int) and value > 9
+    return f"{value:#x}" if key in _HEXADECIMAL and large else str(value)
+
+
+def parse_step(text: str) -> Step:
+    """The step that ``text`` writes.
+
+    :raises UsageError: it is none
+    """
+    verb, *words = text.split(",")
+    if verb not in VERBS:
+        raise UsageError(f"{text!r}: no step {verb!r}", hint=f"one of {', '.join(VERBS)}")
+    step = Step(verb)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key not in _OPTIONS:
+            raise UsageError(f"{text!r}: no argument {key!r}")
+        try:
+            step = step.but(**{key: _value(key, value if equals else None)})
+        except ValueError:
+            raise UsageError(f"{text!r}: {word!r} is not a value of {key}") from None
+    missing = [key for key in VERBS[verb] if not any(w.startswith(f"{key}=") for w in words)]
+    if missing:
+        raise UsageError(f"{text!r}: {verb} needs {', '.join(missing)}")
+    return step
+
+
+def _value(key: str, text: str | None) -> object:
+    """:raises ValueError: it is not one"""
+    if isinstance(_OPTIONS[key], bool):
+        if text is not None:
+            raise ValueError
+        return True
+    if text is None:
+        raise ValueError
+    if key == "irq":
+        choice, _, number = text.partition(":")
+        return Irq(IrqChoice(choice), _number(number or "1"))
+    return _number(text)
+
+
+def _number(text: str) -> int:
+    value = int(text, 0)
+    if not 0 <= value < 1 << 64:
+        raise ValueError
+    return value

@@ -1,0 +1,221 @@
+"""Bugs to plant in driver or endpoint, which ``rcdrv fuzz device`` has to find.
+
+As a program it plants the one that it is told first, and is rcdrv then: so a finding's script can
+be run with the bug in place.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from rcdrv.epf_test.doorbell import Doorbell
+from rcdrv.epf_test.driver import EpfTest as Driver
+from rcdrv.epf_test.registers import Flags, Reg
+from rcdrv.function import IrqKind
+from rcdrv.sim.config_space import ConfigSpace
+from rcdrv.sim.controller import SWAPPED, Controller
+from rcdrv.sim.doorbell import Doorbells
+from rcdrv.sim.epf_test import EpfTest as EndpointFunction
+from rcdrv.sim.epf_test import Register
+from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
+
+Patch = pytest.MonkeyPatch
+
+
+# -- in the driver -------------------------------------------------------------------------------
+
+
+def driver_leaves_stale_flags(patch: Patch) -> None:
+    def careless(self: Driver, flags: Flags, vector: int) -> None:
+        if flags:
+            self.write(Reg.FLAGS, flags)
+        self.request_irq(vector)
+
+    patch.setattr(Driver, "_write_request", careless)
+
+
+def driver_leaves_doorbell_after_failure(patch: Patch) -> None:
+    leave = Doorbell._leave
+
+    def careless(self: Doorbell, failing: bool) -> None:
+        if not failing:
+            leave(self, failing)
+
+    patch.setattr(Doorbell, "_leave", careless)
+
+
+def driver_numbers_vectors_from_0(patch: Patch) -> None:
+    def careless(self: Driver, vector: int = 0) -> None:
+        self.write(Reg.IRQ_NUMBER, max(vector, 1))
+        self.write(Reg.IRQ_TYPE, self.irq_type)
+
+    patch.setattr(Driver, "request_irq", careless)
+
+
+def driver_ignores_expected_bar(patch: Patch) -> None:
+    before = Doorbell.__init__
+
+    def careless(self: Doorbell, driver: Driver, **more: Any) -> None:
+        before(self, driver, **{**more, "expect_bar": None})
+
+    patch.setattr(Doorbell, "__init__", careless)
+
+
+# -- in the endpoint -----------------------------------------------------------------------------
+
+
+def endpoint_keeps_status(patch: Patch) -> None:
+    """STATUS is not cleared when a command is taken."""
+    handler, swallows = EndpointFunction._cmd_handler, EndpointFunction._swallows
+
+    def note(self: Any) -> Iterator[float]:
+        self.kept = self._regs.read32(Register.STATUS)
+        return handler(self)
+
+    def restore(self: Any, command: int, irq_type: int) -> str:
+        self._set_status(self.kept)
+        return swallows(self, command, irq_type)
+
+    patch.setattr(EndpointFunction, "_cmd_handler", note)
+    patch.setattr(EndpointFunction, "_swallows", restore)
+
+
+def endpoint_keeps_subrange(patch: Patch) -> None:
+    """BAR_SUBRANGE_CLEAR answers, and the halves stay swapped."""
+    map_memory = Controller.map_memory
+
+    def forgetful(self: Controller, bar: int, order: tuple[int, ...] = STRAIGHT) -> None:
+        if not (order == STRAIGHT and self._memory[bar].order == SWAPPED):
+            map_memory(self, bar, order)
+
+    patch.setattr(Controller, "map_memory", forgetful)
+
+
+def endpoint_misses_the_last_vector(patch: Patch) -> None:
+    vectors = Controller.vectors
+
+    def fewer(self: Controller, kind: IrqKind) -> int:
+        count = vectors(self, kind)
+        return count - 1 if count > 1 else count
+
+    patch.setattr(Controller, "vectors", fewer)
+
+
+def endpoint_forgets_hidden_memory(patch: Patch) -> None:
+    """What a doorbell hid is gone when the BAR shows its memory again."""
+    show = BarMemory.show
+
+    def forget(self: BarMemory, order: Sequence[int]) -> int | None:
+        before = self.order
+        stray = show(self, order)
+        if before == REGISTERS:
+            self.fill(0, self.size, 0)
+        return stray
+
+    patch.setattr(BarMemory, "show", forget)
+
+
+def endpoint_enables_twice(patch: Patch) -> None:
+    """A second ENABLE is not refused as busy."""
+    allocate = Doorbells.allocate
+
+    def again(self: Doorbells, handlers: Sequence[Any]) -> Any:
+        self.free()
+        return allocate(self, handlers)
+
+    patch.setattr(Doorbells, "allocate", again)
+
+
+def endpoint_remembers_ring_irq(patch: Patch) -> None:
+    """A ring is answered with the interrupt that ENABLE had asked for."""
+    enable, raise_irq = EndpointFunction._enable_doorbell, EndpointFunction._raise_irq
+
+    def note(self: Any) -> Any:
+        self.asked = self._regs.read32(Register.IRQ_NUMBER)
+        return enable(self)
+
+    def old(self: Any, *, doorbell: bool = False) -> None:
+        now = self._regs.read32(Register.IRQ_NUMBER)
+        if doorbell:
+            self._regs.write32(Register.IRQ_NUMBER, self.asked)
+        raise_irq(self, doorbell=doorbell)
+        self._regs.write32(Register.IRQ_NUMBER, now)
+
+    patch.setattr(EndpointFunction, "_enable_doorbell", note)
+    patch.setattr(EndpointFunction, "_raise_irq", old)
+
+
+def endpoint_forgets_on_reset(patch: Patch) -> None:
+    """A function level reset disables the doorbell, and DB_BAR does not say so."""
+    reset = ConfigSpace.reset
+    doorbells: list[Doorbells] = []
+    before = Doorbells.__init__
+
+    def note(self: Doorbells, *arguments: Any) -> None:
+        before(self, *arguments)
+        doorbells[:] = [self]
+
+    def forget(self: ConfigSpace) -> None:
+        reset(self)
+        for one in doorbells:
+            one.free()
+
+    patch.setattr(Doorbells, "__init__", note)
+    patch.setattr(ConfigSpace, "reset", forget)
+
+
+def endpoint_copies_whole_words(patch: Patch) -> None:
+    """A transfer leaves out what is behind the last whole word."""
+    store = EndpointFunction._store
+
+    def short(self: EndpointFunction, address: int, data: bytes) -> Any:
+        return store(self, address, data[: len(data) // 4 * 4] if len(data) > 1024 else data)
+
+    patch.setattr(EndpointFunction, "_store", short)
+
+
+def endpoint_merges_everything(patch: Patch) -> None:
+    """Rings that come close together lose the answer to all of them."""
+    handle = EndpointFunction._handle_ring
+
+    def lose(self: Any) -> None:
+        now = self._clock()
+        if now - getattr(self, "rung", 0.0) > 1e-3:
+            handle(self)
+        else:
+            self._set_status(0)
+        self.rung = now
+
+    patch.setattr(EndpointFunction, "_handle_ring", lose)
+
+
+BUGS = {
+    function.__name__: function
+    for function in (
+        driver_leaves_stale_flags,
+        driver_leaves_doorbell_after_failure,
+        driver_numbers_vectors_from_0,
+        driver_ignores_expected_bar,
+        endpoint_keeps_status,
+        endpoint_keeps_subrange,
+        endpoint_misses_the_last_vector,
+        endpoint_forgets_hidden_memory,
+        endpoint_enables_twice,
+        endpoint_remembers_ring_irq,
+        endpoint_forgets_on_reset,
+        endpoint_copies_whole_words,
+        endpoint_merges_everything,
+    )
+}
+
+
+if __name__ == "__main__":
+    from rcdrv.cli import main
+
+    if sys.argv[1] in BUGS:
+        BUGS[sys.argv[1]](pytest.MonkeyPatch())
+    sys.exit(main(sys.argv[2:]))
