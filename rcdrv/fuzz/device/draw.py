@@ -188,7 +188,9 @@ class Draw:
         kinds = [one for one in (IrqChoice.MSI, IrqChoice.MSIX) if one in model.facts.vectors]
         return Step("raise", irq=Irq(self._rng.choice(kinds), 0)) if kinds else None
 
-    def _write_db_bar(self, _model: Model) -> Step:
+    def _write_db_bar(self, model: Model) -> Step | None:
+        if not model.enabled:
+            return None
         return Step("db_bar", value=self._rng.choice((0, 5, 6, 0x7FFFFFFF, NO_BAR)))
 
     def _doorbell_bar(self, model: Model) -> Step | None:

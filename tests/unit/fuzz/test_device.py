@@ -178,9 +178,7 @@ def test_what_is_named_is_done(name: str) -> None:
     watch = HarmWatch(load_layout("generic"))
     with fuzzer("generic", Options(destructive=[name]), watch) as fuzz:
         found = fuzz.run(1, examples=8).found
-    # An overwritten DB_BAR is what makes a DISABLE harmful.
-    also = {"disable-without-enable"} if name == "write-db-bar" else set()
-    assert {name} <= set(watch.harm) <= {name} | also
+    assert set(watch.harm) == {name}
     if found is None:
         assert name not in CRASHES
         return
