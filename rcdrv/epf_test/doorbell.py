@@ -134,7 +134,8 @@ class Doorbell:
         driver = self._driver
         before = driver.read(Reg.DB_BAR)
         answer = self._send_enable()
-        refused = answer.answered and bool(answer.status & Status.DOORBELL_ENABLE_FAIL)
+        failed = bool(answer.status & Status.DOORBELL_ENABLE_FAIL)
+        refused = answer.answered and failed and not answer.contradicts
         if refused and stale_doorbell(driver) is not None:
             # An earlier run died with its doorbell enabled, so this one was refused as busy.
             # DISABLE is safe only because DB_BAR names a doorbell: on an endpoint that has
@@ -163,9 +164,9 @@ class Doorbell:
     def _note(self, answer: Answer) -> None:
         """What the answer to ENABLE says of the doorbell's state."""
         success = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
-        self._enabled = answer.answered and success
+        self._enabled = answer.answered and success and not answer.contradicts
         # Without an answer the endpoint may still take it, or have taken it without a word.
-        self.left_enabled = not answer.answered
+        self.left_enabled = not answer.answered or answer.contradicts
 
     def _check(self, said: Location) -> None:
         """Nothing is written to a place that cannot be the doorbell."""
@@ -227,7 +228,7 @@ class Doorbell:
         answer = driver.command(Command.DISABLE_DOORBELL)
         if answer.answered and answer.status & Status.DOORBELL_DISABLE_SUCCESS:
             self._enabled = self.left_enabled = False
-            if not answer.irq_lost and not answer.command_left:
+            if answer.good and not answer.irq_lost:
                 return
         elif answer.answered:
             raise NotPassed(

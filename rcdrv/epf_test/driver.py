@@ -85,11 +85,13 @@ class Answer:
     """STATUS has the answer, the interrupt did not come."""
     command_left: bool = False
     """COMMAND was still set afterwards, which the endpoint clears before anything else."""
+    contradicts: bool = False
+    """STATUS says of a command both that it succeeded and that it failed."""
 
     @property
     def good(self) -> bool:
         """Answered, and the command taken as it should be; what STATUS says is another matter."""
-        return self.answered and not self.command_left
+        return self.answered and not self.command_left and not self.contradicts
 
 
 def find_register_bar(function: Function) -> int:
@@ -330,10 +332,7 @@ class EpfTest:
         self.in_flight = command
         start = self.function.clock.now_ns()
         self.write(Reg.COMMAND, command)
-        answer = self.wait_answer(start, ANSWERS.get(command), timeout)
-        answer.command_left = self.read(Reg.COMMAND) != 0
-        self.in_flight = None
-        return answer
+        return self._finish(command, self.wait_answer(start, ANSWERS.get(command), timeout))
 
     def settle(self) -> Answer | None:
         """Wait for the answer of a command that was left :attr:`in_flight`.
@@ -342,7 +341,12 @@ class EpfTest:
         """
         if self.in_flight is None:
             return None
-        answer = self.wait_answer(self.function.clock.now_ns(), ANSWERS.get(self.in_flight))
+        command, start = self.in_flight, self.function.clock.now_ns()
+        return self._finish(command, self.wait_answer(start, ANSWERS.get(command)))
+
+    def _finish(self, command: Command, answer: Answer) -> Answer:
+        both = ANSWERS.get(command)
+        answer.contradicts = both is not None and answer.status & both == both
         answer.command_left = self.read(Reg.COMMAND) != 0
         self.in_flight = None
         return answer
@@ -458,6 +462,12 @@ class EpfTest:
                 Reason.STUCK_COMMAND,
                 f"{what}: answered ({status}), but COMMAND is not cleared",
                 hint="pci-epf-test clears COMMAND first of all: what runs on the endpoint?",
+            )
+        if answer.contradicts:
+            return NotPassed(
+                Reason.WRONG_STATUS,
+                f"{what}: {status} says both success and failure",
+                hint="does the endpoint run another version of pci-epf-test, or another function?",
             )
         if answer.irq_lost:
             return NotPassed(

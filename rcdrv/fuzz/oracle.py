@@ -14,7 +14,7 @@ from rcdrv import pci
 from rcdrv.epf_test.suite import Case
 from rcdrv.fuzz.sampling import covers
 from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
-from rcdrv.sim.layout import BarType, Dma, DoorbellBackend, Intx, Layout
+from rcdrv.sim.layout import BarLayout, BarType, Dma, DoorbellBackend, Intx, Layout
 
 Outcome = str
 """``pass``, or verdict and reason: ``fail data-mismatch``."""
@@ -43,13 +43,21 @@ _NO_COMMANDS = {
     "silent": frozenset({"fail silent", "fail stuck-command"}),
     "swallow": frozenset({"fail silent"}),
     "stuck-command": frozenset({"fail silent", "fail stuck-command"}),
+    "contradiction": frozenset({"fail wrong-status"}),
 }
 """Faults after which no command is answered as it should be."""
 
 STAYS_ENABLED = ("disable-silent", "disable-fail", "stuck-command", *_UNPREDICTABLE)
 """Faults with which a doorbell cannot be disabled, whatever the root complex does."""
 
-LIES = ("wrong-bar", "db-bar-absent", "bad-offset", "unaligned-offset", "offset-changes")
+LIES = (
+    "wrong-bar",
+    "db-bar-absent",
+    "bad-offset",
+    "unaligned-offset",
+    "offset-changes",
+    "window-off",
+)
 """Faults with which a ring may go astray in good faith."""
 
 
@@ -77,6 +85,22 @@ class Oracle:
         self.layout = layout
         self.faults = Faults(layout.faults)
         self._part = pci.part_of(layout.vendor, layout.device)
+        self.bars = self._visible()
+        """The BARs as the host sees them."""
+
+    def _visible(self) -> tuple[BarLayout | None, ...]:
+        layout = self.layout
+        if "bar-empty" not in self.faults:
+            return layout.bars
+        present = [index for index, bar in enumerate(layout.bars) if bar is not None]
+        others = [index for index in present if index != layout.register_bar]
+        empty = self.faults.get("bar-empty", (others or present)[-1])
+        return tuple(None if index == empty else bar for index, bar in enumerate(layout.bars))
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the host sees the BAR with the registers."""
+        return self.bars[self.layout.register_bar] is not None
 
     # -- how the root complex has to be started ---------------------------------------------------
 
@@ -185,7 +209,7 @@ class Oracle:
     def _bar_test(self, index: int) -> Outcomes:
         if self.is_reserved(index):
             return skip("bar-reserved")
-        if self.layout.bars[index] is None:
+        if self.bars[index] is None:
             return skip("bar-disabled")
         return fail("data-mismatch") if self._shows_registers(index) else PASS
 
@@ -197,7 +221,7 @@ class Oracle:
             return skip("no-caps")
         if index == layout.register_bar:
             return skip("register-bar")
-        bar = layout.bars[index]
+        bar = self.bars[index]
         if bar is None:
             return skip("bar-disabled")
         able = layout.dynamic_inbound and layout.subrange and bar.type is not BarType.RESERVED
@@ -211,13 +235,14 @@ class Oracle:
         if mapped + 1 > layout.inbound_windows:
             return self._command(skip("no-resource"))
         outcome = self._command(PASS)
-        wrong = "subrange-straight" in faults or self._shows_registers(index)
+        wrong = "subrange-straight" in faults or "window-off" in faults
+        wrong = wrong or self._shows_registers(index)
         return fail("data-mismatch") if wrong and outcome == PASS else outcome
 
     def _consecutive_test(self) -> Outcomes:
         tested = [
             index
-            for index, bar in enumerate(self.layout.bars)
+            for index, bar in enumerate(self.bars)
             if bar is not None and not self.is_reserved(index)
         ]
         wrong = any(self._shows_registers(index) for index in tested)
@@ -289,6 +314,10 @@ class Oracle:
                 return None if (address - offset) % layout.align else (index, offset)
         return None
 
+    def names_bar(self, bar: int) -> bool:
+        """Whether DB_BAR proves that a doorbell is enabled there: 0 may also mean never."""
+        return bar not in (0, self.layout.register_bar)
+
     def _said(self, bar: int, offset: int) -> Place:
         """What DB_BAR and DB_OFFSET say; faults make them lie."""
         layout, faults = self.layout, self.faults
@@ -306,14 +335,16 @@ class Oracle:
             where += faults.get("unaligned-offset", 0)
         # The registers have 32 bits, however large the BAR.
         where &= 0xFFFF_FFFF
-        return Place(said, where, (said, where) == (bar, offset))
+        mapped = layout.doorbell.backend is not DoorbellBackend.EXPOSED
+        rings = (said, where) == (bar, offset) and not ("window-off" in faults and mapped)
+        return Place(said, where, rings)
 
     def _location_fault(self, said: Place) -> Outcomes:
         """Why nothing may be written to what the endpoint says; PASS where it may."""
         layout = self.layout
         if said.bar > 5 or said.bar == layout.register_bar:
             return fail("bad-bar")
-        bar = layout.bars[said.bar]
+        bar = self.bars[said.bar]
         if bar is None:
             return fail("bad-bar")
         if said.offset % 4 or said.offset + 4 > bar.size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from functools import lru_cache
 
 from rcdrv.epf_test import bars
 
@@ -14,21 +14,20 @@ _EDGE = 64
 _RANDOM_WORDS = 8
 
 
-def sample(size: int) -> Iterator[tuple[int, int]]:
+@lru_cache(256)
+def sample(size: int) -> tuple[tuple[int, int], ...]:
     """(offset, length) of both edges, one word at each power of two, and random words.
 
     An address line that is stuck or lost shows at a power of two. The random words are the same
     for every BAR of a size, so that aliases meet.
     """
     if size <= WHOLE:
-        yield from bars.chunks(size)
-        return
+        return tuple(bars.chunks(size))
     words = {1 << bit for bit in range(_EDGE.bit_length(), size.bit_length() - 1)}
     rng = random.Random(size)
     words |= {rng.randrange(_EDGE, size - _EDGE, 4) for _ in range(_RANDOM_WORDS)}
-    yield 0, _EDGE
-    yield from ((word, 4) for word in sorted(words) if _EDGE <= word < size - _EDGE)
-    yield size - _EDGE, _EDGE
+    inside = ((word, 4) for word in sorted(words) if _EDGE <= word < size - _EDGE)
+    return ((0, _EDGE), *inside, (size - _EDGE, _EDGE))
 
 
 def covers(size: int, start: int, end: int) -> bool:

@@ -3,10 +3,15 @@
 A plausible layout is what some controller could have; a hostile one adds a fault, CAPS that
 contradict the rest, or a doorbell where none belongs. A key stands in a table only where it says
 something, so that what is found is short from the start.
+
+What goes together is drawn together, from a list that is made once: each draw costs hypothesis
+more than the endpoint takes for a command.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import product
 from typing import Any
 
 from hypothesis import strategies as st
@@ -24,16 +29,32 @@ _REGISTERS = 0x80
 _WORDWISE = 4 * K
 """The endpoint takes a BAR with an exposed doorbell word by word, so such a BAR is small."""
 
-# Most BARs are small, as in the field, and because large ones take time.
-_SMALL = [1 << bit for bit in range(4, 18)]
-_SIZES = st.sampled_from(
-    [128 * K, *_SMALL, *_SMALL, *(1 << bit for bit in range(18, 21)), *_SMALL]
-    + [1 << bit for bit in range(21, 37)]
-)
 
-_RESIZABLE_SIZES = st.sampled_from([1 << bit for bit in range(20, 37)])
+def _bar_choices() -> list[Table]:
+    """One BAR in each way it can be. Most are small, as in the field, and as large ones take
+    time."""
+    small = [1 << bit for bit in range(4, 18)]
+    sizes = [128 * K, *3 * small, *(1 << bit for bit in range(18, 37))]
+    by_type = [
+        *((kind, size) for kind in ("programmable", "programmable", "fixed") for size in sizes),
+        *(("reserved", size) for size in sizes),
+        *(("resizable", 1 << bit) for bit in range(20, 37) for _ in range(len(sizes) // 17)),
+    ]
+    choices = []
+    for (kind, size), widths, prefetch in product(by_type, range(5), range(5)):
+        bar: Table = {"type": kind, "size": size}
+        if size > _LARGEST_32BIT or not widths:
+            bar["wide"] = True
+        if not prefetch:
+            bar["prefetchable"] = True
+        choices.append(bar)
+    return choices
 
-_TYPES = st.sampled_from(["programmable", "programmable", "fixed", "reserved", "resizable"])
+
+_BARS = st.sampled_from(_bar_choices())
+
+_PRESENT = st.sampled_from([mask for mask in range(1, 64) for _ in range(mask.bit_count())])
+"""Which BARs there are, one bit each; more often many than few."""
 
 _IDS = st.sampled_from(
     [
@@ -45,20 +66,99 @@ _IDS = st.sampled_from(
     ]
 )
 
-_BASES = st.sampled_from(
-    [0, 0x4805_0000, 0xE65D_5000, 0xFFFF_F000, 0x8_0000_0000, 0xFF_FFFF_F000, 0xFFFF_FFFF_0000_0000]
+_VECTORS = st.sampled_from(list(product([0, 1, 2, 3, 8, 32], [0, 0, 1, 3, 32, 2048])))
+
+_INTX = st.sampled_from(
+    [
+        {key: value for key, value in keys.items() if value is not None}
+        for intx, announced, pin in product(
+            [None, "pulse", "level"], [None, None, None, True], [*[None] * 21, 0, 2, 4]
+        )
+        for keys in [{"intx": intx, "announce_intx": announced, "intx_pin": pin}]
+    ]
 )
 
-_FAULT_ARGUMENTS: dict[str, SearchStrategy[int]] = {
-    "slow": st.sampled_from([1, 20, 200]),
-    "wrong-bar": st.integers(0, 6),
-    "db-bar-absent": st.sampled_from([6, 7, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF]),
-    "bad-offset": st.sampled_from([0, 4, 0x1000, 0x8000_0000, 0xFFFF_FFFC, 0xFFFF_FFFF]),
-    "unaligned-offset": st.sampled_from([1, 2, 3, 4, 0x1002]),
-    "bar-alias": st.integers(0, 5),
-    "all-ones": st.integers(0, 300),
-    "vanish": st.integers(0, 300),
+_TRANSFERS = st.sampled_from(
+    [
+        {key: value for key, value in keys.items() if value is not None}
+        for dma, outbound, unaligned in product(
+            ["slave", "slave", None, "memcpy"],
+            [None, None, 4, 256, 1 * K, 64 * K],
+            [None, None, None, False],
+        )
+        # Where it is aligned by nobody, coarser windows depend on where the buffers are.
+        if not (outbound == 64 * K and unaligned is False)
+        for keys in [{"dma": dma, "outbound_align": outbound, "unaligned_access": unaligned}]
+    ]
+)
+
+_OPTIONS: SearchStrategy[tuple[str, Any]] = st.sampled_from(
+    [
+        *[("", None)] * 16,
+        *(("align", align) for align in (4, 256, 64 * K, 1 * M)),
+        *(("inbound_windows", more) for more in (0, 0, 1, 2)),  # than there are BARs
+        *[("dynamic_inbound", False)] * 3,
+        *[("subrange", False)] * 3,
+        *(("outbound_size", size) for size in (4 * K, 8 * K, 64 * K)),
+        *(("reset", kind) for kind in ("none", "bus")),
+        *[("ep_iommu", True)] * 3,
+        *(("hz", hz) for hz in (100, 250, 300)),
+    ]
+)
+
+_BACKENDS = st.sampled_from(["embedded", "msi", "exposed", "exposed", "none"])
+
+_ADDRESSES = st.sampled_from(
+    list(
+        product(
+            [
+                0,
+                0x4805_0000,
+                0xE65D_5000,
+                0xFFFF_F000,
+                0x8_0000_0000,
+                0xFF_FFFF_F000,
+                0xFFFF_FFFF_0000_0000,
+            ],
+            [0, 1, 8192],
+        )
+    )
+)
+"""Where a doorbell's registers are, and the first event number."""
+
+_ONE_IN = {number: st.sampled_from([True] + [False] * (number - 1)) for number in (2, 6, 8)}
+
+_FAULT_ARGUMENTS: dict[str, tuple[int, ...]] = {
+    "slow": (1, 20, 200),
+    "doorbell-late": (1, 3, 40),
+    "wrong-bar": tuple(range(7)),
+    "db-bar-absent": (6, 7, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF),
+    "bad-offset": (0, 4, 0x1000, 0x8000_0000, 0xFFFF_FFFC, 0xFFFF_FFFF),
+    "unaligned-offset": (1, 2, 3, 4, 0x1002),
+    "bar-alias": tuple(range(6)),
+    "bar-empty": tuple(range(6)),
+    "all-ones": tuple(range(0, 300, 7)),
+    "vanish": tuple(range(0, 300, 7)),
 }
+
+
+def _arguments(name: str) -> list[str]:
+    choices = FAULTS[name].choices
+    if choices:
+        return [f"{name}={choice}" for choice in choices]
+    return [f"{name}={value}" for value in _FAULT_ARGUMENTS.get(name, ())]
+
+
+_FAULTS = {
+    name: st.sampled_from([name] * max(1, len(_arguments(name))) + _arguments(name))
+    for name, fault in FAULTS.items()
+    if fault.function in ("", "epf_test")
+}
+_OF_DOORBELLS = ("unaligned-offset", "bad-offset", "disable-fail", "disable-silent", "wrong-bar")
+_FAULT_NAMES = st.sampled_from([*_OF_DOORBELLS * 2, *sorted(_FAULTS)])
+"""Those that show only once a doorbell was found and enabled come more often."""
+
+_ODD_CAPS = st.sampled_from(list(product(range(64), [0, 0x80, 0xFC0])))
 
 
 @st.composite
@@ -70,12 +170,13 @@ def tables(draw: DrawFn, *, hostile: bool = True) -> Table:
     if not usable:
         bars = {0: {"type": "programmable", "size": _REGISTERS}}
         usable = [0]
-    register_bar = draw(st.sampled_from(usable))
+    register_bar = draw(_one_of(tuple(usable)))
     if register_bar != usable[0]:
         table["register_bar"] = register_bar
     bars[register_bar]["size"] = max(_REGISTERS, bars[register_bar]["size"])
     _interrupts(draw, table, bars, register_bar)
-    _controller(draw, table, len(usable))
+    table.update(draw(_TRANSFERS))
+    _options(draw, table, len(usable))
     doorbell = _doorbell(draw, bars, register_bar, hostile)
     if hostile:
         _hostility(draw, table, bars)
@@ -85,20 +186,21 @@ def tables(draw: DrawFn, *, hostile: bool = True) -> Table:
     return table
 
 
+@lru_cache(None)
+def _one_of(indexes: tuple[int, ...]) -> SearchStrategy[int]:
+    return st.sampled_from(indexes)
+
+
 def _bars(draw: DrawFn) -> dict[int, Table]:
     bars: dict[int, Table] = {}
+    present = draw(_PRESENT)
     index = 0
     while index < 6:
-        if draw(st.integers(0, 3)):
-            bar: Table = {"type": draw(_TYPES), "size": draw(_SIZES)}
-            if bar["type"] == "resizable":
-                bar["size"] = draw(_RESIZABLE_SIZES)
+        if present >> index & 1:
+            bar = dict(draw(_BARS))
             if index == 5:
+                bar.pop("wide", None)
                 bar["size"] = min(_LARGEST_32BIT, bar["size"])
-            elif bar["size"] > _LARGEST_32BIT or not draw(st.integers(0, 4)):
-                bar["wide"] = True
-            if not draw(st.integers(0, 4)):
-                bar["prefetchable"] = True
             bars[index] = bar
             index += bar.get("wide", False)
         index += 1
@@ -106,74 +208,51 @@ def _bars(draw: DrawFn) -> dict[int, Table]:
 
 
 def _interrupts(draw: DrawFn, table: Table, bars: dict[int, Table], register_bar: int) -> None:
-    msi = draw(st.sampled_from([0, 1, 2, 3, 8, 32]))
+    msi, msix = draw(_VECTORS)
     if msi:
         table["msi"] = msi
-    msix = draw(st.sampled_from([0, 0, 1, 3, 32, 2048]))
     if msix:
         table["msix"] = msix
         needed = 1 << (0x80 + msix * 16 + -(-msix // 64) * 8 - 1).bit_length()
-        bar = draw(st.sampled_from([register_bar, *bars]))
+        bar = draw(_one_of((register_bar, *bars)))
         if bar != register_bar:
             table["msix_bar"] = bar
         bars[bar]["size"] = max(needed, bars[bar]["size"])
-    intx = draw(st.sampled_from(["none", "pulse", "level"]))
-    if intx != "none":
-        table["intx"] = intx
-    if not draw(st.integers(0, 3)):
-        table["announce_intx"] = True
-    if not draw(st.integers(0, 7)):
-        table["intx_pin"] = draw(st.sampled_from([0, 2, 4]))
+    table.update(draw(_INTX))
 
 
-def _controller(draw: DrawFn, table: Table, usable: int) -> None:
-    options: dict[str, SearchStrategy[Any]] = {
-        "align": st.sampled_from([4, 256, 64 * K, 1 * M]),
-        "inbound_windows": st.integers(usable, usable + 2),
-        "dynamic_inbound": st.just(False),
-        "subrange": st.just(False),
-        "outbound_size": st.sampled_from([4 * K, 8 * K, 64 * K]),
-        "reset": st.sampled_from(["none", "bus"]),
-        "ep_iommu": st.just(True),
-        "hz": st.sampled_from([100, 250, 300]),
-    }
-    for key, values in options.items():
-        if not draw(st.integers(0, 3)):
-            table[key] = draw(values)
-    dma = draw(st.sampled_from(["slave", "none", "memcpy", "slave"]))
-    if dma != "none":
-        table["dma"] = dma
-    outbound = draw(st.sampled_from([4 * K, 4 * K, 4, 256, 1 * K, 64 * K]))
-    if outbound != 4 * K:
-        table["outbound_align"] = outbound
-    # Where it is aligned by nobody, coarser windows depend on where the buffers are.
-    if outbound <= 4 * K and not draw(st.integers(0, 3)):
-        table["unaligned_access"] = False
+def _options(draw: DrawFn, table: Table, usable: int) -> None:
+    for _ in range(3):
+        key, value = draw(_OPTIONS)
+        if key:
+            table[key] = usable + value if key == "inbound_windows" else value
 
 
 def _doorbell(draw: DrawFn, bars: dict[int, Table], register_bar: int, hostile: bool) -> Table:
-    backend = draw(st.sampled_from(["embedded", "msi", "exposed", "exposed", "none"]))
+    backend = draw(_BACKENDS)
     if backend == "none":
         return {}
     if backend != "exposed":
         target = next((i for i in sorted(bars) if i > register_bar), register_bar)
+        base, event = draw(_ADDRESSES)
         return {
             "backend": backend,
-            "address": draw(_BASES) | draw(_offsets(min(bars[target]["size"], G))),
-            "data": draw(st.sampled_from([0, 1, 8192])) if backend == "msi" else 0,
+            "address": base | draw(_offsets(min(bars[target]["size"], G))),
+            "data": event if backend == "msi" else 0,
         }
     candidates = [index for index, bar in bars.items() if bar["type"] == "reserved"]
-    if hostile and not draw(st.integers(0, 5)):
+    if hostile and draw(_ONE_IN[6]):
         candidates += [i for i, bar in bars.items() if _REGISTERS <= bar["size"] <= _WORDWISE]
     if not candidates:
         return {}
-    bar = draw(st.sampled_from(candidates))
+    bar = draw(_one_of(tuple(candidates)))
     offset = draw(_offsets(min(bars[bar]["size"], 4 * G)))
     if bar == register_bar:
         offset = max(offset, _REGISTERS - 4)  # sharing its page with the registers, not its words
     return {"backend": "exposed", "bar": bar, "offset": offset}
 
 
+@lru_cache(None)
 def _offsets(size: int) -> SearchStrategy[int]:
     """Words of a BAR: the first and the last, those at page edges, and any other."""
     edges = {0, 4, 0x40, 0x80, 0xA0, 0xFFC, 0x1000, 0xD50A0, size // 2, size - 4}
@@ -182,18 +261,11 @@ def _offsets(size: int) -> SearchStrategy[int]:
 
 
 def _hostility(draw: DrawFn, table: Table, bars: dict[int, Table]) -> None:
-    if not draw(st.integers(0, 1)):
-        name = draw(st.sampled_from(sorted(FAULTS)))
-        argument = ""
-        if FAULTS[name].choices:
-            argument = draw(st.sampled_from(FAULTS[name].choices))
-        elif name in _FAULT_ARGUMENTS and draw(st.booleans()):
-            argument = str(draw(_FAULT_ARGUMENTS[name]))
-        table["faults"] = [f"{name}={argument}" if argument else name]
-    if not draw(st.integers(0, 7)):
+    if draw(_ONE_IN[2]):
+        table["faults"] = [draw(_FAULTS[draw(_FAULT_NAMES)])]
+    if draw(_ONE_IN[8]):
         # CAPS of another kernel, or of none. What is reserved stays so: writing there is harm
         # that an endpoint which does not say so has to answer for itself.
         reserved = sum(0x40 << i for i, bar in bars.items() if bar["type"] == "reserved")
-        table["caps"] = (
-            draw(st.integers(0, 63)) | draw(st.sampled_from([0, 0x80, 0xFC0])) | reserved
-        )
+        low, high = draw(_ODD_CAPS)
+        table["caps"] = low | high | reserved

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from rcdrv.epf_test import bars
@@ -15,7 +16,7 @@ from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.suite import Case, Options, cases, run_cases
 from rcdrv.epf_test.transfer import Placement
-from rcdrv.errors import EndpointError, RcdrvError
+from rcdrv.errors import EndpointError, RcdrvError, UsageError
 from rcdrv.function import CONFIG_REGION, Function
 from rcdrv.fuzz.direct import Direct, Hang
 from rcdrv.fuzz.oracle import (
@@ -147,14 +148,24 @@ class Watch(AccessLog):
             self._report.find("access", event, f"the endpoint met a {event}: {said}")
 
 
-def _cases(options: Options, layout: Layout, real_time: bool) -> tuple[Case, ...]:
+@lru_cache
+def _all_cases(whole: bool) -> tuple[Case, ...]:
+    return cases(
+        Options(
+            placements=lambda _driver: [Placement(size) for size in TRANSFER_SIZES],
+            stretches=bars.chunks if whole else sample,
+        )
+    )
+
+
+def _cases(layout: Layout, *, real_time: bool, whole: bool) -> tuple[Case, ...]:
     chosen = []
-    for case in cases(options):
+    for case in _all_cases(whole):
         if case.name.fixture == "pci_ep_basic" and str(case.name) != CONSECUTIVE_TEST:
             continue
         if case.name.variant == "dma" and case.name.test == "WRITE_TEST":
             continue  # as READ
-        if case.name.test == "BAR_SUBRANGE_TEST" and not real_time:
+        if case.name.test == "BAR_SUBRANGE_TEST" and not (real_time and whole):
             bar = layout.bars[int(case.name.variant[3:])]
             if bar is not None and WHOLE < bar.size <= LARGEST_SUBRANGE:
                 continue  # the endpoint fills all of it
@@ -206,11 +217,7 @@ def run_layout(layout: Layout, *, real_time: bool = False, whole: bool = False) 
         endpoint = device.endpoint
         watch.virtual = True
     watch.endpoint = endpoint
-    options = Options(
-        placements=lambda _driver: [Placement(size) for size in TRANSFER_SIZES],
-        stretches=bars.chunks if whole else sample,
-    )
-    first = _cases(options, layout, real_time and whole)
+    first = _cases(layout, real_time=real_time, whole=whole)
     second = [case for case in first if str(case.name) in (CONSECUTIVE_TEST, DOORBELL_TEST)]
     try:
         for again, chosen in ((False, first), (True, second)):
@@ -234,7 +241,8 @@ def _session(
     run = Run("fuzz")
     try:
         with opened as function:
-            _walk_capabilities(report, oracle, function)
+            if not again:
+                _walk_capabilities(report, oracle, function)
             timeout = REAL_TIMEOUT if function.clock is MONOTONIC else TIMEOUT
             driver = EpfTest(function, reg_bar=oracle.reg_bar, timeout=timeout)
             if driver.reg_bar != oracle.layout.register_bar:
@@ -246,7 +254,7 @@ def _session(
     except Hang as hang:
         report.find("hang", "hang", f"hangs: {hang}, {len(run.results)} cases done")
     except RcdrvError as error:
-        if not lost:
+        if not lost and (oracle.reachable or not isinstance(error, UsageError)):
             report.find("verdict", f"{type(error).__name__}", f"the run ends: {error.message}")
     except Exception as error:
         report.find("crash", *_describe(error))
@@ -290,6 +298,9 @@ def _check_rest(report: Report, oracle: Oracle, watch: Watch, device: Direct | N
         report.find("left", "COMMAND", f"config COMMAND left at {watch.command:#06x}")
     if any(name in oracle.faults for name in (*STAYS_ENABLED, "silent", "swallow")):
         return
+    place = oracle.place()
+    if "contradiction" in oracle.faults and place is not None and not oracle.names_bar(place[0]):
+        return  # nothing proves that one is enabled, and then DISABLE could do harm
     if watch.endpoint.doorbell_enabled:
         report.find("left", "doorbell", "the doorbell is left enabled")
     for bar, shows in watch.shows.items():

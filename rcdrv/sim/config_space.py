@@ -32,8 +32,9 @@ _INITIATE_FLR = 1 << 15
 class ConfigSpace:
     """Config space of a layout; offsets and sizes in bytes, data little endian."""
 
-    def __init__(self, layout: Layout, *, loop: bool = False) -> None:
-        """:param loop: let the last capability point back at the first"""
+    def __init__(self, layout: Layout, *, loop: str = "") -> None:
+        """:param loop: let the last capability of the ``standard`` or of the ``extended`` list
+        point back at the first"""
         self._data = bytearray(SIZE)
         self._writable = bytearray(SIZE)
         self._clears = bytearray(SIZE)
@@ -49,16 +50,19 @@ class ConfigSpace:
         for index, (offset, compose) in enumerate(capabilities):
             compose(layout)
             last = index + 1 == len(capabilities)
-            self._set(offset + 1, 1, (PM if loop else 0) if last else capabilities[index + 1][0])
+            end = PM if loop == "standard" else 0
+            self._set(offset + 1, 1, end if last else capabilities[index + 1][0])
         resizable = [
             (index, bar.size)
             for index, bar in enumerate(layout.bars)
             if bar is not None and bar.type is BarType.RESIZABLE
         ]
-        self._aer(REBAR if resizable else 0)
+        end = AER if loop == "extended" else 0
+        self._aer(REBAR if resizable else end)
         if resizable:
-            self._rebar(resizable)
+            self._rebar(resizable, end)
         self._power_on = bytes(self._data)
+        self._decode()
 
     # -- accesses -----------------------------------------------------------------------------
 
@@ -77,33 +81,27 @@ class ConfigSpace:
                 writable = 0
             kept = self._data[index] & ~writable & ~(byte & self._clears[index])
             self._data[index] = kept | byte & writable
+        self._decode()
         high = _DEVICE_CONTROL + 1 - offset
         return self._flr and 0 <= high < len(data) and bool(data[high] & _INITIATE_FLR >> 8)
 
     def reset(self) -> None:
         """Everything as at power-on."""
         self._data[:] = self._power_on
+        self._decode()
 
     # -- what the rest of the controller acts on ----------------------------------------------
 
-    @property
-    def responds(self) -> bool:
+    def _decode(self) -> None:
+        """What COMMAND and the power state allow, for every access to look at."""
+        command = self._get(COMMAND, 2)
+        awake = self._get(_PM_CONTROL, 2) & 3 == 0
+        self.responds = bool(command & COMMAND_MEMORY) and awake
         """BARs are decoded: COMMAND has MEMORY, and the function is in D0."""
-        return bool(self._get(COMMAND, 2) & COMMAND_MEMORY) and self._awake
-
-    @property
-    def masters(self) -> bool:
+        self.masters = bool(command & COMMAND_MASTER) and awake
         """The function may write and read host memory, which includes MSI and MSI-X."""
-        return bool(self._get(COMMAND, 2) & COMMAND_MASTER) and self._awake
-
-    @property
-    def intx_enabled(self) -> bool:
-        disabled = self._get(COMMAND, 2) & COMMAND_INTX_DISABLE
-        return bool(self._get(INTERRUPT_PIN, 1)) and not disabled and self._awake
-
-    @property
-    def _awake(self) -> bool:
-        return self._get(_PM_CONTROL, 2) & 3 == 0
+        pin = self._get(INTERRUPT_PIN, 1)
+        self.intx_enabled = bool(pin) and not command & COMMAND_INTX_DISABLE and awake
 
     def set_interrupt_status(self, asserted: bool) -> None:
         """STATUS bit 3, by which a host finds the function that pulls a shared INTx line."""
@@ -193,9 +191,9 @@ class ConfigSpace:
         self._set(AER + 0x10, 4, 0, clears=0x0000_F1C1)
         self._set(AER + 0x14, 4, 0x0000_E000, writable=0x0000_F1C1)
 
-    def _rebar(self, bars: Sequence[tuple[int, int]]) -> None:
+    def _rebar(self, bars: Sequence[tuple[int, int]], following: int) -> None:
         """Each BAR supports the one size it has, as dw_pcie_ep_set_bar_resizable() leaves it."""
-        self._set(REBAR, 4, 0x0015 | 1 << 16)
+        self._set(REBAR, 4, 0x0015 | 1 << 16 | following << 20)
         for slot, (index, size) in enumerate(bars):
             exponent = size.bit_length() - 1 - 20
             entry = REBAR + 4 + 8 * slot

@@ -11,17 +11,18 @@ from __future__ import annotations
 import errno
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rcdrv.function import Area, IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, ConfigSpace
 from rcdrv.sim.doorbell import Doorbells, RegisterPage
-from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
+from rcdrv.sim.faults import CAP_LISTS, COMMANDS, DOORBELL, WINDOW_OFF, Faults
 from rcdrv.sim.layout import (
     EP_PAGE,
     MSIX_ENTRY_SIZE,
+    BarLayout,
     BarType,
     DoorbellBackend,
     Intx,
@@ -65,7 +66,11 @@ class Controller:
         """:param trap_all: no BAR may be mapped by the client"""
         self.layout = layout
         self._trap_all = trap_all
-        self.config = ConfigSpace(layout, loop="cap-loop" in faults)
+        loop = CAP_LISTS[faults.get("cap-loop", 0)] if "cap-loop" in faults else ""
+        seen = replace(layout, bars=self._seen_bars(layout, faults))
+        self.config = ConfigSpace(seen, loop=loop)
+        self.seen_bars = seen.bars
+        """The BARs that the host finds."""
         self._doorbells = doorbells
         self._faults = faults
         self._log = log
@@ -87,6 +92,16 @@ class Controller:
         self._masked = False
         self._pulse_end: float | None = None
         self._repeat = False
+
+    @staticmethod
+    def _seen_bars(layout: Layout, faults: Faults) -> tuple[BarLayout | None, ...]:
+        """The fault bar-empty hides one, by default the last that does not hold the registers."""
+        if "bar-empty" not in faults:
+            return layout.bars
+        present = [index for index, bar in enumerate(layout.bars) if bar is not None]
+        others = [index for index in present if index != layout.register_bar]
+        empty = faults.get("bar-empty", (others or present)[-1])
+        return tuple(None if index == empty else bar for index, bar in enumerate(layout.bars))
 
     def _alias_memory(self) -> None:
         """The fault bar-alias: a BAR shows the memory of another one of the same size."""
@@ -269,7 +284,7 @@ class Controller:
         self._take_windows(bar, 1)
         page = self._doorbells.page
         assert page is not None, "only a doorbell is ever mapped"
-        offset = page.base - base
+        offset = page.base - base - self._window_off(bar)
         self._show(bar, REGISTERS, _Shown(page, offset, offset, offset + EP_PAGE))
 
     def _take_windows(self, bar: int, count: int) -> None:
@@ -279,8 +294,8 @@ class Controller:
 
     def _show(self, bar: int, order: tuple[int, ...], shown: _Shown | None) -> None:
         memory = self._memory[bar]
-        if order == SWAPPED and "subrange-straight" in self._faults:
-            order = (0, 1)
+        if order == SWAPPED:
+            order = self._spoilt(memory.size, order)
         changed = order != memory.order or self._shown.get(bar) != shown
         stray = memory.show(order)
         if shown is None:
@@ -292,6 +307,23 @@ class Controller:
             self._log.event("inbound", bar=bar, shows=what)
         if stray is not None:
             self._log.event("stray", bar=bar, offset=stray, hidden=True)
+
+    def _spoilt(self, size: int, order: tuple[int, ...]) -> tuple[int, ...]:
+        """What faults make of the two halves of a BAR."""
+        if "subrange-straight" in self._faults:
+            return (0, 1)
+        if "window-off" not in self._faults:
+            return order
+        off = self._window_off_by(size)
+        count = size // off
+        return tuple((part + count // 2 + 1) % count for part in range(count))
+
+    def _window_off(self, bar: int) -> int:
+        return self._window_off_by(self.layout.bar(bar).size) if "window-off" in self._faults else 0
+
+    def _window_off_by(self, size: int) -> int:
+        by = WINDOW_OFF[self._faults.get("window-off", 0)]
+        return min(EP_PAGE, size // 2) if by == "page" else size // 2
 
     # -- interrupts -----------------------------------------------------------------------------
 

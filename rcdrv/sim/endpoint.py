@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -53,6 +54,11 @@ class Endpoint(ServedDevice):
         self._attached = False
         self._vanished = False
         self._accesses = 0
+        never = sys.maxsize
+        faults = self._faults
+        self._vanishes = faults.get("vanish", 0) if "vanish" in faults else never
+        self._goes_silent = faults.get("all-ones", 0) if "all-ones" in faults else never
+        self._offset_moves = "offset-changes" in faults
         self._offset_reads = 0
 
     # -- what it looks like -----------------------------------------------------------------------
@@ -60,7 +66,7 @@ class Endpoint(ServedDevice):
     def regions(self) -> Sequence[ServedRegion]:
         access = RegionFlag.READ | RegionFlag.WRITE
         regions = [ServedRegion()] * 9
-        for index, bar in enumerate(self.layout.bars):
+        for index, bar in enumerate(self.controller.seen_bars):
             if bar is not None:
                 areas = self.controller.areas(index)
                 flags = access | RegionFlag.MMAP if areas else access
@@ -120,7 +126,7 @@ class Endpoint(ServedDevice):
             data = self.controller.config.read(offset, size)
         else:
             data = self.controller.read_bar(region, offset, size)
-            if "offset-changes" in self._faults and region == self.layout.register_bar:
+            if self._offset_moves and region == self.layout.register_bar:
                 data = self._change_offset(offset, data)
         self._log.access("read", region, offset, data)
         return data
@@ -137,13 +143,11 @@ class Endpoint(ServedDevice):
     def _lost(self, region: int) -> bool:
         """Whether a fault keeps this access from the endpoint."""
         self._accesses += 1
-        if "vanish" in self._faults and self._accesses > self._faults.get("vanish", 0):
+        if self._accesses > self._vanishes:
             self._vanished = True
             self._function.stop()
             return True
-        if "all-ones" in self._faults and region != CONFIG_REGION:
-            return self._accesses > self._faults.get("all-ones", 0)
-        return False
+        return self._accesses > self._goes_silent and region != CONFIG_REGION
 
     def _change_offset(self, offset: int, data: bytes) -> bytes:
         if offset != Register.DB_OFFSET or len(data) != 4:
@@ -157,8 +161,15 @@ class Endpoint(ServedDevice):
     def next_event(self) -> float | None:
         if not self._attached:
             return None
-        times = (self.controller.next_event(), self._function.next_event())
-        return min((when for when in times if when is not None), default=None)
+        one, other = self.controller.next_event(), self._function.next_event()
+        if one is None or other is None:
+            return other if one is None else one
+        return min(one, other)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing will happen until the host does something, whoever calls :meth:`run`."""
+        return self.controller.next_event() is None and self._function.idle
 
     def run(self) -> None:
         self.controller.run()

@@ -91,6 +91,9 @@ class Caps(IntFlag):
     BAR0_RESERVED = 1 << 6
 
 
+_VERDICTS = tuple(3 << bit for bit in (0, 2, 4, 10, 12, 14, 16))
+"""The bits of STATUS for success and failure, which are neighbours for every command."""
+
 USE_DMA = 1 << 0
 NO_BAR = 0xFFFF_FFFF
 
@@ -139,6 +142,7 @@ class EpfTest:
         # The worker crashed, or waits for ever: nothing but a reboot brings it back.
         self._dead = False
         self._stuck = 0
+        self._silent = "silent" in faults
         # epf->bar[].submap
         self._submaps: dict[int, tuple[int, ...]] = {}
         # epf_test->db_bar_programmed
@@ -175,8 +179,9 @@ class EpfTest:
 
     def next_event(self) -> float | None:
         """When :meth:`run` has something to do."""
-        times = [*self._late_rings[:1], *([] if self._due is None else [self._due])]
-        return min(times, default=None)
+        if not self._late_rings:
+            return self._due
+        return min(self._late_rings[0], math.inf if self._due is None else self._due)
 
     def run(self) -> None:
         """Look for a command, or go on with one that slept. May call the host's DMA methods."""
@@ -186,7 +191,13 @@ class EpfTest:
         if self._due is None or self._clock() < self._due:
             return
         if self._steps is None:
-            self._steps = self._cmd_handler()
+            # In this order: a stale IRQ_TYPE spoils a command that comes in between.
+            irq_type = self._regs.read32(Register.IRQ_TYPE)
+            command = self._regs.read32(Register.COMMAND)
+            if not self._takes(command):
+                self._queue()
+                return
+            self._steps = self._cmd_handler(command, irq_type)
         steps, epoch = self._steps, self._epoch
         self._due = None
         try:
@@ -200,6 +211,19 @@ class EpfTest:
         else:
             self._dead = sleep == _NEVER
             self._due = None if self._dead else self._clock() + sleep
+
+    @property
+    def idle(self) -> bool:
+        """Nothing will happen until the host writes to the registers or rings."""
+        if self._steps is not None or self._late_rings:
+            return False
+        return not self._takes(self._regs.read32(Register.COMMAND))
+
+    def _takes(self, command: int) -> bool:
+        """Whether what COMMAND holds is a new command."""
+        if not command:
+            self._stuck = 0
+        return command != self._stuck and not self._silent
 
     def _queue(self) -> None:
         """queue_delayed_work(msecs_to_jiffies(1)): the timer wheel rounds up to the jiffy after
@@ -234,16 +258,9 @@ class EpfTest:
 
     # -- commands ---------------------------------------------------------------------------------
 
-    def _cmd_handler(self) -> _Steps:
-        """pci_epf_test_cmd_handler()"""
+    def _cmd_handler(self, command: int, irq_type: int) -> _Steps:
+        """pci_epf_test_cmd_handler(), behind its first two reads"""
         regs, faults = self._regs, self._faults
-        irq_type = regs.read32(Register.IRQ_TYPE)
-        command = regs.read32(Register.COMMAND)
-        if not command or "silent" in faults:
-            self._stuck = 0
-            return
-        if command == self._stuck:
-            return
         self._log.event("command", command=command)
         if "slow" in faults:
             yield faults.get("slow", 0) / 1000
@@ -267,6 +284,9 @@ class EpfTest:
         }.get(Command(command))
         if handler is not None:
             yield from handler()
+        if "contradiction" in faults:
+            said = regs.read32(Register.STATUS)
+            self._add_status(sum(both for both in _VERDICTS if said & both))
         self._log.event("answer", command=command, status=regs.read32(Register.STATUS))
         self._raise_irq()
 

@@ -162,6 +162,11 @@ class EpfVntb:
         times = (self._due, self._peer.due)
         return min((when for when in times if when is not None), default=None)
 
+    @property
+    def idle(self) -> bool:
+        """Never for certain: the peer may begin something of its own."""
+        return False
+
     def run(self) -> None:
         """Look for commands and doorbells, and let the peer do what it has to."""
         if self._due is not None and self.clock() >= self._due:

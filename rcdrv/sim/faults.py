@@ -35,10 +35,16 @@ COMMANDS, DOORBELL, BOTH = 0, 1, 2
 
 _WHICH = ("commands", "doorbell", "all")
 
+WINDOW_OFF = ("page", "half")
+"""By how much: 4 KiB, or half of the BAR, of a smaller BAR its half in any case."""
+
+CAP_LISTS = ("standard", "extended")
+
 FAULTS: dict[str, Fault] = {
     # commands
     "silent": Fault("no command is ever taken"),
     "swallow": Fault("commands are taken and not answered"),
+    "contradiction": Fault("every answer says both success and failure"),
     "stuck-command": Fault("commands are answered, but COMMAND is not cleared"),
     "slow": Fault("each command is answered late", "milliseconds", 200),
     "enable-silent": Fault("ENABLE_DOORBELL is taken and not answered"),
@@ -77,6 +83,10 @@ FAULTS: dict[str, Fault] = {
     "dst-invalid": Fault("no outbound window for DST"),
     "dma-hangs": Fault("a DMA completion is lost: the command never ends"),
     "bar-alias": Fault("two BARs show the same memory", "BAR"),
+    "bar-empty": Fault("a BAR that the endpoint uses has no size for the host", "BAR"),
+    "window-off": Fault(
+        "inbound windows of doorbells and of subranges begin too late", "by", 0, WINDOW_OFF
+    ),
     "subrange-straight": Fault("BAR_SUBRANGE_SETUP does not swap the halves"),
     "no-resource": Fault("BAR_SUBRANGE_SETUP finds no free inbound window"),
     # the whole device
@@ -84,7 +94,7 @@ FAULTS: dict[str, Fault] = {
         "BARs read all ones and take no writes, config space works", "after", 0, traps=True
     ),
     "vanish": Fault("everything reads all ones, for good", "after accesses", 100, traps=True),
-    "cap-loop": Fault("the capability list loops"),
+    "cap-loop": Fault("a capability list loops", "which", 0, CAP_LISTS),
 }
 
 

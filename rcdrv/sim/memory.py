@@ -105,15 +105,13 @@ class BarMemory:
                 yield index * size, part * size, size
 
     def fill(self, offset: int, size: int, value: int) -> None:
-        """Set endpoint memory to the byte ``value``, wherever the BAR shows it now.
-
-        ``offset`` and ``size`` are those of one part.
-        """
+        """Set endpoint memory to the byte ``value``, wherever the BAR shows it now."""
         if self._store >= 0:
             _fill(self._store, offset, size, value)
         for view, memory, length in self._parts():
-            if memory <= offset < memory + length:
-                _fill(self.fd, view + offset - memory, size, value)
+            first, end = max(offset, memory), min(offset + size, memory + length)
+            if first < end:
+                _fill(self.fd, view + first - memory, end - first, value)
 
     def close(self) -> None:
         """Free it. Clients that have it mapped keep their mapping."""

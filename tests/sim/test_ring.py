@@ -173,6 +173,7 @@ def test_peek_and_poke_are_one_access_each(endpoint: Callable[..., Endpoint], wi
     [
         ("silent", 1, "silent"),
         ("stuck-command", 1, "stuck-command"),
+        ("contradiction", 1, "wrong-status"),
         ("enable-silent", 1, "silent"),
         ("enable-fail", 1, "enable-failed"),
         ("disable-silent", 1, "silent"),
@@ -185,6 +186,7 @@ def test_peek_and_poke_are_one_access_each(endpoint: Callable[..., Endpoint], wi
         ("doorbell-dead", 1, "silent"),
         ("no-status", 1, "wrong-status"),
         ("cap-loop", 0, None),  # nothing here needs the list
+        ("cap-loop=extended", 0, None),
         ("irq-lost", 1, "irq-lost"),
         ("irq-lost=doorbell", 1, "irq-lost"),
         ("irq-twice", 1, "irq-twice"),

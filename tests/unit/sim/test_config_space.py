@@ -31,8 +31,10 @@ def capabilities(config: cs.ConfigSpace) -> dict[int, int]:
 
 
 def extended(config: cs.ConfigSpace) -> dict[int, int]:
-    found, offset = {}, 0x100
+    found: dict[int, int] = {}
+    offset = 0x100
     while offset:
+        assert offset not in found.values()
         header = get(config, offset, 4)
         found[header & 0xFFFF] = offset
         offset = header >> 20
@@ -151,9 +153,15 @@ def test_no_vectors_no_capability() -> None:
 
 
 def test_the_fault_cap_loop() -> None:
-    config = cs.ConfigSpace(load_layout("rk3588"), loop=True)
+    config = cs.ConfigSpace(load_layout("rk3588"), loop="standard")
     with pytest.raises(AssertionError):
         capabilities(config)
+    assert extended(config)
+    for preset in ("rk3588", "imx8m"):  # with and without resizable BARs
+        config = cs.ConfigSpace(load_layout(preset), loop="extended")
+        with pytest.raises(AssertionError):
+            extended(config)
+        assert capabilities(config)
 
 
 def test_flr_is_asked_for_by_one_bit_that_reads_zero() -> None:

@@ -173,6 +173,38 @@ def straight(host: Host) -> bool:
     return bool(status & Status.BAR_SUBRANGE_SETUP_SUCCESS) and host.read(2, 0) == 0x6161_6161
 
 
+def contradicts(host: Host) -> bool:
+    enabled = Status.DOORBELL_ENABLE_SUCCESS | Status.DOORBELL_ENABLE_FAIL
+    read = Status.READ_SUCCESS | Status.READ_FAIL
+    return enable(host) & enabled == enabled and transfer(Command.READ)(host) & read == read
+
+
+def empty(bar: int) -> Callable[[Host], bool]:
+    def check(host: Host) -> bool:
+        unseen = host.endpoint.regions()[bar].size == 0
+        host.write_config(0x10 + 4 * bar, 4, 0xFFFF_FFFF)
+        return unseen and host.read_config(0x10 + 4 * bar, 4) == 0
+
+    return check
+
+
+def window_off(by: int) -> Callable[[Host], bool]:
+    """By so many bytes, a doorbell's window and the halves of a subrange, in a BAR2 of 1 MiB."""
+
+    def check(host: Host) -> bool:
+        rings = rung(host)
+        host.write(2, (0xD50A0 - by), 0)
+        moved = bool(host.get(Register.STATUS) & Status.DOORBELL_SUCCESS)
+        host.command(Command.DISABLE_DOORBELL)
+        host.command(Command.BAR_SUBRANGE_SETUP, size=2)
+        seen = [host.read(2, offset) for offset in (0, 0x8_0000 - 4, 0x8_0000, 0x10_0000 - 4)]
+        first, second = 0x6060_6060, 0x6161_6161
+        halves = [first, second, second, first] if by == 4096 else [second] * 2 + [first] * 2
+        return rings == 0 and moved and seen == halves
+
+    return check
+
+
 def no_resource(host: Host) -> bool:
     return bool(host.command(Command.BAR_SUBRANGE_SETUP, size=2) & Status.NO_RESOURCE)
 
@@ -191,6 +223,7 @@ def vanish(host: Host) -> bool:
 CHECKS: list[tuple[str, Callable[[Host], object]]] = [
     ("silent", silent),
     ("swallow", swallowed),
+    ("contradiction", contradicts),
     ("stuck-command", stuck),
     ("slow", slow),
     ("enable-silent", enable_silent),
@@ -218,6 +251,10 @@ CHECKS: list[tuple[str, Callable[[Host], object]]] = [
     ("src-invalid", invalid(Status.SRC_ADDR_INVALID)),
     ("dst-invalid", invalid(Status.DST_ADDR_INVALID)),
     ("dma-hangs", dma_hangs),
+    ("bar-empty", empty(4)),
+    ("bar-empty=2", empty(2)),
+    ("window-off", window_off(4096)),
+    ("window-off=half", window_off(0x8_0000)),
     ("subrange-straight", straight),
     ("no-resource", no_resource),
     ("all-ones", all_ones),
