@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import re
 import socket
-import subprocess
 import sys
 
 from rcdrv.errors import HostError, RcdrvError, UsageError
 from rcdrv.function import Device, Function
 from rcdrv.wait import Cancel
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    import subprocess
 
 _BDF = re.compile(r"(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 
@@ -84,6 +87,8 @@ def default_address() -> str:
 
 def _spawn(spec: str) -> Device:
     """Start a software endpoint and connect to it over a socket that has no name."""
+    import subprocess
+
     from rcdrv.vfio_user.client import Client
 
     class Spawned(Client):
@@ -133,8 +138,10 @@ def _start_failure(spec: str, status: int, said: str, error: RcdrvError) -> Rcdr
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Its socket is closed, so it ends by itself; nothing may be left behind if it does not."""
+    from subprocess import TimeoutExpired
+
     try:
         process.wait(_SIM_END)
-    except subprocess.TimeoutExpired:
+    except TimeoutExpired:
         process.kill()
         process.wait()

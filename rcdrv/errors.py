@@ -6,7 +6,9 @@ wrong; ``hint`` names the cure. Anything else that escapes is a bug.
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class RcdrvError(Exception):

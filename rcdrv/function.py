@@ -15,15 +15,20 @@ import resource
 import select
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from types import TracebackType
-from typing import Protocol
 
 from rcdrv import pci
 from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow, Window
+from rcdrv.record import record
 from rcdrv.wait import MONOTONIC, Cancel, Clock, Deadline
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 CONFIG_REGION = 7
 """VFIO_PCI_CONFIG_REGION_INDEX; BAR n is region n (0-5), 6 is the expansion ROM."""
@@ -61,7 +66,7 @@ class SetIrqs(IntFlag):
     ACTION_TRIGGER = 32
 
 
-@dataclass(frozen=True)
+@record
 class Area:
     """A stretch of a region, in bytes from the region's start."""
 
@@ -69,7 +74,7 @@ class Area:
     size: int
 
 
-@dataclass(frozen=True)
+@record
 class RegionInfo:
     """What VFIO_DEVICE_GET_REGION_INFO says of one region."""
 

@@ -24,17 +24,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-import platform
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rcdrv.errors import AccessError
 
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
+    from typing import Any, Literal, Protocol
+
     from numpy.typing import NDArray
+else:
+    Protocol = object
 
 WIDTHS = (8, 16, 32, 64)
 """The access widths, in bits."""
@@ -520,7 +524,7 @@ def _find_barrier() -> Callable[[], object]:
     Where the system forbids such a page, membarrier(2) is the next best: its smp_mb() orders
     memory, which is enough for devices in the processor's own shareability domain.
     """
-    machine = platform.machine()
+    machine = os.uname().machine
     libc = ctypes.CDLL(None, use_errno=True)
     code = {
         "aarch64": bytes.fromhex("9f3f03d5c0035fd6"),

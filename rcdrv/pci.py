@@ -7,12 +7,12 @@ the names of ``include/uapi/linux/pci_regs.h``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from types import MappingProxyType
 
 from rcdrv.errors import EndpointError
 from rcdrv.mmio import Window
+from rcdrv.record import record
 
 BASE_CLASS_BRIDGE = 0x06
 CLASS_NO_MATCHING = 0xFF00
@@ -92,7 +92,7 @@ _EXT_NAMES: Mapping[int, str] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
+@record
 class Capability:
     """One entry of a capability list."""
 
@@ -108,7 +108,7 @@ class Capability:
         return names.get(self.id, f"capability {self.id:#x}")
 
 
-@dataclass(frozen=True)
+@record
 class Msi:
     """The MSI capability."""
 
@@ -119,7 +119,7 @@ class Msi:
     enabled: bool
 
 
-@dataclass(frozen=True)
+@record
 class Msix:
     """The MSI-X capability: where the table and the pending bits are."""
 
@@ -139,7 +139,7 @@ class Msix:
 _LINK_SPEEDS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 
 
-@dataclass(frozen=True)
+@record
 class Express:
     """The PCI Express capability."""
 
@@ -154,7 +154,7 @@ class Express:
     max_width: int
 
 
-@dataclass(frozen=True)
+@record
 class ResizableBar:
     """One BAR of the Resizable BAR capability."""
 
@@ -165,7 +165,7 @@ class ResizableBar:
     """The size in bytes that it has now."""
 
 
-@dataclass(frozen=True)
+@record
 class Bar:
     """One base address register, as config space describes it."""
 
@@ -405,7 +405,7 @@ def read_bars(config: ConfigSpace, sizes: Sequence[int]) -> tuple[Bar | None, ..
     return tuple(bars)
 
 
-@dataclass(frozen=True)
+@record
 class Part:
     """What is known of an endpoint by its ID: defaults, never a gate."""
 

@@ -139,7 +139,6 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
                 help=summary,
                 description=module.__doc__,
                 parents=[common_options(top=False)],
-                formatter_class=argparse.RawDescriptionHelpFormatter,
             )
             module.add_arguments(child)
         else:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from functools import cache
 
 from rcdrv.address import default_address, is_pci_address, open_function
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
@@ -15,11 +15,41 @@ from rcdrv.function import Function
 from rcdrv.verdict import classify
 from rcdrv.wait import Cancel
 
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Finds the terminal's width without :mod:`shutil`, whose import costs more than the parsing.
+
+    argparse makes a formatter for every option, whether help is asked for or not.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_terminal_width() - 2)
+
+
+@cache
+def _terminal_width() -> int:
+    """Columns, by the same rules as :func:`shutil.get_terminal_size`."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return 80
 
 
 class Parser(argparse.ArgumentParser):
     """Raises what it does not understand, so that it is reported as every other error is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", HelpFormatter)
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"{self.prog} --help")
@@ -165,6 +195,8 @@ class _Tracer:
 
 def print_json(document: dict[str, Any]) -> None:
     """The one JSON document of this run."""
+    import json
+
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")
 

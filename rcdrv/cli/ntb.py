@@ -248,7 +248,7 @@ def _ring(args: argparse.Namespace, vntb: Vntb) -> dict[str, Any]:
             f" BAR{doorbell.bar}+{doorbell.offset:#x}"
             + (f", {args.count} times" if args.count != 1 else "")
         )
-    return {"doorbell": asdict(doorbell), "rings": args.count, "verdict": "unverified"}
+    return {"doorbell": dict(vars(doorbell)), "rings": args.count, "verdict": "unverified"}
 
 
 def _mw(args: argparse.Namespace, vntb: Vntb) -> dict[str, Any]:

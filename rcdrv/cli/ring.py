@@ -28,6 +28,10 @@ from rcdrv.function import Function
 from rcdrv.verdict import NotPassed, Verdict
 from rcdrv.wait import Cancel
 
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    pass
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument

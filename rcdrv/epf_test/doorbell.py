@@ -7,13 +7,13 @@ doorbell lives is decided by ``drivers/pci/endpoint/pci-ep-msi.c``.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 
 from rcdrv.epf_test.driver import SETTLE, Answer, EpfTest
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function, IrqKind
 from rcdrv.mmio import Register, Window, barrier
+from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
 _ENABLE_HINT = (
@@ -22,7 +22,7 @@ _ENABLE_HINT = (
 )
 
 
-@dataclass(frozen=True)
+@record
 class Location:
     """Where a doorbell is, and what to write there."""
 

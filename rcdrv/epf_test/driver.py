@@ -7,7 +7,6 @@ How the endpoint takes and answers a command is ``pci_epf_test_cmd_handler()`` o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
@@ -27,6 +26,7 @@ from rcdrv.epf_test.registers import (
 from rcdrv.errors import UsageError
 from rcdrv.function import Function, Interrupts, IrqKind
 from rcdrv.mmio import Window, barrier
+from rcdrv.record import fresh, mutable_record
 from rcdrv.verdict import NotPassed, Reason, Verdict
 from rcdrv.wait import Deadline
 
@@ -67,7 +67,7 @@ class IrqChoice(Enum):
     POLL = "poll"
 
 
-@dataclass
+@mutable_record
 class Answer:
     """What came of one command, or of one ring."""
 
@@ -77,7 +77,7 @@ class Answer:
     """STATUS has IRQ_RAISED and one of the bits that belong to what was asked."""
     latency_ns: int | None = None
     """From the write to the answer as this program saw it; None without an answer."""
-    vectors: dict[int, int] = field(default_factory=dict)
+    vectors: dict[int, int] = fresh(factory=dict)
     """Interrupts that came with it: {vector, from 0: how often}."""
     interrupted: bool = False
     """Some interrupt came, with the answer or without."""

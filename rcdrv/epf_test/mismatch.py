@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from rcdrv.record import record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 _PAGE = 4096
 
 
-@dataclass(frozen=True)
+@record
 class Mismatch:
     """One comparison that failed."""
 

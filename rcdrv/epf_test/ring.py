@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from rcdrv.epf_test.doorbell import Doorbell, Location
 from rcdrv.epf_test.driver import Answer, EpfTest, find_register_bar
@@ -12,10 +10,12 @@ from rcdrv.epf_test.registers import Status
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import barrier
+from rcdrv.record import fresh, mutable_record, record
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
 
-class Ring(NamedTuple):
+@record
+class Ring:
     """One ring and its outcome."""
 
     number: int
@@ -30,7 +30,7 @@ class Ring(NamedTuple):
     failure: NotPassed | None
 
 
-@dataclass
+@mutable_record
 class RingReport:
     """All that is known after ringing; complete also when it ended with an exception."""
 
@@ -39,7 +39,7 @@ class RingReport:
     said: Location | None = None
     """Where the endpoint says that its doorbell is."""
     irq: str = "none"
-    rings: list[Ring] = field(default_factory=list)
+    rings: list[Ring] = fresh(factory=list)
     """Every ring, if :attr:`keep` says so; else only those that failed, at most 100."""
     keep: bool = True
     count: int = 0
@@ -100,7 +100,7 @@ class RingReport:
         return None
 
 
-@dataclass(frozen=True)
+@record
 class RingPlan:
     """What to do."""
 

@@ -7,7 +7,6 @@ Names, order and selection are those of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -17,6 +16,7 @@ from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.transfer import Direction, Placement
 from rcdrv.errors import DeviceLost, Interrupted, RcdrvError, UsageError
+from rcdrv.record import record
 from rcdrv.report.observer import Observer
 from rcdrv.report.result import CaseName, CaseResult, Run
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify
@@ -28,7 +28,7 @@ Body = Callable[[EpfTest, Progress], str]
 MSI_VECTORS, MSIX_VECTORS = 32, 2048
 
 
-@dataclass(frozen=True)
+@record
 class Case:
     """One test."""
 
@@ -37,7 +37,7 @@ class Case:
     summary: str
 
 
-@dataclass(frozen=True)
+@record
 class Options:
     """What can be varied within the cases."""
 
@@ -82,7 +82,10 @@ def vary_transfers(
     return Options(lambda _driver: placements)
 
 
-def cases(options: Options = Options()) -> tuple[Case, ...]:
+_DEFAULTS = Options()
+
+
+def cases(options: Options = _DEFAULTS) -> tuple[Case, ...]:
     """All cases, in the order of the kselftest."""
     found = []
     stretches = options.stretches

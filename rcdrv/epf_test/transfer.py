@@ -10,7 +10,6 @@ import contextlib
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from rcdrv.epf_test.driver import Answer, EpfTest
@@ -19,6 +18,7 @@ from rcdrv.epf_test.registers import Caps, Command, Flags, Reg, Status
 from rcdrv.errors import UsageError
 from rcdrv.function import DmaBuffer, PhysicalDma
 from rcdrv.mmio import barrier
+from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
 SIZES = (1, 1024, 1025, 1024000, 1024001)
@@ -46,7 +46,7 @@ class Direction(Enum):
     """Root complex to root complex, through the endpoint."""
 
 
-@dataclass(frozen=True)
+@record
 class _Kind:
     command: Command
     success: Status
@@ -70,7 +70,7 @@ def default_align(driver: EpfTest) -> int:
     return 1 if driver.caps & Caps.UNALIGNED_ACCESS else driver.part.align
 
 
-@dataclass(frozen=True)
+@record
 class Placement:
     """How much to transfer, and where the buffers begin."""
 

@@ -7,7 +7,6 @@ says is checked before it is used, and every wait has a bound.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rcdrv.epf_vntb.registers import (
     BLOCK_SIZE,
@@ -29,6 +28,7 @@ from rcdrv.epf_vntb.registers import (
 from rcdrv.errors import DeviceLost, UsageError
 from rcdrv.function import DmaBuffer, Function, Interrupts, IrqKind
 from rcdrv.mmio import Window, barrier
+from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict
 from rcdrv.wait import Deadline
 
@@ -41,7 +41,7 @@ _POLL = 0.0005
 _LOOK_AT_EP = "on the endpoint: is pci-epf-vntb bound and started, and what does its dmesg say?"
 
 
-@dataclass(frozen=True)
+@record
 class Doorbell:
     """One doorbell of the endpoint's, checked: where to write what."""
 

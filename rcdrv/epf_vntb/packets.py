@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from rcdrv.record import record
 
 BROADCAST = b"\xff" * 6
 _ARP, _IPV4 = 0x0806, 0x0800
@@ -27,7 +28,7 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-@dataclass(frozen=True)
+@record
 class EchoReply:
     """An ICMP echo reply to us."""
 

@@ -11,7 +11,6 @@ import os
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rcdrv.epf_vntb.driver import Doorbell, Vntb
 from rcdrv.epf_vntb.packets import OVERHEAD, EchoReply, Station
@@ -20,6 +19,7 @@ from rcdrv.epf_vntb.registers import MAX_WINDOWS
 from rcdrv.errors import UsageError
 from rcdrv.function import DmaBuffer
 from rcdrv.mmio import barrier
+from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason
 from rcdrv.wait import Deadline
 
@@ -42,7 +42,7 @@ _RETRY = 0.01
 _LARGEST_WINDOW = 1 << 30
 
 
-@dataclass(frozen=True)
+@record
 class Ring:
     """How a queue pair's share of a window is cut (ntb_transport_setup_qp_mw)."""
 

@@ -7,11 +7,11 @@ makes no sense is None, 0 or empty: a function may go away at any moment, and en
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from rcdrv import pci
 from rcdrv.errors import HostError
+from rcdrv.record import record
 from rcdrv.vfio.sysfs import DRIVER, Paths, driver_of, group_members, holders
 
 _BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
@@ -28,14 +28,14 @@ _IORESOURCE_MEM_64 = 0x100000
 _IORESOURCE_UNSET = 0x20000000
 
 
-@dataclass(frozen=True)
+@record
 class HostPaths(Paths):
     """:class:`~rcdrv.vfio.sysfs.Paths`, and a place for notes that a reboot forgets."""
 
     run: Path = Path("/run")
 
 
-@dataclass(frozen=True)
+@record
 class HostBar:
     """One BAR, as the kernel has assigned it."""
 
@@ -48,7 +48,7 @@ class HostBar:
     prefetchable: bool
 
 
-@dataclass(frozen=True)
+@record
 class Link:
     """A PCI Express link, seen from one of its ends."""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+from rcdrv.record import fresh, mutable_record, record
 from rcdrv.verdict import Reason, Verdict
 
 
-@dataclass(frozen=True)
+@record
 class CaseName:
     """A test's name, in the three parts that the kernel's kselftest harness gives it."""
 
@@ -20,7 +19,7 @@ class CaseName:
         return ".".join(part for part in (self.fixture, self.variant, self.test) if part)
 
 
-@dataclass(frozen=True)
+@record
 class CaseResult:
     """What one case came to."""
 
@@ -38,7 +37,7 @@ class CaseResult:
     seconds: float = 0.0
 
 
-@dataclass
+@mutable_record
 class Run:
     """All results of a run, in order."""
 
@@ -47,7 +46,7 @@ class Run:
     description: str = ""
     """What it is: part, ID, how its interrupts come."""
     planned: tuple[CaseName, ...] = ()
-    results: list[CaseResult] = field(default_factory=list)
+    results: list[CaseResult] = fresh(factory=list)
 
     def count(self, *verdicts: Verdict) -> int:
         return sum(result.verdict in verdicts for result in self.results)

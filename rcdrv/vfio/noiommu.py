@@ -19,11 +19,11 @@ import os
 import re
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rcdrv.errors import HostError, UsageError
 from rcdrv.function import PhysicalDma
+from rcdrv.record import mutable_record
 from rcdrv.vfio import uapi
 from rcdrv.vfio.device import VfioDevice
 from rcdrv.vfio.group import Container, check_container, device_fd
@@ -48,7 +48,7 @@ Locate = Callable[[mmap.mmap], tuple[int, int]]
 """Where memory lies: its physical address, and how many bytes are contiguous from there."""
 
 
-@dataclass
+@mutable_record
 class _Block:
     """Contiguous memory, kept by its file; each use of it has a mapping of its own."""
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from rcdrv.errors import HostError, UsageError
+from rcdrv.record import record
 
 DRIVER = "vfio-pci"
 
 
-@dataclass(frozen=True)
+@record
 class Paths:
     """Where the kernel's file systems are mounted. Tests put a made-up host there."""
 

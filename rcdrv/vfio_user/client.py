@@ -8,15 +8,19 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 from rcdrv.errors import DeviceLost, HostError
 from rcdrv.function import Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.record import record
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.wire import Command, Connection, DmaFlag, Message, ProtocolError, Refused
 from rcdrv.wait import Deadline
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    _T = TypeVar("_T")
 
 _MAX_REGIONS, _MAX_IRQS = 100, 50
 """More than any PCI device has; the limits of QEMU's hw/vfio-user/device.c."""
@@ -35,7 +39,7 @@ _REGION_INFO_ROOM = (4096, 65536)
 _SERVER_HINT = "is it a vfio-user server? one is started with: rcdrv sim PRESET --socket PATH"
 
 
-@dataclass(frozen=True)
+@record
 class _Region:
     info: RegionInfo
     fd: int
@@ -76,7 +80,7 @@ class Client:
             raise
 
     @classmethod
-    def connect(cls, path: str | Path, timeout: float = 5.0) -> Client:
+    def connect(cls, path: str | os.PathLike[str], timeout: float = 5.0) -> Client:
         """Connect to the server that listens at ``path``.
 
         :raises HostError: nothing there, no permission, nobody listens, not a vfio-user server
@@ -531,9 +535,6 @@ class Client:
         self._regions.clear()
         self._memory.clear()
         self._connection.close()
-
-
-_T = TypeVar("_T")
 
 
 def _connect_error(address: str, error: OSError) -> HostError:

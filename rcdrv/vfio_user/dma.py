@@ -8,8 +8,8 @@ import fcntl
 import mmap
 import os
 import stat
-from dataclasses import dataclass
 
+from rcdrv.record import record
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.served import DmaFault
 from rcdrv.vfio_user.wire import DmaFlag, Refused
@@ -55,7 +55,7 @@ class SharedFile:
         self._memory.close()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Mapping:
     """``size`` bytes at ``address``, from ``offset`` of ``file``; None: reached by messages."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from rcdrv.errors import RcdrvError
 from rcdrv.function import Area, IrqKind, RegionFlag
+from rcdrv.record import record
 
 
 class DmaFault(RcdrvError):
@@ -17,12 +17,12 @@ class DmaFault(RcdrvError):
     """
 
 
-@dataclass(frozen=True)
+@record
 class ServedRegion:
     """One region of a served device."""
 
     size: int = 0
-    flags: RegionFlag = RegionFlag(0)  # noqa: RUF009 - an immutable value
+    flags: RegionFlag = RegionFlag(0)
     areas: tuple[Area, ...] = ()
     """The parts that a client may map. Everything else arrives as read() and write()."""
     fd: int = -1

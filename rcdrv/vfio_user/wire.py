@@ -16,12 +16,12 @@ import os
 import select
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from struct import Struct
 
 from rcdrv.errors import EndpointError, RcdrvError
 from rcdrv.function import Area, RegionFlag
+from rcdrv.record import fresh, mutable_record, record
 from rcdrv.wait import Deadline
 
 MAJOR, MINOR = 0, 0
@@ -102,7 +102,7 @@ NO_REPLY = 0x10
 ERROR = 0x20
 
 
-@dataclass(slots=True)
+@mutable_record
 class Message:
     """One message as it arrived. It owns ``fds`` until somebody takes them out of the list."""
 
@@ -111,7 +111,7 @@ class Message:
     flags: int
     error: int
     body: bytes
-    fds: list[int] = field(default_factory=list)
+    fds: list[int] = fresh(factory=list)
     fds_lost: bool = False
     """More file descriptors came than are taken, or than this process may have open."""
 
@@ -173,7 +173,7 @@ CAP_SPARSE_MMAP = 1
 """VFIO_REGION_INFO_CAP_SPARSE_MMAP"""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Capabilities:
     """What a side can do; the defaults are what the specification says of a silent one."""
 
@@ -223,7 +223,7 @@ OURS = Capabilities(
 """What both our sides announce."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Version:
     """VERSION, request and reply."""
 
@@ -253,7 +253,7 @@ class DmaFlag(IntFlag):
     WRITE = 2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DmaMap:
     """DMA_MAP: ``size`` bytes at bus address ``address``, found at ``offset`` of the file."""
 
@@ -276,7 +276,7 @@ UNMAP_ALL = 2
 """VFIO_DMA_UNMAP_FLAG_*"""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DmaUnmap:
     """DMA_UNMAP, request and reply."""
 
@@ -297,7 +297,7 @@ DEVICE_RESET_FLAG, DEVICE_PCI_FLAG = 1, 2
 """VFIO_DEVICE_FLAGS_*"""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceInfo:
     """DEVICE_GET_INFO; a request has zeroes."""
 
@@ -314,7 +314,7 @@ class DeviceInfo:
         return cls(*_DEVICE_INFO.unpack_from(data)[1:])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RegionInfoRequest:
     """The request of DEVICE_GET_REGION_INFO; ``argsz`` is the room for the reply's body."""
 
@@ -331,7 +331,7 @@ class RegionInfoRequest:
         return cls(fields[2], fields[0])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RegionInfo:
     """The reply to DEVICE_GET_REGION_INFO."""
 
@@ -406,7 +406,7 @@ class IrqFlag(IntFlag):
     NORESIZE = 8
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IrqInfo:
     """DEVICE_GET_IRQ_INFO; in a request only ``index`` counts."""
 
@@ -424,7 +424,7 @@ class IrqInfo:
         return cls(index, flags, count)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IrqSet:
     """DEVICE_SET_IRQS; ``data`` has one boolean byte a vector with DATA_BOOL, else nothing."""
 
@@ -445,7 +445,7 @@ class IrqSet:
         return cls(flags, index, start, count, data[_IRQ_SET.size :])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RegionAccess:
     """REGION_READ and REGION_WRITE. The request of a write and the reply to a read have data."""
 
@@ -466,7 +466,7 @@ class RegionAccess:
         return cls(offset, region, count, data[_REGION_ACCESS.size :])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DmaAccess:
     """DMA_READ and DMA_WRITE. The request of a write and the reply to a read have data."""
 
@@ -490,7 +490,7 @@ MULTI_WRITE_SIZE = _WRITE_ONE.size
 """Bytes that one write takes in REGION_WRITE_MULTI."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WriteMulti:
     """REGION_WRITE_MULTI: writes of 1 to 8 bytes each, done in order."""
 

@@ -1,0 +1,93 @@
+"""The classes that :mod:`rcdrv.record` makes behave as data classes do."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import ClassVar
+
+import pytest
+
+from rcdrv.record import fresh, mutable_record, record
+
+
+@record
+class Place:
+    """Two fields, one with a default."""
+
+    bar: int
+    offset: int = 0
+    unit: ClassVar[int] = 4
+
+    @property
+    def word(self) -> int:
+        return self.offset // self.unit
+
+
+@record
+class Named(Place):
+    """One field more than its base."""
+
+    name: str = "?"
+
+
+@mutable_record
+class Log:
+    """Fills up as it goes."""
+
+    title: str
+    lines: list[str] = fresh(factory=list)
+
+
+def test_fields_come_by_position_by_name_and_by_default() -> None:
+    assert (Place(1).bar, Place(1).offset) == (1, 0)
+    assert Place(1, 8) == Place(offset=8, bar=1)
+    assert Place(1, 8).word == 2
+    assert Named(1, name="x") == Named(1, 0, "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [((), {}), ((1, 2, 3), {}), ((1,), {"bar": 2}), ((1,), {"depth": 2}), ((), {"offset": 1})],
+)
+def test_fields_that_do_not_fit_are_refused(values: tuple[int, ...], named: dict[str, int]) -> None:
+    with pytest.raises(TypeError, match="Place"):
+        Place(*values, **named)
+
+
+def test_values_compare_by_class_and_fields() -> None:
+    assert Place(1, 2) != Place(1, 3)
+    assert Place(1) != Named(1)
+    assert hash(Place(1, 2)) == hash(Place(1, 2))
+    assert {Place(1): "a"}[Place(1, 0)] == "a"
+    assert repr(Named(1, 2, "x")) == "Named(bar=1, offset=2, name='x')"
+
+
+def test_a_record_cannot_be_changed() -> None:
+    place = Place(1)
+    with pytest.raises(AttributeError, match=r"Place\.bar"):
+        place.bar = 2  # type: ignore[misc]
+    with pytest.raises(AttributeError, match=r"Place\.bar"):
+        del place.bar
+    assert place == Place(1)
+
+
+def test_records_survive_copies_and_other_processes() -> None:
+    for one in (Named(1, 2, "x"), Log("a", ["b"])):
+        assert pickle.loads(pickle.dumps(one)) == one
+        assert copy.deepcopy(one) == one
+
+
+def test_a_mutable_record_shares_nothing_and_has_no_hash() -> None:
+    one, other = Log("a"), Log("a")
+    one.lines.append("x")
+    assert other.lines == []
+    assert one != other
+    with pytest.raises(TypeError):
+        hash(one)
+
+
+def test_patterns_match_by_position() -> None:
+    match Named(1, 2, "x"):
+        case Named(bar, offset, name):
+            assert (bar, offset, name) == (1, 2, "x")
