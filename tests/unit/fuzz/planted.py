@@ -72,9 +72,9 @@ def endpoint_keeps_status(patch: Patch) -> None:
     """STATUS is not cleared when a command is taken."""
     handler, swallows = EndpointFunction._cmd_handler, EndpointFunction._swallows
 
-    def note(self: Any) -> Iterator[float]:
+    def note(self: Any, command: int, irq_type: int) -> Iterator[float]:
         self.kept = self._regs.read32(Register.STATUS)
-        return handler(self)
+        return handler(self, command, irq_type)
 
     def restore(self: Any, command: int, irq_type: int) -> str:
         self._set_status(self.kept)
