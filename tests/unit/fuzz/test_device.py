@@ -247,6 +247,7 @@ ALLOWED = {
     "slow": "within the time-out",
     "doorbell-late": "within the time-out",
     "enable-fail": "as an endpoint without any doorbell answers",
+    "bar-empty": "as a host that has no room for a BAR sees it",
     "no-resource": "as a controller with few inbound windows answers",
 }
 # Found, by the kind of finding; the least steps that show it.
