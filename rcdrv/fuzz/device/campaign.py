@@ -20,6 +20,7 @@ from rcdrv.fuzz.device.draw import Draw
 from rcdrv.fuzz.device.harm import check_sense, harm_of
 from rcdrv.fuzz.device.model import Model, Wrong
 from rcdrv.fuzz.device.session import Opener, Session
+from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import Irq, Step
 from rcdrv.fuzz.direct import Direct, Hang
 from rcdrv.sim.access_log import AccessLog
@@ -32,6 +33,9 @@ STEPS = 30
 
 LONGEST = 600.0
 """Virtual seconds after which a sequence hangs: all waits in it are bounded."""
+
+_CONFIRM = 5
+"""How often a finding is done again to see it again."""
 
 _MOST_TRIES = 400
 """Sequences tried to make a finding short."""
@@ -96,27 +100,6 @@ class Options:
         if self.irq is not IrqChoice.AUTO:
             words.append(f"--irq={self.irq.value}")
         return words
-
-
-@dataclass(frozen=True)
-class Found:
-    """A sequence whose last step comes to what it must not."""
-
-    steps: tuple[Step, ...]
-    """None where the endpoint could not even be made ready for the first one."""
-    kind: str
-    """What is wrong, in a word or two; the same for whatever shows the same."""
-    message: str
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """By which it is known again: the last step's verb, and what is wrong with it."""
-        return self.steps[-1].verb if self.steps else "", self.kind
-
-    @property
-    def lost(self) -> bool:
-        """The device is gone."""
-        return self.kind == "device-lost"
 
 
 @dataclass
@@ -252,9 +235,9 @@ class DeviceFuzzer:
 
     def _shorten(self, found: Found) -> tuple[Found, bool]:
         """Without what it takes no part in; and whether it could not be seen again."""
-        tries, begun = 0, time.monotonic()
+        tries, begun, repeats = 0, time.monotonic(), _CONFIRM
 
-        def shows(steps: Sequence[Step]) -> Found | None:
+        def once(steps: Sequence[Step]) -> Found | None:
             nonlocal tries
             tries += 1
             if tries > _MOST_TRIES or time.monotonic() - begun > _MOST_SECONDS:
@@ -265,64 +248,15 @@ class DeviceFuzzer:
                 return None  # without the rest it makes no sense, or may harm
             return again if again is not None and again.key == found.key else None
 
+        def shows(steps: Sequence[Step]) -> Found | None:
+            return next(filter(None, (once(steps) for _ in range(repeats))), None)
+
         first = shows(found.steps)
         if first is None:
             return found, True
-        found = first
-        size = len(found.steps) // 2
-        while size:
-            found = _leave_out(found, size, shows)
-            size //= 2
-        changed = True
-        while changed:
-            changed = False
-            for index in range(len(found.steps)):
-                for simpler in _simpler(found.steps[index]):
-                    steps = (*found.steps[:index], simpler, *found.steps[index + 1 :])
-                    less = shows(steps)
-                    if less is not None and len(less.steps) <= len(steps):
-                        found, changed = less, True
-                        break
-                if changed:
-                    break
-            found = _leave_out(found, 1, shows) if changed else found
-        return found, False
-
-
-def _leave_out(found: Found, size: int, shows: Callable[[Sequence[Step]], Found | None]) -> Found:
-    """Each run of ``size`` steps, the last ones first; the very last one stays."""
-    end = len(found.steps) - 1
-    while end > 0:
-        start = max(0, end - size)
-        fewer = shows(found.steps[:start] + found.steps[end:])
-        if fewer is not None:
-            found = fewer
-        end = min(start, len(found.steps) - 1)
-    return found
-
-
-def _simpler(step: Step) -> Iterator[Step]:
-    """It with one argument less, or a plainer one."""
-    if step.irq is not None:
-        yield step.but(irq=None)
-        if step.irq.number > 1:
-            yield step.but(irq=Irq(step.irq.choice))
-    for key, plain in (("stale", 0), ("flags", 0), ("dma", False), ("shift", 0), ("bad", False)):
-        if getattr(step, key) != plain:
-            yield step.but(**{key: plain})
-    simple = {"count": (1, 2), "size": (1, 64, 1024), "value": (1,), "bar": (1, 2, 6)}
-    for key, values in simple.items():
-        yield from (step.but(**{key: v}) for v in values if v < getattr(step, key))
-    if step.verb in ("peek", "poke"):
-        if step.offset:
-            yield step.but(offset=0)
-        for width in (8, 16, 32):
-            if width < step.width:
-                yield step.but(width=width, value=step.value & (1 << width) - 1)
-    for key in ("stale", "flags"):
-        bits = getattr(step, key)
-        if bits & (bits - 1):
-            yield step.but(**{key: bits & -bits})
+        # What is seen now and then only has to be looked for as often as it took.
+        found, repeats = first, tries
+        return shorten(found, shows), False
 
 
 def _found(steps: Sequence[Step], kind: str, message: str) -> Found:

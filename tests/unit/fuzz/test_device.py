@@ -28,6 +28,7 @@ from rcdrv.fuzz.device.draw import Draw
 from rcdrv.fuzz.device.harm import CLASSES
 from rcdrv.fuzz.device.model import Facts, Model
 from rcdrv.fuzz.device.session import Session
+from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import VERBS, Step, parse_step
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.faults import FAULTS
@@ -118,6 +119,7 @@ def test_every_step_is_written_and_read_back() -> None:
     """All that a campaign draws, what is harmful included."""
     with Session(Software(load_layout("generic")).open) as session:
         model = Model(session.facts, session.registers())
+    model.doorbell_bar = 1
     draw = Draw(random.Random(0), CLASSES)
     steps = [draw.next(model) for _ in range(2000)]
     assert {step.verb for step in steps} >= {"db_bar", "disable", "copy", "poke"}
@@ -347,6 +349,23 @@ def test_what_is_not_seen_again_is_said_and_kept_whole() -> None:
     assert done.found is not None
     assert done.found.steps[-1].verb == "clear"
     software.close()
+
+
+def test_what_only_goes_together_is_left_out_together() -> None:
+    """The two commands of a doorbell in between: neither may go alone."""
+
+    def shows(steps: Sequence[Step]) -> Found | None:
+        verbs = [step.verb for step in steps]
+        together = verbs.count("enable") == verbs.count("disable")
+        shown = together and "setup" in verbs and verbs[-1] == "peek"
+        return Found(tuple(steps), "memory", "") if shown else None
+
+    texts = ["raise", "setup,bar=5", "enable,irq=msi:7", "raise", "disable", "raise"]
+    steps = [parse_step(text) for text in [*texts, "peek,bar=5,offset=8,width=64"]]
+    found = shows(steps)
+    assert found is not None
+    short = shorten(found, shows).steps
+    assert [str(step) for step in short] == ["setup,bar=1", "peek,bar=1,offset=0,width=8"]
 
 
 def test_facts_of_a_preset() -> None:

@@ -1,0 +1,83 @@
+"""`rcdrv fuzz device`, and many vectors, through the kernel's VFIO."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.lab.conftest import FAULTY, VECTORS_64
+from tools.lab.channel import Result
+from tools.lab.endpoint import Endpoint
+from tools.lab.guest import Guest
+
+
+def by_spec(guest: Guest, spec: str) -> Endpoint:
+    (found,) = [endpoint for endpoint in guest.endpoints if endpoint.spec == spec]
+    return found
+
+
+def fuzz(guest: Guest, endpoint: Endpoint, *arguments: str) -> Result:
+    return guest.run(
+        ["rcdrv", "fuzz", "device", "--device", endpoint.address, "--json", *arguments],
+        timeout=300,
+    )
+
+
+def noted(endpoint: Endpoint, start: int) -> list[dict[str, Any]]:
+    lines = endpoint.access_log.read_text().splitlines()
+    return [json.loads(line) for line in lines[start:]]
+
+
+def check_nothing_is_found(guest: Guest, spec: str, *arguments: str) -> None:
+    """Nor anything done that could harm, nor anything left behind."""
+    endpoint = by_spec(guest, spec)
+    start = len(endpoint.access_log.read_text().splitlines())
+    result = fuzz(guest, endpoint, "--examples", "2", *arguments)
+    document = json.loads(result.stdout)
+    assert (result.status, document["finding"]) == (0, None), result
+    assert document["steps"] > 60
+    log = noted(endpoint, start)
+    events = [line["event"] for line in log if "event" in line]
+    assert events.count("command") > 40
+    assert not {"harm", "oops", "stray"} & set(events)
+    shows = {line["bar"]: line["shows"] for line in log if line.get("event") == "inbound"}
+    assert set(shows.values()) <= {"memory"}
+
+
+@pytest.mark.parametrize("spec", ["rk3588", "generic"])
+def test_nothing_is_found(guest_x86_64: Guest, spec: str) -> None:
+    check_nothing_is_found(guest_x86_64, spec)
+
+
+def test_nothing_is_found_on_arm64(guest_aarch64: Guest) -> None:
+    check_nothing_is_found(guest_aarch64, "generic", "--irq", "poll")
+
+
+def test_a_fault_is_found_and_its_script_shows_it(guest_x86_64: Guest) -> None:
+    result = fuzz(guest_x86_64, by_spec(guest_x86_64, FAULTY), "--steps", "12")
+    document = json.loads(result.stdout)
+    assert result.status == 1, result
+    lines = document["script"].splitlines()
+    assert [line.strip().partition(",")[0] for line in lines[-2:]] == ["setup", "peek"]
+    guest_x86_64.put("/tmp/finding.sh", document["script"].encode())
+    shown = guest_x86_64.run(["sh", "/tmp/finding.sh"])
+    assert shown.status == 1, shown
+    assert document["finding"] in shown.stdout
+    healthy = by_spec(guest_x86_64, "generic").address
+    again = guest_x86_64.run(["sh", "/tmp/finding.sh"], env={"RCDRV_DEVICE": healthy})
+    assert again.status == 0, again
+
+
+def test_64_vectors_fire_each(guest_x86_64: Guest) -> None:
+    endpoint = by_spec(guest_x86_64, VECTORS_64)
+    result = guest_x86_64.run(
+        ["rcdrv", "test", "MSIX_TEST", "--json", "--device", endpoint.address], timeout=120
+    )
+    (only,) = json.loads(result.stdout)["results"]
+    # A skip, as the kselftest does at the first vector that is not there.
+    assert (only["verdict"], only["reason"]) == ("skip", "no-vectors"), result
+    assert only["message"] == "MSI-X65 is disabled; all 64 before it passed"
+    raised = [line["number"] for line in noted(endpoint, 0) if line.get("event") == "interrupt"]
+    assert raised == list(range(1, 65))
