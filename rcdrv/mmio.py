@@ -249,6 +249,7 @@ class MappedWindow(Window):
         }
         self._words = self._views[32]
         self._registers: dict[int, memoryview] = {}
+        self._arrays: dict[int, NDArray[Any]] = {}
 
     def read(self, width: int, offset: int) -> int:
         self._check(width, offset)
@@ -300,9 +301,14 @@ class MappedWindow(Window):
             pass
 
     def _array(self, width: int, offset: int, count: int) -> NDArray[Any]:
-        import numpy
+        step = width // 8
+        if width not in self._arrays:
+            import numpy
 
-        return numpy.frombuffer(self._bytes, dtype=f"<u{width // 8}", count=count, offset=offset)
+            self._arrays[width] = numpy.frombuffer(
+                self._bytes, dtype=f"<u{step}", count=self.size // step
+            )
+        return self._arrays[width][offset // step : offset // step + count]
 
     def read_block(self, offset: int, size: int) -> bytes:
         words = size // 4
@@ -357,6 +363,7 @@ class MappedWindow(Window):
             return
         self.size = 0
         # A traceback may still hold an array on it: then the mapping goes with that.
+        self._arrays.clear()
         with contextlib.suppress(BufferError):
             for view in (*self._registers.values(), *self._views.values()):
                 view.release()

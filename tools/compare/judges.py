@@ -119,7 +119,7 @@ def left_out(preset: str) -> tuple[str, ...]:
 
 def judge_by_kernel(guest: Guest, endpoint: Endpoint) -> Judgement:
     """The unmodified driver, through the unmodified kselftest."""
-    _hand_over(guest, endpoint, DRIVER)
+    hand_over(guest, endpoint, DRIVER)
     _must(guest.run(["test", "-c", NODE]), f"find {NODE}")
     guest.run(["dmesg", "-c"])
     options = [part for variant in left_out(endpoint.spec) for part in ("-V", variant)]
@@ -127,7 +127,7 @@ def judge_by_kernel(guest: Guest, endpoint: Endpoint) -> Judgement:
     tap = stamped(guest.run(argv, timeout=TIMEOUT).stdout)
     process = _seconds(guest)
     log = guest.run(["dmesg", "-c"]).stdout.splitlines()
-    _hand_over(guest, endpoint, VFIO)
+    hand_over(guest, endpoint, VFIO)
     return Judgement(from_tap(tap), process, tuple(line for line in log if DRIVER in line))
 
 
@@ -151,7 +151,7 @@ def _seconds(guest: Guest) -> float:
     return float(guest.get(_SECONDS).split()[-1])
 
 
-def _hand_over(guest: Guest, endpoint: Endpoint, driver: str) -> None:
+def hand_over(guest: Guest, endpoint: Endpoint, driver: str) -> None:
     script = ["sh", "-ec", _HAND_OVER, "hand-over", endpoint.address, driver]
     _must(guest.run(script), f"give {endpoint.spec} at {endpoint.address} to {driver}")
 

@@ -1,0 +1,89 @@
+"""Measure rcdrv against bare Python, C and the kernel's driver, all in this run.
+
+Prints one table, with each target and whether it is met, and writes it as JSON. The exit status
+says whether it could be measured; on a busy machine a target may be missed for that alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rcdrv.errors import RcdrvError
+from tools.bench import access, growth, lab, native, programs, render, rings
+from tools.bench.measure import Cost, Row
+from tools.lab.errors import LabError
+
+STATUS_LAB = 125
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and return the exit status."""
+    options = _parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except LabError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return STATUS_LAB
+    except RcdrvError as error:
+        print(f"bench: {error.message}", file=sys.stderr)
+        return error.exit_status
+
+
+def _run(options: argparse.Namespace) -> int:
+    rows: list[Row] = []
+    costs: list[Cost] = []
+    load = os.getloadavg()[0]
+    quick = options.quick
+    with tempfile.TemporaryDirectory(prefix="rcdrv-bench-") as folder:
+        library = native.build(Path(folder))
+        _collect("accesses", rows, access.rows(native.Native(library), quick=quick))
+        _collect("rings", rows, rings.rows(quick=quick))
+        _collect("programs", rows, programs.rows(quick=quick))
+        if options.lab:
+            _collect("the lab", rows, lab.rows(library, quick=quick))
+        _collect("growth", costs, growth.costs(quick=quick))
+    loads = (load, os.getloadavg()[0])
+    print(render.heading(loads))
+    print(render.table(rows))
+    print(render.growth(costs), end="")
+    if options.json:
+        document = render.document(rows, costs, loads)
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+def _collect(
+    what: str, into: list[Row] | list[Cost], found: Iterable[Row] | Iterable[Cost]
+) -> None:
+    start = time.monotonic()
+    into.extend(found)  # type: ignore[arg-type]  # both of the same kind
+    print(f"bench: {what} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m tools.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller sizes")
+    parser.add_argument(
+        "--no-lab",
+        dest="lab",
+        action="store_false",
+        help="leave out what needs the kernel's VFIO and driver",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

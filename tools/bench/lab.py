@@ -1,0 +1,136 @@
+"""In the lab guest: rcdrv, C and the kernel's own driver on the same endpoint, in one boot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+
+from tools.bench import inside
+from tools.bench.measure import NO_SLOWER, Kind, Row, Target, compared
+from tools.bench.native import LIBRARY
+from tools.compare import judges
+from tools.lab.endpoint import Endpoint
+from tools.lab.errors import LabError
+from tools.lab.guest import Guest
+
+PRESET = "generic"  # everything passes there, so nobody waits for what does not come
+_HOME = "/opt/bench"
+_TICK = "both wait for two ticks of the endpoint; the rest is Python in an emulated processor"
+_PYTHON = "the guest's processor is emulated, so Python costs many times what it costs on metal"
+
+Samples = Mapping[str, list[float]]
+
+
+def rows(library: Path, *, quick: bool) -> Iterator[Row]:
+    """All that needs the kernel's VFIO or the kernel's driver.
+
+    :raises LabError: the lab does not start
+    """
+    with judges.laboratory([PRESET]) as guest:
+        judges.prepare(guest)
+        (endpoint,) = guest.endpoints
+        _bring(guest, library)
+        rounds = 1 if quick else 3
+        ours: dict[str, list[float]] = {}
+        kernel: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            _add(kernel, _by_kernel(guest, endpoint))
+            _add(ours, _work(guest, "rcdrv", endpoint.address, "1"))
+        yield from _rings(ours)
+        yield from _against_kernel(ours, kernel)
+        timing = judges.measure(guest, endpoint, rounds)
+    for what, mine, theirs in (
+        ("the 23 cases, in the cases", timing.rcdrv.cases, timing.kernel.cases),
+        ("the 23 cases, whole process", timing.rcdrv.process, timing.kernel.process),
+    ):
+        yield compared(what, "s", [mine], "the kselftest", [theirs], NO_SLOWER, _SUITE)
+
+
+_SUITE = "rcdrv looks for a second interrupt after each case, and starts an interpreter"
+
+
+def _rings(ours: Samples) -> Iterator[Row]:
+    for how in ("interrupt", "spin", "poll"):
+        yield _row(
+            f"ring to answer, {how}", "us", ours[f"ring {how}"], f"C, {how}", ours[f"C ring {how}"]
+        )
+
+
+def _against_kernel(ours: Samples, kernel: Samples) -> Iterator[Row]:
+    kernels = "the kernel's driver"
+    yield _row(
+        "DOORBELL_TEST",
+        "ms",
+        ours["doorbell cycle"],
+        kernels,
+        kernel["doorbell cycle"],
+        NO_SLOWER,
+        _TICK,
+    )
+    yield _row("raise MSI", "ms", ours["raise MSI"], kernels, kernel["raise MSI"], None)
+    size = int(ours["BAR bytes"][0])
+    what = f"BAR_TEST of {size >> 10} KiB"
+    yield _row(what, "ms", ours["BAR"], kernels, kernel["BAR"], None, _PYTHON)
+    yield _row(
+        what,
+        "ms",
+        ours["BAR"],
+        "C, the same mapping",
+        ours["C BAR"],
+        Target(Kind.RATE, 0.7),
+        _PYTHON,
+    )
+    for direction in ("READ", "WRITE", "COPY"):
+        yield _row(
+            f"{direction} of {inside.SIZE} bytes", "ms", ours[direction], kernels, kernel[direction]
+        )
+
+
+def _row(
+    what: str,
+    unit: str,
+    ours: list[float],
+    against: str,
+    theirs: list[float],
+    target: Target | None = None,
+    because: str = "",
+) -> Row:
+    """Medians of the samples, as the two did not take turns one by one."""
+    scale = {"us": 1e3, "ms": 1e6}[unit]
+    mine, other = ([median(samples) / scale] for samples in (ours, theirs))
+    return compared(f"{what}, in the guest", unit, mine, against, other, target, because)
+
+
+def _bring(guest: Guest, library: Path) -> None:
+    here = Path(__file__).parent
+    for name in ("__init__.py", "native.py", "inside.py"):
+        guest.put(f"{_HOME}/tools/bench/{name}", (here / name).read_bytes())
+    guest.put(f"{_HOME}/tools/__init__.py", b"")
+    guest.put(f"{_HOME}/tools/bench/{LIBRARY}", library.read_bytes())
+
+
+def _by_kernel(guest: Guest, endpoint: Endpoint) -> dict[str, list[float]]:
+    judges.hand_over(guest, endpoint, judges.DRIVER)
+    try:
+        return _work(guest, "kernel", "1")
+    finally:
+        judges.hand_over(guest, endpoint, judges.VFIO)
+
+
+def _work(guest: Guest, *arguments: str) -> dict[str, list[float]]:
+    result = guest.run(
+        ["python3", "-m", "tools.bench.inside", *arguments],
+        env={"PYTHONPATH": f"{_HOME}:/opt/rcdrv"},
+        timeout=180,
+    )
+    if result.status:
+        raise LabError(f"the measurement in the guest failed: {result.stderr}")
+    found: dict[str, list[float]] = json.loads(result.stdout)
+    return found
+
+
+def _add(all_: dict[str, list[float]], more: Mapping[str, list[float]]) -> None:
+    for name, samples in more.items():
+        all_.setdefault(name, []).extend(samples)

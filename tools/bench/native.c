@@ -1,0 +1,90 @@
+/*
+ * The loops that rcdrv is measured against. Every access is volatile, so that each is one load or
+ * one store of 32 bits, as rcdrv's are. Times are nanoseconds.
+ */
+#include <poll.h>
+#include <stdint.h>
+#include <time.h>
+#include <unistd.h>
+
+static uint64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000ull + time.tv_nsec;
+}
+
+/* The same word, so many times. */
+uint64_t stores(volatile uint32_t *word, uint32_t value, uint64_t count)
+{
+	uint64_t start = now();
+
+	for (uint64_t i = 0; i < count; i++)
+		*word = value;
+	return now() - start;
+}
+
+uint64_t loads(volatile uint32_t *word, uint64_t count)
+{
+	uint64_t start = now();
+
+	for (uint64_t i = 0; i < count; i++)
+		(void)*word;
+	return now() - start;
+}
+
+/* All words of a BAR, and back; adds to *wrong how many are not what was written. */
+uint64_t fill_and_verify(volatile uint32_t *words, uint32_t value, uint64_t count, uint64_t *wrong)
+{
+	uint64_t start = now();
+
+	for (uint64_t i = 0; i < count; i++)
+		words[i] = value;
+	for (uint64_t i = 0; i < count; i++)
+		*wrong += words[i] != value;
+	return now() - start;
+}
+
+enum { STATUS = 0x08 / 4, IRQ_TYPE = 0x24 / 4, IRQ_NUMBER = 0x28 / 4 };
+enum { IRQ_RAISED = 1 << 6, DOORBELL_SUCCESS = 1 << 9, TYPE_MSI = 1 };
+enum { SLEEP, SPIN, POLL };
+
+/* Returns 0 when vector 1 fired, or when STATUS has the answer, within a second. */
+static int wait_answer(volatile uint32_t *regs, int eventfd, int how, uint64_t start)
+{
+	const uint32_t answer = IRQ_RAISED | DOORBELL_SUCCESS;
+	struct pollfd wanted = { .fd = eventfd, .events = POLLIN };
+	uint64_t fired;
+
+	do {
+		if (how == POLL && (regs[STATUS] & answer) == answer)
+			return 0;
+		if (how == SLEEP && poll(&wanted, 1, 1000) <= 0)
+			return -1;
+		if (how != POLL && read(eventfd, &fired, sizeof(fired)) == sizeof(fired))
+			return 0;
+	} while (now() - start < 1000000000ull);
+	return -1;
+}
+
+/* Rings an enabled doorbell; the latency of each ring. Returns how many were not answered. */
+uint64_t rings(volatile uint32_t *doorbell, uint32_t data, volatile uint32_t *regs, int eventfd,
+	       int how, uint64_t *latencies, uint64_t count)
+{
+	uint64_t start, left, missed = 0;
+
+	for (uint64_t i = 0; i < count; i++) {
+		regs[IRQ_NUMBER] = 1;
+		regs[IRQ_TYPE] = TYPE_MSI;
+		regs[STATUS] = 0;
+		while (read(eventfd, &left, sizeof(left)) > 0)
+			;
+		start = now();
+		*doorbell = data;
+		missed += wait_answer(regs, eventfd, how, start) != 0;
+		latencies[i] = now() - start;
+		missed += !(regs[STATUS] & DOORBELL_SUCCESS);
+	}
+	return missed;
+}

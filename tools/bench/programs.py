@@ -1,0 +1,168 @@
+"""rcdrv as a program: its start, its memory, and what a campaign of fuzz comes to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from tools.bench.measure import Kind, Row, Target, compared, in_turns
+
+PYTHON = sys.executable
+PASS = (PYTHON, "-c", "pass")
+RCDRV = (PYTHON, "-m", "rcdrv")
+# VmHWM belongs to the memory of this very program; ru_maxrss would begin with its parent's.
+_PEAK = """
+import sys
+try:
+    if sys.argv[1:]:
+        from rcdrv.cli import main
+        main(sys.argv[1:])
+finally:
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmHWM"))
+    print(line.split()[1], file=sys.stderr)
+"""
+
+
+def rows(*, quick: bool) -> Iterator[Row]:
+    """Start-up, memory, fuzz."""
+    with served("rk3588") as address, compiled():
+        yield from _start(address, 7 if quick else 21)
+        yield from _memory(address)
+        yield from _fuzz(60 if quick else 600, 1 if quick else 3)
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[None]:
+    """Programs find bytecode, as when rcdrv is installed, whatever the environment says."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="rcdrv-bench-") as folder:
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = folder
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@contextlib.contextmanager
+def served(spec: str) -> Iterator[str]:
+    """The address of a software endpoint that runs for as long."""
+    with tempfile.TemporaryDirectory(prefix="rcdrv-bench-") as folder:
+        path = Path(folder) / "endpoint.sock"
+        process = subprocess.Popen(
+            [*RCDRV, "sim", spec, "--socket", str(path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            deadline = time.monotonic() + 30
+            while not path.exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"bench: the software endpoint {spec} did not start")
+                time.sleep(0.005)
+            yield f"vfio-user:{path}"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _start(address: str, rounds: int) -> Iterator[Row]:
+    ring = (*RCDRV, "--device", address, "ring")
+    # All of the start, and the first contact with a device, which is not there.
+    nobody = (*RCDRV, "--device", f"{address}.nobody", "ring")
+    found = in_turns(
+        {
+            "bare": lambda: seconds(PASS) * 1e3,
+            "start": lambda: seconds(nobody, expect=3) * 1e3,
+            "ring": lambda: seconds(ring) * 1e3,
+        },
+        rounds,
+    )
+    bare = "python3 -c pass"
+    yield compared(
+        "start-up of rcdrv ring", "ms", found["start"], bare, found["bare"], Target(Kind.TIMES, 4.0)
+    )
+    yield compared(
+        "rcdrv ring, all of it",
+        "ms",
+        found["ring"],
+        bare,
+        found["bare"],
+        None,
+        "with two ticks of the endpoint (ENABLE, DISABLE) and 2 ms to see a second interrupt",
+    )
+
+
+def _memory(address: str) -> Iterator[Row]:
+    bare = peak()
+    runs: tuple[tuple[str, ...], ...] = (
+        ("ring",),
+        ("ring", "--count", "3000"),
+        ("test", "-f", "pci_ep_basic"),
+    )
+    for arguments in runs:
+        ours = peak("--device", address, *arguments)
+        yield compared(
+            f"memory of rcdrv {' '.join(arguments)}",
+            "MiB",
+            [ours],
+            "python3 -c pass",
+            [bare],
+            None,
+            "numpy for BAR data" if arguments[0] == "test" else "",
+        )
+
+
+def _fuzz(examples: int, rounds: int) -> Iterator[Row]:
+    def campaign(workers: int) -> Callable[[], float]:
+        argv = ("fuzz", "layout", "--examples", str(examples), "--workers", str(workers), "--json")
+
+        def run() -> float:
+            output = subprocess.run([*RCDRV, *argv], stdout=subprocess.PIPE, check=False).stdout
+            document = json.loads(output)
+            return float(document["seconds"] / document["examples"]) * 1e3
+
+        return run
+
+    found = in_turns({"one": campaign(1), "two": campaign(2)}, rounds)
+    yield compared(
+        "fuzz, a layout with 2 workers",
+        "ms",
+        found["two"],
+        "with 1 worker",
+        found["one"],
+        None,
+        f"{os.cpu_count()} processors here; 0.5 would be perfect scaling",
+    )
+
+
+def seconds(argv: Sequence[str], *, expect: int = 0) -> float:
+    """How long a program takes, from the fork to its end."""
+    start = time.perf_counter()
+    done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    took = time.perf_counter() - start
+    if done.returncode != expect:
+        raise SystemExit(
+            f"bench: {' '.join(argv)} ended with {done.returncode}: {done.stderr.decode()}"
+        )
+    return took
+
+
+def peak(*arguments: str) -> float:
+    """MiB that rcdrv, or without arguments a bare interpreter, has at its largest."""
+    done = subprocess.run(
+        [PYTHON, "-c", _PEAK, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=True,
+    )
+    return int(done.stderr.split()[-1]) / 1024
