@@ -1,10 +1,11 @@
 # Names for what the README's commands do; tools/ has the scripts.
-.PHONY: demo check lint unit sim lab clean
+.PHONY: demo check lint unit sim lab bench clean
 
 demo:    ; tools/demo
 check:   ; tools/check
 unit:    ; tools/setup dev && .venv/bin/python -m pytest tests/unit
 sim:     ; tools/setup dev && .venv/bin/python -m pytest tests/sim
 lab:     ; tools/setup dev && .venv/bin/python -m pytest tests/lab
+bench:   ; tools/setup dev && .venv/bin/python -m tools.bench --json bench.json
 lint:    ; tools/setup dev && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
-clean:   ; rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+clean:   ; rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bench.json

@@ -186,9 +186,10 @@ def _transfer(
 ) -> Answer:
     size, shift = placement.size, placement.shift
     inside = slice(shift, shift + size)
-    data = os.urandom(size)
+    data = b""
     parameters = {Reg.SIZE: size, Reg.CHECKSUM: 0}
     if source is not None:
+        data = os.urandom(size)
         source.memory[inside] = data
         parameters.update(_address(Reg.SRC_ADDR_LOW, source.iova + shift))
     if target is not None:
