@@ -26,7 +26,8 @@ then, as root:
     groupadd --system rcdrv
     usermod --append --groups rcdrv USER            # and USER has to log in again
     udevadm control --reload
-    udevadm trigger --action=add --subsystem-match=pci --subsystem-match=vfio"""
+    udevadm trigger --action=add --subsystem-match=pci --subsystem-match=vfio \\
+        --subsystem-match=vfio-dev --subsystem-match=misc"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

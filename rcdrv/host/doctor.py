@@ -287,7 +287,7 @@ def check_node(subject: Subject, function: HostFunction) -> Finding:
 
 def _udev_cure(function: HostFunction) -> str:
     if (function.vendor, function.device) in pci.KNOWN_PARTS:
-        return "copy udev/70-rcdrv.rules to /etc/udev/rules.d"
+        return "rcdrv setup udev"
     keys = [f'SUBSYSTEM=="vfio", KERNEL=="{function.group}"']
     if any(len(way) > 1 for way in function.ways_in):
         # By its address: VFIO numbers functions in the order in which it gets them.

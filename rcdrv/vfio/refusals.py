@@ -28,7 +28,7 @@ def cannot_open(paths: Paths, bdf: str, node: Path, error: OSError) -> HostError
     if error.errno in (errno.EACCES, errno.EPERM):
         return HostError(
             f"{node}: you may not open it",
-            hint="install udev/70-rcdrv.rules and join the group rcdrv, or run as root",
+            hint="rcdrv setup udev, as root, and join the group rcdrv; or run this as root",
         )
     if error.errno == errno.EBUSY:
         return in_use(paths, bdf, node)

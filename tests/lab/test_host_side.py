@@ -210,7 +210,7 @@ def test_a_user_of_the_rules_group(guest: Guest) -> None:
     assert "you may not open it" in refused.stderr
     doctor = as_user(guest, "doctor", RK3588)
     assert doctor.status == 3
-    assert "copy udev/70-rcdrv.rules" in doctor.stdout
+    assert "rcdrv setup udev" in doctor.stdout
     rcdrv(guest, "unbind", RK3588)
 
     must(guest, "mkdir -p /etc/udev/rules.d && cp /opt/70-rcdrv.rules /etc/udev/rules.d/")

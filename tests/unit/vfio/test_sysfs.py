@@ -166,7 +166,7 @@ def test_a_node_that_is_not_vfio(host: Host) -> None:
 def test_no_permission(host: Host, code: int) -> None:
     error = cannot_open(host.paths, BDF, host.paths.group_node("7"), OSError(code, ""))
     assert "may not open" in error.message
-    assert "udev/70-rcdrv.rules" in error.hint
+    assert "rcdrv setup udev" in error.hint
 
 
 def test_in_use(host: Host) -> None:
