@@ -1,5 +1,5 @@
 # Names for what the README's commands do; tools/ has the scripts.
-.PHONY: demo check lint unit sim lab bench clean
+.PHONY: demo check lint unit sim lab bench docs clean
 
 demo:    ; tools/demo
 check:   ; tools/check
@@ -8,4 +8,5 @@ sim:     ; tools/setup dev && .venv/bin/python -m pytest tests/sim
 lab:     ; tools/setup dev && .venv/bin/python -m pytest tests/lab
 bench:   ; tools/setup dev && .venv/bin/python -m tools.bench --json bench.json
 lint:    ; tools/setup dev && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
+docs:    ; tools/setup docs && .venv/bin/python -m tools.docs build dist/docs
 clean:   ; rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bench.json

@@ -7,7 +7,7 @@ internals of argparse that this needs (``_actions``, ``_action_groups``) are in 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -88,12 +88,23 @@ class Command(NamedTuple):
         return tuple(one for one in self.parameters if not one.flags)
 
     @property
-    def synopsis(self) -> str:
-        """Its own options and arguments in one line."""
-        parts = [one.usage for one in (*self.options, *self.arguments)]
-        if self.children:
-            parts.append("{" + "|".join(child.path[-1] for child in self.children) + "} ...")
-        return " ".join((self.name, *parts))
+    def synopsis(self) -> tuple[str, ...]:
+        """Its name, and one item for each of its own options and arguments."""
+        return (self.name, *(one.usage for one in (*self.options, *self.arguments)))
+
+    @property
+    def shared(self) -> tuple[Parameter, ...]:
+        """What all of its commands take, which need not be told of each."""
+        if len(self.children) < 2:
+            return ()
+        first, *others = (child.parameters for child in self.children)
+        return tuple(one for one in first if all(one in other for other in others))
+
+    def without(self, parameters: Sequence[Parameter]) -> Command:
+        """The same, with less to tell of."""
+        return self._replace(
+            parameters=tuple(one for one in self.parameters if one not in parameters)
+        )
 
     def walk(self) -> Iterator[Command]:
         """This one and all below it."""

@@ -52,17 +52,21 @@ def _overview(tree: Command) -> str:
 
 def _page(tree: Command, command: Command) -> str:
     lines = [*_head(_page_name(command), command.summary), ".SH SYNOPSIS"]
-    leaves = command.children or (command,)
-    for index, leaf in enumerate(leaves):
-        lines += [".br"] * bool(index) + [_synopsis(leaf)]
+    shared = command.shared
+    leaves = [child.without(shared) for child in command.children]
+    for index, leaf in enumerate(leaves or (command,)):
+        more = r" [\fIOPTION\fR...]" if shared else ""
+        lines += [".br"] * bool(index) + [_synopsis(leaf) + more]
     lines += [".SH DESCRIPTION", *_prose(command.description)]
     if command.parameters:
         lines += [".SH OPTIONS", *_parameters(command.parameters)]
-    if command.children:
+    if leaves:
         lines.append(".SH COMMANDS")
-        for child in command.children:
-            lines += [f".SS {_escape(child.name)}", *_prose(child.description or child.summary)]
-            lines += _parameters(child.parameters)
+    for leaf in leaves:
+        lines += [f".SS {_escape(leaf.name)}", *_prose(leaf.description or leaf.summary)]
+        lines += _parameters(leaf.parameters)
+    if shared:
+        lines += [".SS All of these", "They also take:", *_parameters(shared)]
     names = [option.flags[-1] for option in tree.common if option.flags[-1] != "--help"]
     lines += [
         ".SH COMMON OPTIONS",
