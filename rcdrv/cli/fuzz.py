@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=_positive, default=1, metavar="N", help="processes (default 1)")
     add("--plausible", action="store_true", help="only what some controller could have")
     add("--out", type=Path, metavar="DIR", help="findings and every example; resumed if it exists")
+    add("--picture", type=Path, metavar="FILE.svg", help="draw what was covered")
+    add("--dask", metavar="SCHEDULER", help="use the workers of a dask scheduler (tcp://HOST:8786)")
 
     replay = commands.add_parser("replay", help="run saved findings again", parents=[shared])
     replay.add_argument("where", type=Path, metavar="FILE|DIR")
@@ -86,6 +88,7 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
         examples=1000 if unbounded else args.examples,
         seconds=args.seconds,
         workers=args.workers,
+        dask=args.dask or "",
         real_time=args.real_time,
         hostile=not args.plausible,
         folder=args.out,
@@ -99,6 +102,8 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
     progress = campaign.run(plan, on_block)
     if sys.stderr.isatty():
         print(file=sys.stderr)
+    if args.picture is not None:
+        _write(args.picture, progress.coverage.svg())
     if args.json:
         print_json(_document(plan, progress))
     else:
@@ -108,6 +113,13 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
         print(progress.coverage.picture())
         print(_line(progress))
     return 1 if progress.findings else 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
 
 
 def _line(progress: Any) -> str:
@@ -128,7 +140,9 @@ def _document(plan: Any, progress: Any) -> dict[str, Any]:
     return {
         **plan.identity,
         "examples": progress.examples,
+        "resumed": progress.resumed,
         "seconds": progress.seconds,
+        "rate": progress.rate,
         "coverage": progress.coverage.share,
         "findings": [
             {

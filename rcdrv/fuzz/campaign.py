@@ -1,7 +1,8 @@
 """Many layouts: in blocks, so that what is found depends on the seed and not on who ran it.
 
 Block n of a seed has always the same examples. Workers take blocks, and blocks are looked at in
-their order; so a campaign can be split over processes, stopped and taken up again.
+their order; so a campaign can be split over processes and machines, stopped and taken up again.
+Workers share nothing: what they get is a plan and a number, what they give is a block's examples.
 """
 
 from __future__ import annotations
@@ -10,26 +11,33 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from importlib import import_module
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rcdrv.errors import UsageError
+from rcdrv import __version__
+from rcdrv.errors import HostError, UsageError
 from rcdrv.fuzz.coverage import Coverage
 from rcdrv.fuzz.saved import save
 from rcdrv.fuzz.shrink import shrink
-from rcdrv.fuzz.trial import Finding, run_layout
+from rcdrv.fuzz.trial import Finding, Report, run_layout
 from rcdrv.sim.layout import parse_layout
 
 Table = dict[str, Any]
 
 BLOCK = 50
 """Examples in a block."""
+
+DASK_TIMEOUT = 10.0
+"""Seconds to wait for a scheduler."""
+
+LARGEST_WHOLE = 4 << 20
+"""Bytes; the largest BAR of a campaign that tests every byte of every BAR."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,11 @@ class Plan:
     seconds: float | None = None
     """No block is begun after so long."""
     workers: int = 1
+    dask: str = ""
+    """The address of a dask.distributed scheduler: its workers are used, and no processes here."""
     real_time: bool = False
+    """At the endpoint's own tick, BARs up to :data:`LARGEST_WHOLE` and all of them tested; and
+    what comes out is compared with virtual time."""
     hostile: bool = True
     folder: Path | None = None
     """Where findings and the record of every example go, and where a campaign is resumed."""
@@ -81,23 +93,42 @@ class Progress:
     """How far a campaign is."""
 
     examples: int = 0
+    resumed: int = 0
+    """Of these, taken from the record of an earlier run."""
     seconds: float = 0.0
     coverage: Coverage = field(default_factory=Coverage)
     findings: list[Shrunk] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
-        return self.examples / self.seconds if self.seconds else 0.0
+        """Examples a second."""
+        return (self.examples - self.resumed) / self.seconds if self.seconds else 0.0
 
 
 def try_table(table: Table, *, real_time: bool = False) -> Example:
-    """Run one table. One that is no layout has no outcome and no finding."""
+    """Run one table. One that is no layout has no outcome and no finding.
+
+    :param real_time: as in :class:`Plan`
+    """
     try:
         layout = parse_layout(table)
     except UsageError:
         return Example(table, {}, [])
     report = run_layout(layout, real_time=real_time, whole=real_time)
+    if real_time:
+        _compare(report, run_layout(layout))
     return Example(table, report.outcomes, report.findings)
+
+
+def _compare(real: Report, virtual: Report) -> None:
+    """Note where virtual time came to something else. It leaves out some cases of large BARs."""
+    for name, outcome in virtual.outcomes.items():
+        if real.outcomes.get(name) != outcome:
+            real.find(
+                "agreement",
+                name,
+                f"{name}: {real.outcomes.get(name)} at the real tick, {outcome} on virtual time",
+            )
 
 
 def run_block(plan: Plan, number: int) -> list[Example]:
@@ -106,7 +137,7 @@ def run_block(plan: Plan, number: int) -> list[Example]:
         from hypothesis import HealthCheck, Phase, given, seed, settings
     except ImportError:
         raise UsageError("fuzz needs hypothesis", hint="pip install rcdrv[fuzz]") from None
-    from rcdrv.fuzz.strategies import tables
+    from rcdrv.fuzz.strategies import LARGEST, tables
 
     examples: list[Example] = []
 
@@ -119,7 +150,7 @@ def run_block(plan: Plan, number: int) -> list[Example]:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(tables(hostile=plan.hostile))
+    @given(tables(hostile=plan.hostile, largest=LARGEST_WHOLE if plan.real_time else LARGEST))
     def block(table: Table) -> None:
         examples.append(try_table(table, real_time=plan.real_time))
 
@@ -137,6 +168,8 @@ def run(plan: Plan, on_block: Callable[[Progress], None] = lambda _progress: Non
     begun = time.monotonic()
     record = _Record(plan)
     for number, examples in _blocks(plan, record, begun):
+        if number < len(record.blocks):
+            progress.resumed += len(examples)
         for example in examples:
             progress.examples += 1
             progress.coverage.add(example.table)
@@ -174,30 +207,81 @@ def _blocks(plan: Plan, record: _Record, begun: float) -> Iterator[tuple[int, li
 
     yield from enumerate(record.blocks)
     numbers = count(len(record.blocks))
-    if plan.workers == 1:
+    if plan.workers == 1 and not plan.dask:
         for number in numbers:
             if not wanted(number):
                 return
             yield number, run_block(plan, number)
-    with ExitStack() as stack:
-        # Not forked: a child shall not share what this process has open.
-        # Ctrl-C reaches them too, and it is for this one to end them.
-        pool = ProcessPoolExecutor(
-            plan.workers,
-            get_context("spawn"),
-            initializer=signal.signal,
-            initargs=(signal.SIGINT, signal.SIG_IGN),
-        )
-        stack.callback(partial(pool.shutdown, cancel_futures=True))
+    with _executor(plan) as (executor, most):
         running: list[tuple[int, Future[list[Example]]]] = []
         for number in numbers:
             if wanted(number):
-                running.append((number, pool.submit(run_block, plan, number)))
+                running.append((number, executor.submit(run_block, plan, number)))
             if not running:
                 return
-            if len(running) > 2 * plan.workers or not wanted(number):
+            # The queue is short, so that little is thrown away when the time is up.
+            if len(running) > 2 * most or not wanted(number):
                 first, future = running.pop(0)
                 yield first, future.result()
+
+
+@contextmanager
+def _executor(plan: Plan) -> Iterator[tuple[Executor, int]]:
+    """What runs blocks elsewhere, and how many at once."""
+    if plan.dask:
+        with _dask_executor(plan.dask) as found:
+            yield found
+        return
+    # Not forked: a child shall not share what this process has open.
+    # Ctrl-C reaches them too, and it is for this one to end them.
+    pool = ProcessPoolExecutor(
+        plan.workers,
+        get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        yield pool, plan.workers
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
+    """The workers of a dask.distributed scheduler. Each needs this version of rcdrv[fuzz].
+
+    :raises UsageError: dask.distributed is not installed
+    :raises HostError: no such scheduler, or it has no workers
+    """
+    try:
+        distributed: Any = import_module("distributed")  # it has no types
+    except ImportError:
+        raise UsageError("--dask needs dask.distributed", hint="pip install rcdrv[dask]") from None
+    try:
+        client = distributed.Client(address, timeout=DASK_TIMEOUT)
+    except (OSError, ValueError) as error:
+        raise HostError(
+            f"no dask scheduler at {address}: {error}",
+            hint="dask scheduler starts one and prints its address, such as tcp://10.0.0.1:8786",
+        ) from None
+    with client:
+        versions = client.run(_version)
+        if not versions:
+            raise HostError(
+                f"the dask scheduler at {address} has no workers",
+                hint=f"on each machine: dask worker {address}",
+            )
+        for worker, version in versions.items():
+            if version != __version__:
+                raise HostError(
+                    f"the dask worker {worker} has rcdrv {version}, not {__version__}",
+                    hint="the same layouts come only of the same version",
+                )
+        yield client.get_executor(), sum(client.nthreads().values())
+
+
+def _version() -> str:
+    return __version__
 
 
 class _Record:

@@ -14,6 +14,11 @@ _BACKENDS = [backend.value for backend in DoorbellBackend]
 _FIRST, _LAST = 4, 36
 """Sizes as powers of two: 16 B to 64 GiB."""
 _FIRST_RESIZABLE = 20
+_MARKS = ("16", "256", "4K", "64K", "1M", "16M", "256M", "4G", "64G")
+"""Every fourth size."""
+
+_CELL, _LEFT, _TOP = 16, 150, 46
+"""Of the drawing, in pixels."""
 
 
 def _first(kind: str) -> int:
@@ -43,13 +48,43 @@ class Coverage:
     def picture(self) -> str:
         """A line for each type and backend, a column for each size. A digit says how many zeros
         the number of BARs has that were tried; a dot is none."""
-        marks = ("16", "256", "4K", "64K", "1M", "16M", "256M", "4G", "64G")
-        lines = [" " * 23 + "".join(f"{mark:8}" for mark in marks).rstrip()]
+        lines = [" " * 23 + "".join(f"{mark:8}" for mark in _MARKS).rstrip()]
         for kind in _TYPES:
             for backend in _BACKENDS:
                 row = "".join(self._cell(kind, size, backend) for size in range(_FIRST, _LAST + 1))
                 lines.append(f"{kind:12} {backend:9} {row}")
         return "\n".join(lines)
+
+    def svg(self) -> str:
+        """The same as a drawing; the darker, the more BARs. Each cell's title says how many."""
+        rows = [(kind, backend) for kind in _TYPES for backend in _BACKENDS]
+        width = _LEFT + _CELL * (_LAST + 1 - _FIRST) + _CELL
+        height = _TOP + _CELL * len(rows) + 2 * _CELL
+        most = math.log1p(max(self._cells.values(), default=1))
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
+            ' font-family="sans-serif" font-size="11">',
+            f'<rect width="{width}" height="{height}" fill="white"/>',
+            f'<text x="8" y="18" font-size="13">BARs tried: type, doorbell backend, size'
+            f" ({self.share:.0%} of the cells)</text>",
+        ]
+        for index, mark in enumerate(_MARKS):
+            x = _LEFT + 4 * index * _CELL + _CELL // 2
+            parts.append(f'<text x="{x}" y="{_TOP - 5}" text-anchor="middle">{mark}</text>')
+        for row, (kind, backend) in enumerate(rows):
+            y = _TOP + row * _CELL
+            name = f"{kind} {backend}"
+            parts.append(f'<text x="{_LEFT - 6}" y="{y + 12}" text-anchor="end">{name}</text>')
+            for exponent in range(_first(kind), _LAST + 1):
+                count = self._cells[kind, exponent, backend]
+                x = _LEFT + (exponent - _FIRST) * _CELL
+                shade = f"hsl(210, 70%, {90 - 60 * math.log1p(count) / most:.0f}%)"
+                parts.append(
+                    f'<rect x="{x}" y="{y}" width="{_CELL - 1}" height="{_CELL - 1}"'
+                    f' fill="{shade if count else "#eee"}">'
+                    f"<title>{name}, {1 << exponent} bytes: {count}</title></rect>"
+                )
+        return "\n".join([*parts, "</svg>"]) + "\n"
 
     def _cell(self, kind: str, exponent: int, backend: str) -> str:
         count = self._cells[kind, exponent, backend]

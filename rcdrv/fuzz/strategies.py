@@ -51,7 +51,13 @@ def _bar_choices() -> list[Table]:
     return choices
 
 
-_BARS = st.sampled_from(_bar_choices())
+_BAR_CHOICES = _bar_choices()
+
+
+@lru_cache(None)
+def _bars_up_to(largest: int) -> SearchStrategy[Table]:
+    return st.sampled_from([bar for bar in _BAR_CHOICES if bar["size"] <= largest])
+
 
 _PRESENT = st.sampled_from([mask for mask in range(1, 64) for _ in range(mask.bit_count())])
 """Which BARs there are, one bit each; more often many than few."""
@@ -162,10 +168,14 @@ _ODD_CAPS = st.sampled_from(list(product(range(64), [0, 0x80, 0xFC0])))
 
 
 @st.composite
-def tables(draw: DrawFn, *, hostile: bool = True) -> Table:
-    """The table of a layout. Not each one fits together: parse_layout() refuses the rest."""
+def tables(draw: DrawFn, *, hostile: bool = True, largest: int = LARGEST) -> Table:
+    """The table of a layout. Not each one fits together: parse_layout() refuses the rest.
+
+    :param hostile: also what no controller has
+    :param largest: bytes of a BAR at most; from 1 MiB on
+    """
     table: Table = dict(draw(_IDS))
-    bars = _bars(draw)
+    bars = _bars(draw, _bars_up_to(largest))
     usable = [index for index, bar in bars.items() if bar["type"] != "reserved"]
     if not usable:
         bars = {0: {"type": "programmable", "size": _REGISTERS}}
@@ -191,13 +201,13 @@ def _one_of(indexes: tuple[int, ...]) -> SearchStrategy[int]:
     return st.sampled_from(indexes)
 
 
-def _bars(draw: DrawFn) -> dict[int, Table]:
+def _bars(draw: DrawFn, one: SearchStrategy[Table]) -> dict[int, Table]:
     bars: dict[int, Table] = {}
     present = draw(_PRESENT)
     index = 0
     while index < 6:
         if present >> index & 1:
-            bar = dict(draw(_BARS))
+            bar = dict(draw(one))
             if index == 5:
                 bar.pop("wide", None)
                 bar["size"] = min(_LARGEST_32BIT, bar["size"])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from rcdrv.cli import main
 from rcdrv.epf_test import bars
-from rcdrv.errors import UsageError
+from rcdrv.errors import HostError, UsageError
 from rcdrv.fuzz import campaign
 from rcdrv.fuzz.campaign import BLOCK, Plan, run, run_block
 from rcdrv.fuzz.coverage import Coverage
@@ -56,7 +59,8 @@ def test_is_taken_up_again(tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
     whole = path.read_text()
     path.write_text("".join(whole.splitlines(keepends=True)[: BLOCK + 10]))
-    assert run(plan).examples == 2 * BLOCK
+    again = run(plan)
+    assert (again.examples, again.resumed) == (2 * BLOCK, BLOCK)
     assert path.read_text() == whole
     with pytest.raises(UsageError, match="another campaign"):
         run(Plan(seed=4, folder=tmp_path))
@@ -123,5 +127,52 @@ def test_coverage_counts_cells() -> None:
     assert coverage.share == pytest.approx(1 / 464)
 
 
+def test_coverage_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "coverage.svg"
+    arguments = ["fuzz", "layout", "--examples", "50", "--json", "--picture", str(picture)]
+    assert main(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    cells = [
+        int(title.text.rpartition(" ")[2])
+        for title in ElementTree.parse(picture).getroot().iter("{http://www.w3.org/2000/svg}title")
+        if title.text
+    ]
+    tried = sum(count > 0 for count in cells)
+    assert tried / len(cells) == pytest.approx(document["coverage"])
+    bars = [
+        bar
+        for example in run_block(Plan(), 0)
+        for key, bar in example.table.items()
+        if key.startswith("bar")
+    ]
+    assert sum(cells) == len(bars)
+    absent = tmp_path / "absent" / "coverage.svg"
+    assert main([*arguments[:-1], str(absent)]) == 2
+
+
 def test_tables_that_are_no_layout_have_no_outcome() -> None:
     assert campaign.try_table({"bar5": {"wide": True}}).outcomes == {}
+
+
+# -- elsewhere -------------------------------------------------------------------------------------
+
+
+def test_dask_makes_no_difference(tmp_path: Path) -> None:
+    distributed: Any = import_module("distributed")  # it has no types
+    plans = [
+        Plan(seed=2, examples=3 * BLOCK, folder=tmp_path / "here"),
+        Plan(seed=2, examples=3 * BLOCK, folder=tmp_path / "there"),
+    ]
+    run(plans[0])
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        run(replace(plans[1], dask=cluster.scheduler_address))
+    here, there = ((tmp_path / name / "examples.jsonl").read_text() for name in ("here", "there"))
+    assert here == there
+
+
+def test_no_dask_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "DASK_TIMEOUT", 0.5)
+    with pytest.raises(HostError, match="no dask scheduler at tcp://127"):
+        run(Plan(examples=BLOCK, dask="tcp://127.0.0.1:1"))
