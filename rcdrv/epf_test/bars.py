@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from rcdrv.epf_test.doorbell import stale_doorbell
-from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.driver import ALL_ONES, EpfTest
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError
@@ -75,6 +75,7 @@ def consecutive_bar_test(
     :returns: which BARs were tested
     :raises NotPassed: ``data-mismatch``
     """
+    _check_caps(driver)
     bars = [
         index
         for index, bar in enumerate(driver.function.bars)
@@ -153,9 +154,13 @@ def _check_halves(
         own, other = (bytes([first + which & 0xFF]) * length for which in (number, 1 - number))
         _verify(driver, index, number * half + offset, own, lambda: {"the other half": other})
 
-    for number in (0, 1):
-        for offset in (0, half - 4):
-            verify(number, 0x50 + 8 * index, offset, 4)
+    try:
+        for number in (0, 1):
+            for offset in (0, half - 4):
+                verify(number, 0x50 + 8 * index, offset, 4)
+    except NotPassed:
+        _check_swapped(driver, index, window)
+        raise
     pattern = 0xA0 + 8 * index
     for number in (0, 1):
         for offset, length in stretches(half):
@@ -166,6 +171,25 @@ def _check_halves(
             driver.function.check()
             verify(number, pattern, offset, length)
             progress(number * half + offset + length, window.size)
+
+
+def _check_swapped(driver: EpfTest, index: int, window: Window) -> None:
+    """Tell halves that stayed where they were from what else may be wrong with a signature.
+
+    :raises NotPassed: ``data-mismatch``: each half shows the signature of the other
+    """
+    half = window.size // 2
+    for number in (0, 1):
+        wrong = bytes([0x50 + 8 * index + 1 - number]) * 4
+        for offset in (0, half - 4):
+            if window.read_block(number * half + offset, 4) != wrong:
+                return
+    raise NotPassed(
+        Reason.DATA_MISMATCH,
+        f"BAR{index}: the halves were not swapped: each shows what the other should",
+        hint="the endpoint answers SETUP_SUCCESS: does its controller map subranges in the order"
+        " of the submap, or as one window over the whole BAR?",
+    )
 
 
 def _subrange_command(driver: EpfTest, index: int, command: Command) -> None:
@@ -221,6 +245,7 @@ def is_reserved(driver: EpfTest, index: int) -> bool:
 
 def check_writable(driver: EpfTest, index: int) -> None:
     """:raises NotPassed: a skip, the BAR is reserved; or it shows a doorbell and not memory"""
+    _check_caps(driver)
     if is_reserved(driver, index):
         raise _skip(Reason.BAR_RESERVED, "BAR is reserved")
     if stale_doorbell(driver) == index:
@@ -231,6 +256,15 @@ def check_writable(driver: EpfTest, index: int) -> None:
             " written there",
             hint="unbind and start pci-epf-test on the endpoint again",
         )
+
+
+def _check_caps(driver: EpfTest) -> None:
+    """CAPS of all ones would reserve every BAR.
+
+    :raises NotPassed: ``all-ones``
+    """
+    if driver.caps == ALL_ONES:
+        raise driver.all_ones()
 
 
 def testable_size(driver: EpfTest, index: int) -> int:

@@ -359,11 +359,7 @@ class EpfTest:
             if left == 0:
                 return
             if left == ALL_ONES:
-                raise NotPassed(
-                    Reason.ALL_ONES,
-                    f"the test registers in BAR{self.reg_bar} read all ones",
-                    hint="is this the register BAR (--reg-bar)? Does the endpoint still map it?",
-                )
+                raise self.all_ones()
             if deadline.expired:
                 raise NotPassed(
                     Reason.STUCK_COMMAND,
@@ -372,6 +368,14 @@ class EpfTest:
                     hint=_LOOK_AT_EP,
                 )
             self.function.pause(0.001)
+
+    def all_ones(self) -> NotPassed:
+        """The verdict where the test registers read all ones, and the device is there."""
+        return NotPassed(
+            Reason.ALL_ONES,
+            f"the test registers in BAR{self.reg_bar} read all ones",
+            hint="is this the register BAR (--reg-bar)? Does the endpoint still map it?",
+        )
 
     def _write_request(self, flags: Flags, vector: int) -> None:
         """FLAGS, IRQ_TYPE and IRQ_NUMBER: stale ones of an earlier run would spoil a command."""

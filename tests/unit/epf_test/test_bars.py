@@ -6,8 +6,12 @@ import pytest
 
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Command
+from rcdrv.epf_test.suite import cases, select
 from rcdrv.function import Function
+from rcdrv.fuzz.direct import Direct
+from rcdrv.sim import epf_test as sim_epf_test
 from rcdrv.sim.access_log import AccessLog
+from rcdrv.verdict import NotPassed, Reason
 from tests.unit.epf_test.virtual import endpoint, run
 
 
@@ -52,3 +56,32 @@ def test_a_doorbell_left_enabled_is_freed_before_the_patterns() -> None:
         results = run(device, "BAR2", "CONSECUTIVE_BAR_TEST")
     assert set(results.values()) == {("pass", None)}
     assert not [details for event, details in events.seen if event == "stray"]
+
+
+def test_registers_of_all_ones_are_called_that() -> None:
+    """And not BARs that are reserved, as CAPS of all ones would have it."""
+    with endpoint("generic,fault=all-ones") as device:
+        results = run(device)
+    assert len(results) == 23
+    assert set(results.values()) == {("fail", "all-ones")}
+
+
+def subrange_message(device: Direct) -> str:
+    (case,) = select(["pci_ep_bar.BAR2.BAR_SUBRANGE_TEST"], (), cases())
+    with Function(device.attach(), clock=device.clock) as function, pytest.raises(NotPassed) as e:
+        case.body(EpfTest(function), lambda _done, _total: None)
+    assert e.value.reason is Reason.DATA_MISMATCH
+    return e.value.message
+
+
+def test_halves_that_were_not_swapped_are_told_from_aliases(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with endpoint("generic,fault=subrange-straight") as device:
+        message = subrange_message(device)
+    assert "not swapped" in message
+    assert "aliased" not in message
+    # Both halves show the second half of the memory.
+    monkeypatch.setattr(sim_epf_test, "SWAPPED", (1, 1))
+    with endpoint("generic") as device:
+        assert "aliased" in subrange_message(device)
