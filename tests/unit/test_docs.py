@@ -163,6 +163,17 @@ def test_every_command_has_a_page_with_its_usage(command: str) -> None:
     assert f"]({command}.md)" in (DOCS / "commands/index.md").read_text()
 
 
+def test_the_readme_names_every_command() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [command for command in COMMANDS if f"`rcdrv {command}" not in text] == []
+
+
+def test_the_links_of_the_readme_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text())
+    assert len(targets) > 10
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
 def test_every_reason_is_explained() -> None:
     entries = re.split(r"^### ", (DOCS / "reference/verdicts.md").read_text(), flags=re.MULTILINE)
     named = [entry.split("\n")[0].strip("`") for entry in entries[1:]]
