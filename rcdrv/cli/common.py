@@ -201,14 +201,6 @@ def print_json(document: dict[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
-def size_text(size: int) -> str:
-    """``128 KiB``; exact, so ``1000 B`` stays that."""
-    for unit, scale in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size >= scale and size % scale == 0:
-            return f"{size // scale} {unit}"
-    return f"{size} B"
-
-
 def error_document(device: str | None, error: RcdrvError) -> dict[str, Any]:
     """What --json prints where a command ends with an error before it has a document."""
     verdict, reason = classify(error)

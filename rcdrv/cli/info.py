@@ -13,10 +13,11 @@ from typing import Any
 from rcdrv.address import default_address
 from rcdrv.cli import list as list_command
 from rcdrv.cli import print_error
-from rcdrv.cli.common import error_document, open_endpoint, print_json, size_text
+from rcdrv.cli.common import error_document, open_endpoint, print_json
 from rcdrv.describe import describe
 from rcdrv.errors import HostError, UsageError
 from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.report.units import size_text
 from rcdrv.vfio.sysfs import canonical_bdf
 from rcdrv.wait import Cancel
 

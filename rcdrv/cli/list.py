@@ -9,9 +9,10 @@ import argparse
 import sys
 from typing import Any
 
-from rcdrv.cli.common import print_json, size_text
+from rcdrv.cli.common import print_json
 from rcdrv.host import find
 from rcdrv.host.function import HostFunction
+from rcdrv.report.units import size_text
 from rcdrv.wait import Cancel
 
 

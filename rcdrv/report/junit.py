@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from rcdrv.errors import HostError
+from rcdrv.report.files import replace_file
 from rcdrv.report.observer import Observer
 from rcdrv.report.result import CaseName, CaseResult, Run
 from rcdrv.report.summary import not_run
@@ -47,26 +47,12 @@ class JUnit(Observer):
     def _write(self, run: Run) -> None:
         report = to_junit(run)
         try:
-            if self._once:
-                self._path.write_bytes(report)
-            else:
-                _replace(self._path.resolve(), report)
+            replace_file(self._path, report)
         except OSError as error:
             raise HostError(
                 f"cannot write {self._path}: {error.strerror}",
                 hint="--junit names a file in a directory that you may write to",
             ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def to_junit(run: Run) -> bytes:

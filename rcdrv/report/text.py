@@ -36,3 +36,13 @@ def details(result: CaseResult) -> Iterator[str]:
         yield from map(one_line, text.splitlines())
     if result.hint:
         yield f"hint: {one_line(result.hint)}"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """At most two lines; what does not fit ends in an ellipsis."""
+    if len(text) <= width:
+        return [text]
+    cut = max((text.rfind(mark, 0, width + 1) for mark in " ,-:"), default=-1)
+    cut = cut + 1 if cut > width // 3 else width
+    rest = text[cut:].strip()
+    return [text[:cut].strip(), rest if len(rest) <= width else f"{rest[: width - 1]}…"]

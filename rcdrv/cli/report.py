@@ -1,0 +1,66 @@
+"""Make one HTML page of results.
+
+FILE is what --json of these commands printed: test, ring, bench, info, ntb ping, fuzz layout, fuzz
+replay and fuzz device; or the examples.jsonl of a fuzz campaign; or - for standard input. The page
+has everything in it: it loads nothing, runs nothing, and can be mailed, printed and archived.
+
+    rcdrv test --json > test.json; rcdrv ring --count 1000 --json > ring.json
+    rcdrv report test.json ring.json -o board.html
+
+The exit status is 0 when the page is written, whatever the results in it are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from rcdrv.cli.common import print_json
+from rcdrv.errors import HostError, UsageError
+from rcdrv.wait import Cancel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a result, or - for stdin")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="rcdrv-report.html",
+        metavar="FILE",
+        help="the page, or - for stdout (default rcdrv-report.html)",
+    )
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    from rcdrv.report.files import replace_file
+    from rcdrv.report.html.page import page
+    from rcdrv.report.html.source import read
+
+    if args.files.count("-") > 1:
+        raise UsageError("standard input can be read once only")
+    if args.json and args.output == "-":
+        raise UsageError("--json and the page cannot both go to stdout", hint="-o FILE")
+    sources = []
+    for name in args.files:
+        cancel.check()
+        sources.append(read(name))
+    text = page(sources, datetime.now())
+    if args.output == "-":
+        sys.stdout.write(text)
+        return 0
+    path = Path(args.output)
+    try:
+        replace_file(path, text.encode("utf-8"))
+    except OSError as error:
+        raise HostError(
+            f"cannot write {path}: {error.strerror}",
+            hint="-o names a file in a directory that you may write to",
+        ) from error
+    if args.json:
+        results = [{"file": source.name, "kind": source.kind} for source in sources]
+        print_json({"report": str(path), "results": results})
+    else:
+        print(path)
+    return 0

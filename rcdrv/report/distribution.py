@@ -1,0 +1,78 @@
+"""Durations as a distribution: what an average hides is what one wants to see."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+"""The ones that are shown everywhere, besides the maximum."""
+
+
+class Distribution:
+    """At least one duration in nanoseconds, each with how often it was seen.
+
+    :param counts: (duration, how often) pairs in any order
+    :raises ValueError: there is none, or one is negative
+    """
+
+    def __init__(self, counts: Iterable[tuple[int, int]]) -> None:
+        ordered = sorted((value, times) for value, times in counts if times)
+        if not ordered or ordered[0][0] < 0 or any(times < 0 for _, times in ordered):
+            raise ValueError("a distribution needs durations, none of them negative")
+        self._values = [value for value, _ in ordered]
+        self._ranks = list(accumulate(times for _, times in ordered))
+        self._total = sum(value * times for value, times in ordered)
+
+    @classmethod
+    def of(cls, samples: Sequence[int]) -> Distribution:
+        """The distribution of single durations."""
+        return cls(Counter(samples).items())
+
+    @property
+    def count(self) -> int:
+        """How many durations there are."""
+        return self._ranks[-1]
+
+    @property
+    def minimum(self) -> int:
+        return self._values[0]
+
+    @property
+    def maximum(self) -> int:
+        return self._values[-1]
+
+    @property
+    def mean(self) -> float:
+        return self._total / self.count
+
+    def percentile(self, percent: float) -> int:
+        """The shortest duration that at least ``percent`` of all do not exceed (nearest rank).
+
+        One of the durations, never something between two of them. With fewer than 1000 the
+        99.9th is the maximum.
+
+        :param percent: above 0, at most 100
+        """
+        if not 0 < percent <= 100:
+            raise ValueError(f"{percent} is not a percentile")
+        # In whole thousandths of a percent, as 99.9 / 100 * 1000 is not 999 in binary.
+        rank = -(-round(percent * 1000) * self.count // 100_000)
+        return self._values[bisect_left(self._ranks, rank)]
+
+    def histogram(self, digits: int = 3) -> list[tuple[int, int]]:
+        """(duration, how often), ascending, with durations rounded to so many decimal digits."""
+        rounded: Counter[int] = Counter()
+        previous = 0
+        for value, rank in zip(self._values, self._ranks, strict=True):
+            unit = 10 ** max(0, len(str(value)) - digits)
+            rounded[(value + unit // 2) // unit * unit] += rank - previous
+            previous = rank
+        return sorted(rounded.items())
+
+    def tail(self) -> tuple[list[int], list[float]]:
+        """For a plot: each duration, and the share of all that take at least as long."""
+        before = [0, *self._ranks[:-1]]
+        return self._values, [1 - rank / self.count for rank in before]

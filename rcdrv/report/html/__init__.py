@@ -1,0 +1,1 @@
+"""JSON results as one self-contained HTML page."""

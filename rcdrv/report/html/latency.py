@@ -1,0 +1,210 @@
+"""``rcdrv ring``, ``bench`` and ``ntb ping``: how long it took, and how that spreads."""
+
+from __future__ import annotations
+
+from rcdrv.report.distribution import Distribution
+from rcdrv.report.html.markup import Child, Markup, element, join
+from rcdrv.report.html.plot import Point, Series, course, distributions
+from rcdrv.report.html.section import (
+    Section,
+    code,
+    explanation,
+    facts,
+    finding,
+    percentile_table,
+)
+from rcdrv.report.html.source import Node, Source
+from rcdrv.report.units import duration_text
+from rcdrv.verdict import Verdict
+
+
+def ring(source: Source) -> Section:
+    """:raises UsageError: the document is not what it seems to be"""
+    node = source.node
+    device = node.said("device")
+    points, told = [], []
+    for one in node["rings"]:
+        acknowledged = one.find("acknowledged")
+        latency = one.find("latency_ns")
+        good = acknowledged is not None and acknowledged.flag and latency is not None
+        points.append(Point(latency.nanoseconds if good and latency is not None else None))
+        told.append(None if acknowledged is None else acknowledged.flag)
+    measured = [one.nanoseconds for one in points if one.nanoseconds is not None]
+    verdict = node["verdict"].verdict
+    failed = sum(one is False for one in told)
+    words = f"{len(points)} rings" if len(points) != 1 else "1 ring"
+    if all(one is None for one in told):
+        words += " written, nobody looked" if told else ""
+    else:
+        words += f", {len(points) - failed - told.count(None)} acknowledged"
+    body: list[Child] = [facts([*_doorbell(node), ("interrupt", node["irq"].text)])]
+    if measured:
+        words += f", median {duration_text(Distribution.of(measured).percentile(50))}"
+        series = [Series("ring to answer", Distribution.of(measured))]
+        if len(measured) > 1:
+            body.append(distributions(series, f"Ring to acknowledgement, {device}"))
+        if len(points) > 2:
+            body.append(course(points, f"Each ring, {device}", "ring"))
+        body.append(percentile_table(series))
+    body = [*_judged(node), *body]
+    if node["stray_interrupts"].integer:
+        words += f", {node['stray_interrupts'].integer} stray interrupts"
+    return Section("ring", device, source.name, verdict, words, join(*body), finding(node, device))
+
+
+def _doorbell(node: Node) -> list[tuple[str, Child]]:
+    place = node.find("doorbell")
+    pairs: list[tuple[str, Child]] = []
+    if place is not None:
+        where = f"BAR{place['bar'].integer}+{place['offset'].integer:#x}"
+        pairs = [("doorbell", code(where)), ("data", code(f"{place['data'].integer:#010x}"))]
+    if node["doorbell_left_enabled"].flag:
+        pairs.append(("after it", "the doorbell may still be enabled"))
+    return pairs
+
+
+def _judged(node: Node) -> list[Child]:
+    """Why it did not pass, where it did not."""
+    verdict = node["verdict"].verdict
+    if verdict is Verdict.PASS:
+        return []
+    return [
+        element(
+            "div",
+            explanation(node.said("reason"), node.said("message"), node.said("hint")),
+            class_=f"judged {verdict.value}",
+        )
+    ]
+
+
+def bench(source: Source) -> Section:
+    """:raises UsageError: the document is not what it seems to be"""
+    node = source.node
+    what, device = node["bench"].text, node["device"].text
+    series, sizes = [], []
+    for entry in node["series"]:
+        series.append(Series(entry["name"].text, _distribution(entry)))
+        sizes.append(entry["size"].integer)
+    setup = [(name.replace("_", " "), _plain(value)) for name, value in node["setup"].items()]
+    body: list[Child] = [*(_judged(node) if node.has("verdict") else [])]
+    if series:
+        body.append(distributions(series, f"{_TITLES.get(what, what)}, {device}"))
+        body.append(percentile_table(series, sizes))
+    body.append(facts([(name, value) for name, value in setup if value]))
+    first = f"{series[0].name}: median {_median(series[0])}" if series else "nothing was measured"
+    count = f" and {len(series) - 1} more" if len(series) > 1 else ""
+    return Section(
+        f"bench {what}",
+        device,
+        source.name,
+        node["verdict"].verdict if node.has("verdict") else None,
+        first + count,
+        join(*body),
+        finding(node, device) if node.has("verdict") else (),
+    )
+
+
+_TITLES = {
+    "ring": "Doorbell to acknowledgement",
+    "mmio": "Accesses to registers and memory",
+    "dma": "Transfers by the endpoint",
+    "irq": "Interrupts",
+}
+
+
+def _distribution(entry: Node) -> Distribution:
+    counts = []
+    for pair in entry["histogram"]:
+        if not isinstance(pair.value, list) or len(pair.value) != 2:
+            pair.wrong("a duration and how often it was seen")
+        duration, times = pair
+        counts.append((duration.nanoseconds, times.integer))
+    # The histogram has three digits of each duration; the ends are known exactly.
+    if not sum(times for _, times in counts):
+        entry["histogram"].wrong("a histogram with anything in it")
+    return Distribution(counts)
+
+
+def _plain(value: Node) -> str:
+    """A fact of the set-up, which may be a list of such; empty for null."""
+    if value.value is None:
+        return ""
+    if isinstance(value.value, list):
+        return ", ".join(_plain(one) for one in value)
+    if isinstance(value.value, bool):
+        return "yes" if value.value else "no"
+    return f"{value.value:.3g}" if isinstance(value.value, float) else str(value.value)
+
+
+def _median(series: Series) -> str:
+    return duration_text(series.distribution.percentile(50))
+
+
+def ping(source: Source) -> Section:
+    """:raises UsageError: the document is not what it seems to be"""
+    node = source.node
+    device = node.said("device")
+    series = _trips(node, "round trip")
+    body: list[Child] = [*_judged(node)]
+    if series is not None:
+        if series.distribution.count > 1:
+            body.append(distributions([series], f"Round trips, {device}"))
+        body.append(_ping_course(node, device))
+        body.append(percentile_table([series]))
+    return Section(
+        "ntb ping",
+        device,
+        source.name,
+        node["verdict"].verdict,
+        _ping_words(node) + (f", median {_median(series)}" if series else ""),
+        join(*body),
+        finding(node, device),
+    )
+
+
+def _trips(node: Node, name: str) -> Series | None:
+    times = [trip["nanoseconds"].nanoseconds for trip in node["trips"]]
+    return Series(name, Distribution.of(times)) if times else None
+
+
+def _ping_words(node: Node) -> str:
+    return f"{node['transmitted'].integer} sent, {node['received'].integer} answered"
+
+
+def _ping_course(node: Node, device: str) -> Markup | None:
+    """By sequence number, so that what was lost leaves its mark."""
+    found = {trip["sequence"].integer: trip["nanoseconds"].nanoseconds for trip in node["trips"]}
+    count = node["transmitted"].integer
+    # A number that cannot be is no reason to draw a course of that length.
+    if not found or not 3 <= count <= 10 * max(100, len(found)) or max(found) > count + 1:
+        return None
+    first = min(1, *found)
+    points = [Point(found.get(first + index)) for index in range(count)]
+    return course(points, f"Each ping, {device}", "ping")
+
+
+def compared_pings(source: Source) -> Section:
+    """:raises UsageError: the document is not what it seems to be"""
+    node = source.node
+    series = [
+        found for end in node["endpoints"] if (found := _trips(end, end["device"].text)) is not None
+    ]
+    ratio = node["ratio"]["median"].number
+    devices = " and ".join(end["device"].text for end in node["endpoints"])
+    note = (
+        "Both are software endpoints: the poll interval is modelled, the rest is the host's."
+        if (model := node.find("model")) is not None and model.flag
+        else None
+    )
+    return Section(
+        "ntb ping --compare",
+        devices,
+        source.name,
+        node["verdict"].verdict,
+        f"ratio of medians {ratio:.3g}",
+        join(
+            distributions(series, "Round trips compared") if series else None,
+            percentile_table(series) if series else None,
+            element("p", note, class_="note") if note else None,
+        ),
+    )

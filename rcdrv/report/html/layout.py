@@ -1,0 +1,306 @@
+"""The map of a function's BARs: what lies where, drawn so that four bytes in a megabyte are seen.
+
+Every BAR is a strip of the same width. Within it a piece is as wide as its words need, and what is
+left goes to the pieces by the logarithm of their sizes; offsets are exact, widths are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from rcdrv.errors import UsageError
+from rcdrv.report.html.markup import Markup, element, join
+from rcdrv.report.html.source import Node
+from rcdrv.report.text import wrapped
+from rcdrv.report.units import size_text
+from rcdrv.sim.layout import (
+    MSIX_ENTRY_SIZE,
+    REGISTERS_SIZE,
+    VNTB_CONTROL_SIZE,
+    BarType,
+    DoorbellBackend,
+    Layout,
+    parse_layout,
+)
+
+_LEFT, _RIGHT, WIDTH = 150, 16, 960
+_ROW, _STRIP = 74, 34
+_CHARACTER = 7.0
+"""Pixels that a character of a label takes, at most."""
+
+
+class Region(NamedTuple):
+    """Something that lies in a BAR."""
+
+    offset: int
+    size: int
+    name: str
+    role: str
+    """Its colour: ``registers``, ``msix``, ``doorbell`` or ``window``."""
+
+
+class Bar(NamedTuple):
+    """One BAR and what is known to lie in it, in any order; regions may overlap."""
+
+    number: int
+    size: int
+    what: str
+    """``resizable``, ``64-bit prefetchable``, ``reserved``..."""
+    regions: tuple[Region, ...] = ()
+    reserved: bool = False
+
+
+class Piece(NamedTuple):
+    start: int
+    end: int
+    regions: tuple[Region, ...]
+
+    @property
+    def label(self) -> str:
+        return " + ".join(region.name for region in self.regions)
+
+
+# -- what is known ---------------------------------------------------------------------------------
+
+
+def of_table(table: Node) -> tuple[Sequence[Bar], str] | None:
+    """The BARs of a software endpoint's layout (a TOML table), and where its doorbell is in words.
+
+    None for a table that is no layout: a later version's may know more.
+    """
+    try:
+        layout = parse_layout(table.value, table.where)
+    except (UsageError, AttributeError, TypeError):
+        return None
+    found = _vntb_regions(layout) if layout.function == "epf_vntb" else _regions(layout)
+    bars = []
+    for index, bar in enumerate(layout.bars):
+        if bar is None:
+            continue
+        words = [bar.type.value, "64-bit" if bar.wide else "32-bit"]
+        if bar.prefetchable:
+            words.append("prefetchable")
+        reserved = bar.type is BarType.RESERVED
+        bars.append(Bar(index, bar.size, ", ".join(words), tuple(found.get(index, ())), reserved))
+    return bars, _doorbell_words(layout)
+
+
+def _regions(layout: Layout) -> dict[int, list[Region]]:
+    found: dict[int, list[Region]] = {
+        layout.register_bar: [Region(0, REGISTERS_SIZE, "test registers", "registers")]
+    }
+    if layout.msix:
+        found.setdefault(layout.msix_bar, []).extend(
+            _msix(layout.msix, layout.msix_table, layout.msix_pba)
+        )
+    place = layout.doorbell_place()
+    if place is not None:
+        found.setdefault(place[0], []).append(Region(place[1], 4, "doorbell", "doorbell"))
+    return found
+
+
+def _msix(vectors: int, table: int, pba: int) -> list[Region]:
+    return [
+        Region(table, vectors * MSIX_ENTRY_SIZE, "MSI-X table", "msix"),
+        Region(pba, -(-vectors // 64) * 8, "PBA", "msix"),
+    ]
+
+
+def _vntb_regions(layout: Layout) -> dict[int, list[Region]]:
+    vntb = layout.vntb
+    spads = 4 * vntb.spad_count
+    found = {
+        layout.register_bar: [
+            Region(0, VNTB_CONTROL_SIZE, "control block", "registers"),
+            Region(VNTB_CONTROL_SIZE, spads, "own scratchpads", "window"),
+            Region(VNTB_CONTROL_SIZE + spads, spads, "peer's", "window"),
+        ],
+        vntb.db_bar: [_vntb_doorbells(layout)],
+    }
+    for number, (bar, size) in enumerate(zip(vntb.mw_bars, vntb.mw_sizes, strict=True), 1):
+        found.setdefault(bar, []).append(Region(0, size, f"memory window {number}", "window"))
+    return found
+
+
+def _vntb_doorbells(layout: Layout) -> Region:
+    """All in one place where they are a register of the endpoint's, a word each where it polls."""
+    place = layout.doorbell_place()
+    if place is None:
+        return Region(0, 4 * layout.vntb.db_count, "doorbells", "doorbell")
+    return Region(place[1], 4, "doorbells", "doorbell")
+
+
+def _doorbell_words(layout: Layout) -> str:
+    place = layout.doorbell_place()
+    backend = layout.doorbell.backend
+    if place is None:
+        return "It has no doorbell register."
+    where = f"Its doorbell is at BAR{place[0]}+{place[1]:#x}"
+    if backend is DoorbellBackend.EXPOSED:
+        return f"{where}, in registers that this BAR always shows."
+    if layout.function == "epf_vntb":
+        return f"{where}."
+    return f"{where}, mapped while it is enabled: its BAR shows the endpoint's registers then."
+
+
+def of_info(info: Node, doorbell: Region | None = None, doorbell_bar: int = -1) -> Sequence[Bar]:
+    """The BARs of ``rcdrv info --json``, with the doorbell where a ring of the same device saw it.
+
+    :raises UsageError: the document is not what it seems to be
+    """
+    found: dict[int, list[Region]] = {}
+    table = info.find("msix_table")
+    if table is not None:
+        vectors = info["interrupts"]["msix"].integer
+        entries, pba = _msix(vectors, table["offset"].integer, table["pba_offset"].integer)
+        found.setdefault(table["bar"].integer, []).append(entries)
+        found.setdefault(table["pba_bar"].integer, []).append(pba)
+    registers = info.find("reg_bar")
+    if registers is not None and info["class"].integer >> 8 != 0x0500:
+        found.setdefault(registers.integer, []).append(
+            Region(0, REGISTERS_SIZE, "test registers", "registers")
+        )
+    if doorbell is not None:
+        found.setdefault(doorbell_bar, []).append(doorbell)
+    bars = []
+    for bar in info["bars"]:
+        index, size = bar["bar"].integer, bar["size"].integer
+        if index > 5 or not size:
+            bar.wrong("a BAR")
+        words = f"{bar['type'].text}, {bar['access'].text}"
+        bars.append(Bar(index, size, words, tuple(found.get(index, ()))))
+    return bars
+
+
+# -- drawing ---------------------------------------------------------------------------------------
+
+
+def draw(bars: Sequence[Bar], title: str, note: str = "") -> Markup:
+    """The map; :func:`table` is the same for whoever does not see it."""
+    cut = {bar.number: pieces(bar) for bar in bars}
+    height = _ROW * len(bars) + 6
+    words = "; ".join(
+        f"BAR{bar.number} {size_text(bar.size)} {bar.what}"
+        + "".join(
+            f", {piece.label} at {piece.start:#x}" for piece in cut[bar.number] if piece.regions
+        )
+        for bar in bars
+    )
+    absent = [f"BAR{index}" for index in range(6) if index not in cut]
+    return join(
+        element(
+            "svg",
+            element("title", title),
+            element("desc", words),
+            [_row(bar, cut[bar.number], _ROW * row) for row, bar in enumerate(bars)],
+            viewBox=f"0 0 {WIDTH} {height}",
+            role="img",
+            aria_label=f"{title}: {words}",
+            class_="map",
+        ),
+        element(
+            "p",
+            "Offsets are exact, widths are not to scale.",
+            f" Not there: {', '.join(absent)}." if absent else None,
+            f" {note}" if note else None,
+            class_="note",
+        ),
+    )
+
+
+def pieces(bar: Bar) -> list[Piece]:
+    """The BAR cut at every place where something begins or ends."""
+    inside = [region for region in bar.regions if region.offset < bar.size and region.size > 0]
+    cuts = sorted(
+        {0, bar.size}
+        | {region.offset for region in inside}
+        | {min(bar.size, region.offset + region.size) for region in inside}
+    )
+    return [
+        Piece(
+            start,
+            end,
+            tuple(one for one in inside if one.offset <= start and end <= one.offset + one.size),
+        )
+        for start, end in pairwise(cuts)
+    ]
+
+
+def _row(bar: Bar, pieces: Sequence[Piece], top: float) -> Markup:
+    needs = [_needed(piece) for piece in pieces]
+    weights = [math.log2(piece.end - piece.start + 1) for piece in pieces]
+    room = WIDTH - _LEFT - _RIGHT
+    left = room - sum(needs)
+    if left >= 0:
+        widths = [
+            need + left * weight / sum(weights) for need, weight in zip(needs, weights, strict=True)
+        ]
+    else:  # more regions than any real layout has
+        widths = [room * need / sum(needs) for need in needs]
+    parts: list[Markup] = []
+    x = float(_LEFT)
+    for piece, width in zip(pieces, widths, strict=True):
+        parts.append(_piece(piece, bar, x, width, top))
+        x += width
+    return element(
+        "g",
+        element("text", f"BAR{bar.number}", x=0, y=top + 18, class_="bar"),
+        element("text", size_text(bar.size), x=_LEFT - 16, y=top + 18, class_="size"),
+        [
+            element("text", line, x=0, y=top + 34 + 14 * number, class_="what")
+            for number, line in enumerate(wrapped(bar.what, 22))
+        ],
+        parts,
+        element("text", f"{bar.size:#x}", x=x, y=top + _STRIP + 18, class_="offset last"),
+    )
+
+
+def _needed(piece: Piece) -> float:
+    """Pixels for the label within and for the offset below."""
+    return max(len(piece.label), len(f"{piece.start:#x}") + 1) * _CHARACTER + 12
+
+
+def _piece(piece: Piece, bar: Bar, x: float, width: float, top: float) -> Markup:
+    role = piece.regions[-1].role if piece.regions else "reserved" if bar.reserved else "memory"
+    size = piece.end - piece.start
+    name = piece.label or ("reserved" if bar.reserved else "memory")
+    return element(
+        "g",
+        element(
+            "title", f"{name}: {piece.start:#x} to {piece.end - 1:#x}, {size_text(size)}"
+        ),
+        element("rect", x=x, y=top + 2, width=width, height=_STRIP, class_=role),
+        element("text", name, x=x + width / 2, y=top + 2 + _STRIP / 2 + 4, class_="label"),
+        element("text", f"{piece.start:#x}", x=x, y=top + _STRIP + 18, class_="offset"),
+        class_="piece",
+    )  # fmt: skip
+
+
+def table(bars: Sequence[Bar]) -> Markup:
+    """What the map shows, as rows."""
+    rows = []
+    for bar in bars:
+        for piece in pieces(bar):
+            rows.append(
+                element(
+                    "tr",
+                    element("td", f"BAR{bar.number}"),
+                    element("td", f"{piece.start:#x}", class_="mono right"),
+                    element("td", f"{piece.end - 1:#x}", class_="mono right"),
+                    element("td", size_text(piece.end - piece.start), class_="right"),
+                    element("td", piece.label or ("reserved" if bar.reserved else "memory")),
+                )
+            )
+    heads = ("BAR", "from", "to", "size", "what")
+    return element(
+        "details",
+        element("summary", "The same as a table"),
+        element(
+            "table",
+            element("thead", element("tr", [element("th", head, scope="col") for head in heads])),
+            element("tbody", rows),
+        ),
+    )

@@ -1,0 +1,73 @@
+"""HTML and SVG that cannot be broken out of: text becomes markup in one place only, escaped.
+
+Results quote what an endpoint says, and reports are opened in browsers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import TypeAlias
+
+from rcdrv.report.text import one_line
+
+
+class Markup(str):
+    """Text that is markup already. Only :func:`element` and :func:`join` make it."""
+
+    __slots__ = ()
+
+
+Child: TypeAlias = "str | Markup | Iterable[Child] | None"
+Attribute: TypeAlias = "str | int | float | None"
+
+_VOID = {"br", "col", "hr", "link", "meta"}
+
+
+def element(tag: str, *children: Child, **attributes: Attribute) -> Markup:
+    """An element.
+
+    :param children: strings are escaped, and what is not printable in them is shown as an escape;
+        None is nothing; a list is what is in it
+    :param attributes: None leaves one out. A name may end in ``_`` where Python needs that
+        (``class_``), and another ``_`` stands for ``-``
+    """
+    head = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{_text(_number(value))}"'
+        for name, value in attributes.items()
+        if value is not None
+    )
+    if tag in _VOID:
+        return Markup(f"<{tag}{head} />")  # so that the page is well-formed XML too
+    return Markup(f"<{tag}{head}>{join(*children)}</{tag}>")
+
+
+def join(*children: Child) -> Markup:
+    """Children without an element around them."""
+    return Markup("".join(map(_render, children)))
+
+
+def style(sheet: str) -> Markup:
+    """A style sheet of ours, which is no text: nothing in it comes from a result."""
+    if "</" in sheet:
+        raise ValueError("a style sheet that ends its own element")
+    return Markup(f"<style>\n{sheet}</style>")
+
+
+def _render(child: Child) -> str:
+    if child is None:
+        return ""
+    if isinstance(child, Markup):
+        return child
+    if isinstance(child, str):
+        return _text(child)
+    return "".join(map(_render, child))
+
+
+def _text(text: str) -> str:
+    return escape(one_line(text), quote=True)
+
+
+def _number(value: str | int | float) -> str:
+    """Coordinates with one decimal, which is a tenth of a pixel."""
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)

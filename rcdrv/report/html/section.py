@@ -1,0 +1,125 @@
+"""A part of the page: what one result file came to. And the pieces that several kinds share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rcdrv.report.distribution import Distribution
+from rcdrv.report.html.markup import Child, Markup, element
+from rcdrv.report.html.plot import Series
+from rcdrv.report.html.source import Node
+from rcdrv.report.units import duration_text
+from rcdrv.verdict import Verdict
+
+
+class Finding(NamedTuple):
+    """Something that did not pass, for the top of the page."""
+
+    verdict: Verdict
+    device: str
+    case: str
+    """``""`` where the whole was one."""
+    reason: str
+    message: str
+    hint: str
+
+
+class Section(NamedTuple):
+    """What one result file came to."""
+
+    kind: str
+    """The command, such as ``test``."""
+    device: str
+    file: str
+    verdict: Verdict | None
+    """None where nothing is judged, as by ``info``."""
+    headline: str
+    """What it came to, in a line."""
+    body: Markup
+    findings: Sequence[Finding] = ()
+
+
+def finding(node: Node, device: str) -> list[Finding]:
+    """What a document with ``verdict``, ``reason``, ``message`` and ``hint`` has to say."""
+    verdict = node["verdict"].verdict
+    if verdict in (Verdict.PASS, Verdict.SKIP):
+        return []
+    said = (node.said(key) for key in ("reason", "message", "hint"))
+    return [Finding(verdict, device, "", *said)]
+
+
+def badge(verdict: Verdict) -> Markup:
+    """The verdict as a word, coloured."""
+    return element("span", verdict.value, class_=f"badge {verdict.value}")
+
+
+def code(text: str) -> Markup:
+    return element("code", text)
+
+
+def explanation(reason: str, message: str, hint: str, lines: Sequence[str] = ()) -> list[Child]:
+    """Why it did not pass, what was seen, and what to look at next."""
+    why = element("span", reason, class_="reason") if reason else None
+    return [
+        element("p", why, message, class_="message") if reason or message else None,
+        element("pre", [element("span", line) for line in lines]) if lines else None,
+        element("p", hint, class_="hint") if hint else None,
+    ]
+
+
+def facts(pairs: Sequence[tuple[str, Child]]) -> Markup:
+    """Names with values, side by side."""
+    return element(
+        "dl",
+        [element("div", element("dt", name), element("dd", value)) for name, value in pairs],
+        class_="facts",
+    )
+
+
+def table(heads: Sequence[str], rows: Sequence[Markup], caption: str) -> Markup:
+    """A table that may be wider than the page; columns after the first are numbers."""
+    return element(
+        "div",
+        element(
+            "table",
+            element("caption", caption),
+            element("thead", element("tr", [element("th", head, scope="col") for head in heads])),
+            element("tbody", rows),
+            class_="numbers",
+        ),
+        class_="wide",
+    )
+
+
+_COLUMNS = ("count", "min", "p50", "p90", "p99", "p99.9", "max")
+
+
+def percentile_table(series: Sequence[Series], sizes: Sequence[int] = ()) -> Markup:
+    """The distributions as numbers.
+
+    :param sizes: bytes that an operation of each series moves, 0 for none; adds the rate at p50
+    """
+    moving = any(sizes)
+    rows = []
+    for index, one in enumerate(series):
+        found = one.distribution
+        cells = [str(found.count), *map(duration_text, _values(found))]
+        if moving:
+            size = sizes[index]
+            rate = size / max(1, found.percentile(50)) * 1e3
+            cells.append(f"{rate:.3g} MB/s" if size else "")
+        rows.append(
+            element(
+                "tr",
+                element("th", one.name, scope="row"),
+                [element("td", cell) for cell in cells],
+            )
+        )
+    heads = ["", *_COLUMNS, *(["at p50"] if moving else [])]
+    return table(heads, rows, "Percentiles")
+
+
+def _values(found: Distribution) -> list[int]:
+    shares = [found.percentile(share) for share in (50.0, 90.0, 99.0, 99.9)]
+    return [found.minimum, *shares, found.maximum]

@@ -1,0 +1,203 @@
+"""Result files: read, recognised, and checked so far that every error names its place."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from rcdrv.errors import UsageError
+from rcdrv.verdict import Verdict
+
+_COMMANDS = (
+    "test, ring, bench, info, ntb ping, fuzz layout, fuzz replay or fuzz device, or the"
+    " examples.jsonl of a fuzz campaign"
+)
+_LONGEST = 10**18
+"""Nanoseconds: thirty years. Above that it is no duration, and floats would lose its digits."""
+
+
+class Node:
+    """A JSON value and where it stands, so that whoever expects something else can say so."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        self.value = value
+        self.where = where
+
+    def wrong(self, expected: str) -> NoReturn:
+        """:raises UsageError: always; this is not ``expected``"""
+        shown = repr(self.value)
+        if len(shown) > 60:
+            shown = f"{shown[:57]}..."
+        raise UsageError(f"{self.where}: {shown} is not {expected}", hint=_hint())
+
+    def has(self, *keys: str) -> bool:
+        """Whether this is an object with all of these members."""
+        return isinstance(self.value, dict) and all(key in self.value for key in keys)
+
+    def __getitem__(self, key: str) -> Node:
+        """A member that has to be there."""
+        if not isinstance(self.value, dict):
+            self.wrong("an object")
+        if key not in self.value:
+            raise UsageError(f"{self.where}: {key} is missing", hint=_hint())
+        return Node(self.value[key], f"{self.where}: {key}")
+
+    def find(self, key: str) -> Node | None:
+        """A member that may be missing or null."""
+        if not isinstance(self.value, dict):
+            self.wrong("an object")
+        if self.value.get(key) is None:
+            return None
+        return self[key]
+
+    def items(self) -> Iterator[tuple[str, Node]]:
+        """All members."""
+        if not isinstance(self.value, dict):
+            self.wrong("an object")
+        for key in self.value:
+            yield key, self[key]
+
+    def __iter__(self) -> Iterator[Node]:
+        """The entries of a list."""
+        if not isinstance(self.value, list):
+            self.wrong("a list")
+        for index, value in enumerate(self.value):
+            yield Node(value, f"{self.where}[{index}]")
+
+    @property
+    def text(self) -> str:
+        if not isinstance(self.value, str):
+            self.wrong("a text")
+        return str(self.value)
+
+    @property
+    def integer(self) -> int:
+        """Not negative, and of 64 bits at most: everything that a result counts is."""
+        if type(self.value) is not int or not 0 <= self.value < 1 << 64:
+            self.wrong("an integer of 64 bits")
+        return int(self.value)
+
+    @property
+    def number(self) -> float:
+        if type(self.value) not in (int, float) or not abs(self.value) <= _LONGEST:
+            self.wrong("a number")
+        return float(self.value)
+
+    @property
+    def nanoseconds(self) -> int:
+        if type(self.value) is not int or not 0 <= self.value <= _LONGEST:
+            self.wrong("a duration in nanoseconds")
+        return int(self.value)
+
+    @property
+    def flag(self) -> bool:
+        if not isinstance(self.value, bool):
+            self.wrong("true or false")
+        return bool(self.value)
+
+    @property
+    def verdict(self) -> Verdict:
+        try:
+            return Verdict(self.value)
+        except ValueError:
+            self.wrong(f"one of {', '.join(verdict.value for verdict in Verdict)}")
+
+    def said(self, key: str) -> str:
+        """A text that may be missing or null: ``""`` then."""
+        found = self.find(key)
+        return "" if found is None else found.text
+
+
+class Source(NamedTuple):
+    """One result."""
+
+    name: str
+    """How the page calls it: the file's name."""
+    kind: str
+    """A key of :data:`KINDS`."""
+    node: Node
+    lines: Sequence[Node] = ()
+    """What follows the first line in a file of JSON lines."""
+
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "test": ("results", "not_run"),
+    "ring": ("rings", "irq", "stray_interrupts"),
+    "bench": ("bench", "series", "setup"),
+    "ping": ("trips", "transmitted"),
+    "ping compare": ("endpoints", "ratio"),
+    "fuzz layout": ("seed", "examples", "findings"),
+    "fuzz replay": ("replayed",),
+    "fuzz device": ("sequences", "steps"),
+    "info": ("bars", "vendor_id"),
+    "error": ("verdict", "message", "hint"),
+}
+"""The members by which a document is recognised; the first that fits counts."""
+
+
+def read(path: str) -> Source:
+    """Read a result; ``-`` is standard input.
+
+    :raises UsageError: it cannot be read, is not JSON, or of no command that a page can show
+    """
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    name = "standard input" if path == "-" else path
+    first, *more = _parse(data, name)
+    if more:
+        if first.has("seed", "block") and all(line.has("layout", "outcomes") for line in more):
+            return Source(name, "fuzz examples", first, more)
+        raise UsageError(f"{name}: {1 + len(more)} JSON documents in one file", hint=_hint())
+    for kind, keys in KINDS.items():
+        if first.has(*keys):
+            return Source(name, kind, first)
+    raise UsageError(f"{name}: this is no result that a page can be made of", hint=_hint())
+
+
+def _hint() -> str:
+    return f"rcdrv report takes what --json of these commands prints: {_COMMANDS}"
+
+
+def _parse(data: bytes, name: str) -> list[Node]:
+    """The document, or each line's where every line is one."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: not UTF-8 text, at byte {error.start}", hint=_hint()) from None
+    nodes: list[Node] = []
+    where = name
+    try:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) > 1 and _is_json(lines[0]):
+            for number, line in enumerate(lines, 1):
+                where = f"{name}: line {number}"
+                nodes.append(Node(_loads(line), where))
+            return nodes
+        return [Node(_loads(text), name)]
+    except ValueError as error:
+        what = f"not JSON: {error}" if text.strip() else "it is empty"
+        raise UsageError(f"{where}: {what}", hint=_hint()) from None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        _loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")

@@ -1,0 +1,197 @@
+"""``rcdrv test``: the verdict of each case, and of several runs beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from rcdrv.report.html.markup import Markup, element, join
+from rcdrv.report.html.section import Finding, Section, badge, code, explanation
+from rcdrv.report.html.source import Node, Source
+from rcdrv.report.summary import CASE_VERDICTS
+from rcdrv.verdict import Verdict
+
+_FINE = (Verdict.PASS, Verdict.SKIP)
+
+
+class _Case(NamedTuple):
+    fixture: str
+    name: str
+    """Without the fixture."""
+    verdict: Verdict
+    reason: str
+    message: str
+    hint: str
+    diagnostics: tuple[str, ...]
+    seconds: float
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.fixture}.{self.name}" if self.fixture else self.name
+
+
+def section(source: Source) -> Section:
+    """:raises UsageError: the document is not what it seems to be"""
+    node = source.node
+    cases = [_case(result) for result in node["results"]]
+    missing = [name.text for name in node["not_run"]]
+    device = node["device"].text
+    findings = [
+        Finding(case.verdict, device, case.full_name, case.reason, case.message, case.hint)
+        for case in cases
+        if case.verdict not in _FINE
+    ]
+    seconds = sum(case.seconds for case in cases)
+    counts = [
+        f"{count} {_WORDS[verdict]}"
+        for verdict in CASE_VERDICTS
+        if (count := sum(case.verdict is verdict for case in cases))
+    ]
+    if missing:
+        counts.append(f"{len(missing)} not run")
+    return Section(
+        "test",
+        device,
+        source.name,
+        node["verdict"].verdict,
+        f"{', '.join(counts) or 'no cases'}, in {seconds:.2f} s",
+        join(
+            element("p", node.said("description"), class_="note"),
+            _bar(cases, len(missing)),
+            _table(cases, missing),
+        ),
+        findings,
+    )
+
+
+_WORDS = {
+    Verdict.PASS: "passed",
+    Verdict.FAIL: "failed",
+    Verdict.SKIP: "skipped",
+    Verdict.LOST: "lost",
+    Verdict.ERROR: "in error",
+}
+
+
+def _case(node: Node) -> _Case:
+    fixture, variant, test = (node[key].text for key in ("fixture", "variant", "test"))
+    verdict = node["verdict"]
+    if verdict.verdict not in CASE_VERDICTS:
+        verdict.wrong("the verdict of a case")
+    lines = [line for text in node["diagnostics"] for line in text.text.splitlines()]
+    return _Case(
+        fixture,
+        ".".join(part for part in (variant, test) if part),
+        verdict.verdict,
+        node.said("reason"),
+        node.said("message"),
+        node.said("hint"),
+        tuple(lines),
+        node["seconds"].number,
+    )
+
+
+def _bar(cases: Sequence[_Case], missing: int) -> Markup | None:
+    """How many came to what, as lengths; the headline has it in words."""
+    parts = [(verdict.value, sum(case.verdict is verdict for case in cases)) for verdict in Verdict]
+    parts.append(("not-run", missing))
+    if not any(count for _, count in parts):
+        return None
+    return element(
+        "div",
+        [
+            element("span", class_=f"part {what}", style=f"flex-grow:{count}")
+            for what, count in parts
+            if count
+        ],
+        class_="totals",
+        aria_hidden="true",
+    )
+
+
+def _table(cases: Sequence[_Case], missing: Sequence[str]) -> Markup:
+    bodies = []
+    for fixture, group in groupby(cases, key=lambda case: case.fixture):
+        rows = [element("tr", element("th", fixture, colspan=4, scope="rowgroup"), class_="group")]
+        rows += [_row(case) for case in group]
+        bodies.append(element("tbody", rows))
+    if missing:
+        rows = [
+            element("tr", element("th", "not run", colspan=4, scope="rowgroup"), class_="group")
+        ]
+        rows += [
+            element(
+                "tr",
+                element("td", element("span", "not run", class_="badge not-run")),
+                element("td", code(name)),
+                element("td", "the run ended before it"),
+                element("td"),
+            )
+            for name in missing
+        ]
+        bodies.append(element("tbody", rows))
+    heads = ("verdict", "case", "what was seen", "time")
+    return element(
+        "div",
+        element(
+            "table",
+            element("thead", element("tr", [element("th", head, scope="col") for head in heads])),
+            bodies,
+            class_="cases",
+        ),
+        class_="wide",
+    )
+
+
+def _row(case: _Case) -> Markup:
+    told = explanation(case.reason, case.message, case.hint, case.diagnostics)
+    return element(
+        "tr",
+        element("td", badge(case.verdict)),
+        element("td", code(case.name)),
+        element("td", told),
+        element("td", f"{case.seconds:.2f} s", class_="right"),
+        class_=f"case {case.verdict.value}",
+    )
+
+
+def comparison(sources: Sequence[Source]) -> Markup:
+    """The verdicts of several runs, a column each; rows where they differ are marked."""
+    runs = [
+        {case.full_name: case for case in map(_case, source.node["results"])} for source in sources
+    ]
+    names = dict.fromkeys(name for run in runs for name in run)
+    rows = []
+    for name in names:
+        found = [run.get(name) for run in runs]
+        differs = len({case.verdict if case else None for case in found}) > 1
+        rows.append(
+            element(
+                "tr",
+                element("th", code(name), scope="row"),
+                [element("td", _cell(case)) for case in found],
+                class_="differs" if differs else None,
+            )
+        )
+    heads = [
+        element("th", source.node["device"].text, element("small", source.name), scope="col")
+        for source in sources
+    ]
+    return element(
+        "div",
+        element(
+            "table",
+            element("thead", element("tr", element("th", "case", scope="col"), heads)),
+            element("tbody", rows),
+            class_="matrix",
+        ),
+        class_="wide",
+    )
+
+
+def _cell(case: _Case | None) -> list[Markup]:
+    if case is None:
+        return [element("span", "not run", class_="badge not-run")]
+    reason = [] if case.verdict in _FINE else [element("span", case.reason, class_="reason")]
+    return [badge(case.verdict), *reason]

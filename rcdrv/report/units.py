@@ -1,0 +1,21 @@
+"""Quantities in words, as short as they can be without losing what matters."""
+
+from __future__ import annotations
+
+
+def size_text(size: int) -> str:
+    """``128 KiB``; exact, so ``1000 B`` stays that."""
+    for unit, scale in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= scale and size % scale == 0:
+            return f"{size // scale} {unit}"
+    return f"{size} B"
+
+
+def duration_text(nanoseconds: float) -> str:
+    """``83.3 µs``: three digits, and a unit that fits."""
+    for unit, scale in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        # What would be rounded up to 1000 belongs to the next unit.
+        if nanoseconds >= 0.9995 * scale:
+            value = nanoseconds / scale
+            return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f} {unit}"
+    return f"{nanoseconds:.0f} ns"
