@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rcdrv.bench.distribution import Distribution
 from rcdrv.bench.result import Result, Series
 from rcdrv.bench.text import circumstances
 from rcdrv.errors import HostError, UsageError
+from rcdrv.report.distribution import Distribution
 
 if TYPE_CHECKING:
     import numpy

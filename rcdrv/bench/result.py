@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rcdrv.bench.distribution import PERCENTILES, Distribution
 from rcdrv.errors import UsageError
+from rcdrv.report.distribution import PERCENTILES, Distribution
 
 
 class Series(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
-from rcdrv.bench.distribution import Distribution
 from rcdrv.bench.result import Result, Series
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.report.distribution import Distribution
 
 BURST = 64
 """Rings of a burst that is measured as one."""

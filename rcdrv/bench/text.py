@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rcdrv.bench.distribution import PERCENTILES, Distribution
 from rcdrv.bench.result import Result, Series
+from rcdrv.report.distribution import PERCENTILES, Distribution
 
 _NAME = 30
 _CELL = 10
