@@ -78,7 +78,7 @@ def _finding(kind: str, message: str, node: Node, file: str) -> Markup:
             layout.draw(bars, "The layout of this finding", doorbell),
             layout.table(bars),
         ]
-    faults = node.value.get("faults") if isinstance(node.value, dict) else None
+    faults = node.value.get("faults") if found is not None else None
     return element(
         "article",
         element("h3", badge(Verdict.FAIL), element("span", kind, class_="reason"), message),
@@ -108,7 +108,7 @@ def examples(source: Source) -> Section:
         for case, outcome in line["outcomes"].items():
             outcomes.setdefault(case, Counter())[outcome.text.partition(" ")[0]] += 1
         for one in line["findings"]:
-            kind, what, message = (part.text for part in one)
+            kind, what, message = (part.text for part in one.entries(3))
             found.setdefault((kind, what), (kind, message, line["layout"], ""))
     verdicts = [verdict.value for verdict in CASE_VERDICTS]
     others = sorted({word for counts in outcomes.values() for word in counts} - {*verdicts})

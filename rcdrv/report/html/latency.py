@@ -115,9 +115,7 @@ _TITLES = {
 def _distribution(entry: Node) -> Distribution:
     counts = []
     for pair in entry["histogram"]:
-        if not isinstance(pair.value, list) or len(pair.value) != 2:
-            pair.wrong("a duration and how often it was seen")
-        duration, times = pair
+        duration, times = pair.entries(2)
         counts.append((duration.nanoseconds, times.integer))
     # The histogram has three digits of each duration; the ends are known exactly.
     if not sum(times for _, times in counts):

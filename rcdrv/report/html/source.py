@@ -67,6 +67,13 @@ class Node:
         for index, value in enumerate(self.value):
             yield Node(value, f"{self.where}[{index}]")
 
+    def entries(self, count: int) -> Sequence[Node]:
+        """The entries of a list that has exactly so many."""
+        found = tuple(self)
+        if len(found) != count:
+            self.wrong(f"a list of {count}")
+        return found
+
     @property
     def text(self) -> str:
         if not isinstance(self.value, str):
