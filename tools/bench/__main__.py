@@ -48,8 +48,9 @@ def _run(options: argparse.Namespace) -> int:
     quick = options.quick
     with tempfile.TemporaryDirectory(prefix="rcdrv-bench-") as folder:
         library = native.build(Path(folder))
-        _collect("accesses", rows, access.rows(native.Native(library), quick=quick))
-        _collect("rings", rows, rings.rows(quick=quick))
+        loops = native.Native(library)
+        _collect("accesses", rows, access.rows(loops, quick=quick))
+        _collect("rings", rows, rings.rows(loops, quick=quick))
         _collect("programs", rows, programs.rows(quick=quick))
         if options.lab:
             _collect("the lab", rows, lab.rows(library, quick=quick))

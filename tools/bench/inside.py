@@ -1,6 +1,6 @@
 """What runs in the guest: the same work through VFIO by rcdrv, by C, and by the kernel's driver.
 
-``rcdrv ADDRESS ROUNDS`` or ``kernel ROUNDS``; prints one JSON document, {what: [nanoseconds]}.
+``rcdrv ADDRESS`` or ``kernel``; prints one JSON document, {what: [nanoseconds]}.
 """
 
 from __future__ import annotations
@@ -15,30 +15,26 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 
+from rcdrv.address import open_function
+from rcdrv.epf_test.bars import bar_test
+from rcdrv.epf_test.doorbell import Doorbell
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.irqs import raise_vector
+from rcdrv.epf_test.transfer import Direction, Placement, transfers
+from rcdrv.function import IrqKind, SetIrqs
 from tools.bench.native import LIBRARY, Native
 
 NODE = "/dev/pci-endpoint-test.0"
-RINGS, CYCLES, BARS, TRANSFERS, RAISES = 100, 10, 5, 3, 20
+RINGS, CYCLES, BARS, TRANSFERS, RAISES = 60, 5, 5, 2, 10
 BAR = 2  # no doorbell is ever there, so it stays mapped
 SIZE = 1024000
 """Bytes of a transfer, one of the kselftest's."""
 
 
-def by_rcdrv(address: str, rounds: int) -> dict[str, list[int]]:
+def by_rcdrv(address: str) -> dict[str, Sequence[int]]:
     """Through VFIO: rcdrv's own ways, and C's loops on the same mappings and eventfd."""
-    from rcdrv.address import open_function
-    from rcdrv.epf_test.bars import bar_test
-    from rcdrv.epf_test.doorbell import Doorbell
-    from rcdrv.epf_test.driver import EpfTest, IrqChoice
-    from rcdrv.epf_test.irqs import raise_vector
-    from rcdrv.epf_test.transfer import Direction, Placement, transfers
-
     native = Native(Path(__file__).parent / LIBRARY)
-    found: dict[str, list[int]] = {}
-
-    def note(what: str, samples: Sequence[int]) -> None:
-        found.setdefault(what, []).extend(samples)
-
+    found: dict[str, Sequence[int]] = {}
     with open_function(address) as function:
         driver = EpfTest(function, irq=IrqChoice.MSI)
 
@@ -56,39 +52,31 @@ def by_rcdrv(address: str, rounds: int) -> dict[str, list[int]]:
             with transfers(driver, direction, False, [placement]) as once:
                 once(placement)
 
+        with Doorbell(driver) as doorbell:
+            found["ring interrupt"] = rings(doorbell)
+            driver.spin = True
+            found["ring spin"] = rings(doorbell)
+            driver.spin = False
+            driver.use_irq(IrqChoice.POLL)
+            found["ring poll"] = rings(doorbell)
+            driver.use_irq(IrqChoice.MSI)
+            driver.disarm()
+            found.update(c_rings(native, driver, doorbell))
+        driver.arm()
+        found["doorbell cycle"] = timed(cycle, CYCLES)
+        found["raise MSI"] = timed(partial(raise_vector, driver, IrqChoice.MSI, 0), RAISES)
         (area,) = function.device.region(BAR).areas
         mapping = function.device.map(BAR, area)
-        for _ in range(rounds):
-            with Doorbell(driver) as doorbell:
-                note("ring interrupt", rings(doorbell))
-                driver.spin = True
-                note("ring spin", rings(doorbell))
-                driver.spin = False
-                driver.use_irq(IrqChoice.POLL)
-                note("ring poll", rings(doorbell))
-                driver.use_irq(IrqChoice.MSI)
-                driver.disarm()
-                for name, samples in c_rings(native, driver, doorbell).items():
-                    note(f"C ring {name}", samples)
-            driver.arm()
-            note("doorbell cycle", timed(cycle, CYCLES))
-            note("raise MSI", timed(lambda: raise_vector(driver, IrqChoice.MSI, 0), RAISES))
-            note("BAR", timed(partial(bar_test, BAR, driver), BARS))
-            note("C BAR", [native.fill_and_verify(mapping, 0xA0 + BAR) for _ in range(BARS)])
-            for direction in Direction:
-                note(direction.value, timed(partial(transfer, direction), TRANSFERS))
-    found["BAR bytes"] = [area.size]
+        found["BAR bytes"] = [area.size]
+        found["BAR"] = timed(partial(bar_test, BAR, driver), BARS)
+        found["C BAR"] = [native.fill_and_verify(mapping, 0xA0 + BAR) for _ in range(BARS)]
+        for direction in Direction:
+            found[direction.value] = timed(partial(transfer, direction), TRANSFERS)
     return found
 
 
-def c_rings(native: Native, driver: object, doorbell: object) -> dict[str, Sequence[int]]:
+def c_rings(native: Native, driver: EpfTest, doorbell: Doorbell) -> dict[str, Sequence[int]]:
     """C on rcdrv's doorbell, with an eventfd of its own for vector 1."""
-    from rcdrv.epf_test.doorbell import Doorbell
-    from rcdrv.epf_test.driver import EpfTest
-    from rcdrv.function import IrqKind, SetIrqs
-
-    assert isinstance(driver, EpfTest)
-    assert isinstance(doorbell, Doorbell)
     device, place = driver.function.device, doorbell.location
     assert place is not None
     bar, registers = (
@@ -96,44 +84,39 @@ def c_rings(native: Native, driver: object, doorbell: object) -> dict[str, Seque
     )
     eventfd = os.eventfd(0, os.EFD_NONBLOCK)
     device.set_irqs(IrqKind.MSI, SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER, 0, 1, [eventfd])
+    ways = (("interrupt", Native.SLEEP), ("spin", Native.SPIN), ("poll", Native.POLL))
     try:
         return {
-            name: native.rings(bar, place.offset, place.data, registers, eventfd, how, RINGS)
-            for name, how in (
-                ("interrupt", Native.SLEEP),
-                ("spin", Native.SPIN),
-                ("poll", Native.POLL),
+            f"C ring {name}": native.rings(
+                bar, place.offset, place.data, registers, eventfd, how, RINGS
             )
+            for name, how in ways
         }
     finally:
         device.set_irqs(IrqKind.MSI, SetIrqs.DATA_NONE | SetIrqs.ACTION_TRIGGER, 0, 0)
         os.close(eventfd)
 
 
-def by_kernel(rounds: int) -> dict[str, list[int]]:
+def by_kernel() -> dict[str, Sequence[int]]:
     """The ioctls of pci_endpoint_test (include/uapi/linux/pcitest.h)."""
     bar, doorbell, msi, irq_type = _io(1), _io(0xB), _iow(3, 4), _iow(8, 4)
-    transfers = {"READ": _iow(5, 8), "WRITE": _iow(4, 8), "COPY": _iow(6, 8)}
-    found: dict[str, list[int]] = {}
+    requests = {"READ": _iow(5, 8), "WRITE": _iow(4, 8), "COPY": _iow(6, 8)}
+    parameters = struct.pack("LB7x", SIZE, 0)
     with open(NODE, "rb+", buffering=0) as node:  # noqa: PTH123 - a device, unbuffered
-        parameters = struct.pack("LB7x", SIZE, 0)
 
         def call(request: int, argument: int | bytes = 0) -> None:
             fcntl.ioctl(node, request, argument)
 
         call(irq_type, 1)
-        for _ in range(rounds):
-            for what, once, times in (
-                ("doorbell cycle", partial(call, doorbell), CYCLES),
-                ("raise MSI", partial(call, msi, 1), RAISES),
-                ("BAR", partial(call, bar, BAR), BARS),
-                *(
-                    (name, partial(call, request, parameters), TRANSFERS)
-                    for name, request in transfers.items()
-                ),
-            ):
-                found.setdefault(what, []).extend(timed(once, times))
-    return found
+        return {
+            "doorbell cycle": timed(partial(call, doorbell), CYCLES),
+            "raise MSI": timed(partial(call, msi, 1), RAISES),
+            "BAR": timed(partial(call, bar, BAR), BARS),
+            **{
+                name: timed(partial(call, request, parameters), TRANSFERS)
+                for name, request in requests.items()
+            },
+        }
 
 
 def timed(operation: Callable[[], object], times: int) -> list[int]:
@@ -156,5 +139,5 @@ def _iow(number: int, size: int) -> int:
 
 if __name__ == "__main__":
     who, *rest = sys.argv[1:]
-    work = by_rcdrv(rest[0], int(rest[1])) if who == "rcdrv" else by_kernel(int(rest[0]))
+    work = by_rcdrv(*rest) if who == "rcdrv" else by_kernel()
     print(json.dumps(work))

@@ -20,7 +20,8 @@ _HOME = "/opt/bench"
 _TICK = "both wait for two ticks of the endpoint; the rest is Python in an emulated processor"
 _PYTHON = "the guest's processor is emulated, where numpy's strided loops are no faster than Python"
 
-Samples = Mapping[str, list[float]]
+Medians = dict[str, list[float]]
+"""What was done, and the median of each round in nanoseconds."""
 
 
 def rows(library: Path, *, quick: bool) -> Iterator[Row]:
@@ -32,15 +33,14 @@ def rows(library: Path, *, quick: bool) -> Iterator[Row]:
         judges.prepare(guest)
         (endpoint,) = guest.endpoints
         _bring(guest, library)
-        rounds = 1 if quick else 3
-        ours: dict[str, list[float]] = {}
-        kernel: dict[str, list[float]] = {}
-        for _ in range(rounds):
+        ours: Medians = {}
+        kernel: Medians = {}
+        for _ in range(2 if quick else 9):
             _add(kernel, _by_kernel(guest, endpoint))
-            _add(ours, _work(guest, "rcdrv", endpoint.address, "1"))
+            _add(ours, _work(guest, "rcdrv", endpoint.address))
         yield from _rings(ours)
         yield from _against_kernel(ours, kernel)
-        timing = judges.measure(guest, endpoint, rounds)
+        timing = judges.measure(guest, endpoint, 1 if quick else 3)
     for what, mine, theirs in (
         ("the 23 cases, in the cases", timing.rcdrv.cases, timing.kernel.cases),
         ("the 23 cases, whole process", timing.rcdrv.process, timing.kernel.process),
@@ -54,14 +54,14 @@ _SUITE = (
 )
 
 
-def _rings(ours: Samples) -> Iterator[Row]:
+def _rings(ours: Medians) -> Iterator[Row]:
     for how in ("interrupt", "spin", "poll"):
         yield _row(
             f"ring to answer, {how}", "us", ours[f"ring {how}"], f"C, {how}", ours[f"C ring {how}"]
         )
 
 
-def _against_kernel(ours: Samples, kernel: Samples) -> Iterator[Row]:
+def _against_kernel(ours: Medians, kernel: Medians) -> Iterator[Row]:
     kernels = "the kernel's driver"
     yield _row(
         "DOORBELL_TEST",
@@ -100,9 +100,8 @@ def _row(
     target: Target | None = None,
     because: str = "",
 ) -> Row:
-    """Medians of the samples, as the two did not take turns one by one."""
     scale = {"us": 1e3, "ms": 1e6}[unit]
-    mine, other = ([median(samples) / scale] for samples in (ours, theirs))
+    mine, other = ([median / scale for median in medians] for medians in (ours, theirs))
     return compared(f"{what}, in the guest", unit, mine, against, other, target, because)
 
 
@@ -117,7 +116,7 @@ def _bring(guest: Guest, library: Path) -> None:
 def _by_kernel(guest: Guest, endpoint: Endpoint) -> dict[str, list[float]]:
     judges.hand_over(guest, endpoint, judges.DRIVER)
     try:
-        return _work(guest, "kernel", "1")
+        return _work(guest, "kernel")
     finally:
         judges.hand_over(guest, endpoint, judges.VFIO)
 
@@ -134,6 +133,6 @@ def _work(guest: Guest, *arguments: str) -> dict[str, list[float]]:
     return found
 
 
-def _add(all_: dict[str, list[float]], more: Mapping[str, list[float]]) -> None:
-    for name, samples in more.items():
-        all_.setdefault(name, []).extend(samples)
+def _add(medians: Medians, round_: Mapping[str, list[float]]) -> None:
+    for name, samples in round_.items():
+        medians.setdefault(name, []).append(median(samples))

@@ -35,6 +35,7 @@ class Native:
     """The functions of native.c, on memory that is mapped writable here."""
 
     SLEEP, SPIN, POLL = range(3)
+    NOBODY, END = -1, -2
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
@@ -62,6 +63,10 @@ class Native:
         )
         assert not wrong.value, "the memory does not hold what was written"
         return took
+
+    def endpoint(self, registers: Buffer, doorbell: Buffer, eventfd: ctypes.c_int) -> None:
+        """Answer commands and rings until ``eventfd`` is :attr:`END`; for a thread of its own."""
+        self._library.endpoint(_address(registers), _address(doorbell), ctypes.byref(eventfd))
 
     def rings(
         self,

@@ -1,7 +1,8 @@
-"""Ring to acknowledgement on the software endpoint, held against one message over its socket."""
+"""Ring to acknowledgement: of an endpoint as fast as memory, and of the software endpoint."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from statistics import median
@@ -10,14 +11,65 @@ from time import perf_counter_ns
 from rcdrv.address import open_function
 from rcdrv.bench.result import Result
 from rcdrv.bench.ring import Method, measure
-from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Reg
+from rcdrv.function import IrqKind, SetIrqs
+from tools.bench import ideal
 from tools.bench.measure import Row, compared, in_turns
+from tools.bench.native import Native
+
+_ARM = SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER
 
 
-def rows(*, quick: bool) -> Iterator[Row]:
+def rows(native: Native, *, quick: bool) -> Iterator[Row]:
     """Medians of a few hundred rings a round, by each way to learn of the answer."""
     count, rounds = (100, 3) if quick else (300, 9)
+    yield from _ideal(native, count, rounds)
+    yield from _simulated(count, rounds)
+
+
+def _ideal(native: Native, count: int, rounds: int) -> Iterator[Row]:
+    """The same rings by rcdrv and by C, which both wait for C on another processor."""
+    with ideal.function(native) as function:
+        driver = EpfTest(function, irq=IrqChoice.MSI)
+        device = function.device
+        result = Result("ring", function.address, {})
+        registers, bar = (device.map(index, device.region(index).areas[0]) for index in (0, 1))
+        eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+
+        def ours(method: Method) -> float:
+            series = measure(driver, method, count, result)
+            return series.distribution.percentile(50) / 1e3
+
+        def theirs(how: int) -> float:
+            driver.disarm()
+            device.set_irqs(IrqKind.MSI, _ARM, 0, 1, [eventfd])
+            return median(native.rings(bar, 0, 1, registers, eventfd, how, count)) / 1e3
+
+        ways = {
+            Method.INTERRUPT: Native.SLEEP,
+            Method.SPIN: Native.SPIN,
+            Method.POLL: Native.POLL,
+        }
+        found = in_turns(
+            {
+                **{method.value: partial(ours, method) for method in ways},
+                **{f"C {method.value}": partial(theirs, how) for method, how in ways.items()},
+            },
+            rounds,
+        )
+        os.close(eventfd)
+    for method in ways:
+        yield compared(
+            f"ring to answer, {method.value}, ideal endpoint",
+            "us",
+            found[method.value],
+            "C, the same",
+            found[f"C {method.value}"],
+        )
+
+
+def _simulated(count: int, rounds: int) -> Iterator[Row]:
     with open_function("sim:rk3588") as function:
         driver = EpfTest(function)
         result = Result("ring", function.address, {})

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.bench import native, render
+from rcdrv.epf_test.doorbell import Doorbell
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from tools.bench import ideal, native, render
 from tools.bench.measure import NO_SLOWER, Cost, Kind, Target, compared, in_turns, statement
 
 figures = st.lists(st.floats(0.001, 1e6), min_size=1, max_size=30)
@@ -97,3 +99,15 @@ def test_c_counts_a_ring_that_is_not_answered(tmp_path: Path) -> None:
         loops.rings(bar, 0xA0, 9, registers, -1, native.Native.POLL, 1)
     assert bar[0xA0:0xA4] == b"\x09\0\0\0"
     assert registers[0x24] == 1  # IRQ_TYPE is MSI
+
+
+@pytest.mark.parametrize("irq", [IrqChoice.MSI, IrqChoice.POLL])
+def test_the_ideal_endpoint_is_rung_as_any_other(tmp_path: Path, irq: IrqChoice) -> None:
+    loops = native.Native(native.build(tmp_path))
+    with ideal.function(loops) as function:
+        driver = EpfTest(function, irq=irq)
+        with Doorbell(driver) as doorbell:
+            assert str(doorbell.location) == "BAR1+0x0 data 0x00000001"
+            for _ in range(3):
+                assert doorbell.judge(doorbell.ring()) is None
+        assert not doorbell.left_enabled
