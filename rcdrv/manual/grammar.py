@@ -113,7 +113,9 @@ class Command(NamedTuple):
             yield from child.walk()
 
 
-_KINDS = {"ADDRESS": Kind.ADDRESS, "SPEC": Kind.SPEC, "FILE|DIR": Kind.FILE, "DIR": Kind.FILE}
+_KINDS = {"ADDRESS": Kind.ADDRESS, "SPEC": Kind.SPEC} | dict.fromkeys(
+    ("FILE", "DIR", "FILE|DIR"), Kind.FILE
+)
 """Kinds of values whose converter does not tell."""
 
 

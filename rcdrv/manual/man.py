@@ -144,11 +144,18 @@ def _see_also(names: Iterable[str]) -> str:
 
 
 def _prose(text: str) -> list[str]:
-    """Paragraphs of a docstring: `code` is bold, as in every manual page."""
+    """Paragraphs of a docstring: `code` is bold, as in every manual page; indented is verbatim."""
     lines: list[str] = []
-    for number, paragraph in enumerate(re.split(r"\n\s*\n", text.strip())):
+    for number, paragraph in enumerate(re.split(r"\n\s*\n", text.strip("\n"))):
         lines += [".PP"] * bool(number)
-        for line in paragraph.splitlines():
+        source = paragraph.splitlines()
+        if all(line.startswith("    ") for line in source):
+            lines += [".EX", *(_guard(_escape(line)) for line in source), ".EE"]
+            continue
+        for line in source:
+            # "layout: a campaign over layouts" is an entry of a list.
+            if re.match(r"\w+: ", line) and line is not source[0]:
+                lines.append(".br")
             pieces = re.split(r"`([^`]+)`", line.strip())
             lines.append(
                 _guard("".join(_bold(p) if odd % 2 else _escape(p) for odd, p in enumerate(pieces)))
