@@ -17,6 +17,7 @@ language = "en"
 extensions = ["myst_parser", "tools.docs.directives"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
+smartquotes_action = "q"  # quotes only: two hyphens are an option, not a dash
 html_theme = "furo"
 html_title = f"rcdrv {__version__}"
 html_copy_source = False
