@@ -199,3 +199,22 @@ def test_bursts_and_registers_are_one_access_for_each_item(guest: Guest) -> None
     assert written == bursts + [(0x2200, 4, value) for value in range(5)]
     read = [(line["offset"], line["size"], line["value"]) for line in accesses(log, "BAR1", "read")]
     assert read == [(0x2200, 4, value) for value in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["ring"], ["interrupt", "spin", "poll", "write", "burst"]),
+        (["irq", "--irq", "msix"], ["msix on this host", "msix of the endpoint"]),
+        (["dma", "--size", "1K", "--direction", "READ"], ["memcpy READ 1024"]),
+    ],
+)
+def test_benchmarks_measure_through_the_kernel_too(
+    guest_x86_64: Guest, arguments: list[str], names: list[str]
+) -> None:
+    endpoint = by_spec(guest_x86_64, "generic")
+    result = rcdrv(guest_x86_64, endpoint, "bench", "--json", *arguments, "--count", "3")
+    assert result.status == 0, result
+    document = json.loads(result.stdout)
+    assert [series["name"] for series in document["series"]] == names
+    assert document["setup"]["backend"] == "group"
