@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -318,7 +317,7 @@ class Endpoint:
             select,
             vary_transfers,
         )
-        from rcdrv.host import aer
+        from rcdrv.host.aer import ErrorCounters
 
         for name in destructive:
             if name not in DESTRUCTIVE:
@@ -338,8 +337,7 @@ class Endpoint:
                 chosen,
                 run,
                 Observer() if observer is None else observer,
-                counters=partial(aer.counters, self.address),
-                risen=aer.risen,
+                host_errors=ErrorCounters(self.address).risen,
             )
         except DeviceLost as error:
             lost = error

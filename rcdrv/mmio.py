@@ -14,29 +14,27 @@ are two ways to reach them:
 :class:`SplitWindow` joins both for a region of which only parts may be mapped (VFIO's sparse
 mmap capability).
 
-Bulk operations move whole, naturally aligned words, each once. On arm64 a BAR is mapped as
-device memory, where libc's ``memcpy`` and ``memset`` can fault (unaligned tails, DC ZVA), so
-numpy's strided loops do the copying; numpy is imported only when a mapped bulk operation runs.
+Bulk operations move whole, naturally aligned words, each once. libc's ``memcpy`` may touch a word
+twice, and on arm64, where a BAR is mapped as device memory, it can fault (unaligned tails, DC ZVA);
+so a loop of our own copies (:mod:`rcdrv.machine`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
-import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 
 from rcdrv.errors import AccessError
+from rcdrv.machine import barrier as barrier
+from rcdrv.machine import copy_words
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
-    from typing import Any, Literal, Protocol
-
-    from numpy.typing import NDArray
+    from typing import Literal, Protocol
 else:
     Protocol = object
 
@@ -249,7 +247,6 @@ class MappedWindow(Window):
         }
         self._words = self._views[32]
         self._registers: dict[int, memoryview] = {}
-        self._arrays: dict[int, NDArray[Any]] = {}
 
     def read(self, width: int, offset: int) -> int:
         self._check(width, offset)
@@ -264,7 +261,7 @@ class MappedWindow(Window):
     def read32(self, offset: int) -> int:
         # The register path: one comparison, one item access. memoryview would accept a negative
         # index, so the lower bound is checked here and the upper one by the view itself.
-        if offset < 0 or offset & 3 or _BIG_ENDIAN:
+        if offset < 0 or offset & 3:
             return self.read(32, offset)
         try:
             return self._words[offset >> 2]
@@ -272,7 +269,7 @@ class MappedWindow(Window):
             return self.read(32, offset)
 
     def write32(self, offset: int, value: int) -> None:
-        if offset < 0 or offset & 3 or _BIG_ENDIAN:
+        if offset < 0 or offset & 3:
             self.write(32, offset, value)
             return
         try:
@@ -300,70 +297,29 @@ class MappedWindow(Window):
         for register[0] in repeat(value, rest):
             pass
 
-    def _array(self, width: int, offset: int, count: int) -> NDArray[Any]:
-        step = width // 8
-        if width not in self._arrays:
-            import numpy
-
-            self._arrays[width] = numpy.frombuffer(
-                self._bytes, dtype=f"<u{step}", count=self.size // step
-            )
-        return self._arrays[width][offset // step : offset // step + count]
-
-    def read_block(self, offset: int, size: int) -> bytes:
-        words = size // 4
-        if (offset | size) & 3 or words < _NUMPY_PAYS_FROM:
-            return super().read_block(offset, size)
-        self._check_range(offset, size)
-        return self._copy_out(32, offset, words).tobytes()
-
-    def fill(self, offset: int, size: int, value: int) -> None:
-        words = size // 4
-        if (offset | size) & 3 or words < _NUMPY_PAYS_FROM or not 0 <= value <= 0xFF:
-            super().fill(offset, size, value)
-            return
-        self._check_range(offset, size)
-        device = self._array(32, offset, words)
-        # In two passes, for the reason in _copy_words().
-        device[0::2] = device[1::2] = value * 0x01010101
-
-    def _copy_out(self, width: int, offset: int, count: int) -> NDArray[Any]:
-        import numpy
-
-        device = self._array(width, offset, count)
-        words = numpy.empty(count, dtype=device.dtype)
-        _copy_words(words, device)
-        return words
-
     def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
-        if count < _NUMPY_PAYS_FROM:
+        if width != 32:
             step = width // 8
             for index in range(count):
                 word = self.read(width, offset + index * step)
                 out[index * step : (index + 1) * step] = word.to_bytes(step, "little")
             return
-        out[: count * width // 8] = self._copy_out(width, offset, count).tobytes()
+        copy_words(out[: 4 * count], self._bytes[offset : offset + 4 * count])
 
     def _write_run(self, width: int, offset: int, data: memoryview) -> None:
-        step = width // 8
-        count = len(data) // step
-        if count < _NUMPY_PAYS_FROM:
-            for index in range(count):
+        if width != 32:
+            step = width // 8
+            for index in range(len(data) // step):
                 word = int.from_bytes(data[index * step : (index + 1) * step], "little")
                 self.write(width, offset + index * step, word)
             return
-        import numpy
-
-        # A copy, because ``data`` may start at an odd address, where numpy would go by bytes.
-        words = numpy.frombuffer(data, dtype=f"<u{step}", count=count).copy()
-        _copy_words(self._array(width, offset, count), words)
+        copy_words(self._bytes[offset : offset + len(data)], data)
 
     def close(self) -> None:
         if self.size == 0:
             return
         self.size = 0
-        # A traceback may still hold an array on it: then the mapping goes with that.
-        self._arrays.clear()
+        # A traceback may still hold a view of it: then the mapping goes with that.
         with contextlib.suppress(BufferError):
             for view in (*self._registers.values(), *self._views.values()):
                 view.release()
@@ -468,10 +424,6 @@ class SplitWindow(Window):
         self._trapped.close()
 
 
-# Below this many words a Python loop is faster than an import of numpy would be.
-_NUMPY_PAYS_FROM = 64
-
-
 def _aligned_runs(offset: int, size: int) -> Iterator[tuple[int, int, int]]:
     """Cut a byte range into runs of naturally aligned words: (width in bits, offset, count)."""
     end = offset + size
@@ -489,16 +441,6 @@ def _aligned_runs(offset: int, size: int) -> Iterator[tuple[int, int, int]]:
         if offset % step == 0 and offset + step <= end:
             yield width, offset, 1
             offset += step
-
-
-def _copy_words(target: NDArray[Any], source: NDArray[Any]) -> None:
-    """Copy word by word: one load and one store of the item's width each.
-
-    Numpy hands a contiguous copy to ``memcpy``. For a stride that is not the item size it runs
-    a loop over single items instead, so the words go in two passes, the even and the odd ones.
-    """
-    target[0::2] = source[0::2]
-    target[1::2] = source[1::2]
 
 
 def _swap(value: int, width: int) -> int:
@@ -520,50 +462,3 @@ def first_difference(one: bytes, other: bytes) -> int:
         else:
             low = middle
     return low
-
-
-def _find_barrier() -> Callable[[], object]:
-    """The full system barrier of this processor, as something to call.
-
-    x86 keeps stores to memory and to devices in program order, so nothing is needed there. A
-    weakly ordered processor needs an instruction that Python cannot write, so two instructions
-    go into an executable page: ``dsb sy; ret`` on arm64, ``fence iorw, iorw; ret`` on RISC-V.
-    Where the system forbids such a page, membarrier(2) is the next best: its smp_mb() orders
-    memory, which is enough for devices in the processor's own shareability domain.
-    """
-    machine = os.uname().machine
-    libc = ctypes.CDLL(None, use_errno=True)
-    code = {
-        "aarch64": bytes.fromhex("9f3f03d5c0035fd6"),
-        "riscv64": bytes.fromhex("0f00f00f67800000"),
-    }.get(machine)
-    if machine in ("x86_64", "i686", "AMD64"):
-        return lambda: None
-    if code is not None:
-        # Written first and made executable after: the kernel then synchronises the instruction
-        # cache (arch/arm64/mm/flush.c), and no page is ever writable and executable at once.
-        page = mmap.mmap(-1, mmap.PAGESIZE)
-        page[: len(code)] = code
-        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-        if not libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, 1 | 4):  # READ | EXEC
-            function = ctypes.CFUNCTYPE(None)(address)
-            _barrier_pages.append(page)
-            return function
-    membarrier = {"aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}.get(machine, 283)
-    return lambda: libc.syscall(membarrier, 1, 0, 0)  # MEMBARRIER_CMD_GLOBAL
-
-
-_barrier: Callable[[], object] | None = None
-_barrier_pages: list[mmap.mmap] = []
-
-
-def barrier() -> None:
-    """Order all earlier memory accesses before all later ones, device memory included.
-
-    To be called between filling a DMA buffer and the register write that sends the device to
-    it, and between an interrupt and reading what the device wrote.
-    """
-    global _barrier
-    if _barrier is None:
-        _barrier = _find_barrier()
-    _barrier()

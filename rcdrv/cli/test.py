@@ -13,9 +13,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import drive, number, open_endpoint, print_json
@@ -30,15 +28,18 @@ from rcdrv.epf_test.suite import (
     vary_transfers,
 )
 from rcdrv.errors import DeviceLost, HostError, RcdrvError
-from rcdrv.host import aer
+from rcdrv.host.aer import ErrorCounters
 from rcdrv.report.document import to_document
-from rcdrv.report.junit import JUnit
 from rcdrv.report.observer import Observer, Observers
 from rcdrv.report.result import Run
 from rcdrv.report.tap import Tap, list_text
 from rcdrv.report.terminal import for_terminal
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class _Filter(argparse.Action):
@@ -125,8 +126,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
                 chosen,
                 result,
                 _observer(args),
-                counters=partial(aer.counters, function.address),
-                risen=aer.risen,
+                host_errors=ErrorCounters(function.address).risen,
                 reconnect=reconnect,
             )
     except RcdrvError as error:
@@ -151,6 +151,8 @@ def _observer(args: argparse.Namespace) -> Observer:
     """TAP where a program reads, a live table where a person does, JUnit besides if asked."""
     shown: list[Observer] = []
     if args.junit:
+        from rcdrv.report.junit import JUnit  # the XML library is not for everybody
+
         shown.append(JUnit(args.junit))
     if args.json:
         shown.append(_Json())

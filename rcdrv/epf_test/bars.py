@@ -7,8 +7,10 @@ What they write and expect is what ``pci_endpoint_test_bar()``, ``..._bars()`` a
 from __future__ import annotations
 
 import contextlib
+import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 from rcdrv.epf_test.doorbell import stale_doorbell
 from rcdrv.epf_test.driver import ALL_ONES, EpfTest
@@ -219,11 +221,23 @@ def _subrange_command(driver: EpfTest, index: int, command: Command) -> None:
 
 def offset_pattern(index: int, offset: int, length: int) -> bytes:
     """Words with 0xa0 + BAR in the top 8 bits and their offset in the low 24, little endian."""
-    import numpy
+    pattern = bytearray()
+    while len(pattern) < length:
+        # Within 64 KiB only the low half of the words counts up.
+        high, low = divmod((offset + len(pattern)) % 2**24, 2**16)
+        words = bytearray(_low_halves()[low : low + length - len(pattern)])
+        words[2::4] = bytes([high]) * (len(words) // 4)
+        words[3::4] = bytes([0xA0 + index]) * (len(words) // 4)
+        pattern += words
+    return bytes(pattern)
 
-    words = numpy.arange(offset % 2**24, offset % 2**24 + length, 4, dtype="<u4")
-    words &= 0xFFFFFF
-    words |= (0xA0 + index) << 24
+
+@cache
+def _low_halves() -> bytes:
+    """Words from 0 to 64 KiB in steps of 4, little endian."""
+    words = array("I", range(0, 1 << 16, 4))
+    if sys.byteorder == "big":
+        words.byteswap()
     return words.tobytes()
 
 

@@ -232,14 +232,13 @@ def run_cases(
     run: Run,
     observer: Observer,
     *,
-    counters: Callable[[], dict[str, int]] = dict,
-    risen: Callable[[dict[str, int], dict[str, int]], list[str]] = lambda _old, _new: [],
+    host_errors: Callable[[], Sequence[str]] = tuple,
     reconnect: Callable[[DeviceLost], EpfTest | None] = lambda _lost: None,
 ) -> Run:
     """Run the cases one after the other; none of them can stop the others, but a lost device.
 
     :param run: filled as it goes, so that it is complete also when this ends with an exception
-    :param counters: error counters of the host, and ``risen`` what to say of those that rose
+    :param host_errors: what the host has counted since the last call, one line each
     :param reconnect: waits until a lost device is back; the rest is run with what it returns
     :raises Interrupted: the user asked to stop
     """
@@ -250,7 +249,7 @@ def run_cases(
         lost: DeviceLost | None = None
         for case in chosen:
             observer.case_started(case.name)
-            before = counters()
+            host_errors()
             begun = driver.function.clock.now()
             if lost is None:
                 verdict, reason, message, hint, lost = _run_one(driver, case, observer)
@@ -264,7 +263,7 @@ def run_cases(
                 reason,
                 message,
                 "" if passed else hint,
-                () if passed else tuple(risen(before, counters())),
+                () if passed else tuple(host_errors()),
                 driver.function.clock.now() - begun,
             )
             run.results.append(result)

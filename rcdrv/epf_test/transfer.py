@@ -17,7 +17,7 @@ from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Flags, Reg, Status
 from rcdrv.errors import UsageError
 from rcdrv.function import DmaBuffer, PhysicalDma
-from rcdrv.mmio import barrier
+from rcdrv.mmio import barrier, first_difference
 from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
@@ -159,7 +159,11 @@ def transfers(
                 (Direction.READ, Direction.COPY),
             )
         )
+        if target is not None:
+            target.memory[:] = bytes(target.size)
         yield lambda placement: _transfer(driver, direction, placement, dma, source, target)
+        if target is not None:
+            _check_untouched(target, 0, target.size, f"the {direction.value}s")
 
 
 def _check_placement(driver: EpfTest, placement: Placement) -> None:
@@ -193,7 +197,6 @@ def _transfer(
         source.memory[inside] = data
         parameters.update(_address(Reg.SRC_ADDR_LOW, source.iova + shift))
     if target is not None:
-        target.memory[:] = bytes(target.size)
         parameters.update(_address(Reg.DST_ADDR_LOW, target.iova + shift))
     if direction is Direction.WRITE:
         parameters[Reg.CHECKSUM] = crc32(data)
@@ -215,10 +218,19 @@ def _transfer(
         difference = compare(data, got)
         if difference:
             raise _mismatch(f"{what}: {difference}")
-    outside = bytes(target.memory[:shift]) + bytes(target.memory[shift + size :])
-    if outside.strip(b"\0"):
-        raise _mismatch(f"{what}: the endpoint wrote outside of the buffer")
+    # What a wrong length or address spoils first. All the rest is looked at once, at the end.
+    _check_untouched(target, shift - _PAGE, shift, what)
+    _check_untouched(target, shift + size, shift + size + _PAGE, what)
+    target.memory[inside] = bytes(size)
     return answer
+
+
+def _check_untouched(target: DmaBuffer, first: int, end: int, what: str) -> None:
+    """That the buffer, which was cleared, is still so from ``first`` to ``end``."""
+    around = bytes(target.memory[max(0, first) : end])
+    if around != bytes(len(around)):
+        at = max(0, first) + first_difference(around, bytes(len(around)))
+        raise _mismatch(f"{what}: the endpoint wrote outside of the buffer, at {at:#x}")
 
 
 def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:

@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-SYSFS = Path("/sys")
+import contextlib
+import os
+from collections.abc import Iterator
 
 _FILES = ("aer_dev_correctable", "aer_dev_nonfatal", "aer_dev_fatal")
 
 
-def counters(address: str, sysfs: Path = SYSFS) -> dict[str, int]:
-    """``{"0000:01:00.0 correctable RxErr": 3, ...}`` of the function and the port above it.
+class ErrorCounters:
+    """The counters of a function and of the port above it, from one look to the next.
 
-    Empty where there are none: without AER, and for endpoints that are not on this host's bus.
-    The files are described in Documentation/ABI/testing/sysfs-bus-pci-devices-aer.
+    There are none without AER, and for endpoints that are not on this host's bus. The files are
+    described in Documentation/ABI/testing/sysfs-bus-pci-devices-aer.
     """
-    device = sysfs / "bus/pci/devices" / address
-    found: dict[str, int] = {}
-    if not device.exists():
+
+    def __init__(self, address: str, sysfs: str | os.PathLike[str] = "/sys") -> None:
+        device = os.path.realpath(os.path.join(sysfs, "bus/pci/devices", address))  # noqa: PTH118
+        places = (device, os.path.dirname(device))  # noqa: PTH120
+        self._paths = [os.path.join(place, name) for place in places for name in _FILES]  # noqa: PTH118
+        self._seen = self._read()
+
+    def risen(self) -> list[str]:
+        """What was counted since the last look, one line each."""
+        before, self._seen = self._seen, self._read()
+        if before == self._seen:  # all that has to be quick: it is asked before every case
+            return []
+        old = dict(_counts(before))
+        return [
+            f"AER: {name} rose by {count - old.get(name, 0)}"
+            for name, count in _counts(self._seen)
+            if count > old.get(name, 0)
+        ]
+
+    def _read(self) -> dict[str, bytes]:
+        found = {}
+        for path in self._paths:
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    found[path] = os.read(fd, 4096)  # sysfs: a page at most
+                finally:
+                    os.close(fd)
         return found
-    real = device.resolve()
-    for place in (real, real.parent):
-        for name in _FILES:
-            try:
-                lines = (place / name).read_text().splitlines()
-            except OSError:
-                continue
-            for line in lines:
-                error, _, count = line.rpartition(" ")
-                if error and not error.startswith("TOTAL") and count.isdecimal():
-                    found[f"{place.name} {name.removeprefix('aer_dev_')} {error}"] = int(count)
-    return found
 
 
-def risen(before: dict[str, int], after: dict[str, int]) -> list[str]:
-    """What was counted in between, one line each."""
-    return [
-        f"AER: {name} rose by {count - before.get(name, 0)}"
-        for name, count in after.items()
-        if count > before.get(name, 0)
-    ]
+def _counts(files: dict[str, bytes]) -> Iterator[tuple[str, int]]:
+    """(``0000:01:00.0 correctable RxErr``, 3), ... of what the files say."""
+    for path, content in files.items():
+        place, name = path.split("/")[-2:]
+        for line in content.decode(errors="replace").splitlines():
+            error, _, count = line.rpartition(" ")
+            if error and not error.startswith("TOTAL") and count.isdecimal():
+                yield f"{place} {name.removeprefix('aer_dev_')} {error}", int(count)

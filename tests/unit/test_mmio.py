@@ -266,8 +266,3 @@ def test_a_closed_window_refuses_and_may_be_closed_again(make: Callable[[], Wind
     for access in (lambda: window.read32(0), lambda: window.write32(0, 0)):
         with pytest.raises((AccessError, ValueError)):
             access()
-
-
-def test_the_barrier_can_be_called() -> None:
-    mmio.barrier()
-    mmio.barrier()

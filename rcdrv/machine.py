@@ -1,0 +1,146 @@
+"""The few instructions that Python cannot write: a memory barrier, and a copy word by word.
+
+They are put into an executable page of their own. Where the system forbids such a page, or the
+processor is another, the barrier is membarrier(2) and the copy a loop over items of a cast
+``memoryview``, each of which CPython compiles to a single load or store as well.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from array import array
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Any
+
+Copy = Callable[[memoryview, memoryview], None]
+"""Copies words to a target, first, from a source."""
+
+_X86 = ("x86_64", "i686", "amd64")
+
+# What barrier() is on processors that order weakly. x86 keeps stores to memory and to devices in
+# program order, so nothing is needed there.
+_BARRIER = {
+    "aarch64": "9f3f03d5 c0035fd6",  # dsb sy; ret
+    "riscv64": "0f00f00f 67800000",  # fence iorw, iorw; ret
+}
+
+# copy(target, source, count): one 32-bit load and one 32-bit store a word, upwards. The string
+# instructions of x86 may do it in other widths, and what updates its address register on arm64
+# cannot be emulated for a guest whose device memory is trapped.
+_COPY = {
+    "x86_64": "4885d2"  # test rdx, rdx
+    "7411"  # jz 2f
+    "8b06"  # 1: mov eax, [rsi]
+    "8907"  # mov [rdi], eax
+    "4883c604"  # add rsi, 4
+    "4883c704"  # add rdi, 4
+    "48ffca"  # dec rdx
+    "75ef"  # jnz 1b
+    "c3",  # 2: ret
+    "aarch64": "e20000b4"  # cbz x2, 2f
+    "230040b9"  # 1: ldr w3, [x1]
+    "030000b9"  # str w3, [x0]
+    "21100091"  # add x1, x1, 4
+    "00100091"  # add x0, x0, 4
+    "420400f1"  # subs x2, x2, 1
+    "61ffff54"  # b.ne 1b
+    "c0035fd6",  # 2: ret
+}
+
+_pages: list[mmap.mmap] = []
+
+
+def barrier() -> None:
+    """Order all earlier memory accesses before all later ones, device memory included.
+
+    To be called between filling a DMA buffer and the register write that sends the device to
+    it, and between an interrupt and reading what the device wrote.
+    """
+    _barrier()()
+
+
+def copy_words(target: memoryview, source: memoryview) -> None:
+    """Copy 32-bit words, each with one load and one store of 32 bits, in ascending order.
+
+    Views of bytes. What is device memory of them is at an address that is a multiple of 4.
+
+    :raises ValueError: the lengths differ, or are not a multiple of 4
+    """
+    if len(target) != len(source) or len(target) % 4:
+        raise ValueError(f"{len(source)} bytes do not go word by word into {len(target)}")
+    if len(target):
+        _copier()(target, source)
+
+
+@cache
+def _barrier() -> Callable[[], object]:
+    machine = os.uname().machine
+    if machine.lower() in _X86:
+        return _nothing
+    compiled = _executable(_BARRIER.get(machine, ""))
+    if compiled is not None:
+        return compiled
+    # smp_mb() on every processor: orders memory, which is enough for devices in the processor's
+    # own shareability domain.
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    number = {"aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}.get(machine, 283)
+    return lambda: libc.syscall(number, 1, 0, 0)  # MEMBARRIER_CMD_GLOBAL
+
+
+def _nothing() -> None:
+    """Program order is enough."""
+
+
+@cache
+def _copier() -> Copy:
+    from ctypes import c_size_t, c_void_p
+
+    compiled = _executable(_COPY.get(os.uname().machine, ""), c_void_p, c_void_p, c_size_t)
+    if compiled is None:
+        return _copy_items
+
+    def copy(target: memoryview, source: memoryview) -> None:
+        compiled(_address(target), _address(source), len(target) // 4)
+
+    return copy
+
+
+def _copy_items(target: memoryview, source: memoryview) -> None:
+    """The copy without machine code: each item is one access, made by ``memoryview`` itself."""
+    words = target.cast("I")
+    deque(map(words.__setitem__, range(len(words)), array("I", source.cast("I"))), maxlen=0)
+
+
+def _address(view: memoryview) -> Any:
+    """What a C function takes for where the view's bytes are; valid while the view is."""
+    import ctypes
+
+    if view.readonly:
+        return bytes(view)
+    return ctypes.byref(ctypes.c_char.from_buffer(view))
+
+
+def _executable(code: str, *arguments: Any) -> Callable[..., object] | None:
+    """The code as a function with arguments of these ctypes; None if that cannot be."""
+    if not code:
+        return None
+    import ctypes
+
+    instructions = bytes.fromhex(code)
+    # Written first and made executable after: the kernel then synchronises the instruction
+    # cache (arch/arm64/mm/flush.c), and no page is ever writable and executable at once.
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    page[: len(instructions)] = instructions
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    if ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, 1 | 4):  # READ | EXEC
+        return None
+    _pages.append(page)
+    return ctypes.CFUNCTYPE(None, *arguments)(address)
