@@ -88,6 +88,7 @@ class Direct:
     """
 
     backend = "direct"
+    dma_by_descriptor = False
 
     def __init__(self, layout: Layout, log: AccessLog | None = None) -> None:
         self.address = "the endpoint"
@@ -147,7 +148,7 @@ class Direct:
     def dma_ranges(self) -> Sequence[tuple[int, int]]:
         return [(0, _IOVA_LAST)]
 
-    def dma_map(self, iova: int, memory: mmap.mmap, fd: int) -> None:
+    def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
         self._memory[iova] = memory
 
     def dma_unmap(self, iova: int, size: int) -> None:

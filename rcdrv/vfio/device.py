@@ -47,6 +47,8 @@ class VfioDevice:
     :raises HostError: the descriptor is not that of a PCI device
     """
 
+    dma_by_descriptor = False
+
     def __init__(self, address: str, backend: str, fd: int, space: AddressSpace) -> None:
         self.address = address
         self.backend = backend
@@ -245,14 +247,14 @@ class VfioDevice:
         """The usable IOVAs, as ascending (first, last) pairs, both inclusive."""
         return self._space.ranges()
 
-    def dma_map(self, iova: int, memory: mmap.mmap, fd: int) -> None:
-        """Let the device reach all of ``memory`` at ``iova``. ``fd`` is not needed here.
+    def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int = -1) -> None:
+        """Let the device reach the first ``size`` bytes of ``memory`` at ``iova``.
 
         :raises HostError: the memory may not be locked, or the IOMMU has no room
         """
         # The ctypes object lives for one expression: while it does, the mapping cannot be closed.
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        self._space.map(iova, address, len(memory))
+        self._space.map(iova, address, size)
 
     def dma_unmap(self, iova: int, size: int) -> None:
         """Take a mapping made with these very numbers away."""

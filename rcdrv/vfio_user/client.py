@@ -61,6 +61,7 @@ class Client:
     """
 
     backend = "vfio-user"
+    dma_by_descriptor = True
 
     def __init__(self, sock: socket.socket, address: str, timeout: float = 5.0) -> None:
         self.address = address
@@ -487,13 +488,13 @@ class Client:
     def dma_ranges(self) -> Sequence[tuple[int, int]]:
         return ((0, (1 << 64) - 1),)
 
-    def dma_map(self, iova: int, memory: mmap.mmap, fd: int) -> None:
+    def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
         if len(self._memory) >= self._server.max_dma_maps:
             raise HostError(
                 f"{self.address}: the server takes only {self._server.max_dma_maps} DMA mappings"
             )
         flags = DmaFlag.READ | DmaFlag.WRITE
-        request = wire.DmaMap(flags, 0, iova, len(memory))
+        request = wire.DmaMap(flags, 0, iova, size)
         # Without a descriptor the server asks for the bytes with DMA_READ and DMA_WRITE.
         fds = (fd,) if fd >= 0 and self._server.max_msg_fds else ()
         self._ask(Command.DMA_MAP, request.pack(), fds)

@@ -284,7 +284,7 @@ def edu_noiommu_dma(address: str) -> None:
 def edu_noiommu_refusals(address: str) -> None:
     device = open_it(address)
     with Function(device) as function:
-        error = failure(UsageError, lambda: device.dma_map(1 << 20, mmap.mmap(-1, PAGE), -1))
+        error = failure(UsageError, lambda: device.dma_map(1 << 20, mmap.mmap(-1, PAGE), PAGE))
         assert "lies where it lies" in error.message
         failure(UsageError, lambda: device.dma_unmap(1 << 20, PAGE))
         pool("0")

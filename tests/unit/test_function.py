@@ -23,6 +23,7 @@ class FakeDevice:
     """VFIO's device model in memory, which fails at the ``fail_at``-th call."""
 
     backend = "fake"
+    dma_by_descriptor = False
     address = "fake"
 
     def __init__(self, fail_at: int = -1, error: BaseException | None = None) -> None:
@@ -86,9 +87,11 @@ class FakeDevice:
         self._call()
         return [(0, 0xFEDFFFFF), (0xFEF00000, (1 << 48) - 1)]
 
-    def dma_map(self, iova: int, memory: mmap.mmap, fd: int) -> None:
+    def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
         self._call()
-        self.mappings[iova] = len(memory)
+        assert (fd >= 0) is self.dma_by_descriptor
+        assert len(memory) >= size
+        self.mappings[iova] = size
 
     def dma_unmap(self, iova: int, size: int) -> None:
         self._call()

@@ -222,7 +222,7 @@ def test_dma(device: FakeDevice, client: Client) -> None:
     os.ftruncate(fd, PAGE)
     with mmap.mmap(fd, PAGE) as memory:
         memory[:4] = b"ping"
-        client.dma_map(0x100000, memory, fd)
+        client.dma_map(0x100000, memory, len(memory), fd)
         device.soon(lambda peer: peer.dma_read(0x100000, 4))
         device.soon(lambda peer: peer.dma_write(0x100010, b"pong"))
         client.write(BAR_TRAPPED, 0, b"go")
@@ -230,7 +230,7 @@ def test_dma(device: FakeDevice, client: Client) -> None:
         assert device.results == [b"ping", None]
         assert memory[16:20] == b"pong"
         with pytest.raises(HostError, match="DMA_MAP was refused: File exists"):
-            client.dma_map(0x100000, memory, -1)
+            client.dma_map(0x100000, memory, len(memory), -1)
         client.dma_unmap(0x100000, PAGE)
         with pytest.raises(HostError, match="DMA_UNMAP was refused"):
             client.dma_unmap(0x100000, PAGE)
@@ -245,8 +245,8 @@ def test_dma_by_messages(device: FakeDevice, client: Client) -> None:
         mmap.mmap(-1, 20 * PAGE) as other,
     ):
         one[:], other[:] = content[: 20 * PAGE], content[20 * PAGE :]
-        client.dma_map(0x200000, one, -1)
-        client.dma_map(0x200000 + 20 * PAGE, other, -1)
+        client.dma_map(0x200000, one, len(one), -1)
+        client.dma_map(0x200000 + 20 * PAGE, other, len(other), -1)
         device.soon(lambda peer: peer.dma_read(0x200000, 40 * PAGE))
         device.soon(lambda peer: peer.dma_write(0x200000 + 20 * PAGE - 2, b"edge"))
         while not device.job_done.is_set():

@@ -165,7 +165,7 @@ def good_client(service: Service) -> Generator[Client, None, None]:
     os.ftruncate(memory, PAGE)
     try:
         with mmap.mmap(memory, PAGE) as shared:
-            client.dma_map(0x100000, shared, memory)
+            client.dma_map(0x100000, shared, PAGE, memory)
             yield client
             service.device.soon(lambda peer: peer.dma_write(0x100000, b"late"))
             client.write(CONFIG_REGION, 4, b"\0\0")
