@@ -17,7 +17,14 @@ from rcdrv.errors import HostError, UsageError
 from rcdrv.vfio import uapi
 from rcdrv.vfio.device import VfioDevice
 from rcdrv.vfio.ioctl import call, capabilities, pairs, query
-from rcdrv.vfio.refusals import cannot_map, no_isolation, not_viable, open_node, refused
+from rcdrv.vfio.refusals import (
+    cannot_map,
+    no_isolation,
+    not_given,
+    not_viable,
+    open_node,
+    refused,
+)
 from rcdrv.vfio.sysfs import DRIVER, Paths, iommu_group
 
 _IOMMU_DRIVERS = {
@@ -179,7 +186,7 @@ def device_fd(paths: Paths, bdf: str, group: int) -> int:
             raise HostError(
                 f"{bdf}: the kernel is busy with the device", hint="try again"
             ) from error
-        raise refused(f"{bdf} cannot be opened", error) from error
+        raise not_given(paths, bdf, error) from error
 
 
 def _unsafe_module(paths: Paths) -> str:

@@ -21,6 +21,7 @@ from rcdrv.vfio.refusals import (
     cannot_map,
     in_use,
     no_isolation,
+    not_given,
     not_viable,
     open_node,
     refused,
@@ -196,4 +197,4 @@ def _cannot_bind(paths: Paths, bdf: str, group: str, node: Path, error: OSError)
     if error.errno == errno.EAGAIN:
         # vfio_pci_core_enable(): somebody else holds the device lock, for a reset perhaps.
         return HostError(f"{bdf}: the kernel is busy with the device", hint="try again")
-    return refused(f"{bdf} cannot be opened", error)
+    return not_given(paths, bdf, error)

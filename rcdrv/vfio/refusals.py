@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from rcdrv.errors import HostError, UsageError
-from rcdrv.vfio.sysfs import DRIVER, Paths, group_members, holders_of
+from rcdrv.vfio.sysfs import DRIVER, Paths, driver_of, group_members, holders_of
 
 _CAP_IPC_LOCK = 1 << 14  # as in the CapEff line of /proc/<pid>/status
 
@@ -65,6 +65,20 @@ def not_viable(paths: Paths, bdf: str, number: str) -> HostError:
         hint=f"every member has to be bound to {DRIVER}, or to no driver: hand the "
         "others over too, or move the endpoint to a slot with a group of its own",
     )
+
+
+def not_given(paths: Paths, bdf: str, error: OSError) -> HostError:
+    """The kernel does not give the function out of its open group or node."""
+    physical = (paths.function(bdf) / "physfn").resolve()
+    if error.errno == errno.EACCES and physical.exists() and driver_of(physical) == DRIVER:
+        # vfio_pci_core_match_token_uuid() in drivers/vfio/pci/vfio_pci_core.c
+        return HostError(
+            f"{bdf} is a virtual function of {physical.name}, which is bound to {DRIVER} too:"
+            " the kernel then wants a token of whoever has that one open",
+            hint=f"give {physical.name} to its own driver or to pci-pf-stub, and write the number"
+            " of virtual functions to its sriov_numvfs",
+        )
+    return refused(f"{bdf} cannot be opened", error)
 
 
 def no_isolation(paths: Paths, bdf: str, module: str) -> HostError:

@@ -15,8 +15,9 @@ import pytest
 from tools.lab.errors import LabError
 from tools.lab.guest import Guest
 
-# Endpoints of the x86-64 guest besides the presets: one with more vectors, one with a fault.
-VECTORS_64, FAULTY = "generic,msix=64", "generic,fault=subrange-straight"
+# Endpoints of the x86-64 guest besides the presets: one with more vectors, one with a fault. They
+# are two functions of one device.
+VECTORS_64, FAULTY = "generic,trap=sparse,msix=64", "generic,trap=sparse,fault=subrange-straight"
 PRESETS = ("rk3588", "rcar-s4", "imx95", "imx8m", "am654", "tegra194", "j721e", "generic")
 # Emulation is slow, and the first test that uses a guest may also have to build the lab.
 TIMEOUT = 900
@@ -33,8 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def guest_x86_64() -> Iterator[Guest]:
-    """An x86-64 guest with the presets as endpoints, and two more."""
-    with booted("x86_64", endpoints=(*PRESETS, VECTORS_64, FAULTY)) as guest:
+    """An x86-64 guest with the presets as endpoints, two more, and a device with SR-IOV."""
+    endpoints = (*PRESETS, VECTORS_64, f"+{FAULTY}")
+    with booted("x86_64", endpoints=endpoints, devices=["igb"]) as guest:
         yield guest
 
 

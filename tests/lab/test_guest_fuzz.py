@@ -1,4 +1,4 @@
-"""`rcdrv fuzz device`, and many vectors, through the kernel's VFIO."""
+"""`rcdrv fuzz device` through the kernel's VFIO."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.conftest import FAULTY, VECTORS_64
+from tests.lab.conftest import FAULTY
 from tools.lab.channel import Result
 from tools.lab.endpoint import Endpoint
 from tools.lab.guest import Guest
@@ -30,17 +30,17 @@ def noted(endpoint: Endpoint, start: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[start:]]
 
 
-def check_nothing_is_found(guest: Guest, spec: str, *arguments: str) -> None:
+def check_nothing_is_found(guest: Guest, spec: str, examples: int, *arguments: str) -> None:
     """Nor anything done that could harm, nor anything left behind."""
     endpoint = by_spec(guest, spec)
     start = len(endpoint.access_log.read_text().splitlines())
-    result = fuzz(guest, endpoint, "--examples", "2", *arguments)
+    result = fuzz(guest, endpoint, "--examples", str(examples), *arguments)
     document = json.loads(result.stdout)
     assert (result.status, document["finding"]) == (0, None), result
-    assert document["steps"] > 60
+    assert document["steps"] > 30 * examples
     log = noted(endpoint, start)
     events = [line["event"] for line in log if "event" in line]
-    assert events.count("command") > 40
+    assert events.count("command") > 15 * examples
     assert not {"harm", "oops", "stray"} & set(events)
     shows = {line["bar"]: line["shows"] for line in log if line.get("event") == "inbound"}
     assert set(shows.values()) <= {"memory"}
@@ -48,15 +48,15 @@ def check_nothing_is_found(guest: Guest, spec: str, *arguments: str) -> None:
 
 @pytest.mark.parametrize("spec", ["rk3588", "generic"])
 def test_nothing_is_found(guest_x86_64: Guest, spec: str) -> None:
-    check_nothing_is_found(guest_x86_64, spec)
+    check_nothing_is_found(guest_x86_64, spec, 2)
 
 
 def test_nothing_is_found_on_arm64(guest_aarch64: Guest) -> None:
-    check_nothing_is_found(guest_aarch64, "generic", "--irq", "poll")
+    check_nothing_is_found(guest_aarch64, "generic", 1, "--irq", "poll")
 
 
 def test_a_fault_is_found_and_its_script_shows_it(guest_x86_64: Guest) -> None:
-    result = fuzz(guest_x86_64, by_spec(guest_x86_64, FAULTY), "--steps", "12")
+    result = fuzz(guest_x86_64, by_spec(guest_x86_64, FAULTY), "--steps", "4")
     document = json.loads(result.stdout)
     assert result.status == 1, result
     lines = document["script"].splitlines()
@@ -68,16 +68,3 @@ def test_a_fault_is_found_and_its_script_shows_it(guest_x86_64: Guest) -> None:
     healthy = by_spec(guest_x86_64, "generic").address
     again = guest_x86_64.run(["sh", "/tmp/finding.sh"], env={"RCDRV_DEVICE": healthy})
     assert again.status == 0, again
-
-
-def test_64_vectors_fire_each(guest_x86_64: Guest) -> None:
-    endpoint = by_spec(guest_x86_64, VECTORS_64)
-    result = guest_x86_64.run(
-        ["rcdrv", "test", "MSIX_TEST", "--json", "--device", endpoint.address], timeout=120
-    )
-    (only,) = json.loads(result.stdout)["results"]
-    # A skip, as the kselftest does at the first vector that is not there.
-    assert (only["verdict"], only["reason"]) == ("skip", "no-vectors"), result
-    assert only["message"] == "MSI-X65 is disabled; all 64 before it passed"
-    raised = [line["number"] for line in noted(endpoint, 0) if line.get("event") == "interrupt"]
-    assert raised == list(range(1, 65))

@@ -38,12 +38,23 @@ class Device:
     group: str
 
 
+def _places(specs: Sequence[str]) -> list[tuple[int, int]]:
+    """The root port and the function number of each."""
+    places: list[tuple[int, int]] = []
+    for spec in specs:
+        slot, function = places[-1] if places else (-1, 0)
+        joins = spec.startswith("+") and bool(places)
+        places.append((slot, function + 1) if joins else (slot + 1, 0))
+    return places
+
+
 class Guest:
     """Boots on entry, and ends with everything that it started on exit.
 
     ``endpoints`` are presets or TOML files for ``rcdrv sim``; ``devices`` are QEMU's own, such as
     ``edu``. Each stands behind a root port of its own, in this order, and is bound to vfio-pci
-    unless ``bind`` is false. ``files`` maps paths in the guest to files or folders of the host.
+    unless ``bind`` is false. An endpoint with a ``+`` in front is one more function of the device
+    before it. ``files`` maps paths in the guest to files or folders of the host.
     With ``log_accesses`` each endpoint writes an ``access_log``; its BARs cannot be mapped then,
     unless its spec says otherwise. With ``logs``, all logs are kept in that folder. With
     ``iommufd`` the kernel has VFIO modules that also offer iommufd and the no-IOMMU mode.
@@ -65,12 +76,13 @@ class Guest:
     ) -> None:
         if arch not in MACHINES:
             raise LabError(f"no machine {arch!r}: there are {', '.join(MACHINES)}")
-        if len(endpoints) + len(devices) > SLOTS:
+        self._places = _places((*endpoints, *devices))
+        if self._places and self._places[-1][0] >= SLOTS:
             raise LabError(f"at most {SLOTS} endpoints and devices fit")
         self.arch = arch
         self.endpoints: list[Endpoint] = []
         self.devices: list[Device] = []
-        self._endpoint_specs = tuple(endpoints)
+        self._endpoint_specs = tuple(spec.removeprefix("+") for spec in endpoints)
         self._device_specs = tuple(devices)
         self._append = tuple(append)
         self._files = dict(files or {})
@@ -198,10 +210,8 @@ class Guest:
         folder = self._folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
         for number, spec in enumerate(self._endpoint_specs):
             self.endpoints.append(Endpoint(spec, number, folder, log_accesses=self._log_accesses))
-        ports = [root_port(number) for number in range(self._slots())]
         initramfs = folder / "initramfs"
-        addresses = [address for _, address in ports]
-        self._write_initramfs(initramfs, parts.initramfs, addresses, modules)
+        self._write_initramfs(initramfs, parts.initramfs, modules)
         for endpoint in self.endpoints:
             endpoint.wait_ready(deadline)
 
@@ -212,8 +222,10 @@ class Guest:
                 *self._machine_options(qemus.fileno()),
                 *("-kernel", str(parts.kernel), "-initrd", str(initramfs)),
             ]
-            for number, (port, _) in enumerate(ports):
-                command += ["-device", port, "-device", self._qemu_device(number)]
+            for number, (slot, function) in enumerate(self._places):
+                if not function:
+                    command += ["-device", root_port(slot)[0]]
+                command += ["-device", self._qemu_device(number)]
             self._qemu = Child("qemu", command, folder, pass_fds=[qemus.fileno()])
         self._channel = Channel(ours, self._why_gone)
         try:
@@ -236,9 +248,7 @@ class Guest:
             *("-append", " ".join((*machine.kernel, *KERNEL, *self._append))),
         ]
 
-    def _write_initramfs(
-        self, path: Path, base: Path, ports: list[str], modules: Path | None
-    ) -> None:
+    def _write_initramfs(self, path: Path, base: Path, modules: Path | None) -> None:
         """The cached part, and after it what may have changed since: the tree and the agent."""
         shutil.copyfile(base, path)
         with path.open("ab") as stream:
@@ -247,7 +257,8 @@ class Guest:
             writer.file("init", (inside / "init").read_bytes(), 0o755)
             for source in inside.glob("*.py"):
                 writer.file(f"lab/tools/lab/inside/{source.name}", source.read_bytes())
-            settings = {"ports": ports, "bind": self._bind}
+            places = [(root_port(slot)[1], function) for slot, function in self._places]
+            settings = {"functions": places, "bind": self._bind}
             writer.file("lab/settings.json", json.dumps(settings).encode())
             for source in (REPOSITORY / "rcdrv").rglob("*"):
                 if source.is_file() and "__pycache__" not in source.parts:
@@ -264,13 +275,14 @@ class Guest:
                     writer.file(name, source.read_bytes(), source.stat().st_mode & 0o755)
             writer.close()
 
-    def _slots(self) -> int:
-        return len(self._endpoint_specs) + len(self._device_specs)
-
     def _qemu_device(self, number: int) -> str:
-        if number < len(self.endpoints):
-            return json.dumps({**self.endpoints[number].qemu_device(), "bus": f"rp{number}"})
-        return f"{self._device_specs[number - len(self.endpoints)]},bus=rp{number}"
+        slot, function = self._places[number]
+        if number >= len(self.endpoints):
+            return f"{self._device_specs[number - len(self.endpoints)]},bus=rp{slot}"
+        options = {**self.endpoints[number].qemu_device(), "bus": f"rp{slot}"}
+        if (slot, 1) in self._places:
+            options.update(addr=f"0.{function}", multifunction=True)
+        return json.dumps(options)
 
     def _is_ready(self) -> bool:
         return self._channel is not None and self._channel.ready is not None

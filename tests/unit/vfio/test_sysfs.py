@@ -10,7 +10,7 @@ import pytest
 
 from rcdrv.errors import HostError, RcdrvError, UsageError
 from rcdrv.vfio import default_backend, open_device
-from rcdrv.vfio.refusals import cannot_open, no_isolation, not_viable
+from rcdrv.vfio.refusals import cannot_open, no_isolation, not_given, not_viable
 from rcdrv.vfio.sysfs import (
     Paths,
     canonical_bdf,
@@ -285,3 +285,20 @@ def test_an_unknown_backend(host: Host) -> None:
     with pytest.raises(UsageError, match="unknown") as caught:
         open_device(BDF, "vfio", paths=host.paths)
     assert "group, iommufd, noiommu" in caught.value.hint
+
+
+@pytest.mark.parametrize("driver", ["vfio-pci", "pci-pf-stub"])
+def test_a_virtual_function_whose_physical_one_is_on_vfio(tmp_path: Path, driver: str) -> None:
+    """Only then does the kernel want a token, and answer EACCES."""
+    host = Host(tmp_path)
+    host.add()
+    host.add("0000:01:10.0")
+    host.add("0000:01:00.1", driver=driver)
+    physical = host.paths.function("0000:01:00.1")
+    (host.paths.function("0000:01:10.0") / "physfn").symlink_to(physical)
+    denied = OSError(errno.EACCES, "")
+    wants_token = "wants a token" in not_given(host.paths, "0000:01:10.0", denied).message
+    assert wants_token == (driver == "vfio-pci")
+    assert "wants a token" not in not_given(host.paths, BDF, denied).message
+    other = OSError(errno.EIO, "")
+    assert "wants a token" not in not_given(host.paths, "0000:01:10.0", other).message

@@ -274,8 +274,8 @@ def main() -> None:
     settings: dict[str, Any] = json.loads(Path("/lab/settings.json").read_text())
     ready = Ready(functions=[], error="")
     try:
-        for port in settings["ports"]:
-            ready["functions"].append(functions.behind(port, bind=settings["bind"]))
+        for port, number in settings["functions"]:
+            ready["functions"].append(functions.behind(port, number, bind=settings["bind"]))
     except OSError as error:
         ready["error"] = str(error)
     agent.send(Kind.READY, 0, json.dumps(ready).encode())

@@ -11,12 +11,12 @@ DEVICES = Path("/sys/bus/pci/devices")
 PROBE = Path("/sys/bus/pci/drivers_probe")
 
 
-def behind(port: str, *, bind: bool, patience: float = 10.0) -> Function:
-    """The function behind root port ``port``, bound to vfio-pci if ``bind``.
+def behind(port: str, number: int, *, bind: bool, patience: float = 10.0) -> Function:
+    """Function ``number`` of the device behind root port ``port``, bound to vfio-pci if ``bind``.
 
     By the port's own child and not by a bus number, so nothing depends on who numbered the buses.
     """
-    address = _child(port, patience)
+    address = _child(port, number, patience)
     device = DEVICES / address
     if bind:
         # Never new_id: it would take every device with that ID, also one that another test owns.
@@ -33,10 +33,10 @@ def behind(port: str, *, bind: bool, patience: float = 10.0) -> Function:
     )
 
 
-def _child(port: str, patience: float) -> str:
+def _child(port: str, number: int, patience: float) -> str:
     deadline = time.monotonic() + patience
     while True:
-        found = sorted(path.name for path in (DEVICES / port).glob("????:??:??.?"))
+        found = sorted(path.name for path in (DEVICES / port).glob(f"????:??:??.{number}"))
         if found:
             return found[0]
         if time.monotonic() > deadline:
