@@ -176,6 +176,7 @@ def device(source: Source) -> Section:
     node = source.node
     message, script = node.said("finding"), node.said("script")
     lines = [element("span", line) for line in script.splitlines()]
+    flaky = (said := node.find("flaky")) is not None and said.flag
     return Section(
         "fuzz device",
         node["device"].text,
@@ -185,6 +186,9 @@ def device(source: Source) -> Section:
         f" {'1 finding' if message else 'no finding'}",
         join(
             element("p", message, class_="message") if message else None,
+            element("p", "It was not seen again when the same was done again.", class_="note")
+            if flaky
+            else None,
             element("pre", lines) if lines else None,
         ),
         [Finding(Verdict.FAIL, node["device"].text, "", "", message, "")] if message else (),

@@ -109,7 +109,7 @@ def _row(one: Series, axis: _Axis, base: float, hill: float, index: int) -> Mark
         )
         for first, last, count in _bins(found, axis)
     ]
-    first, *more = wrapped(one.name, 20)
+    first, *more = wrapped(one.name, 18)
     middle, high_text = (duration_text(found.percentile(share)) for share in (50, 99))
     return element(
         "g",

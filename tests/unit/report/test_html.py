@@ -104,7 +104,14 @@ REPLAY = {
         {"file": "b.toml", "saved": "", "outcomes": {}, "findings": []},
     ]
 }
-DEVICE = {"device": "d", "sequences": 2, "steps": 9, "finding": "it hangs", "script": "poke\npeek"}
+DEVICE = {
+    "device": "d",
+    "sequences": 2,
+    "steps": 9,
+    "finding": "it hangs",
+    "flaky": True,
+    "script": "enable\nring",
+}
 INFO = {
     "device": "sim:rk3588",
     "backend": "vfio-user",
