@@ -113,7 +113,8 @@ def _findings(sections: Sequence[Section]) -> Markup | None:
         for one in section.findings:
             alike = (one.reason, one.hint) if one.case and one.hint else object()
             groups.setdefault((number, one.verdict, alike), []).append(one)
-    if not groups:
+    alone = len(sections) == 1 and not any(one.case for one in sections[0].findings)
+    if not groups or alone:  # alone, the one section begins with the same words
         return None
     return element(
         "section",
