@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import sys
 
 from rcdrv.errors import HostError, RcdrvError, UsageError
@@ -87,6 +86,7 @@ def default_address() -> str:
 
 def _spawn(spec: str) -> Device:
     """Start a software endpoint and connect to it over a socket that has no name."""
+    import socket
     import subprocess
 
     from rcdrv.vfio_user.client import Client

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from rcdrv.address import default_address
 from rcdrv.cli import list as list_command
@@ -20,6 +19,10 @@ from rcdrv.host.function import HostFunction, HostPaths
 from rcdrv.report.units import size_text
 from rcdrv.vfio.sysfs import canonical_bdf
 from rcdrv.wait import Cancel
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

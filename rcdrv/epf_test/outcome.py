@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rcdrv.epf_test.ring import RingReport
 from rcdrv.errors import RcdrvError
 from rcdrv.verdict import classify
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Any
 
 _RANKS = (0, 4, 1, 2, 3, 5)
 """Exit statuses, each outdoing those before it; what is not here (130, a signal) outdoes all."""

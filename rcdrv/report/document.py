@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rcdrv.report.result import CaseResult, Run
 from rcdrv.report.summary import not_run, overall, totals
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def to_document(run: Run) -> dict[str, Any]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TextIO
 
 from rcdrv.report.observer import Observer
 from rcdrv.report.result import CaseName, CaseResult, Run
 from rcdrv.report.summary import not_run
 from rcdrv.report.text import details, headline, one_line
 from rcdrv.verdict import Verdict
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import TextIO
 
 
 class Tap(Observer):

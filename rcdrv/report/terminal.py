@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TextIO
 
 from rcdrv.report.observer import Observer
 from rcdrv.report.result import CaseResult, Run
 from rcdrv.report.summary import CASE_VERDICTS, not_run, totals
 from rcdrv.report.text import details, headline, one_line
 from rcdrv.verdict import Verdict
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import TextIO
 
 Part = tuple[str, str]
 """Some text and how it looks, in rich's words; ``""`` is as it is."""

@@ -12,12 +12,17 @@ import mmap
 import os
 from array import array
 from collections.abc import Sequence
-from typing import Protocol
 
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
 from rcdrv.function import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.vfio import uapi
 from rcdrv.vfio.ioctl import call, capabilities, pairs, query
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 
 class AddressSpace(Protocol):

@@ -6,18 +6,21 @@ import ctypes
 import fcntl
 import struct
 from collections.abc import Iterator
-from typing import TypeVar
 
 from rcdrv.errors import HostError
 from rcdrv.vfio.uapi import Argument, Command
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    Info = TypeVar("Info", bound=Argument)
 
 # struct vfio_info_cap_header: __u16 id, __u16 version, __u32 next.
 _CAP_HEADER = struct.Struct("=HHI")
 
 # What an INFO request may ask for: far above any chain of the kernel, far below harm.
 _LARGEST_INFO = 1 << 20
-
-Info = TypeVar("Info", bound=Argument)
 
 
 def call(fd: int, request: int, argument: int | bytearray | Argument | Command = 0) -> int:

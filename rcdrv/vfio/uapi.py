@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ctypes import Structure, c_int32, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
-from typing import ClassVar
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 API_VERSION = 0
 TYPE1V2_IOMMU = 3

@@ -49,6 +49,7 @@ class _Ideal(Device):
 
     address = "ideal"
     backend = "memory"
+    dma_by_descriptor = False
 
     def __init__(self) -> None:
         self._bars = [os.memfd_create(f"ideal-bar{index}") for index in range(2)]
@@ -88,7 +89,7 @@ class _Ideal(Device):
     def dma_ranges(self) -> Sequence[tuple[int, int]]:
         return ()
 
-    def dma_map(self, iova: int, memory: mmap.mmap, fd: int) -> None:
+    def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
         raise NotImplementedError
 
     def dma_unmap(self, iova: int, size: int) -> None:
