@@ -220,6 +220,23 @@ def test_every_key_of_a_vntb_layout_is_explained() -> None:
     assert set(layout._VNTB_SCHEMA) <= told
 
 
+def test_the_steps_for_a_board_make_what_its_preset_is() -> None:
+    checked = []
+    for section in re.split(r"^### ", (DOCS / "guide/board.md").read_text(), flags=re.MULTILINE):
+        preset = re.search(r"Preset: `sim:([\w-]+)`", section)
+        if preset:
+            steps = dict(
+                re.findall(r"^echo (\w+) > .*/(vendorid|deviceid)$", section, re.MULTILINE)
+            )
+            known = layout.load_layout(preset[1])
+            assert {name: int(value, 16) for value, name in steps.items()} == {
+                "vendorid": known.vendor,
+                "deviceid": known.device,
+            }
+            checked.append(preset[1])
+    assert checked == ["rcar-s4", "rk3588"]
+
+
 # -- registers ------------------------------------------------------------------------------------
 
 
