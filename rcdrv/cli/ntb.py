@@ -38,8 +38,8 @@ COMPARED = ("sim:rcar-s4-vntb-polled", "sim:rcar-s4-vntb")
 """The set-up of the published ping, doorbell polled and embedded."""
 
 # The endpoint looks every 12 ms at 250 Hz. An interval that is a whole number of milliseconds meets
-# it in a few phases only (a second: three); this one wanders over all of them.
-_WANDERING = 0.0194
+# it in a few phases only (a second: three); the golden ratio spreads any number of them evenly.
+_WANDERING = 0.012 * 1.6180339887
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
