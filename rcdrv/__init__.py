@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rcdrv.errors import DeviceLost as DeviceLost
     from rcdrv.errors import EndpointError as EndpointError
     from rcdrv.errors import HostError as HostError
+    from rcdrv.errors import Interrupted as Interrupted
     from rcdrv.errors import RcdrvError as RcdrvError
     from rcdrv.errors import UsageError as UsageError
     from rcdrv.function import Function as Function
@@ -45,6 +46,7 @@ _HOMES = {
     "EpfTest": "epf_test.driver",
     "Function": "function",
     "HostError": "errors",
+    "Interrupted": "errors",
     "IrqChoice": "epf_test.driver",
     "Location": "epf_test.doorbell",
     "NotPassed": "verdict",

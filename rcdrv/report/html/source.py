@@ -89,8 +89,8 @@ class Node:
 
     @property
     def number(self) -> float:
-        if type(self.value) not in (int, float) or not abs(self.value) <= _LONGEST:
-            self.wrong("a number")
+        if type(self.value) not in (int, float) or not 0 <= self.value <= _LONGEST:
+            self.wrong("a number from 0 on")
         return float(self.value)
 
     @property

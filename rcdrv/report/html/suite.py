@@ -10,6 +10,7 @@ from rcdrv.report.html.markup import Markup, element, join
 from rcdrv.report.html.section import Finding, Section, badge, code, explanation
 from rcdrv.report.html.source import Node, Source
 from rcdrv.report.summary import CASE_VERDICTS
+from rcdrv.report.units import duration_text
 from rcdrv.verdict import Verdict
 
 _FINE = (Verdict.PASS, Verdict.SKIP)
@@ -151,7 +152,7 @@ def _row(case: _Case) -> Markup:
         element("td", badge(case.verdict)),
         element("td", code(case.name)),
         element("td", told),
-        element("td", f"{case.seconds:.2f} s", class_="right"),
+        element("td", duration_text(case.seconds * 1e9), class_="right"),
         class_=f"case {case.verdict.value}",
     )
 

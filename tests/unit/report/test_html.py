@@ -383,7 +383,12 @@ def test_what_is_no_result_is_a_usage_error(content: bytes, said: str, tmp_path:
     ("kind", "path", "new", "place"),
     [
         ("test", ("results", 1, "verdict"), "perhaps", "f: results[1]: verdict: 'perhaps' is not"),
-        ("test", ("results", 0, "seconds"), "1", "f: results[0]: seconds: '1' is not a number"),
+        (
+            "test",
+            ("results", 0, "seconds"),
+            "1",
+            "f: results[0]: seconds: '1' is not a number from 0 on",
+        ),
         ("ring", ("rings", 2, "latency_ns"), -1, "f: rings[2]: latency_ns: -1 is not a duration"),
         ("ring", ("rings",), 3, "f: rings: 3 is not a list"),
         ("bench", ("series", 0, "histogram"), [], "f: series[0]: histogram: [] is not"),
