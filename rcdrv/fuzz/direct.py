@@ -99,7 +99,7 @@ class Direct:
         self._irq_counts = self.endpoint.irq_counts()
         self._vectors: dict[IrqKind, dict[int, int]] = {kind: {} for kind in IrqKind}
         self._intx_masked = False
-        self._memory: dict[int, mmap.mmap] = {}
+        self._memory: dict[int, tuple[mmap.mmap, int]] = {}
         self._attached = False
 
     def attach(self) -> Direct:
@@ -149,7 +149,7 @@ class Direct:
         return [(0, _IOVA_LAST)]
 
     def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
-        self._memory[iova] = memory
+        self._memory[iova] = memory, size
 
     def dma_unmap(self, iova: int, size: int) -> None:
         del self._memory[iova]
@@ -209,7 +209,7 @@ class Direct:
 
     def _find(self, address: int, size: int) -> tuple[mmap.mmap, int]:
         """Buffers are never adjacent on purpose, so what crosses their end is a fault."""
-        for iova, memory in self._memory.items():
-            if iova <= address and address + size <= iova + len(memory):
+        for iova, (memory, length) in self._memory.items():
+            if iova <= address and address + size <= iova + length:
                 return memory, address - iova
         raise DmaFault(f"{size} bytes at {address:#x} are not mapped")

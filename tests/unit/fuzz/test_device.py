@@ -157,6 +157,47 @@ def test_what_makes_no_sense_is_not_done(step: str) -> None:
         fuzz.replay([parse_step(step)])
 
 
+class Accesses(AccessLog):
+    """Those to one BAR."""
+
+    def __init__(self, bar: int) -> None:
+        super().__init__()
+        self._bar = bar
+        self.seen: list[tuple[str, int, int]] = []
+
+    def access(self, op: str, region: int, offset: int, data: bytes) -> None:
+        if region == self._bar:
+            self.seen.append((op, offset, len(data)))
+
+
+@pytest.mark.parametrize("verb", ["peek", "poke"])
+def test_an_access_that_cannot_be_does_not_reach_the_endpoint(verb: str) -> None:
+    """Not aligned to its own width, across the end, behind it, of no width; others are one."""
+    size = load_layout("imx8m").bar(4).size
+    more = ",value=1" if verb == "poke" else ""
+    there, not_there = [], []
+    for width in (8, 16, 32, 64):
+        step = width // 8
+        there += [(offset, width) for offset in (0, size // 2 - step, size // 2, size - step)]
+        not_there += [(size - step + 1, width), (size, width), (size + 8, width)]
+        not_there += [(offset, width) for offset in range(1, step)]
+    not_there.append((0, 24))
+    log = Accesses(4)
+    with fuzzer("imx8m", log=log) as fuzz:
+        for offset, width in (*not_there, *there):
+            step_ = parse_step(f"{verb},bar=4,offset={offset:#x},width={width}{more}")
+            assert fuzz.replay([step_]) is None, step_
+    op = "read" if verb == "peek" else "write"
+    assert log.seen == [(op, offset, width // 8) for offset, width in there]
+
+
+@pytest.mark.parametrize("verb", ["read", "write", "copy"])
+def test_large_transfers(verb: str) -> None:
+    with fuzzer("generic") as fuzz:
+        for size in (1024001, 4 << 20):
+            assert fuzz.replay([Step(verb, size=size, shift=1), Step(verb, size=1)]) is None
+
+
 # -- what harms ----------------------------------------------------------------------------------
 
 
