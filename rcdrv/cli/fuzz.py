@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rcdrv.cli.common import common_options, number, print_json, seconds, tracer
-from rcdrv.errors import UsageError
+from rcdrv.errors import HostError, UsageError
+from rcdrv.function import Function
 from rcdrv.wait import Cancel
 
 
@@ -39,8 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--picture", type=Path, metavar="FILE.svg", help="draw what was covered")
     add("--dask", metavar="SCHEDULER", help="use the workers of a dask scheduler (tcp://HOST:8786)")
 
+    add(
+        "--ep",
+        metavar="COMMAND",
+        help="set a board's layouts: a shell there (ssh root@board)",
+    )
+    add("--configfs", default="/sys/kernel/config/pci_ep", metavar="DIR", help="there, with --ep")
+    add("--dry-run", action="store_true", help="with --ep: show what would be run there")
+
     replay = commands.add_parser("replay", help="run saved findings again", parents=[shared])
     replay.add_argument("where", type=Path, metavar="FILE|DIR")
+    replay.description = (
+        "Runs saved layouts again: in software endpoints of their own, or, with --device, the"
+        " layout of one file on the endpoint that has it, through whatever is in between."
+    )
 
     device = commands.add_parser("device", help="commands in every order", parents=[shared])
     add = device.add_argument
@@ -79,6 +92,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
+    if args.ep is not None or args.dry_run:
+        return _layout_on_board(args, cancel)
     # Imported here: a campaign needs more than the help does.
     from rcdrv.fuzz import campaign
 
@@ -113,6 +128,85 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
         print(progress.coverage.picture())
         print(_line(progress))
     return 1 if progress.findings else 0
+
+
+def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
+    from rcdrv.address import default_address, is_pci_address, open_function
+    from rcdrv.epf_test.driver import IrqChoice
+    from rcdrv.fuzz import board
+
+    layouts = board.draw_settings(args.seed, args.examples or 20)
+    if args.dry_run:
+        scripts = [board.show_script(args.configfs)]
+        scripts += [board.apply_script(settings, args.configfs) for settings in layouts]
+        print("\n# --- a script of its own\n\n".join(scripts), end="")
+        return 0
+    shell = board.Shell(args.ep)
+    address = args.device or default_address()
+    if address.startswith("sim:"):
+        raise UsageError("--ep sets up a board; what sim: starts has no configfs")
+    _guard(args, address)
+
+    def returned() -> Function:
+        if is_pci_address(address):
+            _rescan(address, cancel)
+        return board.wait_open(partial(open_function, address, cancel=cancel), cancel)
+
+    def on_layout(report: Any) -> None:
+        cancel.check()
+        if sys.stderr.isatty():
+            done = f"{report.settings} layouts, {len(report.findings)} findings"
+            print(f"\r{done} ", end="", file=sys.stderr, flush=True)
+
+    one = board.Board(
+        shell,
+        returned,
+        root=args.configfs,
+        reg_bar=args.reg_bar,
+        irq=IrqChoice(args.irq),
+        timeout=args.timeout,
+    )
+    return _board_end(args, address, board.campaign(one, layouts, on_layout))
+
+
+def _rescan(address: str, cancel: Cancel) -> None:
+    from rcdrv.fuzz.board import LINK_TIMEOUT
+    from rcdrv.host.binding import Binder
+    from rcdrv.host.function import HostPaths
+    from rcdrv.host.replug import Rescan, port_above
+
+    paths = HostPaths()
+    rescan = Rescan(port_above(address, paths), paths, Binder(paths, _ignore), _ignore)
+    rescan.run(address, within=LINK_TIMEOUT, cancel=cancel)
+
+
+def _ignore(_said: str) -> None:
+    """Each layout takes the function off the bus: nobody wants to read that."""
+
+
+def _board_end(args: argparse.Namespace, address: str, report: Any) -> int:
+    from rcdrv.fuzz.saved import save
+
+    documents = []
+    for finding, table in report.findings:
+        path = save(args.out, finding, table) if args.out is not None else None
+        documents.append(
+            {
+                "kind": finding.kind,
+                "what": finding.what,
+                "message": finding.message,
+                "layout": table,
+                "file": str(path) if path else None,
+            }
+        )
+        if not args.json:
+            print(f"{finding.kind}: {finding.message}")
+            print(f"  saved as {path}" if path else _indented(table))
+    if args.json:
+        print_json({"device": address, "examples": report.settings, "findings": documents})
+    else:
+        print(f"{report.settings} layouts, {len(documents)} findings")
+    return 1 if documents else 0
 
 
 def _write(path: Path, text: str) -> None:
@@ -158,6 +252,8 @@ def _document(plan: Any, progress: Any) -> dict[str, Any]:
 
 
 def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
+    if args.device:
+        return _replay_elsewhere(args, cancel)
     from rcdrv.fuzz.saved import reason_of, saved_files
     from rcdrv.fuzz.trial import run_layout
     from rcdrv.sim.layout import load_layout
@@ -183,6 +279,58 @@ def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.json:
         print_json({"replayed": documents})
     return 1 if any(document["findings"] for document in documents) else 0
+
+
+def _guard(args: argparse.Namespace, address: str) -> None:
+    """Drive a function of this host from a child (see :mod:`rcdrv.cli.guard`)."""
+    from rcdrv.address import is_pci_address
+
+    if not args.in_child and is_pci_address(address):
+        from rcdrv.cli.guard import continue_in_child
+
+        continue_in_child(address)
+        args.in_child = True
+
+
+def _replay_elsewhere(args: argparse.Namespace, cancel: Cancel) -> int:
+    from rcdrv.address import open_function
+    from rcdrv.fuzz.saved import reason_of
+    from rcdrv.fuzz.trial import Report, run_elsewhere
+    from rcdrv.sim.layout import load_layout
+
+    if not args.where.is_file():
+        raise UsageError(f"{args.where}: no such file", hint="--device takes one layout's file")
+    if args.device.startswith("sim:"):
+        raise UsageError(
+            "replay opens the endpoint twice, and sim: starts a new one each time",
+            hint="leave --device out, or serve it: rcdrv sim FILE --socket PATH",
+        )
+    layout = load_layout(str(args.where))
+    _guard(args, args.device)
+    presented, reason = True, ""
+    report = Report()
+    try:
+        report = run_elsewhere(layout, partial(open_function, args.device, cancel=cancel))
+    except HostError as error:
+        presented, reason = False, error.message
+    findings = [f"{finding.kind}: {finding.message}" for finding in report.findings]
+    if args.json:
+        print_json(
+            {
+                "file": str(args.where),
+                "saved": reason_of(args.where),
+                "device": args.device,
+                "presented": presented,
+                "reason": reason or None,
+                "outcomes": report.outcomes,
+                "findings": findings,
+            }
+        )
+    elif not presented:
+        print(f"{args.where}: not presentable: {reason}")
+    else:
+        print(f"{args.where}: {'; '.join(findings) or 'nothing wrong'}")
+    return 1 if findings else 0 if presented else HostError.exit_status
 
 
 def _device(args: argparse.Namespace, cancel: Cancel) -> int:
@@ -218,7 +366,7 @@ def _device(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _target(args: argparse.Namespace, cancel: Cancel, stack: ExitStack) -> Any:
-    from rcdrv.address import default_address, is_pci_address, open_function
+    from rcdrv.address import default_address, open_function
     from rcdrv.fuzz.device.campaign import Software, Target
     from rcdrv.sim.layout import load_layout
 
@@ -227,11 +375,7 @@ def _target(args: argparse.Namespace, cancel: Cancel, stack: ExitStack) -> Any:
         software = Software(load_layout(address.removeprefix("sim:")), cancel)
         stack.callback(software.close)
         return Target(software.open, address, software.renew)
-    if not args.in_child and is_pci_address(address):
-        from rcdrv.cli.guard import continue_in_child
-
-        continue_in_child(address)
-        args.in_child = True
+    _guard(args, address)
     return Target(partial(open_function, address, cancel=cancel), address)
 
 

@@ -112,7 +112,8 @@ class Oracle:
             return None if self._part.reg_bar == layout.register_bar else layout.register_bar
         recognizable = 0 < self.caps < 1 << 12
         lost = any(name in self.faults for name in _UNPREDICTABLE)
-        return None if recognizable and not lost else layout.register_bar
+        known = recognizable and not lost and self.reachable
+        return None if known else layout.register_bar
 
     @cached_property
     def caps(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +16,8 @@ from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.suite import Case, Options, cases, run_cases
 from rcdrv.epf_test.transfer import Placement
-from rcdrv.errors import EndpointError, RcdrvError, UsageError
-from rcdrv.function import CONFIG_REGION, Function
+from rcdrv.errors import EndpointError, HostError, RcdrvError, UsageError
+from rcdrv.function import CONFIG_REGION, Function, IrqKind
 from rcdrv.fuzz.direct import Direct, Hang
 from rcdrv.fuzz.oracle import (
     ANY,
@@ -227,6 +227,54 @@ def run_layout(layout: Layout, *, real_time: bool = False, whole: bool = False) 
     finally:
         endpoint.close()
     return report
+
+
+def run_elsewhere(layout: Layout, opened: Callable[[], Function]) -> Report:
+    """As :func:`run_layout`, against an endpoint of this layout that is there already.
+
+    Its accesses cannot be watched: what is judged are the verdicts.
+
+    :param opened: opens the function; called once for each of the two sessions
+    :raises NotPresented: what is there does not look like the layout
+    :raises HostError: it cannot be opened
+    """
+    report = Report()
+    oracle = Oracle(layout)
+    first = _cases(layout, real_time=True, whole=False)
+    second = [case for case in first if str(case.name) in (CONSECUTIVE_TEST, DOORBELL_TEST)]
+    for again, chosen in ((False, first), (True, second)):
+        with opened() as function:
+            _check_presented(oracle, function)
+            _session(report, oracle, nullcontext(function), tuple(chosen), again)
+    return report
+
+
+class NotPresented(HostError):
+    """A layout does not reach the driver as it is: something in between does not take it."""
+
+
+def _check_presented(oracle: Oracle, function: Function) -> None:
+    layout = oracle.layout
+    found = function.config.vendor_id, function.config.device_id
+    if found != (layout.vendor, layout.device):
+        raise NotPresented(
+            f"{function.address} is {found[0]:04x}:{found[1]:04x},"
+            f" not {layout.vendor:04x}:{layout.device:04x}"
+        )
+    for index, (bar, seen) in enumerate(zip(oracle.bars, function.bars, strict=True)):
+        wanted, size = bar.size if bar else 0, seen.size if seen else 0
+        if wanted != size:
+            raise NotPresented(f"BAR{index} has {size:#x} bytes here, and not {wanted:#x}")
+    device = function.device
+    for kind, count in (
+        (IrqKind.INTX, int(layout.intx_pin > 0)),
+        (IrqKind.MSI, layout.msi_capable),
+        (IrqKind.MSIX, layout.msix),
+    ):
+        if device.irq_count(kind) != count:
+            raise NotPresented(
+                f"{device.irq_count(kind)} {kind.name} vectors are here, and not {count}"
+            )
 
 
 def _session(

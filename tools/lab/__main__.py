@@ -1,4 +1,4 @@
-"""The command line: ``python3 -m tools.lab build|run|shell``."""
+"""The command line: ``python3 -m tools.lab build|run|shell|replay``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+from rcdrv.errors import UsageError
+from rcdrv.fuzz.saved import saved_files
 from tools.lab.channel import Process
 from tools.lab.errors import CommandTimeout, LabError
 from tools.lab.guest import BOOT_TIMEOUT, Guest
@@ -24,6 +26,7 @@ from tools.lab.iommufd import iommufd
 from tools.lab.kernel_driver import kernel_driver
 from tools.lab.kernel_ntb import kernel_ntb
 from tools.lab.machine import MACHINES
+from tools.lab.replay import replay
 from tools.lab.toolbox import toolbox
 
 # As timeout(1) and container runtimes have them, apart from what the command itself may say.
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandTimeout as error:
         print(f"lab: {str(error).splitlines()[0]}", file=sys.stderr)
         return STATUS_TIMEOUT
-    except LabError as error:
+    except (LabError, UsageError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return STATUS_LAB
     except KeyboardInterrupt:
@@ -81,6 +84,16 @@ def run(options: argparse.Namespace) -> int:
             process.signal(signal.SIGINT)
             result = guest.wait(process)
         return _shell_status(result.status)
+
+
+def replay_saved(options: argparse.Namespace) -> int:
+    """Replay the fuzzer's saved layouts: 1 if one of them came to a finding."""
+    found = False
+    for one in replay(list(saved_files(options.where))):
+        found = found or bool(one.findings)
+        what = "; ".join(one.findings) or "nothing wrong"
+        print(f"{one.path}: {what if one.presented else f'not presentable: {one.reason}'}")
+    return 1 if found else 0
 
 
 def shell(options: argparse.Namespace) -> int:
@@ -262,6 +275,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS")
     one.add_argument("argv", nargs="+", metavar="CMD")
     one.set_defaults(command=run)
+
+    one = commands.add_parser("replay", help="replay saved layouts of 'rcdrv fuzz' in a guest")
+    one.add_argument("where", type=Path, metavar="FILE|DIR")
+    one.set_defaults(command=replay_saved)
 
     one = commands.add_parser("shell", parents=[guest], help="a shell in a fresh guest")
     one.add_argument("argv", nargs="*", metavar="CMD")

@@ -1,0 +1,398 @@
+"""Layouts on a board: its kernel's configfs sets them, over a shell on the endpoint.
+
+What can be set is what pci-epf-test and the EPC core offer there: the sizes of the BARs and the
+numbers of vectors (``Documentation/PCI/endpoint/pci-test-howto.rst``). Which controller it is
+nobody says, so there is no oracle for all of it. A layout is held against what was asked for, and
+against what the same board came to with the settings that it had.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.registers import Caps
+from rcdrv.epf_test.suite import Case, cases, run_cases
+from rcdrv.errors import DeviceLost, HostError, UsageError
+from rcdrv.function import Function
+from rcdrv.fuzz.campaign import Table
+from rcdrv.fuzz.trial import Finding
+from rcdrv.report.observer import Observer
+from rcdrv.report.result import Run
+from rcdrv.verdict import Verdict
+from rcdrv.wait import Cancel, Deadline
+
+CONFIGFS = "/sys/kernel/config/pci_ep"
+"""Where the endpoint's kernel has its endpoint functions and controllers."""
+
+SHELL_TIMEOUT = 60.0
+"""Seconds for one script on the endpoint, its log-in included."""
+LINK_TIMEOUT = 30.0
+"""Seconds until the function is there again after it was started."""
+_LOOK_AGAIN = 0.2
+
+_DONE = "rcdrv: done"
+
+Settings = Mapping[str, int]
+"""Values of configfs: ``barN_size`` in bytes, ``msi_interrupts``, ``msix_interrupts``."""
+
+KEYS = (*(f"bar{index}_size" for index in range(6)), "msi_interrupts", "msix_interrupts")
+
+# POSIX, for a shell as small as busybox's. Nothing in it is expanded on this side but the root.
+_HEAD = """\
+set -eu
+fail() {{ printf 'rcdrv: %s\\n' "$1" >&2; exit 1; }}
+put() {{ printf '%s\\n' "$2" >"$1" || fail "cannot write $2 to $PWD/$1"; }}
+cd {root} || fail 'no pci_ep in configfs: is it mounted, and CONFIG_PCI_ENDPOINT_CONFIGFS set?'
+set -- functions/pci_epf_test/*/
+[ $# = 1 ] && [ -d "$1" ] || fail "$PWD/functions/pci_epf_test has not exactly one function"
+function=${{1%/}}
+name=${{function##*/}}
+set --
+for one in controllers/*/; do
+    if [ -L "$one$name" ]; then set -- "$@" "$one"; fi
+done
+[ $# = 1 ] || fail "$name is not linked to exactly one of $PWD/controllers"
+controller=${{1%/}}
+set -- "$function"/pci_epf_test.*/
+[ -d "$1" ] || fail "$PWD/$function has no BAR sizes: this kernel's pci-epf-test is too old"
+bars=${{1%/}}
+"""
+
+# Sizes can be set only while no controller is bound, and a link only be made while stopped.
+_APPLY = """\
+read -r started <"$controller/start"
+if [ "$started" != 0 ]; then put "$controller/start" 0; fi
+rm "$controller/$name" || fail "cannot unlink $name"
+relink() {{ ln -s "$PWD/$function" "$controller/$name" && put "$controller/start" 1; }}
+trap 'relink || :' EXIT
+{puts}
+trap - EXIT
+relink || fail "cannot link and start $name: see dmesg there"
+"""
+
+_SHOW = """\
+for key in {keys}; do
+    case $key in *_size) file=$bars/$key ;; *) file=$function/$key ;; esac
+    read -r value <"$file" || fail "cannot read $PWD/$file"
+    printf '%s %s\\n' "$key" "$value"
+done
+"""
+
+
+def show_script(root: str) -> str:
+    """A POSIX shell script that prints every setting as ``KEY VALUE``."""
+    return _script(root, _SHOW.format(keys=" ".join(KEYS)))
+
+
+def apply_script(settings: Settings, root: str) -> str:
+    """A POSIX shell script that stops and unlinks the function, sets it up, and starts it again.
+
+    Where a value is not taken the function is linked and started all the same.
+    """
+    lines = []
+    for key, value in settings.items():
+        folder = "$bars" if key.endswith("_size") else "$function"
+        lines.append(f'put "{folder}/{key}" {value}')
+    return _script(root, _APPLY.format(puts="\n".join(lines) or ":"))
+
+
+def _script(root: str, body: str) -> str:
+    return _HEAD.format(root=shlex.quote(root)) + body + f"echo {shlex.quote(_DONE)}\n"
+
+
+class Shell:
+    """Runs scripts on the endpoint.
+
+    :param command: what reads a script from its standard input, such as ``ssh root@board``
+    :raises UsageError: it is no command
+    """
+
+    def __init__(self, command: str, *, timeout: float = SHELL_TIMEOUT) -> None:
+        try:
+            self._command = shlex.split(command)
+        except ValueError as error:
+            raise UsageError(f"--ep {command!r}: {error}") from None
+        if not self._command:
+            raise UsageError("--ep: no command", hint="for instance --ep 'ssh root@board'")
+        self._timeout = timeout
+
+    def run(self, script: str) -> list[str]:
+        """What a script prints, line by line.
+
+        :raises HostError: it fails, does not end in time, or somebody else than a shell read it
+        """
+        name = shlex.join(self._command)
+        try:
+            done = subprocess.run(
+                self._command,
+                input=script.encode(),
+                capture_output=True,
+                timeout=self._timeout,
+                check=False,
+            )
+        except OSError as error:
+            raise UsageError(f"--ep: {self._command[0]}: {error.strerror}") from None
+        except subprocess.TimeoutExpired:
+            raise HostError(
+                f"{name}: no end within {self._timeout:g} s",
+                hint="does it ask for a password? Try it by hand with a script on its input",
+            ) from None
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        lines = done.stdout.decode(errors="replace").splitlines()
+        if done.returncode or lines[-1:] != [_DONE]:
+            # The shell's own words, and those of the script.
+            last = "; ".join(line.removeprefix("rcdrv: ") for line in said[-2:])
+            raise HostError(
+                f"{name}: {last or f'status {done.returncode}'}",
+                hint="what is run there is shown by --dry-run",
+            )
+        return lines[:-1]
+
+
+class Seen(NamedTuple):
+    """What the root complex finds of an endpoint, and what came of the cases."""
+
+    sizes: tuple[int, ...]
+    """Bytes of each BAR; 0 where there is none."""
+    msi: int
+    msix: int
+    reg_bar: int
+    reserved: tuple[int, ...]
+    outcomes: dict[str, str]
+
+
+@dataclass
+class BoardReport:
+    """How far a campaign on a board is."""
+
+    settings: int = 0
+    """Layouts that were set."""
+    findings: list[tuple[Finding, Table]] = field(default_factory=list)
+
+
+class Board:
+    """A board that is set up anew for each layout.
+
+    :param shell: on the endpoint
+    :param root: of its configfs, :data:`CONFIGFS` on a board
+    :param returned: waits until the root complex has the function again, and opens it
+    """
+
+    def __init__(
+        self,
+        shell: Shell,
+        returned: Callable[[], Function],
+        *,
+        root: str = CONFIGFS,
+        reg_bar: int | None = None,
+        irq: IrqChoice = IrqChoice.AUTO,
+        timeout: float = 1.0,
+    ) -> None:
+        self._shell = shell
+        self._root = root
+        self._returned = returned
+        self._reg_bar = reg_bar
+        self._irq = irq
+        self._timeout = timeout
+
+    def settings(self) -> dict[str, int]:
+        """What configfs says now."""
+        found = {}
+        for line in self._shell.run(show_script(self._root)):
+            key, _, value = line.partition(" ")
+            try:
+                found[key] = int(value, 0)
+            except ValueError:
+                raise HostError(f"the endpoint says {line!r} of its configfs") from None
+        return found
+
+    def apply(self, settings: Settings) -> None:
+        """Set up the endpoint."""
+        self._shell.run(apply_script(settings, self._root))
+
+    def look(self) -> Seen:
+        """Run the root complex's side."""
+        with self._returned() as function:
+            driver = EpfTest(function, reg_bar=self._reg_bar, irq=self._irq, timeout=self._timeout)
+            run = run_cases(driver, _cases(), Run("fuzz"), Observer())
+            msi, msix = function.config.msi(), function.config.msix()
+            outcomes = {}
+            for result in run.results:
+                words = [result.verdict.value, result.reason.value if result.reason else ""]
+                passed = result.verdict is Verdict.PASS
+                outcomes[str(result.name)] = words[0] if passed else " ".join(words).strip()
+            return Seen(
+                tuple(bar.size if bar else 0 for bar in function.bars),
+                msi.vectors if msi else 0,
+                msix.vectors if msix else 0,
+                driver.reg_bar,
+                tuple(i for i in range(6) if driver.caps & Caps.BAR0_RESERVED << i),
+                outcomes,
+            )
+
+    @contextmanager
+    def restored(self) -> Iterator[dict[str, int]]:
+        """The settings as they are, which they are again afterwards."""
+        before = self.settings()
+        try:
+            yield before
+        finally:
+            self.apply(before)
+
+
+def _cases() -> Sequence[Case]:
+    """What concerns a layout: not what raises 2048 interrupts, nor what may hang an endpoint
+    without a DMA engine."""
+    wanted = ("BAR_TEST", "BAR_SUBRANGE_TEST", "CONSECUTIVE_BAR_TEST", "MSI_TEST", "DOORBELL_TEST")
+    return [c for c in cases() if c.name.test in wanted or c.name.variant == "memcpy"]
+
+
+def judge(settings: Settings, base: Seen, seen: Seen) -> list[Finding]:
+    """What is wrong with a layout that was set.
+
+    :param base: what the board came to as it was found
+    """
+    found = []
+    for index in range(6):
+        wanted = settings.get(f"bar{index}_size")
+        size, before = seen.sizes[index], base.sizes[index]
+        # The controller decides of fixed, resizable, reserved and absent BARs, and pci-epf-test
+        # of the one with the registers.
+        if wanted is None or index in (seen.reg_bar, *seen.reserved) or size == before:
+            continue
+        if size != wanted:
+            found.append(
+                Finding(
+                    "size", f"BAR{index}", f"BAR{index} was set to {wanted:#x} and has {size:#x}"
+                )
+            )
+    for name, wanted, count, before in (
+        ("MSI", _next_power(settings.get("msi_interrupts", 0)), seen.msi, base.msi),
+        ("MSI-X", settings.get("msix_interrupts", 0), seen.msix, base.msix),
+    ):
+        if wanted and before and count != wanted:
+            found.append(
+                Finding("vectors", name, f"{name}: {wanted} vectors were set, {count} are there")
+            )
+    for case, outcome in seen.outcomes.items():
+        before_outcome = base.outcomes.get(case, "")
+        if outcome.split()[0] in ("pass", "skip") or outcome == before_outcome:
+            continue
+        if outcome == "fail subrange-failed":
+            continue  # its halves may be less than the controller can map
+        message = f"{case}: {outcome}, and {before_outcome} as the board was found"
+        found.append(Finding("verdict", f"{case}: {outcome}", message))
+    return found
+
+
+def _next_power(number: int) -> int:
+    return 1 << (number - 1).bit_length() if number else 0
+
+
+def draw_settings(seed: int, examples: int) -> list[dict[str, int]]:
+    """Plausible settings: BARs from 128 B to 1 MiB, and vectors that the EPC core takes.
+
+    A key stands in one only when it is set.
+    """
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import seed as seeded
+    from hypothesis import strategies as st
+
+    sizes = st.sampled_from([1 << bit for bit in range(7, 21)])
+    optional: dict[str, st.SearchStrategy[int]] = {
+        **{f"bar{index}_size": sizes for index in range(6)},
+        "msi_interrupts": st.sampled_from([1, 2, 3, 8, 32]),
+        "msix_interrupts": st.sampled_from([1, 3, 32, 2048]),
+    }
+    drawn: list[dict[str, int]] = []
+
+    @seeded(seed)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.fixed_dictionaries({}, optional=optional).filter(bool))
+    def collect(found: dict[str, int]) -> None:
+        drawn.append(dict(sorted(found.items())))
+
+    collect()
+    return drawn
+
+
+def campaign(
+    board: Board,
+    layouts: Sequence[Settings],
+    on_layout: Callable[[BoardReport], None] = lambda _report: None,
+) -> BoardReport:
+    """Set each layout, look, and leave the board as it was.
+
+    :raises HostError: the board's shell fails, or the function does not come back
+    """
+    report = BoardReport()
+    with board.restored() as before:
+        base = board.look()
+
+        def try_it(settings: Settings) -> list[Finding]:
+            board.apply({**before, **settings})
+            return judge(settings, base, board.look())
+
+        for settings in layouts:
+            findings = try_it(settings)
+            report.settings += 1
+            known = {(found.kind, found.what) for found, _ in report.findings}
+            for finding in findings:
+                key = finding.kind, finding.what
+                if key not in known:
+                    small = _shrink(settings, key, try_it)
+                    report.findings.append((finding, as_table(small)))
+            on_layout(report)
+    return report
+
+
+def _shrink(
+    settings: Settings, key: tuple[str, str], try_it: Callable[[Settings], list[Finding]]
+) -> Settings:
+    """Leave out what does not matter: each try takes a restart of the link, so each key once."""
+    for name in list(settings):
+        without = {other: value for other, value in settings.items() if other != name}
+        if any((found.kind, found.what) == key for found in try_it(without)):
+            settings = without
+    return settings
+
+
+def as_table(settings: Settings) -> Table:
+    """The same in a layout's words, for a TOML file."""
+    table: Table = {}
+    for key, value in settings.items():
+        if key.endswith("_size"):
+            table[key.removesuffix("_size")] = {"size": value}
+        else:
+            table[key.removesuffix("_interrupts")] = value
+    return table
+
+
+def wait_open(opened: Callable[[], Function], cancel: Cancel) -> Function:
+    """Open a function that is on its way back.
+
+    :raises HostError: it does not come back within :data:`LINK_TIMEOUT`
+    """
+    deadline = Deadline(LINK_TIMEOUT)
+    while True:
+        try:
+            return opened()
+        except (HostError, DeviceLost) as error:
+            if deadline.expired:
+                raise HostError(
+                    f"the function is not back after {LINK_TIMEOUT:g} s: {error.message}",
+                    hint="does its link train? See dmesg on the endpoint",
+                ) from error
+        cancel.sleep(_LOOK_AGAIN)

@@ -1,0 +1,135 @@
+"""Saved layouts of the fuzzer, replayed through the kernel's VFIO in a guest.
+
+Not every layout can be presented there: QEMU may not start with the function, and the firmware or
+the guest's PCI core may have no room for a BAR. Which of them it was, and what it says, is part of
+the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tools.lab.child import Child
+from tools.lab.endpoint import Endpoint
+from tools.lab.errors import LabError
+from tools.lab.guest import Guest
+from tools.lab.machine import MACHINES, SLOTS, root_port
+from tools.lab.toolbox import toolbox
+
+_START = 15.0
+"""Seconds for an endpoint, and for QEMU and the firmware to take its function or refuse it."""
+_REPLAY = 180.0
+"""Seconds for one layout in the guest, which is emulated."""
+_FIRMWARE_SAYS = {"PCI: out of ": "refused", "enter handle_19": "taken"}
+"""SeaBIOS hangs where it has no room for a BAR, and boots (INT 19h) where it has."""
+
+
+class Replayed(NamedTuple):
+    """What came of one layout."""
+
+    path: Path
+    presented: bool
+    reason: str
+    """Why it could not be presented, by whom; empty when it could."""
+    outcomes: dict[str, str]
+    """By case, as ``rcdrv fuzz replay --json`` has them."""
+    findings: list[str]
+
+
+def refused(path: Path) -> str:
+    """What QEMU's x86-64 machine or its firmware says when it does not take the endpoint of a
+    layout; empty when it does."""
+    folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
+    endpoint = Endpoint(str(path), 0, folder, log_accesses=False)
+    qemu = None
+    try:
+        deadline = time.monotonic() + _START
+        endpoint.wait_ready(deadline)
+        port, _ = root_port(0)
+        command = [
+            *toolbox().qemu("x86_64"),
+            *("-accel", "tcg", "-m", "256M", "-nodefaults", "-display", "none", "-no-reboot"),
+            *("-object", "memory-backend-memfd,id=memory,size=256M,share=on"),
+            *MACHINES["x86_64"].options,
+            *("-debugcon", "stdio", "-global", "isa-debugcon.iobase=0x402", "-device", port),
+            *("-device", json.dumps({**endpoint.qemu_device(), "bus": "rp0"})),
+        ]
+        qemu = Child("qemu", command, folder)
+        while time.monotonic() < deadline:
+            for line in qemu.out.text().splitlines():
+                for begin, meaning in _FIRMWARE_SAYS.items():
+                    if line.startswith(begin):
+                        return "" if meaning == "taken" else f"the firmware: {line}"
+            if qemu.died:
+                return f"QEMU: {qemu.err.tail(1) or qemu.epitaph()}"
+            time.sleep(0.05)
+        return f"QEMU does not start with it within {_START:g} s"
+    finally:
+        if qemu is not None:
+            qemu.stop()
+        endpoint.child.stop()
+        shutil.rmtree(folder)
+
+
+def replay(paths: Sequence[Path]) -> Iterator[Replayed]:
+    """Replay saved layouts, all that can be presented in one guest; first those that cannot."""
+    taken = []
+    for path in paths:
+        reason = refused(path)
+        if reason:
+            yield Replayed(path, False, reason, {}, [])
+        else:
+            taken.append(path)
+    for start in range(0, len(taken), SLOTS):
+        batch = taken[start : start + SLOTS]
+        with Guest(endpoints=specs(batch), files=files(batch)) as guest:
+            for path in batch:
+                yield replay_one(guest, path)
+
+
+def specs(paths: Sequence[Path]) -> list[str]:
+    """The endpoints that a guest needs for :func:`replay_one`."""
+    return [str(path.resolve()) for path in paths]
+
+
+def files(paths: Sequence[Path]) -> dict[str, Path]:
+    """The files that it needs."""
+    return {f"layouts/{path.name}": path for path in paths}
+
+
+def replay_one(guest: Guest, path: Path, env: Mapping[str, str] | None = None) -> Replayed:
+    """Replay the layout on its endpoint in the guest.
+
+    :raises LabError: rcdrv says something else than what came of it
+    """
+    (endpoint,) = [one for one in guest.endpoints if one.spec == str(path.resolve())]
+    address = endpoint.address
+    command = ["rcdrv", "fuzz", "replay", f"/layouts/{path.name}", "--device", address, "--json"]
+    result = guest.run(command, timeout=_REPLAY, env=env)
+    try:
+        document: dict[str, Any] = json.loads(result.stdout)
+        presented: bool = document["presented"]
+    except (ValueError, KeyError):
+        raise LabError(f"{path}: {result.stderr.strip() or result.stdout}") from None
+    reason = document["reason"] or ""
+    if reason:
+        reason = "; ".join([reason, *_said_by_pci_core(guest, address)])
+    return Replayed(path, presented, reason, document["outcomes"], document["findings"])
+
+
+def _said_by_pci_core(guest: Guest, address: str) -> list[str]:
+    """What the guest's kernel wrote of BARs that got no address."""
+    lines = guest.run(["dmesg"]).stdout.splitlines()
+    found = [
+        re.sub(r"^\[[^]]*\] *", "", line)
+        for line in lines
+        if address in line and ("can't assign" in line or "failed to assign" in line)
+    ]
+    return list(dict.fromkeys(found))
