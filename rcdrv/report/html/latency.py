@@ -39,8 +39,8 @@ def ring(source: Source) -> Section:
         words += f", {len(points) - failed - told.count(None)} acknowledged"
     body: list[Child] = [facts([*_doorbell(node), ("interrupt", node["irq"].text)])]
     if measured:
-        words += f", median {duration_text(Distribution.of(measured).percentile(50))}"
         series = [Series("ring to answer", Distribution.of(measured))]
+        words += f", median {_median(series[0])}"
         if len(measured) > 1:
             body.append(distributions(series, f"Ring to acknowledgement, {device}"))
         if len(points) > 2:

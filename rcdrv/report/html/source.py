@@ -22,9 +22,21 @@ _LONGEST = 10**18
 class Node:
     """A JSON value and where it stands, so that whoever expects something else can say so."""
 
-    def __init__(self, value: Any, where: str) -> None:
+    __slots__ = ("_parent", "_step", "value")
+
+    def __init__(self, value: Any, step: str, parent: Node | None = None) -> None:
         self.value = value
-        self.where = where
+        self._step = step
+        self._parent = parent
+
+    @property
+    def where(self) -> str:
+        """``ring.json: rings[3]: status``. Put together when it is asked for, as a ring may be
+        one of a million."""
+        before = self._parent.where if self._parent is not None else ""
+        if not before:
+            return self._step
+        return f"{before}{self._step}" if self._step.startswith("[") else f"{before}: {self._step}"
 
     def wrong(self, expected: str) -> NoReturn:
         """:raises UsageError: always; this is not ``expected``"""
@@ -43,7 +55,7 @@ class Node:
             self.wrong("an object")
         if key not in self.value:
             raise UsageError(f"{self.where}: {key} is missing", hint=_hint())
-        return Node(self.value[key], f"{self.where}: {key}")
+        return Node(self.value[key], key, self)
 
     def find(self, key: str) -> Node | None:
         """A member that may be missing or null."""
@@ -65,7 +77,7 @@ class Node:
         if not isinstance(self.value, list):
             self.wrong("a list")
         for index, value in enumerate(self.value):
-            yield Node(value, f"{self.where}[{index}]")
+            yield Node(value, f"[{index}]", self)
 
     def entries(self, count: int) -> Sequence[Node]:
         """The entries of a list that has exactly so many."""
