@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -52,12 +53,17 @@ def check(pythons: Sequence[str]) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         wheel = build(Path(folder))
-        for number, python in enumerate(pythons):
-            version = run([python, "-c", "import platform; print(platform.python_version())"])
-            print(f"Python {version.strip()}: {wheel.name}", flush=True)
+
+        def one(number: int, python: str) -> None:
             place = Path(folder) / str(number)
             installed(python, wheel, place / "env")
             works(place / "env", place)
+            version = run([python, "-c", "import platform; print(platform.python_version())"])
+            print(f"{wheel.name} works on Python {version.strip()}", flush=True)
+
+        # At the same time: installing is mostly waiting for the registry.
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(one, range(len(pythons)), pythons))
 
 
 def oldest_and_newest() -> list[Path]:
@@ -105,8 +111,7 @@ def installed(python: str, wheel: Path, place: Path) -> None:
         "--python",
         place,
     ]
-    run([*pip, "install", "-q", wheel, "pytest"])
-    run([*pip, "check"])
+    run([*pip, "install", "-q", "--no-compile", wheel, "pytest"])
 
 
 def works(env: Path, folder: Path) -> None:
