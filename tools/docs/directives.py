@@ -40,7 +40,7 @@ class Usage(FromMarkdown):
     def markdown(self) -> Iterable[str]:
         tree = command_tree()
         if self.arguments[0] == "common":
-            yield from _table(tree.common)
+            yield from _parameters(tree.common)
             return
         wanted = ("rcdrv", *self.arguments[0].split())
         command = next((one for one in tree.walk() if one.path == wanted), None)
@@ -52,23 +52,22 @@ class Usage(FromMarkdown):
             yield from (f"**{child.name}**: {child.summary}", "")
             yield from _usage(child.without(command.shared))
         if command.shared:
-            yield from ("All of these take, too:", "", *_table(command.shared))
+            yield from ("All of these take, too:", "", *_parameters(command.shared))
 
 
 class Topic(FromMarkdown):
-    """``{topic} ADDRESSES``: a list of definitions of :mod:`rcdrv.manual.topics`."""
+    """``{topic} ADDRESSES``: a table of :mod:`rcdrv.manual.topics`."""
 
     required_arguments = 1
 
     def markdown(self) -> Iterable[str]:
         rows = getattr(topics, self.arguments[0])
-        for term, text in rows.items() if isinstance(rows, dict) else rows:
-            yield from (f"`{term}`", f": {text}", "")
+        yield from _table(rows.items() if isinstance(rows, dict) else rows)
 
 
 def _usage(command: Command) -> Iterable[str]:
     yield from ("```text", *_wrapped(command.synopsis), "```", "")
-    yield from _table(command.parameters)
+    yield from _parameters(command.parameters)
 
 
 def _wrapped(synopsis: Sequence[str]) -> Iterable[str]:
@@ -82,14 +81,15 @@ def _wrapped(synopsis: Sequence[str]) -> Iterable[str]:
     yield line
 
 
-def _table(parameters: Iterable[Parameter]) -> Iterable[str]:
-    rows = [
-        f"| `{_cell(_term(one))}` | {_cell(one.help)} |"
-        for one in parameters
-        if "--help" not in one.flags
-    ]
-    if rows:
-        yield from ("| | |", "| --- | --- |", *rows, "")
+def _parameters(parameters: Iterable[Parameter]) -> Iterable[str]:
+    return _table((_term(one), one.help) for one in parameters if "--help" not in one.flags)
+
+
+def _table(rows: Iterable[tuple[object, str]]) -> Iterable[str]:
+    """Terms and what they mean; nothing at all where there are none."""
+    lines = [f"| `{_cell(str(term))}` | {_cell(text)} |" for term, text in rows]
+    if lines:
+        yield from ("| | |", "| --- | --- |", *lines, "")
 
 
 def _term(parameter: Parameter) -> str:
