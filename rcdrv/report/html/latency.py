@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rcdrv.report.distribution import Distribution
 from rcdrv.report.html.markup import Child, Markup, element, join
 from rcdrv.report.html.plot import Point, Series, course, distributions
@@ -12,6 +14,7 @@ from rcdrv.report.html.section import (
     facts,
     finding,
     percentile_table,
+    table,
 )
 from rcdrv.report.html.source import Node, Source
 from rcdrv.report.units import duration_text
@@ -121,6 +124,46 @@ def _distribution(entry: Node) -> Distribution:
     if not sum(times for _, times in counts):
         entry["histogram"].wrong("a histogram with anything in it")
     return Distribution(counts)
+
+
+def compared_benches(sources: Sequence[Source]) -> Markup:
+    """The same benchmark in several files: each series of all of them, and against the first's.
+
+    :raises UsageError: a document is not what it seems to be
+    """
+    runs = [
+        {entry["name"].text: _distribution(entry) for entry in source.node["series"]}
+        for source in sources
+    ]
+    drawn, rows = [], []
+    for name in dict.fromkeys(name for run in runs for name in run):
+        first = runs[0].get(name)
+        for number, (source, run) in enumerate(zip(sources, runs, strict=True)):
+            found = run.get(name)
+            if found is None:
+                continue
+            drawn.append(Series(f"{name}, {source.name}", found, number))
+            cells = [source.name, *(duration_text(found.percentile(p)) for p in (50, 99))]
+            cells += [_ratio(found, first, percent) for percent in (50, 99)]
+            rows.append(
+                element(
+                    "tr",
+                    element("th", name, scope="row"),
+                    [element("td", cell) for cell in cells],
+                )
+            )
+    heads = ["", "file", "p50", "p99", "p50 / first", "p99 / first"]
+    what = sources[0].node["bench"].text
+    return join(
+        distributions(drawn, f"{_TITLES.get(what, what)}, compared") if drawn else None,
+        table(heads, rows, "Each file, and how many times as long as in the first one it takes"),
+    )
+
+
+def _ratio(found: Distribution, first: Distribution | None, percent: float) -> str:
+    if first is None or first is found:
+        return ""
+    return f"{found.percentile(percent) / max(1, first.percentile(percent)):.2f}"
 
 
 def _plain(value: Node) -> str:

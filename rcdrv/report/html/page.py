@@ -58,6 +58,7 @@ def page(sources: Sequence[Source], made: datetime) -> str:
         element("section", element("h2", "The runs compared"), suite.comparison(suites), id="runs")
         if len(suites) > 1
         else None,
+        [_compared(what, runs) for what, runs in _benches(sources).items() if len(runs) > 1],
         [_section(one, number) for number, one in enumerate(sections, 1)],
     ]
     sheet = files("rcdrv.report.html").joinpath("style.css").read_text("utf-8")
@@ -76,6 +77,20 @@ def page(sources: Sequence[Source], made: datetime) -> str:
         element("body", element("main", body)),
         lang="en",
     )  # fmt: skip
+
+
+def _benches(sources: Sequence[Source]) -> dict[str, list[Source]]:
+    """The results of each benchmark."""
+    found: dict[str, list[Source]] = {}
+    for source in sources:
+        if source.kind == "bench":
+            found.setdefault(source.node["bench"].text, []).append(source)
+    return found
+
+
+def _compared(what: str, runs: Sequence[Source]) -> Markup:
+    heading = element("h2", f"bench {what}, compared")
+    return element("section", heading, latency.compared_benches(runs))
 
 
 def _contents(sections: Sequence[Section]) -> Markup:

@@ -29,6 +29,8 @@ class Series(NamedTuple):
     name: str
     distribution: Distribution
     """Nanoseconds."""
+    colour: int = -1
+    """Those with the same number look the same; -1: one of its own."""
 
 
 class Point(NamedTuple):
@@ -127,7 +129,7 @@ def _row(one: Series, axis: _Axis, base: float, hill: float, index: int) -> Mark
         element("text", f"n = {found.count}", x=_LEFT - 16, y=base + 9, class_="count"),
         element("text", f"p50 {middle}", x=WIDTH - _RIGHT + 14, y=base - 8, class_="value"),
         element("text", f"p99 {high_text}", x=WIDTH - _RIGHT + 14, y=base + 9, class_="value"),
-        class_=f"series s{index % 6}",
+        class_=f"series s{(index if one.colour < 0 else one.colour) % 6}",
     )  # fmt: skip
 
 

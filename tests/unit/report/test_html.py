@@ -48,7 +48,7 @@ RING = {
     "verdict": "fail",
     **SAID,
 }
-BENCH = {
+BENCH: dict[str, Any] = {
     "bench": "dma",
     "device": "0000:01:00.0",
     "setup": {"backend": "iommufd", "governor": None, "cpu_nodes": [0, 1], "load": 0.25},
@@ -321,6 +321,25 @@ def test_runs_are_compared_where_there_are_several() -> None:
     assert differs == [False, False, True, True]
     assert not [table for table in parsed(source("test", one)).iter("table")
                 if table.get("class") == "matrix"]  # fmt: skip
+
+
+def test_benchmarks_are_compared_where_there_are_several() -> None:
+    slower = [[2 * value, times] for value, times in BENCH["series"][0]["histogram"]]
+    later = replaced(BENCH, ("series", 0, "histogram"), slower)
+    another = {**BENCH, "bench": "irq"}
+    root = parsed(
+        source("bench", BENCH, "before.json"),
+        source("bench", another, "another.json"),
+        source("bench", later, "later.json"),
+    )
+    (compared,) = (one for one in root.iter("section") if one.get("id") is None)
+    rows = [[words(cell) for cell in row] for row in compared.iter("tr")][1:]
+    assert [row[0:2] for row in rows] == [
+        *(["READ 1K", file] for file in ("before.json", "later.json")),
+        *(["a series with a long name", file] for file in ("before.json", "later.json")),
+    ]
+    assert [row[4] for row in rows] == ["", "2.00", "", "1.00"]
+    assert "another.json" not in words(compared)
 
 
 def test_the_doorbell_of_a_ring_is_on_the_map_of_its_device() -> None:
