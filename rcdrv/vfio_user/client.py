@@ -72,7 +72,7 @@ class Client:
         self._lost: tuple[str, str] | None = None
         self._regions: dict[int, _Region] = {}
         self._irq_counts: dict[IrqKind, int] = {}
-        self._memory: dict[int, mmap.mmap] = {}
+        self._memory: dict[int, tuple[mmap.mmap, int]] = {}
         try:
             self._server = self._negotiate()
             self._info = self._get_info()
@@ -228,13 +228,14 @@ class Client:
         """
         stretches = []
         while size:
-            for iova, memory in self._memory.items():
-                start = address - iova
-                if 0 <= start < len(memory):
+            for iova, (_, mapped) in self._memory.items():
+                if iova <= address < iova + mapped:
                     break
             else:
                 raise Refused(errno.EFAULT)
-            step = min(size, len(memory) - start)
+            memory, mapped = self._memory[iova]
+            start = address - iova
+            step = min(size, mapped - start)
             stretches.append((memory, start, step))
             address, size = address + step, size - step
         return stretches
@@ -498,7 +499,7 @@ class Client:
         # Without a descriptor the server asks for the bytes with DMA_READ and DMA_WRITE.
         fds = (fd,) if fd >= 0 and self._server.max_msg_fds else ()
         self._ask(Command.DMA_MAP, request.pack(), fds)
-        self._memory[iova] = memory
+        self._memory[iova] = memory, size
 
     def dma_unmap(self, iova: int, size: int) -> None:
         # First, so that the server cannot reach memory that is about to be freed.
