@@ -304,6 +304,8 @@ def draw_settings(seed: int, examples: int) -> list[dict[str, int]]:
     from hypothesis import seed as seeded
     from hypothesis import strategies as st
 
+    from rcdrv.fuzz.draws import BACKEND
+
     sizes = st.sampled_from([1 << bit for bit in range(7, 21)])
     optional: dict[str, st.SearchStrategy[int]] = {
         **{f"bar{index}_size": sizes for index in range(6)},
@@ -315,6 +317,7 @@ def draw_settings(seed: int, examples: int) -> list[dict[str, int]]:
     @seeded(seed)
     @settings(
         max_examples=examples,
+        backend=BACKEND,
         database=None,
         deadline=None,
         phases=[Phase.generate],

@@ -137,6 +137,7 @@ def run_block(plan: Plan, number: int) -> list[Example]:
         from hypothesis import HealthCheck, Phase, given, seed, settings
     except ImportError:
         raise UsageError("fuzz needs hypothesis", hint="pip install rcdrv[fuzz]") from None
+    from rcdrv.fuzz.draws import BACKEND
     from rcdrv.fuzz.strategies import LARGEST, tables
 
     examples: list[Example] = []
@@ -144,6 +145,7 @@ def run_block(plan: Plan, number: int) -> list[Example]:
     @seed(f"{plan.seed}/{number}")
     @settings(
         max_examples=BLOCK,
+        backend=BACKEND,
         database=None,
         deadline=None,
         derandomize=False,
