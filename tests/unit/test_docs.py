@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -235,6 +236,44 @@ def test_the_steps_for_a_board_make_what_its_preset_is() -> None:
             }
             checked.append(preset[1])
     assert checked == ["rcar-s4", "rk3588"]
+
+
+# -- architecture ---------------------------------------------------------------------------------
+
+
+def rooms() -> list[str]:
+    """The parts of the package from the top down, as the page on the architecture lists them."""
+    listed = (DOCS / "architecture.md").read_text().partition("Imports go down")[2]
+    listed = listed.partition("\n`")[0]
+    return re.findall(r"^    (\w+)(?:/|\.py) ", listed, re.MULTILINE)
+
+
+def imported(source: Path) -> Iterator[str]:
+    """What a module imports of rcdrv when it is imported."""
+    for node in ast.parse(source.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module == "rcdrv":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rcdrv."):
+            yield str(node.module).split(".")[1]
+        elif isinstance(node, ast.Import):
+            names = (alias.name.split(".") for alias in node.names)
+            yield from (parts[1] for parts in names if parts[0] == "rcdrv" and parts[1:])
+
+
+def test_the_architecture_names_every_part() -> None:
+    package = ROOT / "rcdrv"
+    parts = {path.stem for path in package.glob("*.py")}
+    parts |= {path.parent.name for path in package.glob("*/__init__.py")}
+    assert sorted(rooms()) == sorted(parts - {"__init__", "__main__"})
+
+
+def test_imports_go_down() -> None:
+    order = rooms()
+    for source in (ROOT / "rcdrv").rglob("*.py"):
+        room = source.relative_to(ROOT / "rcdrv").parts[0].removesuffix(".py")
+        if room in order:
+            above = order[: order.index(room)]
+            assert not set(above) & set(imported(source)), source
 
 
 # -- registers ------------------------------------------------------------------------------------
