@@ -77,21 +77,19 @@ def _completion(args: argparse.Namespace) -> tuple[dict[Path, str], str]:
     from rcdrv.manual.grammar import command_tree
 
     _, make = COMPLETIONS[args.shell]
+    data, config = _folder("XDG_DATA_HOME", ".local/share"), _folder("XDG_CONFIG_HOME", ".config")
     path, after = {
         "bash": (
-            _folder("XDG_DATA_HOME", ".local/share") / "bash-completion/completions/rcdrv",
+            data / "bash-completion/completions/rcdrv",
             "new shells have it, where the package bash-completion is installed; for this one: "
             ". <(rcdrv setup completion bash --print)",
         ),
         "zsh": (
-            _folder("XDG_DATA_HOME", ".local/share") / "zsh/site-functions/_rcdrv",
-            "zsh looks there with this in ~/.zshrc, before compinit: fpath+=(~/.local/share/zsh/"
-            "site-functions)",
+            data / "zsh/site-functions/_rcdrv",
+            "zsh looks there with this in ~/.zshrc, before compinit: "
+            f"fpath+=({data / 'zsh/site-functions'})",
         ),
-        "fish": (
-            _folder("XDG_CONFIG_HOME", ".config") / "fish/completions/rcdrv.fish",
-            "fish has it from now on",
-        ),
+        "fish": (config / "fish/completions/rcdrv.fish", "fish has it from now on"),
     }[args.shell]
     return {path: make(command_tree())}, after
 
