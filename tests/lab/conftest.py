@@ -60,10 +60,12 @@ def booted(
     *,
     endpoints: Sequence[str] = (),
     devices: Sequence[str] = (),
+    beside: Mapping[int, str] | None = None,
     log_accesses: bool = True,
     append: Sequence[str] = (),
     files: Mapping[str, Path] | None = None,
     bind: bool = True,
+    iommufd: bool = False,
 ) -> Iterator[Guest]:
     """A guest; where it does not start, the test fails in CI and is skipped elsewhere.
 
@@ -73,10 +75,12 @@ def booted(
         arch,
         endpoints=endpoints,
         devices=devices,
+        beside=beside,
         log_accesses=log_accesses,
         append=append,
         files=files,
         bind=bind,
+        iommufd=iommufd,
     )
     try:
         guest.__enter__()

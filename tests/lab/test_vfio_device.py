@@ -1,7 +1,7 @@
 """The kernel's VFIO with QEMU's own devices. The cases run in a guest: vfio_cases.py.
 
-Each runs once a backend: group on the stock kernel, iommufd and noiommu on the lab's VFIO modules,
-the latter in a guest without an IOMMU.
+Each runs once a backend: group on the stock kernel, iommufd and noiommu on what the lab builds, the
+latter in a guest without an IOMMU.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -21,7 +22,7 @@ INSIDE = "opt/vfio_cases.py"
 
 
 XHCI = "qemu-xhci,msi=on,msix=off"
-ON_X86 = [
+EVERYWHERE = [
     "edu_description",
     "edu_exact_width",
     "edu_refusals",
@@ -39,7 +40,7 @@ ON_X86 = [
     "igb_bars",
     "xhci_all_vectors",
 ]
-ON_ARM64 = [
+WITHOUT_MSI = [
     "edu_description",
     "edu_exact_width",
     "edu_refusals",
@@ -56,14 +57,32 @@ NOT_WITHOUT_IOMMU = ("edu_iova_ranges", "xhci_all_vectors")
 # The kernel without iommufd in no-IOMMU mode, which is any before Linux 7.3.
 BY_GROUP = ["edu_description", "edu_msi", "edu_dma", "edu_noiommu_dma", "edu_noiommu_refusals"]
 AS_USER = ("edu_not_for_this_user", "edu_memory_limit")
-CASES_OF = {
-    "group": [*ON_X86, *AS_USER],
-    "iommufd": [*ON_X86, *AS_USER, "edu_chosen"],
-    "noiommu": [
-        *(case for case in ON_X86 if case not in NOT_WITHOUT_IOMMU),
-        *("edu_noiommu_dma", "edu_noiommu_refusals", "edu_not_for_this_user"),
-    ],
-    "noiommu by group": BY_GROUP,
+# Removes the device and brings it back, so it comes last.
+LAST = "edu_wanted_back"
+
+
+class Way(NamedTuple):
+    """A way to the devices, and what runs there."""
+
+    arch: str
+    backend: str
+    cases: Sequence[str]
+
+
+WAYS = {
+    "group": Way("x86_64", "group", (*EVERYWHERE, *AS_USER, LAST)),
+    "iommufd": Way("x86_64", "iommufd", (*EVERYWHERE, *AS_USER, "edu_chosen", LAST)),
+    "noiommu": Way(
+        "x86_64",
+        "noiommu",
+        (
+            *(case for case in EVERYWHERE if case not in NOT_WITHOUT_IOMMU),
+            *("edu_noiommu_dma", "edu_noiommu_refusals", "edu_not_for_this_user"),
+        ),
+    ),
+    "noiommu by group": Way("x86_64", "noiommu", BY_GROUP),
+    "arm64 group": Way("aarch64", "group", WITHOUT_MSI),
+    "arm64 iommufd": Way("aarch64", "iommufd", (*EVERYWHERE, *AS_USER, "edu_chosen", LAST)),
 }
 
 
@@ -103,42 +122,44 @@ def booted(
 def run(guest: Guest, case: str, backend: str = "group") -> None:
     device = next(one for one in guest.devices if case.split("_")[0] in one.spec)
     user = "user" if case in AS_USER else "root"
-    name = backend.split()[0]
     result = guest.run(
-        ["python3", f"/{INSIDE}", case, device.address], user=user, env={"RCDRV_BACKEND": name}
+        ["python3", f"/{INSIDE}", case, device.address], user=user, env={"RCDRV_BACKEND": backend}
     )
     assert result.status == 0, f"{result.stderr}\n{guest.console[-2000:]}"
-    if name == "noiommu" and user == "root":
+    if backend == "noiommu" and user == "root":
         assert "can read and write all of this host's memory" in result.stderr
 
 
 class Guests:
-    """The guest for a backend: the one that there is, or a fresh one in its place."""
+    """The guest for a way: the one that there is, or a fresh one in its place."""
 
     def __init__(self) -> None:
-        self._backend = ""
+        self._way = ""
         self._booted = contextlib.ExitStack()
         self._guest: Guest | None = None
 
-    def have(self, backend: str) -> Guest:
-        if self._guest is None or backend != self._backend:
-            self.close()
-            self._guest = self._boot(backend)
-            self._backend = backend
+    def have(self, way: str) -> Guest:
+        if self._guest is None or way != self._way:
+            if self._guest is None or (self._way, way) != ("noiommu", "noiommu by group"):
+                self.close()
+                self._guest = self._boot(WAYS[way])
+            if way == "noiommu by group":
+                assert self._guest.run(["rm", "/dev/iommu"]).status == 0
+            self._way = way
         return self._guest
 
-    def _boot(self, backend: str) -> Guest:
-        if not backend.startswith("noiommu"):
-            with_iommufd = backend == "iommufd"
-            return self._booted.enter_context(booted("edu", "igb", XHCI, iommufd=with_iommufd))
+    def _boot(self, way: Way) -> Guest:
+        if way.backend != "noiommu":
+            with_iommufd = way.backend == "iommufd"
+            return self._booted.enter_context(
+                booted("edu", "igb", XHCI, arch=way.arch, iommufd=with_iommufd)
+            )
         # The engine of edu reaches 256 MiB unless told otherwise, and nothing moves addresses here.
         devices = ("edu,dma_mask=0xffffffff", "igb")
         options = ["intel_iommu=off"]
         guest = self._booted.enter_context(
             booted(*devices, append=options, bind=False, iommufd=True)
         )
-        if backend == "noiommu by group":
-            assert guest.run(["rm", "/dev/iommu"]).status == 0
         for device in guest.devices:
             follow_the_cure(guest, device)
         return guest
@@ -165,18 +186,11 @@ def follow_the_cure(guest: Guest, device: Device) -> None:
     assert guest.run(command, env={"RCDRV_BACKEND": "noiommu"}).status == 0
 
 
-@pytest.fixture(scope="module")
-def arm64() -> Iterator[Guest]:
-    with booted("edu", arch="aarch64") as guest:
-        yield guest
-
-
 @pytest.mark.parametrize(
-    ("backend", "case"),
-    [(backend, case) for backend, cases in CASES_OF.items() for case in cases],
+    ("way", "case"), [(name, case) for name, way in WAYS.items() for case in way.cases]
 )
-def test_device(guests: Guests, backend: str, case: str) -> None:
-    guest = guests.have(backend)
+def test_device(guests: Guests, way: str, case: str) -> None:
+    guest, backend = guests.have(way), WAYS[way].backend
     if case != "edu_memory_limit":
         run(guest, case, backend)
         return
@@ -191,20 +205,8 @@ def test_device(guests: Guests, backend: str, case: str) -> None:
         guest.run(["chown", "root", *nodes])
 
 
-@pytest.mark.parametrize("case", ON_ARM64)
-def test_device_on_arm64(arm64: Guest, case: str) -> None:
-    run(arm64, case)
-
-
 @pytest.mark.parametrize("backend", ["group", "iommufd"])
 def test_without_interrupt_remapping(backend: str) -> None:
     with booted("edu", XHCI, append=["intremap=off"], iommufd=backend == "iommufd") as guest:
         run(guest, "edu_unsafe_interrupts", backend)
         run(guest, "xhci_fewer_vectors", backend)
-
-
-@pytest.mark.parametrize("backend", ["group", "iommufd"])
-def test_removal_while_open(backend: str) -> None:
-    # In a guest of its own: it takes the device away and brings it back.
-    with booted("edu", iommufd=backend == "iommufd") as guest:
-        run(guest, "edu_wanted_back", backend)

@@ -51,13 +51,16 @@ def wait_for(log: Path, text: str, times: int = 1) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
+COMMANDS = pytest.mark.parametrize(
     ("command", "alive"),
     [
         (["ring", "--count", "0", "--interval", "0.01"], "acknowledged"),
         (["regs", "--watch"], "CAPS"),
     ],
 )
+
+
+@COMMANDS
 def test_goes_on_when_it_is_back(
     command: list[str],
     alive: str,
@@ -123,21 +126,22 @@ def test_the_suite_loses_the_endpoint_midway(
     assert rest == {name: reason for name, reason in expected.items() if name not in lost}
 
 
+@COMMANDS
 def test_without_it_a_lost_device_is_the_end(
-    tmp_path: Path, start: Callable[[], subprocess.Popen[bytes]]
+    command: list[str], alive: str, tmp_path: Path, start: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
     log = tmp_path / "log"
     endpoint = start()
     with log.open("wb") as output:
         process = rcdrv(
-            *("--device", f"vfio-user:{tmp_path / 'ep.sock'}", "ring", "--count", "0"),
-            *("--interval", "0.01"),
+            *("--device", f"vfio-user:{tmp_path / 'ep.sock'}", *command),
             out=output.fileno(),
             err=output.fileno(),
         )
-    wait_for(log, "acknowledged")
+    wait_for(log, alive)
     endpoint.kill()
     assert process.wait(30) == 5
+    assert "lost" in log.read_text() or "gone" in log.read_text()
 
 
 def test_the_wait_has_an_end(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tools.lab.errors import CommandTimeout, LabError
 from tools.lab.guest import BOOT_TIMEOUT, Guest
 from tools.lab.image import image
 from tools.lab.iommufd import iommufd
+from tools.lab.iommufd_kernel import iommufd_kernel
 from tools.lab.kernel_driver import kernel_driver
 from tools.lab.kernel_ntb import kernel_ntb
 from tools.lab.machine import MACHINES
@@ -64,6 +65,7 @@ def build(options: argparse.Namespace) -> int:
         print(f"the kernel's driver and test: {kernel_driver(rebuild=options.rebuild)}")
     if options.iommufd:
         print(f"VFIO with iommufd and no-IOMMU mode: {iommufd(rebuild=options.rebuild)}")
+        print(f"an arm64 kernel with iommufd: {iommufd_kernel(rebuild=options.rebuild)}")
     return 0
 
 
@@ -214,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--iommufd",
         action="store_true",
-        help="build VFIO modules with iommufd and the no-IOMMU mode for the x86_64 guest, too",
+        help="build VFIO with iommufd, too: modules for the x86_64 guest, a kernel for aarch64",
     )
     one.add_argument("--rebuild", action="store_true", help="build it even if it is there")
     one.set_defaults(command=build)
@@ -252,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     guest.add_argument(
         "--iommufd",
         action="store_true",
-        help="load VFIO modules that offer iommufd and the no-IOMMU mode",
+        help="offer iommufd, on x86_64 the no-IOMMU mode too",
     )
     guest.add_argument(
         "--kernel-ntb",

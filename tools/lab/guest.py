@@ -20,7 +20,8 @@ from tools.lab.errors import LabError
 from tools.lab.image import image
 from tools.lab.inside.wire import PORT
 from tools.lab.iommufd import MODULES, iommufd
-from tools.lab.machine import MACHINES, SLOTS, root_port
+from tools.lab.iommufd_kernel import iommufd_kernel
+from tools.lab.machine import LINKS_UP, MACHINES, SLOTS, root_port
 from tools.lab.toolbox import toolbox
 
 BOOT_TIMEOUT = 120.0
@@ -53,11 +54,13 @@ class Guest:
 
     ``endpoints`` are presets or TOML files for ``rcdrv sim``; ``devices`` are QEMU's own, such as
     ``edu``. Each stands behind a root port of its own, in this order, and is bound to vfio-pci
-    unless ``bind`` is false. An endpoint with a ``+`` in front is one more function of the device
-    before it. ``files`` maps paths in the guest to files or folders of the host.
-    With ``log_accesses`` each endpoint writes an ``access_log``; its BARs cannot be mapped then,
-    unless its spec says otherwise. With ``logs``, all logs are kept in that folder. With
-    ``iommufd`` the kernel has VFIO modules that also offer iommufd and the no-IOMMU mode.
+    unless ``bind`` is false. One with a ``+`` in front is one more function of the device before it,
+    and shares its IOMMU group, as nothing keeps them apart. ``files`` maps paths in the guest to
+    files or folders of the host. With ``log_accesses`` each endpoint writes an ``access_log``; its
+    BARs cannot be mapped then, unless its spec says otherwise. With ``logs``, all logs are kept in
+    that folder. With ``iommufd`` VFIO also offers iommufd, on x86-64 the no-IOMMU mode too: by other
+    modules, or another kernel. With ``links_up`` the root ports' links stay up whatever happens, so
+    that their buses can be reset.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Guest:
         files: Mapping[str, Path] | None = None,
         bind: bool = True,
         iommufd: bool = False,
+        links_up: bool = False,
         log_accesses: bool = False,
         logs: Path | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
@@ -83,11 +87,12 @@ class Guest:
         self.endpoints: list[Endpoint] = []
         self.devices: list[Device] = []
         self._endpoint_specs = tuple(spec.removeprefix("+") for spec in endpoints)
-        self._device_specs = tuple(devices)
+        self._device_specs = tuple(spec.removeprefix("+") for spec in devices)
         self._append = tuple(append)
         self._files = dict(files or {})
         self._bind = bind
         self._iommufd = iommufd
+        self._links_up = links_up
         self._log_accesses = log_accesses
         self._logs = logs
         self._boot_timeout = boot_timeout
@@ -205,7 +210,11 @@ class Guest:
     def _boot(self) -> None:
         parts = image(self.arch)
         tools = toolbox()
-        modules = iommufd(self.arch) if self._iommufd else None
+        kernel, modules = parts.kernel, None
+        if self._iommufd and self.arch == "aarch64":
+            kernel = iommufd_kernel()
+        elif self._iommufd:
+            modules = iommufd(self.arch)
         deadline = time.monotonic() + self._boot_timeout
         folder = self._folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
         for number, spec in enumerate(self._endpoint_specs):
@@ -220,7 +229,7 @@ class Guest:
             command = [
                 *tools.qemu(self.arch),
                 *self._machine_options(qemus.fileno()),
-                *("-kernel", str(parts.kernel), "-initrd", str(initramfs)),
+                *("-kernel", str(kernel), "-initrd", str(initramfs)),
             ]
             for number, (slot, function) in enumerate(self._places):
                 if not function:
@@ -242,6 +251,7 @@ class Guest:
             # Shared, so that endpoints can map the guest's memory.
             *("-object", "memory-backend-memfd,id=memory,size=1G,share=on"),
             *machine.options,
+            *(LINKS_UP if self._links_up and self.arch == "x86_64" else ()),
             *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
             *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={agent}"),
             *("-device", f"virtserialport,chardev=agent,name={PORT}"),
@@ -277,12 +287,13 @@ class Guest:
 
     def _qemu_device(self, number: int) -> str:
         slot, function = self._places[number]
-        if number >= len(self.endpoints):
-            return f"{self._device_specs[number - len(self.endpoints)]},bus=rp{slot}"
-        options = {**self.endpoints[number].qemu_device(), "bus": f"rp{slot}"}
+        place: dict[str, object] = {"bus": f"rp{slot}"}
         if (slot, 1) in self._places:
-            options.update(addr=f"0.{function}", multifunction=True)
-        return json.dumps(options)
+            place.update(addr=f"0.{function}", multifunction="on")
+        if number < len(self.endpoints):
+            return json.dumps({**self.endpoints[number].qemu_device(), **place})
+        spec = self._device_specs[number - len(self.endpoints)]
+        return ",".join([spec, *(f"{name}={value}" for name, value in place.items())])
 
     def _is_ready(self) -> bool:
         return self._channel is not None and self._channel.ready is not None

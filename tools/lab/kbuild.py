@@ -1,15 +1,16 @@
-"""Builds parts of the kernel's source, which Debian carries, for the kernel of a guest.
+"""Builds the kernel's source, which Debian carries: modules for a guest's kernel, or a kernel.
 
 In a tree of Debian packages, in name spaces of its own, so this needs no root.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tools.lab import cache
@@ -19,10 +20,58 @@ from tools.lab.image import DEBIAN_NAME, image
 
 COMPILER = ("gcc", "libc6-dev", "make")
 SHELL = ("base-files", "bash", "coreutils", "dash", "findutils", "grep", "mawk", "perl-base", "sed")
+# A whole kernel takes more than modules do.
+KERNEL = ("bc", "bison", "diffutils", "flex")
+_CROSS_COMPILERS = {"amd64": "gcc-x86-64-linux-gnu", "arm64": "gcc-aarch64-linux-gnu"}
 
+# Of the kernel's source: what describes the build, all headers, and the folders that the lab's
+# modules and its arm64 kernel are in. That is a tenth of it.
+_KEPT = re.compile(
+    r"(.*/)?(Kbuild|Kconfig|Makefile)[^/]*"
+    r"|(arch/arm64/(?!boot/dts/)|include/|init/|kernel/|lib/|mm/|scripts/|usr/|virt/).*"
+    r"|(block|certs|crypto|fs|io_uring|ipc|net|security)/[^/]*"
+    r"|fs/(devpts|kernfs|proc|ramfs|sysfs)/.*"
+    r"|drivers/(amba|base|bus|char|clocksource|firmware|iommu|irqchip|ntb|of|pci|power|tty|vfio"
+    r"|virtio)/.*"
+    r"|drivers/(clk/[^/]*|misc/pci_endpoint_test\.c|net/ntb_netdev\.c)"
+    r"|arch/x86/entry/syscalls/.*"  # to which every architecture's build compares its own
+    r"|tools/(include|scripts)/.*|tools/testing/selftests/(kselftest[^/]*|pci_endpoint/.*)"
+)
 _ENTER = """
-mount --rbind /dev "$1/dev" && mount --rbind /proc "$1/proc" && exec chroot "$1" /bin/sh -ec "$2"
+mount --rbind /dev "$1/dev" && mount --rbind /proc "$1/proc" && mount --bind "$2" "$1/source" &&
+exec chroot "$1" /bin/sh -ec "$3"
 """
+
+
+def source(series: str) -> Path:
+    """The kernel's source, as far as the lab builds any of it.
+
+    :param series: as in ``7.3``
+    """
+
+    def build(folder: Path) -> None:
+        package = f"linux-source-{series}"
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=cache.directory()) as temporary:
+            archive(host_architecture()).unpack_one(package, Path(temporary))
+            packed = Path(temporary) / "usr" / "src" / f"{package}.tar.xz"
+            with tarfile.open(packed, "r|xz") as members:
+                for member in members:
+                    inner = Path(*Path(member.name).parts[1:])
+                    if not _KEPT.fullmatch(str(inner)) or member.isdir():
+                        continue
+                    (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+                    if member.issym():
+                        (folder / inner).symlink_to(member.linkname)
+                    elif data := members.extractfile(member):
+                        (folder / inner).write_bytes(data.read())
+                        (folder / inner).chmod(member.mode)
+
+    return cache.part(f"source-{series}", ("debian.py", "kbuild.py"), build)
+
+
+def series(release: str) -> str:
+    """``7.3`` of ``7.3.4+deb13-amd64``."""
+    return ".".join(release.split(".")[:2])
 
 
 def compile_for(
@@ -45,38 +94,65 @@ def compile_for(
     if DEBIAN_NAME[arch] != host_architecture():
         raise LabError(f"kernel modules for {arch} can only be built on {arch}")
     release = image(arch).release
-    # Outside of the part, so that only the results stay.
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=cache.directory()) as temporary:
-        tree = Path(temporary)
-        _prepare(tree, release, sources)
+    whole = source(series(release))
+    with _workshop((f"linux-headers-{release}",)) as tree:
+        for path in whole.rglob("*"):
+            inner = path.relative_to(whole)
+            if sources.fullmatch(str(inner)) and path.is_file():
+                (tree / "build" / inner).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, tree / "build" / inner)
         for name, text in files.items():
             (tree / "build" / name).write_text(text)
         headers = f"/usr/src/linux-headers-{release}"
         make = f"""
-            export PATH=/usr/bin
             kernel_make() {{ make -s -j"$(nproc)" -C '{headers}' M="$@" modules; }}
-            cd /build
             {script}
         """
-        own = ("unshare", "--map-root-user", "--mount", "--propagation", "private")
-        output([*own, "sh", "-c", _ENTER, "enter", str(tree), make])
+        _run(tree, whole, make)
         for name in results:
             shutil.copy(tree / "build" / name, folder)
 
 
-def _prepare(tree: Path, release: str, sources: re.Pattern[str]) -> None:
-    source = archive(host_architecture())
-    source.unpack((*COMPILER, *SHELL, f"linux-headers-{release}"), tree)
-    (tree / "usr" / "bin" / "awk").symlink_to("mawk")  # else a maintainer script's choice
-    for name in ("dev", "proc", "tmp", "build"):
-        (tree / name).mkdir(exist_ok=True)
-    series = ".".join(release.split(".")[:2])
-    source.unpack_one(f"linux-source-{series}", tree)
-    with tarfile.open(tree / "usr" / "src" / f"linux-source-{series}.tar.xz", "r|xz") as packed:
-        for member in packed:
-            inner = Path(*Path(member.name).parts[1:])
-            if member.isfile() and sources.fullmatch(str(inner)):
-                data = packed.extractfile(member)
-                assert data is not None
-                (tree / "build" / inner).parent.mkdir(parents=True, exist_ok=True)
-                (tree / "build" / inner).write_bytes(data.read())
+def compile_kernel(arch: str, folder: Path, *, options: Sequence[str], target: str) -> None:
+    """Build a kernel for guests of ``arch``, and leave it in ``folder``.
+
+    :param options: all that is on beside what the kernel cannot do without
+    :param target: what to make, and its path below ``arch/*/boot``
+    """
+    whole = source(series(image(arch).release))
+    cross = DEBIAN_NAME[arch] != host_architecture()
+    compiler = (_CROSS_COMPILERS[DEBIAN_NAME[arch]],) if cross else ()
+    kernels_name = {"aarch64": "arm64"}.get(arch, arch)
+    with _workshop((*KERNEL, *compiler)) as tree:
+        chosen = "".join(f"CONFIG_{option}=y\n" for option in options)
+        (tree / "build" / "wanted").write_text(chosen)
+        make = f"""
+            export ARCH={kernels_name} CROSS_COMPILE={f"{arch}-linux-gnu-" if cross else ""}
+            export KBUILD_BUILD_USER=lab KBUILD_BUILD_HOST=lab
+            make -s -C /source O=/build KCONFIG_ALLCONFIG=wanted allnoconfig >&2
+            # An option whose own conditions are not met is dropped without a word.
+            if grep -vxFf .config wanted; then exit 1; fi
+            make -s -C /source O=/build -j"$(nproc)" {target} >&2
+        """
+        _run(tree, whole, make)
+        shutil.copy(tree / "build" / "arch" / kernels_name / "boot" / target, folder / "kernel")
+
+
+@contextlib.contextmanager
+def _workshop(packages: Sequence[str]) -> Iterator[Path]:
+    """A tree with a compiler and ``packages``, and an empty ``build``."""
+    # Outside of the part, so that only the results stay.
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=cache.directory()) as temporary:
+        tree = Path(temporary)
+        archive(host_architecture()).unpack((*COMPILER, *SHELL, *packages), tree)
+        (tree / "usr" / "bin" / "awk").symlink_to("mawk")  # else a maintainer script's choice
+        for name in ("dev", "proc", "tmp", "build", "source"):
+            (tree / name).mkdir(exist_ok=True)
+        yield tree
+
+
+def _run(tree: Path, source: Path, script: str) -> None:
+    """Run a shell script in the tree's ``/build``, with the kernel's source at ``/source``."""
+    own = ("unshare", "--map-root-user", "--mount", "--propagation", "private")
+    script = f"export PATH=/usr/bin LC_ALL=C\ncd /build\n{script}"
+    output([*own, "sh", "-c", _ENTER, "enter", str(tree), str(source), script])

@@ -20,6 +20,9 @@ MACHINES = {
             *("-machine", "q35,memory-backend=memory", "-cpu", "max"),
             # Without caching-mode QEMU refuses VFIO devices; without intremap VFIO refuses MSI.
             *("-device", "intel-iommu,intremap=on,caching-mode=on"),
+            # Hot-plug by the ports themselves, as real ones do, and not by ACPI: only then do they
+            # say that their link is up, for which the kernel waits after a reset of the bus.
+            *("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"),
         ),
         kernel=("console=ttyS0", "intel_iommu=on"),
     ),
