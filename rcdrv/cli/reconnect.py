@@ -42,11 +42,23 @@ def persist(args: argparse.Namespace, cancel: Cancel, use: Callable[[Function], 
     while True:
         try:
             with open_endpoint(args, cancel) as function:
-                return use(function)
+                try:
+                    return use(function)
+                except DeviceLost:
+                    _announce_release(function)
+                    raise
         except DeviceLost as lost:
             if not args.reconnect:
                 raise
             wait_until_back(args.device, cancel, lost)
+
+
+def _announce_release(function: Function) -> None:
+    """Say what the user waits for now: the kernel tries every reset on a function that is closed,
+    and waits a minute for each if the link is up (pci_dev_wait() in drivers/pci/pci.c).
+    """
+    if function.device.backend != "vfio-user":
+        print(f"rcdrv: lost {function.address}; closing it", file=sys.stderr, flush=True)
 
 
 def wait_until_back(

@@ -60,12 +60,12 @@ def booted(
     *,
     endpoints: Sequence[str] = (),
     devices: Sequence[str] = (),
-    beside: Mapping[int, str] | None = None,
     log_accesses: bool = True,
     append: Sequence[str] = (),
     files: Mapping[str, Path] | None = None,
     bind: bool = True,
     iommufd: bool = False,
+    links_up: bool = False,
 ) -> Iterator[Guest]:
     """A guest; where it does not start, the test fails in CI and is skipped elsewhere.
 
@@ -75,12 +75,12 @@ def booted(
         arch,
         endpoints=endpoints,
         devices=devices,
-        beside=beside,
         log_accesses=log_accesses,
         append=append,
         files=files,
         bind=bind,
         iommufd=iommufd,
+        links_up=links_up,
     )
     try:
         guest.__enter__()

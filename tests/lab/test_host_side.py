@@ -19,10 +19,8 @@ from tools.lab.errors import LabError
 from tools.lab.guest import Guest
 from tools.lab.kernel_driver import kernel_driver
 
-RK3588, MORTAL, BUS_RESET, NO_RESET, SHARED = (f"0000:{bus:02x}:00.0" for bus in range(1, 6))
-SPECS = ("rk3588", "generic", "imx95,reset=bus", "imx95,reset=none", "rcar-s4")
-# A network device in the slot of the last.
-BESIDE, NEIGHBOUR = {4: "virtio-net-pci,romfile="}, "0000:05:00.1"
+RK3588, MORTAL, BUS_RESET, NO_RESET = (f"0000:{bus:02x}:00.0" for bus in range(1, 5))
+SPECS = ("rk3588", "generic", "imx95,reset=bus", "imx95,reset=none")
 PORT = "0000:00:10.0"  # of the first
 
 # rcdrv, whose memory decoding goes away on the way: a real SIGBUS from the kernel.
@@ -53,9 +51,7 @@ def guest() -> Iterator[Guest]:
     except LabError as error:
         pytest.skip(f"the kernel's driver cannot be built: {error}")
     files = {"opt/kernel": module, **udev.udev_files(rules=None)}
-    with booted(
-        "x86_64", endpoints=SPECS, beside=BESIDE, bind=False, files=files, log_accesses=False
-    ) as guest:
+    with booted("x86_64", endpoints=SPECS, bind=False, files=files, log_accesses=False) as guest:
         guest.put("/opt/rcdrv/sigbus.py", SIGBUS.encode())
         yield guest
 
@@ -171,50 +167,6 @@ def test_rings_again_however_the_function_is_reset(guest: Guest, address: str) -
     assert expected in (None, must(guest, f"cat {methods} 2>/dev/null || true"))
 
 
-# -- a group that is not viable, and a reset of all of it -----------------------------------------
-
-
-def test_a_group_with_a_member_in_use(guest: Guest) -> None:
-    assert driver(guest, NEIGHBOUR) == "virtio-pci"
-    row = rows(guest, SHARED, status=3)["IOMMU group"]
-    assert row["state"] == "not ok"
-    assert f"also has {NEIGHBOUR} (virtio-pci)" in row["detail"]
-    assert f"rcdrv bind {SHARED} --group" in row["cure"]
-    refused = rcdrv(guest, "bind", SHARED, status=3)
-    assert f"shares IOMMU group {group(guest)} with {NEIGHBOUR} (virtio-pci)" in refused.stderr
-    refused = rcdrv(guest, "bind", SHARED, "--group", status=3)
-    assert f"{NEIGHBOUR} is a network device in use by virtio-pci" in refused.stderr
-    assert driver(guest, SHARED) is None
-
-    # Bound all the same, it is the kernel that does not give the group away.
-    override = f"/sys/bus/pci/devices/{SHARED}/driver_override"
-    must(guest, f"echo vfio-pci >{override}; echo {SHARED} >/sys/bus/pci/drivers_probe")
-    refused = rcdrv(guest, "-d", SHARED, "ring", status=3)
-    assert f"shares IOMMU group {group(guest)} with {NEIGHBOUR} (virtio-pci)" in refused.stderr
-    rcdrv(guest, "unbind", SHARED)
-
-
-def test_a_whole_group_and_a_hot_reset_of_it(guest: Guest) -> None:
-    said = rcdrv(guest, "bind", SHARED, "--group", "--force").stdout
-    assert f"{NEIGHBOUR}: taken from virtio-pci" in said
-    row = rows(guest, SHARED, status=0)["IOMMU group"]
-    assert (row["state"], row["detail"]) == ("ok", f"group {group(guest)} with {NEIGHBOUR}")
-    process = ringing(guest, SHARED)
-    refused = rcdrv(guest, "reset", "--bus", SHARED, status=3)
-    assert f"resets {SHARED}" in refused.stderr
-    assert f"resets {NEIGHBOUR}" in refused.stderr
-    assert f"is in use: {SHARED} (python3 (pid " in refused.stderr
-    process.signal(2)
-    finish(guest, process, 130)
-
-    must(guest, "dmesg -c")
-    assert f"{NEIGHBOUR}: reset" in rcdrv(guest, "reset", "--bus", SHARED).stdout
-    log = must(guest, "dmesg")
-    assert all(f"vfio-pci {one}: reset done" in log for one in (SHARED, NEIGHBOUR)), log
-    ring(guest, SHARED)
-    assert f"{NEIGHBOUR}: back to virtio-pci" in rcdrv(guest, "unbind", SHARED, "--group").stdout
-
-
 # -- lost and found -------------------------------------------------------------------------------
 
 
@@ -294,7 +246,7 @@ def test_a_user_of_the_rules_group(guest: Guest) -> None:
     assert "user may lock 64 KiB" in little.stdout
     assert as_user(guest, "unbind", RK3588).status == 3
     must(guest, "rm /etc/udev/rules.d/70-rcdrv.rules")
-    for address in (RK3588, MORTAL, BUS_RESET, NO_RESET, SHARED):
+    for address in (RK3588, MORTAL, BUS_RESET, NO_RESET):
         rcdrv(guest, "unbind", address)
 
 
@@ -332,7 +284,7 @@ def test_the_endpoints_process_ends(guest: Guest) -> None:
     process = ringing(guest, MORTAL)
     (endpoint,) = [one for one in guest.endpoints if one.address == MORTAL]
     endpoint.child.stop()
-    finish(guest, process, 5, "the device is gone")
+    finish(guest, process, 5, f"lost {MORTAL}; closing it", "the device is gone")
     found = states(guest, MORTAL, status=3)
     assert (found["power state"], found["link"], found["CAPS"]) == ("not ok",) * 3
     # Nothing answers behind the port any more, and waiting for it has an end.
@@ -354,3 +306,63 @@ def test_doctor_on_a_host_without(append: str, row: str, cure: str) -> None:
         found = rows(guest, guest.devices[0].address, status=3)[row]
     assert found["state"] == "not ok"
     assert cure in found["cure"]
+
+
+# -- a group that is not viable, and a reset of all of it -----------------------------------------
+
+SHARED, NEIGHBOUR = "0000:01:00.0", "0000:01:00.1"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Guest]:
+    """A guest with a network device in the endpoint's slot."""
+    with booted(
+        "x86_64",
+        endpoints=["rcar-s4"],
+        devices=["+virtio-net-pci,romfile="],
+        bind=False,
+        log_accesses=False,
+        links_up=True,
+    ) as guest:
+        yield guest
+
+
+def test_a_group_with_a_member_in_use(shared: Guest) -> None:
+    assert driver(shared, NEIGHBOUR) == "virtio-pci"
+    row = rows(shared, SHARED, status=3)["IOMMU group"]
+    assert row["state"] == "not ok"
+    assert f"also has {NEIGHBOUR} (virtio-pci)" in row["detail"]
+    assert f"rcdrv bind {SHARED} --group" in row["cure"]
+    refused = rcdrv(shared, "bind", SHARED, status=3)
+    assert f"shares IOMMU group {group(shared)} with {NEIGHBOUR} (virtio-pci)" in refused.stderr
+    refused = rcdrv(shared, "bind", SHARED, "--group", status=3)
+    assert f"{NEIGHBOUR} is a network device in use by virtio-pci" in refused.stderr
+    assert driver(shared, SHARED) is None
+
+    # Bound all the same, it is the kernel that does not give the group away.
+    override = f"/sys/bus/pci/devices/{SHARED}/driver_override"
+    must(shared, f"echo vfio-pci >{override}; echo {SHARED} >/sys/bus/pci/drivers_probe")
+    refused = rcdrv(shared, "-d", SHARED, "ring", status=3)
+    assert f"shares IOMMU group {group(shared)} with {NEIGHBOUR} (virtio-pci)" in refused.stderr
+    rcdrv(shared, "unbind", SHARED)
+
+
+def test_a_whole_group_and_a_hot_reset_of_it(shared: Guest) -> None:
+    said = rcdrv(shared, "bind", SHARED, "--group", "--force").stdout
+    assert f"{NEIGHBOUR}: taken from virtio-pci" in said
+    row = rows(shared, SHARED, status=0)["IOMMU group"]
+    assert (row["state"], row["detail"]) == ("ok", f"group {group(shared)} with {NEIGHBOUR}")
+    process = ringing(shared, SHARED)
+    refused = rcdrv(shared, "reset", "--bus", SHARED, status=3)
+    assert f"resets {SHARED}" in refused.stderr
+    assert f"resets {NEIGHBOUR}" in refused.stderr
+    assert f"is in use: {SHARED} (python3 (pid " in refused.stderr
+    process.signal(2)
+    finish(shared, process, 130)
+
+    must(shared, "dmesg -c")
+    assert f"{NEIGHBOUR}: reset" in rcdrv(shared, "reset", "--bus", SHARED).stdout
+    log = must(shared, "dmesg")
+    assert all(f"vfio-pci {one}: reset done" in log for one in (SHARED, NEIGHBOUR)), log
+    ring(shared, SHARED)
+    assert f"{NEIGHBOUR}: back to virtio-pci" in rcdrv(shared, "unbind", SHARED, "--group").stdout

@@ -54,13 +54,13 @@ class Guest:
 
     ``endpoints`` are presets or TOML files for ``rcdrv sim``; ``devices`` are QEMU's own, such as
     ``edu``. Each stands behind a root port of its own, in this order, and is bound to vfio-pci
-    unless ``bind`` is false. One with a ``+`` in front is one more function of the device before it,
-    and shares its IOMMU group, as nothing keeps them apart. ``files`` maps paths in the guest to
+    unless ``bind`` is false. One with a ``+`` in front is one more function of the device before
+    it; they share an IOMMU group, as nothing keeps them apart. ``files`` maps paths in the guest to
     files or folders of the host. With ``log_accesses`` each endpoint writes an ``access_log``; its
     BARs cannot be mapped then, unless its spec says otherwise. With ``logs``, all logs are kept in
-    that folder. With ``iommufd`` VFIO also offers iommufd, on x86-64 the no-IOMMU mode too: by other
-    modules, or another kernel. With ``links_up`` the root ports' links stay up whatever happens, so
-    that their buses can be reset.
+    that folder. With ``iommufd`` VFIO also offers iommufd, on x86-64 the no-IOMMU mode too: by
+    other modules, or another kernel. With ``links_up`` the root ports' links stay up whatever
+    happens, so that their buses can be reset.
     """
 
     def __init__(
@@ -287,13 +287,14 @@ class Guest:
 
     def _qemu_device(self, number: int) -> str:
         slot, function = self._places[number]
-        place: dict[str, object] = {"bus": f"rp{slot}"}
-        if (slot, 1) in self._places:
-            place.update(addr=f"0.{function}", multifunction="on")
-        if number < len(self.endpoints):
-            return json.dumps({**self.endpoints[number].qemu_device(), **place})
-        spec = self._device_specs[number - len(self.endpoints)]
-        return ",".join([spec, *(f"{name}={value}" for name, value in place.items())])
+        many = (slot, 1) in self._places
+        if number >= len(self.endpoints):
+            place = f"bus=rp{slot},addr=0.{function},multifunction={'on' if many else 'off'}"
+            return f"{self._device_specs[number - len(self.endpoints)]},{place}"
+        options = {**self.endpoints[number].qemu_device(), "bus": f"rp{slot}"}
+        if many:
+            options.update(addr=f"0.{function}", multifunction=True)
+        return json.dumps(options)
 
     def _is_ready(self) -> bool:
         return self._channel is not None and self._channel.ready is not None
