@@ -1,10 +1,13 @@
-"""Ratios that a busy machine does not distort: the contestants take turns, and medians decide."""
+"""Ratios that a busy machine distorts little: contestants take turns, and the best rounds decide.
+
+What else runs on the machine can only add to a time, so the least of many is the nearest to what
+the thing itself costs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from statistics import median
 from timeit import Timer
 from typing import Any, NamedTuple
 
@@ -94,16 +97,14 @@ def compared(
     target: Target | None = None,
     because: str = "",
 ) -> Row:
-    """A row of two contestants that took turns: medians, and the median of each round's figure."""
-    kind = Kind.TIMES if target is None else target.kind
-    pairs = list(zip(ours, theirs, strict=True))
-    if kind is Kind.MORE:
-        figures = [one - other for one, other in pairs]
-    elif kind is Kind.TIMES:
-        figures = [one / other for one, other in pairs]
-    else:
-        figures = [other / one for one, other in pairs]
-    return Row(what, median(ours), unit, against, median(theirs), median(figures), target, because)
+    """A row of two contestants that took turns, by the best round of each."""
+    mine, other = min(ours), min(theirs)
+    figure = {
+        Kind.TIMES: mine / other,
+        Kind.MORE: mine - other,
+        Kind.RATE: other / mine,
+    }[Kind.TIMES if target is None else target.kind]
+    return Row(what, mine, unit, against, other, figure, target, because)
 
 
 class Cost(NamedTuple):

@@ -91,9 +91,10 @@ def _result(row: Row) -> tuple[str, str, str]:
 
 
 def _notes(rows: Sequence[Row]) -> Iterator[str]:
-    for row in rows:
-        if row.because and row.verdict != "met":
-            yield textwrap.fill(f"{row.what}: {row.because}", 99, subsequent_indent="  ") + "\n"
+    slower = [row for row in rows if row.because and row.verdict != "met"]
+    for because in dict.fromkeys(row.because for row in slower):
+        what = "; ".join(dict.fromkeys(row.what for row in slower if row.because == because))
+        yield textwrap.fill(f"{what}: {because}", 99, subsequent_indent="  ") + "\n"
 
 
 def _number(value: float) -> str:
