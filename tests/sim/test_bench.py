@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,3 +181,30 @@ def test_an_unanswered_disable_is_the_last_line() -> None:
     )
     assert result.status == 1
     assert "may still be enabled" in result.err.splitlines()[-1]
+
+
+def test_make_bench_measures_what_needs_no_lab(tmp_path: Path) -> None:
+    """All of it at its quickest; what it costs is for its table to say, and for no test."""
+    path = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.bench", "--no-lab", "--quick", "--json", str(path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(path.read_text())
+    rows = {row["what"]: row for row in document["rows"]}
+    assert {what for what, row in rows.items() if row["target"]} == {
+        "checked store, register[0] = value",
+        "checked load, register[0]",
+        "each store of a burst",
+        "BAR fill + verify, per MiB",
+        "start-up of rcdrv ring",
+    }
+    assert all(row["ours"] > 0 and row["theirs"] > 0 for row in rows.values())
+    assert all(row["what"] in done.stdout for row in document["rows"])
+    curves = {point["what"] for point in document["growth"]}
+    assert len(curves) == 6
+    assert all(what in done.stdout for what in curves)
