@@ -101,14 +101,19 @@ def _nothing() -> None:
 
 @cache
 def _copier() -> Copy:
-    from ctypes import c_size_t, c_void_p
+    from ctypes import byref, c_char, c_size_t, c_void_p
+
+    # Looked up here, once: a copy of a few words takes less than an import statement.
+    view_of = c_char.from_buffer
 
     compiled = _executable(_COPY.get(os.uname().machine, ""), c_void_p, c_void_p, c_size_t)
     if compiled is None:
         return _copy_items
 
     def copy(target: memoryview, source: memoryview) -> None:
-        compiled(_address(target), _address(source), len(target) // 4)
+        # A pointer into the bytes is valid while the view is.
+        data = bytes(source) if source.readonly else byref(view_of(source))
+        compiled(byref(view_of(target)), data, len(target) // 4)
 
     return copy
 
@@ -117,15 +122,6 @@ def _copy_items(target: memoryview, source: memoryview) -> None:
     """The copy without machine code: each item is one access, made by ``memoryview`` itself."""
     words = target.cast("I")
     deque(map(words.__setitem__, range(len(words)), array("I", source.cast("I"))), maxlen=0)
-
-
-def _address(view: memoryview) -> Any:
-    """What a C function takes for where the view's bytes are; valid while the view is."""
-    import ctypes
-
-    if view.readonly:
-        return bytes(view)
-    return ctypes.byref(ctypes.c_char.from_buffer(view))
 
 
 def _executable(code: str, *arguments: Any) -> Callable[..., object] | None:

@@ -46,6 +46,8 @@ _BIG_ENDIAN = sys.byteorder == "big"
 # On a 32-bit host a 64-bit item access is two 32-bit ones, which would break the promise above.
 _HOST_BITS = 64 if sys.maxsize > 1 << 32 else 32
 
+_CHUNK = 1 << 20  # bytes of a fill in one go
+
 
 class RegionIo(Protocol):
     """What a :class:`TrappedWindow` needs of the region's owner."""
@@ -140,11 +142,14 @@ class Window(ABC):
         Any offset and size: the middle goes in aligned 32-bit words, the ends in the widest
         naturally aligned accesses that fit. Every byte is read exactly once.
         """
+        return bytes(self._read_bytes(offset, size))
+
+    def _read_bytes(self, offset: int, size: int) -> bytearray:
         self._check_range(offset, size)
         data = bytearray(size)
         for width, start, count in _aligned_runs(offset, size):
             self._read_run(width, start, count, memoryview(data)[start - offset :])
-        return bytes(data)
+        return data
 
     def write_block(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Copy ``data`` into the device; the accesses are those of :meth:`read_block`."""
@@ -159,7 +164,7 @@ class Window(ABC):
         if not 0 <= value <= 0xFF:
             raise AccessError(f"{self.name}: the fill value {value:#x} is not a byte")
         self._check_range(offset, size)
-        chunk = bytes([value]) * min(size, 1 << 20)
+        chunk = bytes([value]) * min(size, _CHUNK)
         done = 0
         while done < size:
             step = min(size - done, len(chunk))
@@ -169,7 +174,7 @@ class Window(ABC):
     def compare(self, offset: int, expected: bytes | bytearray | memoryview) -> int | None:
         """Offset of the first byte that differs from ``expected``, or None if all are equal."""
         wanted = bytes(expected)
-        found = self.read_block(offset, len(wanted))
+        found = self._read_bytes(offset, len(wanted))
         if found == wanted:
             return None
         return offset + first_difference(found, wanted)
@@ -296,6 +301,23 @@ class MappedWindow(Window):
             register[0] = register[0] = register[0] = register[0] = value
         for register[0] in repeat(value, rest):
             pass
+
+    # What is whole words, as most is, goes without what cuts a block into runs.
+
+    def _read_bytes(self, offset: int, size: int) -> bytearray:
+        if (offset | size) & 3:
+            return super()._read_bytes(offset, size)
+        self._check_range(offset, size)
+        data = bytearray(size)
+        copy_words(memoryview(data), self._bytes[offset : offset + size])
+        return data
+
+    def fill(self, offset: int, size: int, value: int) -> None:
+        if (offset | size) & 3 or size > _CHUNK or not 0 <= value <= 0xFF:
+            super().fill(offset, size, value)
+            return
+        self._check_range(offset, size)
+        copy_words(self._bytes[offset : offset + size], memoryview(bytearray([value]) * size))
 
     def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
         if width != 32:
@@ -447,7 +469,7 @@ def _swap(value: int, width: int) -> int:
     return int.from_bytes(value.to_bytes(width // 8, "little"), "big")
 
 
-def first_difference(one: bytes, other: bytes) -> int:
+def first_difference(one: bytes | bytearray, other: bytes | bytearray) -> int:
     """Index of the first byte in which two byte strings of the same length differ.
 
     :raises ValueError: they are equal
