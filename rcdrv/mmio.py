@@ -26,6 +26,7 @@ import mmap
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import repeat
 
 from rcdrv.errors import AccessError
@@ -317,7 +318,7 @@ class MappedWindow(Window):
             super().fill(offset, size, value)
             return
         self._check_range(offset, size)
-        copy_words(self._bytes[offset : offset + size], memoryview(bytearray([value]) * size))
+        copy_words(self._bytes[offset : offset + size], _repeated(value, size))
 
     def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
         if width != 32:
@@ -463,6 +464,11 @@ def _aligned_runs(offset: int, size: int) -> Iterator[tuple[int, int, int]]:
         if offset % step == 0 and offset + step <= end:
             yield width, offset, 1
             offset += step
+
+
+@lru_cache(maxsize=1)  # a BAR is filled in many stretches of the same size
+def _repeated(value: int, size: int) -> memoryview:
+    return memoryview(bytearray([value]) * size)
 
 
 def _swap(value: int, width: int) -> int:
