@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -191,6 +192,40 @@ def test_verdicts(change: str, action: tuple[str, ...], status: int, reason: str
 def test_an_unknown_id_with_its_bars() -> None:
     bars = ("--ctrl-bar", "0", "--db-bar", "4", "--mw-bar", "2")
     assert rcdrv("-d", f"{POLLED},device=0x1234", "ntb", "info", *bars).status == 0
+
+
+MX8 = """
+function = "epf_vntb"
+vendor = 0x1957
+device = 0x0809
+msi = 16
+bar0.type = "programmable"
+bar2.type = "programmable"
+bar4.type = "programmable"
+bar5.type = "programmable"
+[vntb]
+ctrl_bar = 0
+db_bar = 2
+db_count = 4
+spad_count = 16
+num_mws = 2
+mw1 = 0x100000
+mw1_bar = 4
+mw2 = 0x10000
+mw2_bar = 5
+"""
+"""The BARs of mx8_map in drivers/ntb/hw/epf/ntb_hw_epf.c."""
+
+
+def test_the_bars_of_another_part_are_known_by_its_id(tmp_path: Path) -> None:
+    layout = tmp_path / "mx8.toml"
+    layout.write_text(MX8)
+    device = f"sim:{layout}"
+    assert "BAR2+0x8" in rcdrv("-d", device, "ntb", "info").out
+    assert rcdrv("-d", device, "ntb", "ping", "--count", "3").status == 0
+    for window, bar in ("0", "0x100000"), ("1", "0x10000"):
+        result = rcdrv("-d", device, "ntb", "mw", "test", "--mw", window)
+        assert (result.status, f"pointed at {bar} bytes" in result.out) == (0, True)
 
 
 def test_a_bar_without_a_control_block() -> None:
