@@ -94,7 +94,7 @@ def common_options(*, top: bool) -> Parser:
         type=bar_number,
         default=default(None),
         metavar="N",
-        help="the BAR with the test registers (default: by the part's ID, else 0)",
+        help="the BAR with the test registers (default: by the part's ID, else by looking)",
     )
     options.add_argument(
         "--irq",
