@@ -424,3 +424,11 @@ def test_facts_of_a_preset() -> None:
         IrqChoice.INTX: 1,
     }
     assert facts.keeps_state
+
+
+def test_the_manual_lists_every_step_and_every_class() -> None:
+    page = (REPOSITORY / "docs" / "commands" / "fuzz.md").read_text()
+    for verb in set(VERBS) - {"db_bar"}:
+        assert f"`{verb}" in page, verb
+    for name, what in CLASSES.items():
+        assert f"| `{name}` | {what} |" in page
