@@ -295,7 +295,7 @@ def _guard(args: argparse.Namespace, address: str) -> None:
 def _replay_elsewhere(args: argparse.Namespace, cancel: Cancel) -> int:
     from rcdrv.address import open_function
     from rcdrv.fuzz.saved import reason_of
-    from rcdrv.fuzz.trial import Report, run_elsewhere
+    from rcdrv.fuzz.trial import NotPresented, Report, run_elsewhere
     from rcdrv.sim.layout import load_layout
 
     if not args.where.is_file():
@@ -311,7 +311,7 @@ def _replay_elsewhere(args: argparse.Namespace, cancel: Cancel) -> int:
     report = Report()
     try:
         report = run_elsewhere(layout, partial(open_function, args.device, cancel=cancel))
-    except HostError as error:
+    except NotPresented as error:
         presented, reason = False, error.message
     findings = [f"{finding.kind}: {finding.message}" for finding in report.findings]
     if args.json:

@@ -121,9 +121,10 @@ def try_table(table: Table, *, real_time: bool = False) -> Example:
 
 
 def _compare(real: Report, virtual: Report) -> None:
-    """Note where virtual time came to something else. It leaves out some cases of large BARs."""
+    """Note where virtual time came to something else than it may. It leaves out some cases of large
+    BARs."""
     for name, outcome in virtual.outcomes.items():
-        if real.outcomes.get(name) != outcome:
+        if name not in virtual.open and real.outcomes.get(name) != outcome:
             real.find(
                 "agreement",
                 name,

@@ -25,6 +25,8 @@ from tools.lab.toolbox import toolbox
 
 _START = 15.0
 """Seconds for an endpoint, and for QEMU and the firmware to take its function or refuse it."""
+_NOT_READY = 3
+"""rcdrv's exit status where the host is not ready."""
 _REPLAY = 180.0
 """Seconds for one layout in the guest, which is emulated."""
 _FIRMWARE_SAYS = {"PCI: out of ": "refused", "enter handle_19": "taken"}
@@ -115,13 +117,16 @@ def replay_one(guest: Guest, path: Path, env: Mapping[str, str] | None = None) -
     result = guest.run(command, timeout=_REPLAY, env=env)
     try:
         document: dict[str, Any] = json.loads(result.stdout)
-        presented: bool = document["presented"]
-    except (ValueError, KeyError):
+    except ValueError:
         raise LabError(f"{path}: {result.stderr.strip() or result.stdout}") from None
-    reason = document["reason"] or ""
-    if reason:
-        reason = "; ".join([reason, *_said_by_pci_core(guest, address)])
-    return Replayed(path, presented, reason, document["outcomes"], document["findings"])
+    if result.status == _NOT_READY:
+        # Another layout is seen, or VFIO does not open the function.
+        reason = document.get("message") or document["reason"]
+        said = [reason, *_said_by_pci_core(guest, address)]
+        return Replayed(path, False, "; ".join(said), {}, [])
+    if "outcomes" not in document:
+        raise LabError(f"{path}: {document['message']}")
+    return Replayed(path, True, "", document["outcomes"], document["findings"])
 
 
 def _said_by_pci_core(guest: Guest, address: str) -> list[str]:
