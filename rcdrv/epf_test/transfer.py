@@ -7,6 +7,7 @@ endpoint gets the command WRITE.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -144,7 +145,9 @@ def transfers(
     """
     for placement in placements:
         _check_placement(driver, placement)
-    room = max(placement.size + placement.shift for placement in placements)
+    # Whole pages, as they are mapped: what is written behind the longest is seen that far.
+    longest = max(placement.size + placement.shift for placement in placements)
+    room = -(-longest // mmap.PAGESIZE) * mmap.PAGESIZE
     align = max(default_align(driver), *(placement.align for placement in placements))
     with contextlib.ExitStack() as stack:
         # Mapping costs more than transferring, so what all sizes share is mapped once.
@@ -161,7 +164,19 @@ def transfers(
         )
         if target is not None:
             target.memory[:] = bytes(target.size)
-        yield lambda placement: _transfer(driver, direction, placement, dma, source, target)
+        last: Placement | None = None
+
+        def transfer(placement: Placement) -> Answer:
+            nonlocal last
+            if target is not None and last not in (None, placement):
+                # What is inside this time was not in the transfers before, and will be written.
+                first, end = placement.shift, placement.shift + placement.size
+                what = f"{direction.value}, before that of {placement.size} bytes"
+                _check_untouched(target, first, end, what)
+            last = placement
+            return _transfer(driver, direction, placement, dma, source, target)
+
+        yield transfer
         if target is not None:
             _check_untouched(target, 0, target.size, f"the {direction.value}s")
 
