@@ -251,7 +251,9 @@ class MappedWindow(Window):
             width: self._bytes[: self.size - self.size % (width // 8)].cast(form)
             for width, form in _FORMATS.items()
         }
-        self._words = self._views[32]
+        # What the register path goes by. In the other byte order it is empty, so that each access
+        # ends where bytes are swapped.
+        self._words = self._views[32][: 0 if _BIG_ENDIAN else None]
         self._registers: dict[int, memoryview] = {}
 
     def read(self, width: int, offset: int) -> int:
@@ -344,7 +346,7 @@ class MappedWindow(Window):
         self.size = 0
         # A traceback may still hold a view of it: then the mapping goes with that.
         with contextlib.suppress(BufferError):
-            for view in (*self._registers.values(), *self._views.values()):
+            for view in (*self._registers.values(), self._words, *self._views.values()):
                 view.release()
             self._bytes.release()
             self._memory.close()

@@ -235,6 +235,27 @@ def test_compare_finds_the_first_difference(
     window.close()
 
 
+def test_in_the_other_byte_order_every_way_to_a_register_swaps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mmio, "_BIG_ENDIAN", not mmio._BIG_ENDIAN)
+    window = mapped()
+    window.write(32, 0, 0x11223344)
+    window.write32(4, 0x11223344)
+    window.register32(8)[0] = 0x11223344
+    window.burst32(12, 0x11223344, 9)
+    assert window.read_block(0, 16) == window.read_block(0, 4) * 4
+    for offset in range(0, 16, 4):
+        assert window.read32(offset) == window.read(32, offset) == 0x11223344
+        assert window.register32(offset)[0] == 0x11223344
+    for offset in (-4, SIZE):
+        with pytest.raises(AccessError):
+            window.read32(offset)
+        with pytest.raises(AccessError):
+            window.write32(offset, 0)
+    window.close()
+
+
 def test_a_single_access_is_one_request_of_its_width() -> None:
     region = Recorder(SIZE)
     window = TrappedWindow(region, SIZE)
