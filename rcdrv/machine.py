@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -53,6 +54,13 @@ _COPY = {
     "c0035fd6",  # 2: ret
 }
 
+# membarrier(2)'s number, where it is not that of all newer processors. Of the 32-bit ones that are
+# not x86, arm is the one with PCIe.
+_MEMBARRIER = {"ppc64": 365, "ppc64le": 365, "s390x": 356}
+_MEMBARRIER_ARM = 389
+
+_HOST_BITS = 64 if sys.maxsize > 1 << 32 else 32
+
 _pages: list[mmap.mmap] = []
 
 
@@ -83,7 +91,7 @@ def _barrier() -> Callable[[], object]:
     machine = os.uname().machine
     if machine.lower() in _X86:
         return _nothing
-    compiled = _executable(_BARRIER.get(machine, ""))
+    compiled = _executable(_instructions(_BARRIER))
     if compiled is not None:
         return compiled
     # smp_mb() on every processor: orders memory, which is enough for devices in the processor's
@@ -91,7 +99,7 @@ def _barrier() -> Callable[[], object]:
     import ctypes
 
     libc = ctypes.CDLL(None)
-    number = {"aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}.get(machine, 283)
+    number = _MEMBARRIER.get(machine, 283) if _HOST_BITS == 64 else _MEMBARRIER_ARM
     return lambda: libc.syscall(number, 1, 0, 0)  # MEMBARRIER_CMD_GLOBAL
 
 
@@ -106,7 +114,7 @@ def _copier() -> Copy:
     # Looked up here, once: a copy of a few words takes less than an import statement.
     view_of = c_char.from_buffer
 
-    compiled = _executable(_COPY.get(os.uname().machine, ""), c_void_p, c_void_p, c_size_t)
+    compiled = _executable(_instructions(_COPY), c_void_p, c_void_p, c_size_t)
     if compiled is None:
         return _copy_items
 
@@ -122,6 +130,11 @@ def _copy_items(target: memoryview, source: memoryview) -> None:
     """The copy without machine code: each item is one access, made by ``memoryview`` itself."""
     words = target.cast("I")
     deque(map(words.__setitem__, range(len(words)), array("I", source.cast("I"))), maxlen=0)
+
+
+def _instructions(table: dict[str, str]) -> str:
+    """The entry of this processor; none for a 32-bit Python, which a 64-bit kernel runs as well."""
+    return table.get(os.uname().machine, "") if _HOST_BITS == 64 else ""
 
 
 def _executable(code: str, *arguments: Any) -> Callable[..., object] | None:

@@ -53,6 +53,17 @@ def test_without_executable_pages_items_are_copied(monkeypatch: pytest.MonkeyPat
     machine._barrier.__wrapped__()()
 
 
+@pytest.mark.parametrize("processor", ["x86_64", "aarch64", "riscv64"])
+def test_a_32_bit_python_on_a_64_bit_kernel_gets_no_64_bit_instructions(
+    monkeypatch: pytest.MonkeyPatch, processor: str
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", "", "", processor)))
+    assert machine._instructions(machine._COPY | machine._BARRIER)
+    monkeypatch.setattr(machine, "_HOST_BITS", 32)
+    assert not machine._instructions(machine._COPY | machine._BARRIER)
+    assert machine._copier.__wrapped__() is machine._copy_items
+
+
 @pytest.mark.parametrize(("target", "source"), [(8, 4), (4, 8), (3, 3), (0, 1)])
 def test_what_does_not_fit_is_refused(target: int, source: int) -> None:
     with pytest.raises(ValueError, match=f"{source} bytes"):
