@@ -60,7 +60,7 @@ def mutable_record(cls: type[T]) -> type[T]:
 def _add_methods(cls: Any) -> tuple[str, ...]:
     # Annotations are a class's own, and strings (PEP 563); a base's fields come first.
     own = (name for name, kind in cls.__annotations__.items() if not kind.startswith("ClassVar"))
-    names = (*getattr(cls, "__match_args__", ()), *own)
+    names = tuple(dict.fromkeys((*getattr(cls, "__match_args__", ()), *own)))
     defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
 
     def __init__(self: Any, *values: object, **named: object) -> None:

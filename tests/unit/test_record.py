@@ -31,6 +31,13 @@ class Named(Place):
     name: str = "?"
 
 
+@record
+class Far(Place):
+    """Its base's field with another default."""
+
+    offset: int = 0x1000
+
+
 @mutable_record
 class Log:
     """Fills up as it goes."""
@@ -44,6 +51,13 @@ def test_fields_come_by_position_by_name_and_by_default() -> None:
     assert Place(1, 8) == Place(offset=8, bar=1)
     assert Place(1, 8).word == 2
     assert Named(1, name="x") == Named(1, 0, "x")
+
+
+def test_a_field_that_is_declared_again_stays_one_field() -> None:
+    assert (Far(1).offset, Far(1, 2).offset) == (0x1000, 2)
+    assert repr(Far(1)) == "Far(bar=1, offset=4096)"
+    with pytest.raises(TypeError):
+        Far(1, 2, 3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
