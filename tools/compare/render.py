@@ -59,7 +59,7 @@ All cases on `{preset}`, fastest of {runs} runs each, in turns, in one guest:
 | the whole process | {kernel.process:.2f} s | {rcdrv.process:.2f} s | {by_process:.2f} |
 
 On an emulated processor, Python's own part weighs much: its start and imports are in the time of
-the process, and the import of numpy in that of the first case that fills a BAR.{left_out}
+the process.{left_out}
 """
 
 
