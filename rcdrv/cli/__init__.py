@@ -77,13 +77,12 @@ def _run(arguments: list[str], cancel: Cancel, *, in_child: bool) -> int:
         if os.environ.get("RCDRV_TRACEBACK"):
             raise
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):
-            print(f"rcdrv: cannot write the output: {error.strerror}", file=sys.stderr)
+            complain(f"rcdrv: cannot write the output: {error.strerror}")
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return HostError.exit_status
-        print(
+        complain(
             f"rcdrv: this is a bug in rcdrv: {type(error).__name__}: {error}\n"
-            "hint: RCDRV_TRACEBACK=1 in the environment shows where; please report it",
-            file=sys.stderr,
+            "hint: RCDRV_TRACEBACK=1 in the environment shows where; please report it"
         )
         return _BUG
 
@@ -115,9 +114,16 @@ def report_error(args: argparse.Namespace, error: RcdrvError) -> None:
 
 def print_error(error: RcdrvError) -> None:
     """One line what was wrong and one what to do, on stderr."""
-    print(f"rcdrv: {error.message}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+    complain(f"rcdrv: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
+
+
+def complain(text: str) -> None:
+    """Write to stderr; where it is full or nobody reads it, the exit status has to do."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        # What is left in its buffer must not fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

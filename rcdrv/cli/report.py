@@ -42,6 +42,10 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         raise UsageError("standard input can be read once only")
     if args.json and args.output == "-":
         raise UsageError("--json and the page cannot both go to stdout", hint="-o FILE")
+    if args.output in args.files and args.output != "-":
+        raise UsageError(
+            f"{args.output} is a result: the page would take its place", hint="-o FILE"
+        )
     sources = []
     for name in args.files:
         cancel.check()

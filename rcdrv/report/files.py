@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+
+
+def is_special(path: Path) -> bool:
+    """Whether it is there and no regular file: a pipe, a device, a directory.
+
+    What may not be looked at counts as not there: writing it says why it cannot be written.
+    """
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -13,7 +25,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
     :raises OSError: it cannot be written there
     """
-    if path.exists() and not path.is_file():
+    if is_special(path):
         path.write_bytes(content)
         return
     path = path.resolve()

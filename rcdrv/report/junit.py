@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from rcdrv.errors import HostError
-from rcdrv.report.files import replace_file
+from rcdrv.report.files import is_special, replace_file
 from rcdrv.report.observer import Observer
 from rcdrv.report.result import CaseName, CaseResult, Run
 from rcdrv.report.summary import not_run
@@ -35,7 +35,7 @@ class JUnit(Observer):
     def __init__(self, path: Path) -> None:
         self._path = path
         # A pipe or /dev/stdout takes one report, and cannot be replaced by a file.
-        self._once = path.exists() and not path.is_file()
+        self._once = is_special(path)
 
     def start(self, run: Run) -> None:
         if not self._once:

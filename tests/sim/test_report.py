@@ -44,3 +44,11 @@ def test_a_page_of_every_command(tmp_path: Path) -> None:
         assert part in text
     labels = [one.text for one in root.iter("text") if one.get("class") == "label"]
     assert {"test registers", "MSI-X table", "PBA", "doorbell", "memory"} <= set(labels)
+
+
+def test_a_result_is_not_overwritten_by_its_page(tmp_path: Path) -> None:
+    result = tmp_path / "info.json"
+    result.write_text(rcdrv("info", "--json", "--device", "sim:generic").out)
+    before = result.read_text()
+    assert rcdrv("report", str(result), "-o", str(result)).status == 2
+    assert result.read_text() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -134,3 +135,16 @@ def test_a_pipe_gets_one_report() -> None:
         play(a_run(), JUnit(Path(f"/dev/fd/{writer}")))
         os.close(writer)
         assert pipe.read() == to_junit(a_run())
+
+
+def test_a_folder_that_may_not_be_looked_into_is_an_error_of_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may look everywhere, so the refusal is played."""
+
+    def refuse(path: Path, **_more: object) -> object:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(HostError, match="cannot write"):
+        JUnit(tmp_path / "theirs" / "report.xml").start(a_run())
