@@ -20,7 +20,8 @@ HEAD = f"""\
 # Faults: what catches them
 
 Every fault of the software endpoint (`rcdrv sim --list`) on the preset `{PRESET}`, with the cases
-of `rcdrv test --timeout 0.5` that do not pass because of it. Made by
+of `rcdrv test --timeout 0.5` that do not pass because of it; those of pci-epf-vntb are not here.
+Made by
 
     python3 -m tools.faults > docs/faults.md
 

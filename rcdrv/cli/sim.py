@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from rcdrv.cli.common import print_json
 from rcdrv.errors import UsageError
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import load_layout, preset_names
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     del cancel  # the server has signal handlers of its own
     if args.list:
-        return _list()
+        return _list(as_json=args.json)
     if args.spec is None or args.socket is None:
         raise UsageError("rcdrv sim needs a SPEC and --socket PATH", hint="rcdrv sim --list")
     spec = ",".join([args.spec, *args.set, *(f"fault={fault}" for fault in args.fault)])
@@ -51,12 +52,20 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     return 0
 
 
-def _list() -> int:
-    print("presets:")
-    for name in preset_names():
-        print(f"  {name:16} {load_layout(name).description}")
-    print("faults:")
+def _list(*, as_json: bool) -> int:
+    presets = {name: load_layout(name).description for name in preset_names()}
+    faults = {}
     for name, fault in FAULTS.items():
         argument = f" (={fault.argument})" if fault.argument else ""
-        print(f"  {name:16} {fault.summary}{argument}")
+        only = " (of pci-epf-vntb)" if fault.function == "epf_vntb" else ""
+        faults[name] = f"{fault.summary}{argument}{only}"
+    lists = {"presets": presets, "faults": faults}
+    if as_json:
+        print_json(lists)
+        return 0
+    for title, entries in lists.items():
+        width = max(map(len, entries))
+        print(f"{title}:")
+        for name, summary in entries.items():
+            print(f"  {name:{width}} {summary}")
     return 0

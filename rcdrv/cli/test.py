@@ -98,6 +98,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     options = vary_transfers(args.size, args.align, boundaries=args.boundaries)
     every = (*cases(options), *(DESTRUCTIVE[name] for name in dict.fromkeys(args.destructive)))
+    if args.list and args.json:
+        print_json({"tests": [str(case.name) for case in every]})
+        return 0
     if args.list:
         print(list_text([case.name for case in every]), end="")
         return 0

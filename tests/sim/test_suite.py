@@ -275,3 +275,11 @@ def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
     assert run.returncode == 0, text
     assert "TAP version" not in text
     assert "DOORBELL_TEST" in text
+
+
+def test_lists_are_documents_too() -> None:
+    tests = rcdrv("test", "-l", "--json").document["tests"]
+    assert len(tests) == 23
+    assert "pcie_ep_doorbell.DOORBELL_TEST" in tests
+    lists = rcdrv("sim", "--list", "--json").document
+    assert set(rcdrv("sim", "--list").out.split()) >= {*lists["presets"], *lists["faults"]}
