@@ -42,10 +42,10 @@ def open_function(address: str | None = None, *, cancel: Cancel | None = None) -
 def open_device(address: str) -> Device:
     """The backend alone, for an address that is not None. See :func:`open_function`."""
     # The backends are imported where they are used: `ring` starts for one of them only.
-    scheme, colon, rest = address.partition(":")
-    if scheme == "sim" and colon:
+    scheme, _, rest = address.partition(":")
+    if scheme == "sim" and rest:
         return _spawn(rest)
-    if scheme == "vfio-user" and colon:
+    if scheme == "vfio-user" and rest:
         from rcdrv.vfio_user.client import Client
 
         return Client.connect(rest)

@@ -21,7 +21,15 @@ from rcdrv.bench.result import Result, Series, load, to_document
 from rcdrv.bench.setup import describe
 from rcdrv.bench.text import table
 from rcdrv.cli import exit_status, print_error
-from rcdrv.cli.common import bar_number, common_options, drive, number, open_endpoint, print_json
+from rcdrv.cli.common import (
+    bar_number,
+    common_options,
+    drive,
+    number,
+    open_endpoint,
+    positive,
+    print_json,
+)
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.transfer import Direction
 from rcdrv.errors import RcdrvError
@@ -36,19 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     shared = common_options(top=False)
 
-    one = commands.add_parser("ring", help="from the doorbell to its answer", parents=[shared])
+    def bench(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=summary, parents=[shared])
+
+    one = bench("ring", "from the doorbell to its answer")
     one.add_argument(
         "--method",
         action="append",
-        type=ring.Method,
-        choices=list(ring.Method),
+        choices=[method.value for method in ring.Method],
         metavar="|".join(method.value for method in ring.Method),
         help="how to learn of the answer, or not at all; may be repeated (default: all)",
     )
     one.add_argument("--bar", type=bar_number, metavar="N", help="it has to be in BAR N")
     one.add_argument("--force", action="store_true", help="try although CAPS has no doorbells")
 
-    one = commands.add_parser("mmio", help="accesses to registers and memory", parents=[shared])
+    one = bench("mmio", "accesses to registers and memory")
     one.add_argument(
         "--bar",
         type=bar_number,
@@ -56,12 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the BAR for memory (default: the first that may be written)",
     )
 
-    one = commands.add_parser("dma", help="transfers", parents=[shared])
+    one = bench("dma", "transfers")
     one.add_argument(
         "--direction",
         action="append",
-        type=Direction,
-        choices=list(Direction),
+        choices=[direction.value for direction in Direction],
         metavar="|".join(direction.value for direction in Direction),
         help="as the root complex sees it; may be repeated (default: all)",
     )
@@ -74,15 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     one.add_argument("--dma", action="store_true", help="with the endpoint's DMA engine")
 
-    one = commands.add_parser("irq", help="interrupts", parents=[shared])
+    one = bench("irq", "interrupts")
     one.add_argument(
-        "--vectors", type=_positive, default=1, metavar="N", help="take turns on N (default 1)"
+        "--vectors", type=positive, default=1, metavar="N", help="take turns on N (default 1)"
     )
 
     for what, child in commands.choices.items():
         child.add_argument(
             "--count",
-            type=_positive,
+            type=positive,
             default=_DEFAULT_COUNTS[what],
             metavar="N",
             help=f"operations of each kind (default {_DEFAULT_COUNTS[what]})",
@@ -91,13 +100,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         child.add_argument(
             "--against", type=Path, metavar="FILE", help="compare with an earlier run's --json"
         )
-
-
-def _positive(text: str) -> int:
-    value = number(text)
-    if not value:
-        raise argparse.ArgumentTypeError("at least one")
-    return value
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
@@ -140,7 +142,7 @@ def _measure(args: argparse.Namespace, cancel: Cancel) -> tuple[Result, RcdrvErr
 
 
 def _ring(args: argparse.Namespace, driver: EpfTest, result: Result) -> Iterator[Series]:
-    for method in dict.fromkeys(args.method or ring.default_methods(driver)):
+    for method in map(ring.Method, dict.fromkeys(args.method or ring.default_methods(driver))):
         yield ring.measure(
             driver, method, args.count, result, expect_bar=args.bar, force=args.force
         )
@@ -152,7 +154,7 @@ def _mmio(args: argparse.Namespace, driver: EpfTest, _result: Result) -> Iterato
 
 
 def _dma(args: argparse.Namespace, driver: EpfTest, _result: Result) -> Iterator[Series]:
-    for direction in dict.fromkeys(args.direction or Direction):
+    for direction in map(Direction, dict.fromkeys(args.direction or Direction)):
         for size in args.size or _DEFAULT_SIZES:
             yield dma.measure(driver, direction, size, args.dma, args.count)
 

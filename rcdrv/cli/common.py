@@ -52,7 +52,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"{self.prog} --help")
+        hint = f"{self.prog} --help"
+        if message.startswith(("unrecognized arguments: -d", "unrecognized arguments: -v")):
+            hint = "-d and -v stand before the command; --device and --verbose anywhere"
+        raise UsageError(message, hint=hint)
 
 
 def common_options(*, top: bool) -> Parser:
@@ -114,6 +117,14 @@ def number(text: str) -> int:
         value = -1
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 64, 0x40 or 4K")
+    return value
+
+
+def positive(text: str) -> int:
+    """A number of at least 1."""
+    value = number(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text} is not at least one")
     return value
 
 

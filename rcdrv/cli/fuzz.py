@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rcdrv.cli.common import common_options, number, print_json, seconds, tracer
+from rcdrv.cli.common import common_options, number, positive, print_json, seconds, tracer
 from rcdrv.errors import HostError, UsageError
 from rcdrv.function import Function
 from rcdrv.wait import Cancel
@@ -29,12 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     shared = common_options(top=False)
 
-    layout = commands.add_parser("layout", help="a campaign over layouts", parents=[shared])
+    layout = commands.add_parser(
+        "layout",
+        help="a campaign over layouts",
+        parents=[shared],
+        description="Makes software endpoints with layouts from the plausible to the hostile, and"
+        "\nholds what comes out of each against what must come out. With --ep: layouts of a board.",
+    )
     add = layout.add_argument
     add("--seconds", type=seconds, metavar="S", help="begin nothing more after S seconds")
     add("--examples", type=number, metavar="N", help="layouts to try (default 1000)")
     add("--seed", type=number, default=0, metavar="N", help="the same seed, the same layouts")
-    add("--workers", type=_positive, default=1, metavar="N", help="processes (default 1)")
+    add("--workers", type=positive, default=1, metavar="N", help="processes (default 1)")
     add("--plausible", action="store_true", help="only what some controller could have")
     add("--out", type=Path, metavar="DIR", help="findings and every example; resumed if it exists")
     add("--picture", type=Path, metavar="FILE.svg", help="draw what was covered")
@@ -52,14 +58,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("where", type=Path, metavar="FILE|DIR")
     replay.description = (
         "Runs saved layouts again: in software endpoints of their own, or, with --device, the"
-        " layout of one file on the endpoint that has it, through whatever is in between."
+        "\nlayout of one file on the endpoint that has it, through whatever is in between."
     )
 
-    device = commands.add_parser("device", help="commands in every order", parents=[shared])
+    device = commands.add_parser(
+        "device",
+        help="commands in every order",
+        parents=[shared],
+        description="Sends commands in every order to the endpoint that --device names, and holds"
+        " each answer against\na model of the protocol.",
+    )
     add = device.add_argument
     add("--seconds", type=seconds, metavar="S", help="begin nothing more after S seconds")
     add("--examples", type=number, metavar="N", help="sequences to try (default 20)")
-    add("--steps", dest="length", type=_positive, metavar="N", help="in a sequence (default 30)")
+    add("--steps", dest="length", type=positive, metavar="N", help="in a sequence (default 30)")
     add("--seed", type=number, default=0, metavar="N", help="the same seed, the same sequences")
     add("--out", type=Path, metavar="DIR", help="the finding's script, and every sequence")
     add(
@@ -77,13 +89,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action="store_true",
             help="over vfio-user at the endpoint's own tick, and every byte of every BAR",
         )
-
-
-def _positive(text: str) -> int:
-    value = number(text)
-    if not value:
-        raise argparse.ArgumentTypeError("at least one")
-    return value
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:

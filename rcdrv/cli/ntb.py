@@ -19,6 +19,7 @@ from rcdrv.cli.common import (
     number,
     open_endpoint,
     pause,
+    positive,
     print_json,
     seconds,
     tracer,
@@ -52,24 +53,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     action("info", "show the control block, decoded")
     add = action("link", "take the link up or down, or watch it").add_argument
-    add("what", choices=["up", "down", "watch"])
+    add("what", choices=["up", "down", "watch"], metavar="up|down|watch")
     add("--seconds", type=seconds, metavar="S", help="watch: stop after so long (default: never)")
     add = action("spad", "read or write scratchpads").add_argument
-    add("what", choices=["read", "write"])
+    add("what", choices=["read", "write"], metavar="read|write")
     add("index", type=number, nargs="?", help="which one (read: default all)")
     add("value", type=word32, nargs="?", help="write: the value")
     add("--peer", action="store_true", help="read what was written for the endpoint")
     add("--own", action="store_true", help="write what the endpoint writes for this side")
     add = action("ring", "ring a doorbell of the endpoint").add_argument
     add("--db", type=number, required=True, metavar="N", help="which one, from 0")
-    add("--count", type=number, default=1, metavar="N", help="rings (default 1)")
+    add("--count", type=positive, default=1, metavar="N", help="rings (default 1)")
     add("--interval", type=pause, default=0.0, metavar="S", help="seconds between rings")
     add = action("mw", "read, write or test a memory window").add_argument
-    add("what", choices=["read", "write", "test"])
+    add("what", choices=["read", "write", "test"], metavar="read|write|test")
     add("offset", type=number, nargs="?", default=0, help="in the window (default 0)")
     add("value", type=word32, nargs="?", help="write: the 32-bit value")
     add("--mw", type=number, default=0, metavar="N", help="which window, from 0 (default 0)")
-    add("--count", type=number, default=1, metavar="N", help="read: 32-bit words (default 1)")
+    add("--count", type=positive, default=1, metavar="N", help="read: 32-bit words (default 1)")
     add(
         "--translated",
         action="store_true",
@@ -296,7 +297,7 @@ def _ping(args: argparse.Namespace, cancel: Cancel) -> int:
     finding = end or (report.misses[0] if report.misses else None)
     if args.json:
         print_json({"device": args.device, **_ping_document(report, finding)})
-    else:
+    elif report.transmitted:
         print(f"\n--- {source or args.device} ping statistics ---")
         _print_statistics(report)
     if isinstance(end, Interrupted) and not report.misses and report.trips and args.count == 0:
@@ -327,6 +328,7 @@ def _run_pings(
     source = ""
     try:
         with open_endpoint(where, cancel) as function, _bridge(args, function) as vntb:
+            where.device = function.address
             pinger = _pinger(args, vntb)
             source = pinger.source
 

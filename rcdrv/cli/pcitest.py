@@ -16,7 +16,7 @@ from rcdrv.epf_test import bars, irqs, transfer
 from rcdrv.epf_test.doorbell import free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.transfer import Direction, Placement
-from rcdrv.errors import UsageError
+from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.verdict import NotPassed
 from rcdrv.wait import Cancel
 
@@ -60,6 +60,9 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
                 passed = False
                 print("NOT OKAY", flush=True)
                 print_error(failure)
+            except RcdrvError:
+                print(flush=True)
+                raise
             else:
                 print("OKAY", flush=True)
     return 0 if passed else 1

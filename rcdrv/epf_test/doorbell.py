@@ -200,6 +200,7 @@ class Doorbell:
                 Reason.BAD_OFFSET,
                 f"the endpoint says its doorbell is at {offset:#x} of BAR{bar}, "
                 + ("not a multiple of 4" if offset % 4 else f"which has {size:#x} bytes"),
+                hint="nothing was written: DB_OFFSET is wrong, or of a BAR with another size",
             )
 
     def _leave(self, failing: bool) -> None:

@@ -137,7 +137,9 @@ def run_block(plan: Plan, number: int) -> list[Example]:
     try:
         from hypothesis import HealthCheck, Phase, given, seed, settings
     except ImportError:
-        raise UsageError("fuzz needs hypothesis", hint="pip install rcdrv[fuzz]") from None
+        raise HostError(
+            "fuzz layout needs hypothesis, which is not installed", hint="pip install 'rcdrv[fuzz]'"
+        ) from None
     from rcdrv.fuzz.draws import BACKEND
     from rcdrv.fuzz.strategies import LARGEST, tables
 
@@ -253,13 +255,15 @@ def _executor(plan: Plan) -> Iterator[tuple[Executor, int]]:
 def _dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
     """The workers of a dask.distributed scheduler. Each needs this version of rcdrv[fuzz].
 
-    :raises UsageError: dask.distributed is not installed
-    :raises HostError: no such scheduler, or it has no workers
+    :raises HostError: dask.distributed is not installed, no such scheduler, or it has no workers
     """
     try:
         distributed: Any = import_module("distributed")  # it has no types
     except ImportError:
-        raise UsageError("--dask needs dask.distributed", hint="pip install rcdrv[dask]") from None
+        raise HostError(
+            "--dask needs dask.distributed, which is not installed",
+            hint="pip install 'rcdrv[dask]'",
+        ) from None
     try:
         client = distributed.Client(address, timeout=DASK_TIMEOUT)
     except (OSError, ValueError) as error:

@@ -121,7 +121,7 @@ def test_what_cannot_be_measured_has_its_verdict_behind_what_could(
     ("arguments", "status", "words"),
     [
         (["ring", "--count", "0"], 2, "at least one"),
-        (["ring", "--method", "guess"], 2, "guess"),
+        (["ring", "--method", "guess"], 2, "'guess' (choose from"),
         (["dma", "--size", "5M"], 2, "is not 1 to"),
         (["mmio", "--bar", "0"], 2, "holds the test registers"),
         (["mmio", "--plot", "it.gif"], 2, "has to end in .svg"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +53,19 @@ def test_sixteen_bit_fields_get_sixteen_bit_accesses(endpoint: Callable[..., End
     narrow = {line["size"] for line in accesses if line["offset"] in (8, 10)}
     wide = {line["size"] for line in accesses if line["offset"] not in (8, 10)}
     assert (narrow, wide) == ({2}, {4})
+
+
+def test_a_ping_that_never_was_has_no_statistics() -> None:
+    result = rcdrv("-d", QUICK, "ntb", "ping", "--db", "7")
+    assert (result.status, result.out) == (2, "")
+    assert "no doorbell 7" in result.err
+
+
+def test_a_ping_names_the_device_that_was_found() -> None:
+    environment = {**os.environ, "RCDRV_DEVICE": QUICK}
+    command = [sys.executable, "-m", "rcdrv", "ntb", "ping", *FAST, "--json"]
+    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert json.loads(run.stdout)["device"] == QUICK
 
 
 @pytest.mark.parametrize("device", [POLLED, EMBEDDED, "sim:rk3588-vntb"])

@@ -459,11 +459,27 @@ def test_odd_streams_end_without_a_traceback(redirect: str, status: int) -> None
     assert "bug" not in shell.stderr
 
 
+@pytest.mark.parametrize("redirect", ["2>/dev/full", "2>&-"])
+def test_the_status_stands_where_stderr_takes_nothing(redirect: str) -> None:
+    """A diagnostic that nobody can read is no other outcome."""
+    for arguments, status in (("--bar 9", 2), ("--bar 2", 1), ("", 0)):
+        command = f"{sys.executable} -m rcdrv ring --device sim:rk3588 {arguments} {redirect}"
+        assert subprocess.run(["sh", "-c", command], check=False).returncode == status
+
+
+def test_short_options_of_the_top_are_explained_behind_the_command() -> None:
+    result = rcdrv("ring", "-d", "sim:rk3588")
+    assert result.status == 2
+    assert "--device" in result.err
+
+
 @pytest.mark.parametrize(
     ("address", "status", "word"),
     [
         ("sim:nosuch", 2, "nosuch"),
         ("nonsense", 2, "nonsense"),
+        ("sim:", 2, "'sim:' is not a device address"),
+        ("vfio-user:", 2, "'vfio-user:' is not a device address"),
         ("vfio-user:/nonexistent/x.sock", 3, "rcdrv sim"),
         ("0000:ff:1f.7", 3, "0000:ff:1f.7"),
     ],
