@@ -596,7 +596,7 @@ class Function:
         for lowest in (self._cursor, self._LOWEST_IOVA):
             iova = self._fit(length, align, lowest, limit)
             if iova is not None:
-                self._cursor = iova + length
+                self._cursor = iova + length + mmap.PAGESIZE
                 return iova
         raise HostError(
             f"{self.address}: no room for {length:#x} bytes of DMA below {limit:#x}",
@@ -604,7 +604,9 @@ class Function:
         )
 
     def _fit(self, length: int, align: int, lowest: int, limit: int) -> int | None:
-        taken = sorted((b.iova, b.iova + b._mapped) for b in self._buffers.values())
+        # A page between them: what is written beside one meets the IOMMU and not the next.
+        gap = mmap.PAGESIZE
+        taken = sorted((b.iova - gap, b.iova + b._mapped + gap) for b in self._buffers.values())
         for first, last in self.device.dma_ranges():
             start = max(first, lowest)
             for begin, end in [*taken, (1 << 64, 1 << 64)]:

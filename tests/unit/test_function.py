@@ -7,6 +7,7 @@ import mmap
 import os
 import signal
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,22 @@ def test_addresses_are_usable_aligned_and_not_reused_at_once() -> None:
         assert low.iova + 4096 <= 1 << 32
         with pytest.raises(HostError, match="no room"):
             function.dma_buffer(1 << 33, address_bits=32)
+
+
+@pytest.mark.parametrize("cursor", [None, 1 << 48], ids=["behind-the-last", "anywhere"])
+def test_nothing_is_mapped_beside_a_buffer(cursor: int | None) -> None:
+    device = FakeDevice()
+    with Function(device) as function:
+        buffers = [function.dma_buffer(size) for size in (1, 4096, 5000, 1 << 20, 4097)]
+        buffers[1].close()
+        if cursor is not None:
+            function._cursor = cursor
+        for _ in range(3):
+            function.dma_buffer(4096)
+        mapped = sorted(device.mappings.items())
+        assert len(mapped) == 7
+        for (iova, size), (following, _) in pairwise(mapped):
+            assert iova + size + mmap.PAGESIZE <= following
 
 
 def test_a_view_that_somebody_holds_does_not_keep_the_device_in_it() -> None:
