@@ -48,9 +48,12 @@ def test_this_processor_has_it_as_machine_code() -> None:
 def test_without_executable_pages_items_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_executable", lambda *_arguments: None)
     assert machine._copier.__wrapped__() is machine._copy_items
+    here = os.uname().machine
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", "", "", "aarch64")))
-    assert machine._barrier.__wrapped__() is not machine._nothing
-    machine._barrier.__wrapped__()()
+    barrier = machine._barrier.__wrapped__()
+    assert barrier is not machine._nothing
+    if here == "aarch64":  # elsewhere the number is that of another call
+        barrier()
 
 
 @pytest.mark.parametrize("processor", ["x86_64", "aarch64", "riscv64"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
+from rcdrv.epf_test.bars import offset_pattern
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Command
 from rcdrv.epf_test.suite import cases, select
@@ -85,3 +88,12 @@ def test_halves_that_were_not_swapped_are_told_from_aliases(
     monkeypatch.setattr(sim_epf_test, "SWAPPED", (1, 1))
     with endpoint("generic") as device:
         assert "aliased" in subrange_message(device)
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(0, 4), (0xFFFC, 8), (0x12340, 0x20004), (0xFFFFF8, 16), (0x1FFFFFC, 0x10008), (8, 0)],
+)
+def test_the_words_of_the_pattern_are_their_bar_and_offset(offset: int, length: int) -> None:
+    words = [0xA3 << 24 | at & 0xFFFFFF for at in range(offset, offset + length, 4)]
+    assert offset_pattern(3, offset, length) == struct.pack(f"<{len(words)}I", *words)
