@@ -36,7 +36,7 @@ class Location:
         return f"BAR{self.bar}+{self.offset:#x} data {self.data:#010x}"
 
     def window(self, function: Function) -> Window:
-        """The BAR, when one 32-bit write there is possible.
+        """The BAR, when one 32-bit write of the data there is possible.
 
         :raises UsageError: it is not
         """
@@ -45,6 +45,8 @@ class Location:
             raise UsageError(
                 f"no 32-bit write at {self.offset:#x} of BAR{self.bar} ({window.size:#x} bytes)"
             )
+        if not 0 <= self.data < 1 << 32:  # a register does not say it in our words
+            raise UsageError(f"a doorbell takes 32 bits, unsigned, and not {self.data:#x}")
         return window
 
 

@@ -1,0 +1,37 @@
+"""The doorbell, where a caller says what it is."""
+
+from __future__ import annotations
+
+import mmap
+
+import pytest
+
+from rcdrv.epf_test.doorbell import Doorbell, Location
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.registers import Command
+from rcdrv.epf_test.ring import ring_blind
+from rcdrv.errors import UsageError
+from rcdrv.function import Function
+from rcdrv.mmio import MappedWindow
+from tests.unit.epf_test.virtual import endpoint
+
+
+@pytest.mark.parametrize("data", [-1, 1 << 32])
+def test_data_that_does_not_fit_is_refused_before_anything_is_done(
+    monkeypatch: pytest.MonkeyPatch, data: int
+) -> None:
+    where = Location(2, 0x40, data)
+    with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
+        # A mapped one, whose registers have words of their own for it.
+        window = MappedWindow(mmap.mmap(-1, mmap.PAGESIZE))
+        monkeypatch.setitem(function._windows, 2, window)
+        with pytest.raises(UsageError, match="32 bits"):
+            next(ring_blind(function, where))
+        driver = EpfTest(function)
+        sent: list[Command] = []
+        monkeypatch.setattr(driver, "command", lambda command, *_more, **_: sent.append(command))
+        with pytest.raises(UsageError, match="32 bits"), Doorbell(driver, override=where):
+            pass
+        assert not sent
+        assert window.read32(0x40) == 0
+        window.close()
