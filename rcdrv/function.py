@@ -681,14 +681,17 @@ _HUGE_PAGE = 2 << 20
 def _contiguous(length: int) -> mmap.mmap:
     """Zeroed memory of at least this length, in one piece if there is a huge page.
 
-    VFIO and the IOMMU then map it as one, and not page by page: a twentieth of the time.
+    VFIO then pins it as one, and not page by page: a twentieth of the time.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    if length <= _HUGE_PAGE // 8:
-        return mmap.mmap(-1, length, flags=flags)
-    memory = mmap.mmap(-1, -(-length // _HUGE_PAGE) * _HUGE_PAGE, flags=flags)
-    with contextlib.suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    large = length > _HUGE_PAGE // 8
+    memory = mmap.mmap(-1, -(-length // _HUGE_PAGE) * _HUGE_PAGE if large else length, flags=flags)
+    # Before Linux 5.10 a write after fork(2) could move the parent to another page than the
+    # one that the device has.
+    memory.madvise(mmap.MADV_DONTFORK)
+    if large:
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Callable, Mapping
+from functools import reduce
+from itertools import compress
+from operator import and_, ne, or_, xor
 
+from rcdrv.mmio import first_difference
 from rcdrv.record import record
-
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    from typing import Any
-
-    from numpy.typing import NDArray
 
 _PAGE = 4096
 
@@ -53,34 +53,26 @@ def compare(
     """
     if expected == got:
         return None
-    import numpy
-
-    length = len(expected)
-    wanted, found = (numpy.frombuffer(data, dtype=numpy.uint8) for data in (expected, got))
-    wrong = numpy.flatnonzero(wanted != found)
-    first = int(wrong[0]) // 4 * 4
+    first = first_difference(expected, got) // 4 * 4
+    wrong = bytes(compress(got, map(ne, expected, got)))
     return Mismatch(
         offset=base + first,
         expected=int.from_bytes(expected[first : first + 4], "little"),
         got=int.from_bytes(got[first : first + 4], "little"),
         differing=len(wrong),
-        total=length,
-        guess=_guess(expected, got, wanted, found, others()),
+        total=len(expected),
+        guess=_guess(expected, got, wrong, others()),
     )
 
 
-def _guess(
-    expected: bytes,
-    got: bytes,
-    wanted: NDArray[Any],
-    found: NDArray[Any],
-    others: Mapping[str, bytes],
-) -> str:
-    """The most telling of the usual faults that explains every byte; empty if none does."""
-    wrong = wanted != found
-    if bool((found[wrong] == 0xFF).all()):
+def _guess(expected: bytes, got: bytes, wrong: bytes, others: Mapping[str, bytes]) -> str:
+    """The most telling of the usual faults that explains every byte; empty if none does.
+
+    :param wrong: the bytes of ``got`` that are not as expected
+    """
+    if wrong.count(0xFF) == len(wrong):
         return "all ones where it differs: nothing answers there"
-    if bool((found[wrong] == 0).all()):
+    if wrong.count(0) == len(wrong):
         return "zero where it differs: writes are not stored there"
     for name, pattern in others.items():
         if got == pattern:
@@ -89,14 +81,14 @@ def _guess(
     if half and expected[half:] + expected[:half] == got:
         return "the two halves are swapped"
     for size in (2, 4, 8):
-        whole = len(expected) // size * size
-        reversed_bytes = wanted[:whole].reshape(-1, size)[:, ::-1].reshape(-1)
-        if whole == len(expected) and bool((reversed_bytes == found).all()):
+        if len(expected) % size == 0 and all(
+            expected[byte::size] == got[size - 1 - byte :: size] for byte in range(size)
+        ):
             return f"the byte order of {8 * size}-bit words is reversed"
     shift = _shift(expected, got)
     if shift:
         return f"the data of {shift:#x} bytes further on: the window is off by that much"
-    return _stuck_bits(wanted, found)
+    return _stuck_bits(expected, got)
 
 
 def _shift(expected: bytes, got: bytes) -> int:
@@ -109,17 +101,14 @@ def _shift(expected: bytes, got: bytes) -> int:
     return 0
 
 
-def _stuck_bits(wanted: NDArray[Any], found: NDArray[Any]) -> str:
+def _stuck_bits(expected: bytes, got: bytes) -> str:
     """Bits that read the same everywhere, and whose absence explains every difference."""
-    import numpy
-
-    whole = len(wanted) // 4 * 4
-    if whole < 8:
+    if len(expected) < 8:
         return ""
-    expected, got = (data[:whole].view("<u4") for data in (wanted, found))
-    changed = int(numpy.bitwise_or.reduce(expected ^ got))
-    low = changed & ~int(numpy.bitwise_or.reduce(got))
-    high = changed & int(numpy.bitwise_and.reduce(got))
+    wanted, found = _words(expected), _words(got)
+    changed = reduce(or_, map(xor, wanted, found))
+    low = changed & ~reduce(or_, found)
+    high = changed & reduce(and_, found)
     if changed != low | high or changed.bit_count() > 8:
         return ""
     parts = [
@@ -130,3 +119,11 @@ def _stuck_bits(wanted: NDArray[Any], found: NDArray[Any]) -> str:
         if mask
     ]
     return " and ".join(parts)
+
+
+def _words(data: bytes) -> array[int]:
+    """All whole 32-bit words, little endian."""
+    words = array("I", data[: len(data) // 4 * 4])
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words

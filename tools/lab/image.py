@@ -1,4 +1,4 @@
-"""What a guest boots: Debian's stock kernel, and an initramfs with modules, Python and numpy."""
+"""What a guest boots: Debian's stock kernel, and an initramfs with modules and Python."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tools.lab.toolbox import Toolbox, toolbox
 
 # In the guest's initramfs, loadable with modprobe; those that they need are added.
 MODULES = ("vfio-pci", "vfio_iommu_type1", "virtio-iommu", "igb", "9p", "9pnet_virtio")
-PACKAGES = ("busybox-static", "python3", "python3-numpy")
+PACKAGES = ("busybox-static", "python3")
 DEBIAN_NAME = {"x86_64": "amd64", "aarch64": "arm64"}
 
 # Of a guest's tree: what no guest needs, and half of its size.
@@ -28,7 +28,6 @@ _SUPERFLUOUS = re.compile(
     r"|^usr/bin/(?!busybox$|python3)"
     r"|^usr/lib/\w+-linux-gnu/(gconv|perl|ossl-modules|engines-3|libdb-|libsqlite3|libapt|cmake)"
     r"|^usr/lib/python3\.\d+/(test|idlelib|tkinter|ensurepip|lib2to3|turtledemo|pydoc_data)(/|$)"
-    r"|^usr/lib/python3/dist-packages/numpy/(.*/)?(tests|f2py|distutils|doc|_examples)(/|$)"
     r"|\.(a|pyi|h|c|pxd)$"
 )
 _ACCOUNTS = {
