@@ -18,6 +18,7 @@ from rcdrv.errors import HostError
 from rcdrv.host import find
 from rcdrv.host.doctor import Row, State, Subject, User, examine
 from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.pci import CLASS_MEMORY_RAM
 from rcdrv.wait import Cancel
 
 _SHOWN = {State.OK: "OK", State.NOT_OK: "not OK", State.NOT_APPLICABLE: "--"}
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     def read_caps(address: str) -> str:
         args.device = address
         with open_endpoint(args, cancel) as opened:
+            if opened.config.class_code >> 8 == CLASS_MEMORY_RAM:
+                return "a pci-epf-vntb has none; rcdrv ntb info shows what it has"
             driver = drive(args, opened)
             return decode(Reg.CAPS, int(driver.caps)) or "none announced"
 

@@ -16,6 +16,7 @@ from rcdrv.cli.common import error_document, open_endpoint, print_json
 from rcdrv.describe import describe
 from rcdrv.errors import HostError, UsageError
 from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.pci import CLASS_MEMORY_RAM
 from rcdrv.report.units import size_text
 from rcdrv.vfio.sysfs import canonical_bdf
 from rcdrv.wait import Cancel
@@ -71,7 +72,10 @@ def print_text(info: dict[str, Any]) -> None:
     vendor, device = info["vendor_id"], info["device_id"]
     print(f"{info['device']}  {vendor:04x}:{device:04x}  {info['part']}  ({info['backend']})")
     print(f"class      {info['class']:#08x}, revision {info['revision']:#04x}")
-    print(f"registers  BAR{info['reg_bar']} by its ID, DMA alignment {info['dma_align']:#x}")
+    if info["class"] >> 8 == CLASS_MEMORY_RAM:
+        print("registers  those of pci-epf-vntb, by its class: rcdrv ntb info shows them")
+    else:
+        print(f"registers  BAR{info['reg_bar']} by its ID, DMA alignment {info['dma_align']:#x}")
     for bar in info["bars"]:
         line = f"BAR{bar['bar']}       {size_text(bar['size']):>9}  {bar['type']}, {bar['access']}"
         if bar["access"] == "sparse":

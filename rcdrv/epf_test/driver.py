@@ -151,7 +151,8 @@ class EpfTest:
     :param irq: how to learn of answers
     :param timeout: seconds, the bound of every wait for the endpoint
     :param trace: called with a line for every register access
-    :raises UsageError: there are no test registers in that BAR
+    :raises UsageError: there are no test registers in that BAR; or ``reg_bar`` is left out, and the
+        class is that of pci-epf-vntb
     :raises NotPassed: the function has no interrupt of the kind asked for
     """
 
@@ -169,6 +170,13 @@ class EpfTest:
         self._trace = trace
         config = function.config
         self.part = pci.part_of(config.vendor_id, config.device_id)
+        if reg_bar is None and config.class_code >> 8 == pci.CLASS_MEMORY_RAM:
+            # Its memory windows show the endpoint's physical address 0 until they have a
+            # translation: a test of that BAR would write over whatever is there.
+            raise UsageError(
+                f"{function.address} is no pci-epf-test: its class is that of pci-epf-vntb",
+                hint="rcdrv ntb drives it; --reg-bar N takes it for a pci-epf-test nevertheless",
+            )
         self.reg_bar = find_register_bar(function) if reg_bar is None else reg_bar
         self._regs = function.bar(self.reg_bar)
         if self._regs.size < BLOCK_SIZE:

@@ -6,6 +6,7 @@ import pytest
 
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg
+from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.sim.access_log import AccessLog
 from tests.unit.epf_test.virtual import endpoint, run
@@ -82,3 +83,13 @@ def test_what_an_earlier_run_left_does_not_send_it_looking_elsewhere() -> None:
         with Function(device.attach(), clock=device.clock) as function:
             assert EpfTest(function).reg_bar == 0
     assert read == {0}
+
+
+def test_a_vntb_is_not_written_to_as_if_it_had_them() -> None:
+    """Its memory windows may show any of the endpoint's memory, and its BAR0 other registers."""
+    spec = "rcar-s4-vntb-polled"
+    with endpoint(spec) as device, Function(device.attach(), clock=device.clock) as function:
+        with pytest.raises(UsageError, match="pci-epf-vntb") as refused:
+            EpfTest(function)
+        assert "rcdrv ntb" in refused.value.hint
+        assert EpfTest(function, reg_bar=0).reg_bar == 0
