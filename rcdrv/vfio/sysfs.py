@@ -100,8 +100,7 @@ def check_present(paths: Paths, bdf: str) -> None:
     if not paths.function(bdf).exists():
         raise HostError(
             f"{bdf}: no such PCI device",
-            hint="is the endpoint started and its link up? Then rescan the bus, as root: "
-            "echo 1 > /sys/bus/pci/rescan; lspci shows what is there",
+            hint=f"is the endpoint started and its link up? Then: rcdrv rescan {bdf}",
         )
 
 
