@@ -129,7 +129,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         document.setdefault("verdict", Verdict.PASS.value)
     if args.json:
         print_json(document)
-    return 0
+    # A watch that was stopped has its results all the same.
+    return 128 + cancel.signal if cancel.signal else 0
 
 
 @contextlib.contextmanager
@@ -300,9 +301,6 @@ def _ping(args: argparse.Namespace, cancel: Cancel) -> int:
     elif report.transmitted:
         print(f"\n--- {source or args.device} ping statistics ---")
         _print_statistics(report)
-    if isinstance(end, Interrupted) and not report.misses and report.trips and args.count == 0:
-        # Endless pings are ended so; ping(8) counts that as done.
-        return 0
     if finding is None:
         return 0
     if end is not None and not args.json:

@@ -27,19 +27,19 @@ PORT = "0000:00:10.0"  # of the first
 SIGBUS = """
 import sys
 from rcdrv import cli
-from rcdrv.function import Function
+from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.pci import Command
 
-original, checks = Function.check, 0
+original, rings = Doorbell.ring, 0
 
-def check(self):
-    global checks
-    original(self)
-    checks += 1
-    if checks == 5:
-        self.config.command &= ~Command.MEMORY
+def ring(self):
+    global rings
+    rings += 1
+    if rings == 4:
+        self._driver.function.config.command &= ~Command.MEMORY
+    return original(self)
 
-Function.check = check
+Doorbell.ring = ring
 sys.exit(cli.main())
 """
 
