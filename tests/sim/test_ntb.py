@@ -199,7 +199,9 @@ def test_a_doorbell_beyond_the_count(device: str, number: str) -> None:
     ],
 )
 def test_verdicts(change: str, action: tuple[str, ...], status: int, reason: str) -> None:
-    result = rcdrv("-d", f"{QUICK},{change}", "ntb", *action, "--json", "--timeout", "0.3")
+    # A busy host may take long for what does come; only silence is waited for in full.
+    bound = "0.3" if reason == "silent" else "1.5"
+    result = rcdrv("-d", f"{QUICK},{change}", "ntb", *action, "--json", "--timeout", bound)
     assert result.status == status, result.out
     assert result.document["reason"] == reason
     assert result.document["message"]
