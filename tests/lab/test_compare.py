@@ -6,13 +6,13 @@ Only where the guest is of the host's architecture: the driver is built with the
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.unavailable import unavailable
 from tools.compare import judges, render
 from tools.compare.__main__ import PRESETS, outdated, problems
 from tools.compare.judges import Comparison
@@ -32,9 +32,7 @@ def compared() -> Iterator[Compared]:
         guest = judges.laboratory(PRESETS)
         guest.__enter__()
     except LabError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"the lab does not start: {error}", pytrace=False)
-        pytest.skip(f"the lab does not start: {error}")
+        unavailable(f"the lab does not start: {error}")
     with contextlib.closing(guest):
         judges.prepare(guest)
         endpoints = {endpoint.spec: endpoint for endpoint in guest.endpoints}

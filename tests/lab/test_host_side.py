@@ -14,6 +14,7 @@ import pytest
 from tests.lab import udev
 from tests.lab.conftest import booted
 from tests.lab.udev import as_user, must
+from tests.unavailable import unavailable
 from tools.lab.channel import Process, Result
 from tools.lab.errors import LabError
 from tools.lab.guest import Guest
@@ -49,7 +50,7 @@ def guest() -> Iterator[Guest]:
     try:
         module = kernel_driver("x86_64")
     except LabError as error:
-        pytest.skip(f"the kernel's driver cannot be built: {error}")
+        unavailable(f"the kernel's driver cannot be built: {error}")
     files = {"opt/kernel": module, **udev.udev_files(rules=None)}
     with booted("x86_64", endpoints=SPECS, bind=False, files=files, log_accesses=False) as guest:
         guest.put("/opt/rcdrv/sigbus.py", SIGBUS.encode())

@@ -21,6 +21,7 @@ from rcdrv.sim.epf_test import NO_BAR, USE_DMA, Command, Register, Status, crc32
 from rcdrv.sim.layout import load_layout
 from rcdrv.vfio_user.client import Client
 from rcdrv.wait import Deadline
+from tests.unavailable import unavailable
 
 from .conftest import Endpoint
 
@@ -141,7 +142,7 @@ def test_2048_vectors(board: Start) -> None:
     # One eventfd a vector at either end.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 4096:
-        pytest.skip("too few file descriptors")
+        unavailable("too few file descriptors")
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
     try:
         rk3588 = board("rk3588,msix=2048")

@@ -12,6 +12,7 @@ import pytest
 from rcdrv.errors import HostError, UsageError
 from rcdrv.vfio import noiommu
 from rcdrv.vfio.noiommu import PhysicalMemory, look_up
+from tests.unavailable import unavailable
 from tests.unit.vfio.test_sysfs import BDF, Host, refusal
 
 PAGE = mmap.PAGESIZE
@@ -188,7 +189,7 @@ def test_the_page_map_of_this_process() -> None:
         try:
             address, contiguous = look_up(mapping)
         except HostError:
-            pytest.skip("the page map needs root")
+            unavailable("the page map needs root")
         assert address % PAGE == 0
         assert address
         assert contiguous in (PAGE, 2 * PAGE)

@@ -14,6 +14,7 @@ import pytest
 
 from rcdrv.function import CONFIG_REGION, IrqKind, RegionFlag, SetIrqs
 from rcdrv.vfio import uapi
+from tests.unavailable import unavailable
 
 # Name in vfio.h, ours, the number of it in Linux 7.3.
 NUMBERS = [
@@ -123,10 +124,10 @@ NEWER = ("IOMMUFD", "iommufd", "IOMMU_IOAS", "iommu_ioas")
 def test_the_headers_of_this_machine_agree(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler")
+        unavailable("no C compiler")
     headers = "#include <stddef.h>\n#include <stdio.h>\n#include <linux/vfio.h>\n"
     if not compiles(compiler, tmp_path, headers):
-        pytest.skip("no linux/vfio.h")
+        unavailable("no linux/vfio.h")
     if compiles(compiler, tmp_path, headers + "#include <linux/iommufd.h>\n"):
         headers += "#include <linux/iommufd.h>\n"
     headers += "#define END(type, field) (offsetof(type, field) + sizeof(((type *)0)->field))\n"
