@@ -9,13 +9,13 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the import: checkers know the name
 if TYPE_CHECKING:
-    from rcdrv.endpoint import CAPABILITIES as CAPABILITIES
-    from rcdrv.endpoint import Endpoint as Endpoint
-    from rcdrv.endpoint import Result as Result
-    from rcdrv.endpoint import RingResult as RingResult
-    from rcdrv.endpoint import SuiteResult as SuiteResult
-    from rcdrv.endpoint import case_names as case_names
-    from rcdrv.endpoint import open as open
+    from rcdrv.api import CAPABILITIES as CAPABILITIES
+    from rcdrv.api import Endpoint as Endpoint
+    from rcdrv.api import Result as Result
+    from rcdrv.api import RingResult as RingResult
+    from rcdrv.api import SuiteResult as SuiteResult
+    from rcdrv.api import case_names as case_names
+    from rcdrv.api import open as open
     from rcdrv.epf_test.doorbell import Doorbell as Doorbell
     from rcdrv.epf_test.doorbell import Location as Location
     from rcdrv.epf_test.driver import EpfTest as EpfTest

@@ -11,8 +11,9 @@ import os
 import re
 import sys
 
+from rcdrv.device import Device
 from rcdrv.errors import HostError, RcdrvError, UsageError
-from rcdrv.function import Device, Function
+from rcdrv.function import Function
 from rcdrv.wait import Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record

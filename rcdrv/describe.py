@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rcdrv import pci
-from rcdrv.function import Area, Function, IrqKind, RegionFlag
+from rcdrv import parts
+from rcdrv.device import Area, IrqKind, RegionFlag
+from rcdrv.function import Function
 
 
 def describe(function: Function) -> dict[str, Any]:
@@ -14,7 +15,7 @@ def describe(function: Function) -> dict[str, Any]:
     express, msix = config.express(), config.msix()
     resizable = {entry.bar: list(entry.sizes) for entry in config.resizable_bars()}
     vendor, device_id = config.vendor_id, config.device_id
-    part = pci.part_of(vendor, device_id)
+    part = parts.part_of(vendor, device_id)
     bars = []
     for bar in function.bars:
         if bar is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rcdrv.bench.result import Series
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.transfer import Direction, Placement, transfers
-from rcdrv.report.distribution import Distribution
+from rcdrv.results.distribution import Distribution
 
 
 def measure(driver: EpfTest, direction: Direction, size: int, dma: bool, count: int) -> Series:

@@ -11,7 +11,7 @@ from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg
 from rcdrv.errors import UsageError
 from rcdrv.mmio import Window
-from rcdrv.report.distribution import Distribution
+from rcdrv.results.distribution import Distribution
 from rcdrv.verdict import NotPassed
 
 BLOCK = 1 << 16

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rcdrv.bench.result import Result, Series
 from rcdrv.bench.text import circumstances
 from rcdrv.errors import HostError, UsageError
-from rcdrv.report.distribution import Distribution
+from rcdrv.results.distribution import Distribution
 
 if TYPE_CHECKING:
     import numpy

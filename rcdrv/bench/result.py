@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rcdrv.errors import UsageError
-from rcdrv.report.distribution import PERCENTILES, Distribution
+from rcdrv.results.distribution import PERCENTILES, Distribution
 
 
 class Series(NamedTuple):

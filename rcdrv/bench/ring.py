@@ -8,7 +8,7 @@ from enum import Enum
 from rcdrv.bench.result import Result, Series
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
-from rcdrv.report.distribution import Distribution
+from rcdrv.results.distribution import Distribution
 
 BURST = 64
 """Rings of a burst that is measured as one."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rcdrv.bench.result import Result, Series
-from rcdrv.report.distribution import PERCENTILES, Distribution
+from rcdrv.results.distribution import PERCENTILES, Distribution
 
 _NAME = 30
 _CELL = 10

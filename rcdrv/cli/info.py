@@ -17,7 +17,7 @@ from rcdrv.describe import describe
 from rcdrv.errors import HostError, UsageError
 from rcdrv.host.function import HostFunction, HostPaths
 from rcdrv.pci import CLASS_MEMORY_RAM
-from rcdrv.report.units import size_text
+from rcdrv.results.units import size_text
 from rcdrv.vfio.sysfs import canonical_bdf
 from rcdrv.wait import Cancel
 

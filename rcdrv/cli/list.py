@@ -12,7 +12,7 @@ from typing import Any
 from rcdrv.cli.common import print_json
 from rcdrv.host import find
 from rcdrv.host.function import HostFunction
-from rcdrv.report.units import size_text
+from rcdrv.results.units import size_text
 from rcdrv.wait import Cancel
 
 

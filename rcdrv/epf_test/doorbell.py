@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 
+from rcdrv.device import IrqKind
 from rcdrv.epf_test.driver import SETTLE, Answer, EpfTest
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError, UsageError
-from rcdrv.function import Function, IrqKind
+from rcdrv.function import Function
 from rcdrv.mmio import Register, Window, barrier
 from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from types import MappingProxyType
 
-from rcdrv import pci
+from rcdrv import parts, pci
+from rcdrv.device import IrqKind
 from rcdrv.epf_test.registers import (
     ANSWERS,
     BLOCK_SIZE,
@@ -24,7 +25,7 @@ from rcdrv.epf_test.registers import (
     decode,
 )
 from rcdrv.errors import UsageError
-from rcdrv.function import Function, Interrupts, IrqKind
+from rcdrv.function import Function, Interrupts
 from rcdrv.mmio import Window, barrier
 from rcdrv.record import fresh, mutable_record
 from rcdrv.verdict import NotPassed, Reason, Verdict
@@ -101,7 +102,7 @@ def find_register_bar(function: Function) -> int:
     place of the registers on another part may be the controller's own. Looking is two to four
     reads in a BAR and no write. Where none, or more than one, looks like them, the ID decides.
     """
-    usual = pci.part_of(function.config.vendor_id, function.config.device_id).reg_bar
+    usual = parts.part_of(function.config.vendor_id, function.config.device_id).reg_bar
     fitting = [
         bar.index
         for bar in function.bars
@@ -169,7 +170,7 @@ class EpfTest:
         self.timeout = timeout
         self._trace = trace
         config = function.config
-        self.part = pci.part_of(config.vendor_id, config.device_id)
+        self.part = parts.part_of(config.vendor_id, config.device_id)
         if reg_bar is None and config.class_code >> 8 == pci.CLASS_MEMORY_RAM:
             # Its memory windows show the endpoint's physical address 0 until they have a
             # translation: a test of that BAR would write over whatever is there.

@@ -17,8 +17,8 @@ from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.transfer import Direction, Placement
 from rcdrv.errors import DeviceLost, Interrupted, RcdrvError, UsageError
 from rcdrv.record import record
-from rcdrv.report.observer import Observer
-from rcdrv.report.result import CaseName, CaseResult, Run
+from rcdrv.results.observer import Observer
+from rcdrv.results.result import CaseName, CaseResult, Run
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify
 
 Progress = Callable[[int, int], None]

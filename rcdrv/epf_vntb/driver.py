@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rcdrv.device import IrqKind
 from rcdrv.epf_vntb.registers import (
     BLOCK_SIZE,
     FIRST_SLOT,
@@ -26,7 +27,7 @@ from rcdrv.epf_vntb.registers import (
     db_offset,
 )
 from rcdrv.errors import DeviceLost, UsageError
-from rcdrv.function import DmaBuffer, Function, Interrupts, IrqKind
+from rcdrv.function import DmaBuffer, Function, Interrupts
 from rcdrv.mmio import Window, barrier
 from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict

@@ -22,8 +22,8 @@ from rcdrv.errors import DeviceLost, HostError, UsageError
 from rcdrv.function import Function
 from rcdrv.fuzz.campaign import Table
 from rcdrv.fuzz.trial import Finding
-from rcdrv.report.observer import Observer
-from rcdrv.report.result import Run
+from rcdrv.results.observer import Observer
+from rcdrv.results.result import Run
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel, Deadline
 

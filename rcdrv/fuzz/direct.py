@@ -13,8 +13,8 @@ import os
 import select
 from collections.abc import Sequence
 
+from rcdrv.device import Area, IrqKind, RegionInfo, SetIrqs
 from rcdrv.errors import HostError
-from rcdrv.function import Area, IrqKind, RegionInfo, SetIrqs
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.endpoint import Endpoint
 from rcdrv.sim.layout import Layout
@@ -81,7 +81,7 @@ class VirtualClock(Clock):
 
 
 class Direct:
-    """The endpoint of ``layout``: a :class:`~rcdrv.function.Device` and the endpoint's Peer.
+    """The endpoint of ``layout``: a :class:`~rcdrv.device.Device` and the endpoint's Peer.
 
     Nothing of it is mapped, so that every access is seen by ``log``. Closing ends the session
     and not the endpoint, which can be opened again with :meth:`attach`.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from rcdrv import pci
+from rcdrv import parts
 from rcdrv.epf_test.suite import Case
 from rcdrv.fuzz.sampling import covers
 from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
@@ -84,7 +84,7 @@ class Oracle:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.faults = Faults(layout.faults)
-        self._part = pci.part_of(layout.vendor, layout.device)
+        self._part = parts.part_of(layout.vendor, layout.device)
         self.bars = self._visible()
         """The BARs as the host sees them."""
 
@@ -108,7 +108,7 @@ class Oracle:
     def reg_bar(self) -> int | None:
         """What ``--reg-bar`` a user has to give; None where the driver must find out itself."""
         layout = self.layout
-        if self._part is not pci.UNKNOWN_PART:
+        if self._part is not parts.UNKNOWN_PART:
             return None if self._part.reg_bar == layout.register_bar else layout.register_bar
         recognizable = 0 < self.caps < 1 << 12
         lost = any(name in self.faults for name in _UNPREDICTABLE)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from rcdrv.device import CONFIG_REGION, IrqKind
 from rcdrv.epf_test import bars
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.suite import Case, Options, cases, run_cases
 from rcdrv.epf_test.transfer import Placement
 from rcdrv.errors import EndpointError, HostError, RcdrvError, UsageError
-from rcdrv.function import CONFIG_REGION, Function, IrqKind
+from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct, Hang
 from rcdrv.fuzz.oracle import (
     ANY,
@@ -30,8 +31,8 @@ from rcdrv.fuzz.oracle import (
     Oracle,
 )
 from rcdrv.fuzz.sampling import WHOLE, sample
-from rcdrv.report.observer import Observer
-from rcdrv.report.result import Run
+from rcdrv.results.observer import Observer
+from rcdrv.results.result import Run
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
 from rcdrv.sim.endpoint import Endpoint

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from rcdrv import pci
+from rcdrv import parts, pci
 from rcdrv.errors import RcdrvError
 from rcdrv.host.function import HostFunction, HostPaths
 from rcdrv.vfio.sysfs import DRIVER
@@ -286,7 +286,7 @@ def check_node(subject: Subject, function: HostFunction) -> Finding:
 
 
 def _udev_cure(function: HostFunction) -> str:
-    if (function.vendor, function.device) in pci.KNOWN_PARTS:
+    if (function.vendor, function.device) in parts.KNOWN_PARTS:
         return "rcdrv setup udev"
     keys = [f'SUBSYSTEM=="vfio", KERNEL=="{function.group}"']
     if any(len(way) > 1 for way in function.ways_in):

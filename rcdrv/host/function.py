@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rcdrv import pci
+from rcdrv import parts, pci
 from rcdrv.errors import HostError
 from rcdrv.record import record
 from rcdrv.vfio.sysfs import DRIVER, Paths, driver_of, group_members, holders
@@ -96,8 +96,8 @@ class HostFunction:
     # -- what it is ---------------------------------------------------------------------------
 
     @property
-    def part(self) -> pci.Part:
-        return pci.part_of(self.vendor, self.device)
+    def part(self) -> parts.Part:
+        return parts.part_of(self.vendor, self.device)
 
     @property
     def is_bridge(self) -> bool:
@@ -112,7 +112,7 @@ class HostFunction:
         """
         if self.is_bridge:
             return False
-        known = (self.vendor, self.device) in pci.KNOWN_PARTS
+        known = (self.vendor, self.device) in parts.KNOWN_PARTS
         classes = (pci.CLASS_NO_MATCHING, pci.CLASS_MEMORY_RAM)
         return known or self.class_code >> 8 in classes or self.driver == DRIVER
 

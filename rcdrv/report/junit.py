@@ -8,9 +8,9 @@ from xml.etree import ElementTree as ET
 
 from rcdrv.errors import HostError
 from rcdrv.report.files import is_special, replace_file
-from rcdrv.report.observer import Observer
-from rcdrv.report.result import CaseName, CaseResult, Run
-from rcdrv.report.summary import not_run
+from rcdrv.results.observer import Observer
+from rcdrv.results.result import CaseName, CaseResult, Run
+from rcdrv.results.summary import not_run
 from rcdrv.verdict import Verdict
 
 _OUTCOME = {

@@ -16,9 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rcdrv.report.result import CaseName, CaseResult, Run
 from rcdrv.report.terminal import MARK_WIDTH, STYLES, Part, Plain, tally
 from rcdrv.report.text import one_line
+from rcdrv.results.result import CaseName, CaseResult, Run
 from rcdrv.verdict import Verdict
 
 

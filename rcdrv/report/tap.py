@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from rcdrv.report.observer import Observer
-from rcdrv.report.result import CaseName, CaseResult, Run
-from rcdrv.report.summary import not_run
 from rcdrv.report.text import details, headline, one_line
+from rcdrv.results.observer import Observer
+from rcdrv.results.result import CaseName, CaseResult, Run
+from rcdrv.results.summary import not_run
 from rcdrv.verdict import Verdict
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from rcdrv.report.observer import Observer
-from rcdrv.report.result import CaseResult, Run
-from rcdrv.report.summary import CASE_VERDICTS, not_run, totals
 from rcdrv.report.text import details, headline, one_line
+from rcdrv.results.observer import Observer
+from rcdrv.results.result import CaseResult, Run
+from rcdrv.results.summary import CASE_VERDICTS, not_run, totals
 from rcdrv.verdict import Verdict
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record

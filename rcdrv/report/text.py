@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rcdrv.report.result import CaseResult
+from rcdrv.results.result import CaseResult
 from rcdrv.verdict import Verdict
 
 

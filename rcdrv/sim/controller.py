@@ -13,7 +13,7 @@ import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from rcdrv.function import Area, IrqKind
+from rcdrv.device import Area, IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, ConfigSpace

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from rcdrv.function import CONFIG_REGION, IrqKind, RegionFlag
+from rcdrv.device import CONFIG_REGION, IrqKind, RegionFlag
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import Controller

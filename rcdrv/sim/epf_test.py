@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Generator
 from enum import IntEnum, IntFlag
 
-from rcdrv.function import IrqKind
+from rcdrv.device import IrqKind
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import SWAPPED, Controller
 from rcdrv.sim.doorbell import Doorbells

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
 
-from rcdrv.function import IrqKind
+from rcdrv.device import IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import Controller

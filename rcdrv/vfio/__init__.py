@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from rcdrv.device import Device
 from rcdrv.errors import UsageError
-from rcdrv.function import Device
 from rcdrv.vfio.sysfs import Paths, canonical_bdf, may_use_iommufd
 
 BACKENDS = ("group", "iommufd", "noiommu")

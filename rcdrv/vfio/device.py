@@ -1,4 +1,4 @@
-"""A VFIO device descriptor as a :class:`rcdrv.function.Device`.
+"""A VFIO device descriptor as a :class:`rcdrv.device.Device`.
 
 How the descriptor was had, and what translates the device's DMA addresses, is the business of a
 backend: it hands both over, the latter as an :class:`AddressSpace`.
@@ -13,8 +13,8 @@ import os
 from array import array
 from collections.abc import Sequence
 
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
-from rcdrv.function import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.vfio import uapi
 from rcdrv.vfio.ioctl import call, capabilities, pairs, query
 

@@ -21,8 +21,8 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rcdrv.device import PhysicalDma
 from rcdrv.errors import HostError, UsageError
-from rcdrv.function import PhysicalDma
 from rcdrv.record import mutable_record
 from rcdrv.vfio import uapi
 from rcdrv.vfio.device import VfioDevice

@@ -1,4 +1,4 @@
-"""A vfio-user client: a device behind a socket, as :class:`rcdrv.function.Device`."""
+"""A vfio-user client: a device behind a socket, as :class:`rcdrv.device.Device`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import socket
 import stat
 from collections.abc import Callable, Sequence
 
+from rcdrv.device import Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import DeviceLost, HostError
-from rcdrv.function import Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.record import record
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.wire import Command, Connection, DmaFlag, Message, ProtocolError, Refused
@@ -48,7 +48,7 @@ class _Region:
 
 
 class Client:
-    """A connected vfio-user device; see :class:`rcdrv.function.Device` for its methods.
+    """A connected vfio-user device; see :class:`rcdrv.device.Device` for its methods.
 
     To be used from one thread. Every method that talks to the server raises
     :class:`DeviceLost` when it does not answer within ``timeout`` or has gone, and from then on

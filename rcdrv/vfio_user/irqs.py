@@ -8,7 +8,7 @@ import select
 from collections.abc import Sequence
 from pathlib import Path
 
-from rcdrv.function import IrqKind
+from rcdrv.device import IrqKind
 
 
 def is_eventfd(fd: int) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from rcdrv.device import Area, IrqKind, RegionFlag
 from rcdrv.errors import RcdrvError
-from rcdrv.function import Area, IrqKind, RegionFlag
 from rcdrv.record import record
 
 

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, SetIrqs
 from rcdrv.errors import HostError
-from rcdrv.function import CONFIG_REGION, Area, IrqKind, RegionFlag, SetIrqs
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.dma import DmaSpace
 from rcdrv.vfio_user.irqs import Vectors, is_eventfd

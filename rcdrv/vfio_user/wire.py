@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from struct import Struct
 
+from rcdrv.device import Area, RegionFlag
 from rcdrv.errors import EndpointError, RcdrvError
-from rcdrv.function import Area, RegionFlag
 from rcdrv.record import fresh, mutable_record, record
 from rcdrv.wait import Deadline
 
@@ -337,7 +337,7 @@ class RegionInfo:
 
     index: int
     flags: int = 0
-    """:class:`rcdrv.function.RegionFlag`; CAPS is set by :meth:`pack`."""
+    """:class:`rcdrv.device.RegionFlag`; CAPS is set by :meth:`pack`."""
     size: int = 0
     offset: int = 0
     """Where the region begins in the file that came with the reply."""

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, SetIrqs
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError, UsageError
-from rcdrv.function import CONFIG_REGION, Area, Function, IrqKind, SetIrqs
+from rcdrv.function import Function
 from rcdrv.mmio import barrier
 from rcdrv.pci import Command
 from rcdrv.vfio import open_device

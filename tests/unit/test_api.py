@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import rcdrv
-from rcdrv.endpoint import Endpoint
+from rcdrv.api import Endpoint
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
 from rcdrv.sim.layout import load_layout

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import DeviceLost, HostError, Interrupted, UsageError
-from rcdrv.function import CONFIG_REGION, Area, Function, IrqKind, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.function import Function
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow
 from rcdrv.wait import Cancel, Deadline
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rcdrv import pci
+from rcdrv import parts, pci
 from rcdrv.errors import EndpointError
 from rcdrv.mmio import TrappedWindow
 from rcdrv.pci import CapId, Command, ConfigSpace, ExtCapId
@@ -165,7 +165,7 @@ def test_a_64_bit_bar5_is_refused() -> None:
 
 
 def test_known_parts_are_defaults_and_never_a_gate() -> None:
-    assert pci.part_of(0x104C, 0xB00C).reg_bar == 2
-    assert pci.part_of(0x1D87, 0x3588).align == 65536
-    assert pci.part_of(0x1234, 0x5678) == pci.UNKNOWN_PART
-    assert (pci.UNKNOWN_PART.reg_bar, pci.UNKNOWN_PART.align) == (0, 1)
+    assert parts.part_of(0x104C, 0xB00C).reg_bar == 2
+    assert parts.part_of(0x1D87, 0x3588).align == 65536
+    assert parts.part_of(0x1234, 0x5678) == parts.UNKNOWN_PART
+    assert (parts.UNKNOWN_PART.reg_bar, parts.UNKNOWN_PART.align) == (0, 1)

@@ -12,17 +12,9 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 
+from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.epf_test.registers import Caps, Reg
-from rcdrv.function import (
-    CONFIG_REGION,
-    Area,
-    Device,
-    Function,
-    IrqKind,
-    RegionFlag,
-    RegionInfo,
-    SetIrqs,
-)
+from rcdrv.function import Function
 from tools.bench.native import Native
 
 _SIZE = mmap.PAGESIZE

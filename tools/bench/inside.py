@@ -16,12 +16,12 @@ from pathlib import Path
 from time import perf_counter_ns
 
 from rcdrv.address import open_function
+from rcdrv.device import IrqKind, SetIrqs
 from rcdrv.epf_test.bars import bar_test
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.epf_test.transfer import Direction, Placement, transfers
-from rcdrv.function import IrqKind, SetIrqs
 from tools.bench.native import LIBRARY, Native
 
 NODE = "/dev/pci-endpoint-test.0"

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 
+from rcdrv.device import IrqKind
 from rcdrv.epf_test.bars import is_reserved
 from rcdrv.epf_test.doorbell import Doorbell, free_stale_doorbell, stale_doorbell
 from rcdrv.epf_test.driver import SETTLE, EpfTest, IrqChoice
@@ -20,7 +21,7 @@ from rcdrv.epf_test.registers import ANSWERS, Caps, Command, IrqType, Reg, Statu
 from rcdrv.epf_test.ring import RingPlan, RingRun
 from rcdrv.epf_test.transfer import ADDRESS_BITS, default_align
 from rcdrv.errors import AccessError, HostError, RcdrvError
-from rcdrv.function import DmaBuffer, Function, IrqKind
+from rcdrv.function import DmaBuffer, Function
 from rcdrv.fuzz.device.model import Facts, Seen
 from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step, command_of
 from rcdrv.mmio import barrier

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rcdrv.report.distribution import Distribution
 from rcdrv.report.html.markup import Child, Markup, element, join
 from rcdrv.report.html.plot import Point, Series, course, distributions
 from rcdrv.report.html.section import (
@@ -17,7 +16,8 @@ from rcdrv.report.html.section import (
     table,
 )
 from rcdrv.report.html.source import Node, Source
-from rcdrv.report.units import duration_text
+from rcdrv.results.distribution import Distribution
+from rcdrv.results.units import duration_text
 from rcdrv.verdict import Verdict
 
 

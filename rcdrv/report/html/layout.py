@@ -15,7 +15,7 @@ from rcdrv.errors import UsageError
 from rcdrv.report.html.markup import Markup, element, join
 from rcdrv.report.html.source import Node
 from rcdrv.report.text import wrapped
-from rcdrv.report.units import size_text
+from rcdrv.results.units import size_text
 from rcdrv.sim.layout import (
     MSIX_ENTRY_SIZE,
     REGISTERS_SIZE,

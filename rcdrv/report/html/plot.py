@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rcdrv.report.distribution import Distribution
 from rcdrv.report.html.markup import Markup, element
 from rcdrv.report.text import wrapped
-from rcdrv.report.units import duration_text
+from rcdrv.results.distribution import Distribution
+from rcdrv.results.units import duration_text
 
 WIDTH = 960
 _LEFT, _RIGHT = 150, 120

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rcdrv.report.distribution import Distribution
 from rcdrv.report.html.markup import Child, Markup, element
 from rcdrv.report.html.plot import Series
 from rcdrv.report.html.source import Node
-from rcdrv.report.units import duration_text
+from rcdrv.results.distribution import Distribution
+from rcdrv.results.units import duration_text
 from rcdrv.verdict import Verdict
 
 

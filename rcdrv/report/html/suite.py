@@ -9,8 +9,8 @@ from typing import NamedTuple
 from rcdrv.report.html.markup import Markup, element, join
 from rcdrv.report.html.section import Finding, Section, badge, code, explanation
 from rcdrv.report.html.source import Node, Source
-from rcdrv.report.summary import CASE_VERDICTS
-from rcdrv.report.units import duration_text
+from rcdrv.results.summary import CASE_VERDICTS
+from rcdrv.results.units import duration_text
 from rcdrv.verdict import Verdict
 
 _FINE = (Verdict.PASS, Verdict.SKIP)

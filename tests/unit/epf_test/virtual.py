@@ -10,8 +10,8 @@ from rcdrv.epf_test.suite import Options, cases, run_cases, select
 from rcdrv.epf_test.transfer import Placement
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
-from rcdrv.report.observer import Observer
-from rcdrv.report.result import Run
+from rcdrv.results.observer import Observer
+from rcdrv.results.result import Run
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.layout import load_layout
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from rcdrv.device import IrqKind
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest as Driver
 from rcdrv.epf_test.registers import Flags, Reg
-from rcdrv.function import IrqKind
 from rcdrv.sim.config_space import ConfigSpace
 from rcdrv.sim.controller import SWAPPED, Controller
 from rcdrv.sim.doorbell import Doorbells

@@ -10,8 +10,8 @@ import signal
 import sys
 import termios
 
-from rcdrv.report.result import Run
 from rcdrv.report.terminal import for_terminal
+from rcdrv.results.result import Run
 
 from .samples import a_run
 

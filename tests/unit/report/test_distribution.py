@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rcdrv.report.distribution import PERCENTILES, Distribution
+from rcdrv.results.distribution import PERCENTILES, Distribution
 
 samples = st.lists(st.integers(0, 10**9), min_size=1, max_size=300) | st.lists(
     st.integers(0, 3), min_size=1, max_size=2100

@@ -7,8 +7,8 @@ import json
 import pytest
 from hypothesis import given
 
-from rcdrv.report.document import to_document
-from rcdrv.report.result import CaseResult, Run
+from rcdrv.results.document import to_document
+from rcdrv.results.result import CaseResult, Run
 from rcdrv.verdict import Verdict
 
 from .samples import BAR_TEST, COPY_TEST, MSI_TEST, RESULTS, a_run, runs

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from rcdrv.cli import main
 from rcdrv.errors import UsageError
-from rcdrv.report.distribution import Distribution
-from rcdrv.report.document import to_document
 from rcdrv.report.html import layout, plot
 from rcdrv.report.html.markup import element
 from rcdrv.report.html.page import page
 from rcdrv.report.html.source import KINDS, Node, Source, read
 from rcdrv.report.text import one_line
-from rcdrv.report.units import duration_text, size_text
+from rcdrv.results.distribution import Distribution
+from rcdrv.results.document import to_document
+from rcdrv.results.units import duration_text, size_text
 
 from .samples import a_run, runs, texts
 

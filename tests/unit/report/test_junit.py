@@ -14,7 +14,7 @@ from hypothesis import given
 
 from rcdrv.errors import HostError
 from rcdrv.report.junit import JUnit, to_junit
-from rcdrv.report.result import Run
+from rcdrv.results.result import Run
 from rcdrv.verdict import Verdict
 
 from .samples import a_run, play, runs

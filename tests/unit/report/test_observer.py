@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from rcdrv.report.observer import Observer, Observers
-from rcdrv.report.result import CaseName, CaseResult, Run
+from rcdrv.results.observer import Observer, Observers
+from rcdrv.results.result import CaseName, CaseResult, Run
 
 from .samples import a_run, play
 

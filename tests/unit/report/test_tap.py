@@ -10,8 +10,8 @@ from hypothesis import given
 from tap.line import Line  # type: ignore[import-untyped]
 from tap.parser import Parser  # type: ignore[import-untyped]
 
-from rcdrv.report.result import CaseName, CaseResult, Run
 from rcdrv.report.tap import Tap, list_text
+from rcdrv.results.result import CaseName, CaseResult, Run
 from rcdrv.verdict import Verdict
 
 from .samples import BAR_TEST, MSI_TEST, RESULTS, a_run, play, runs

@@ -21,8 +21,8 @@ import pytest
 from hypothesis import given
 
 from rcdrv.report.live import Live
-from rcdrv.report.result import Run
 from rcdrv.report.terminal import Plain
+from rcdrv.results.result import Run
 
 from .samples import a_run, play, runs
 

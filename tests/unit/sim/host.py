@@ -6,7 +6,7 @@ import io
 import json
 from typing import Any
 
-from rcdrv.function import CONFIG_REGION, IrqKind
+from rcdrv.device import CONFIG_REGION, IrqKind
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
 from rcdrv.sim.endpoint import Endpoint

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcdrv.function import IrqKind
+from rcdrv.device import IrqKind
 from rcdrv.sim.config_space import COMMAND_INTX_DISABLE, STATUS, STATUS_INTERRUPT
 from rcdrv.sim.epf_test import Command, Register, Status
 from rcdrv.sim.layout import K, M

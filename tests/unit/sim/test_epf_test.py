@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcdrv.function import IrqKind
+from rcdrv.device import IrqKind
 from rcdrv.sim.epf_test import NO_BAR, USE_DMA, Command, Register, Status, crc32_le
 from rcdrv.sim.layout import K, M, parse_layout
 

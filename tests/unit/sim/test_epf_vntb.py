@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rcdrv.device import IrqKind
 from rcdrv.errors import UsageError
-from rcdrv.function import IrqKind
 from rcdrv.sim.epf_vntb import LINK_IS_UP, STATUS_ERROR, STATUS_OK, Command, Control
 from rcdrv.sim.layout import dump_layout, load_layout
 

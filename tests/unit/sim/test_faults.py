@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rcdrv.function import IrqKind
+from rcdrv.device import IrqKind
 from rcdrv.sim.epf_test import USE_DMA, Command, Register, Status, crc32_le
 from rcdrv.sim.faults import FAULTS, Faults, parse_fault
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rcdrv.function import IrqKind
+from rcdrv.device import IrqKind
 from rcdrv.sim.epf_test import NO_BAR, USE_DMA, Caps, Command, Register, Status
 from rcdrv.sim.layout import K, M, load_layout, preset_names
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rcdrv.device import Area
 from rcdrv.errors import HostError
-from rcdrv.function import Area
 from rcdrv.vfio.device import sorted_areas
 
 PAGE = mmap.PAGESIZE

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rcdrv.function import CONFIG_REGION, IrqKind, RegionFlag, SetIrqs
+from rcdrv.device import CONFIG_REGION, IrqKind, RegionFlag, SetIrqs
 from rcdrv.vfio import uapi
 from tests.unavailable import unavailable
 

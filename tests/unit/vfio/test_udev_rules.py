@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rcdrv.pci import KNOWN_PARTS
+from rcdrv.parts import KNOWN_PARTS
 
 RULES = Path(__file__).parents[3] / "udev" / "70-rcdrv.rules"
 VNTB_ONLY = {(0x1957, 0x0809), (0x1912, 0x0030)}

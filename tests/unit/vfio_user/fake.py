@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rcdrv.function import CONFIG_REGION, Area, IrqKind, RegionFlag
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.client import Client
 from rcdrv.vfio_user.served import Peer, ServedRegion

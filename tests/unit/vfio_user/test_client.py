@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import DeviceLost, EndpointError, HostError, RcdrvError
-from rcdrv.function import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.client import Client
 from rcdrv.vfio_user.wire import Command, Message

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from rcdrv.function import IrqKind
+from rcdrv.device import IrqKind
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.dma import DmaSpace
 from rcdrv.vfio_user.served import DmaFault, Peer

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rcdrv.function import CONFIG_REGION, Area, IrqKind, SetIrqs
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, SetIrqs
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.client import Client
 from rcdrv.vfio_user.server import Server, listen

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from rcdrv.device import IrqKind, SetIrqs
 from rcdrv.errors import HostError
-from rcdrv.function import IrqKind, SetIrqs
 from rcdrv.vfio_user.client import Client
 from rcdrv.vfio_user.server import Server, listen
 

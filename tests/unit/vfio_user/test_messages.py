@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rcdrv.function import Area, RegionFlag
+from rcdrv.device import Area, RegionFlag
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.wire import ProtocolError
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from rcdrv.function import CONFIG_REGION, Area, IrqKind, RegionFlag, SetIrqs
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, SetIrqs
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.server import Server
 from rcdrv.vfio_user.wire import Command

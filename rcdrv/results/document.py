@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rcdrv.report.result import CaseResult, Run
-from rcdrv.report.summary import not_run, overall, totals
+from rcdrv.results.result import CaseResult, Run
+from rcdrv.results.summary import not_run, overall, totals
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:

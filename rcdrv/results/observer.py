@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from rcdrv.report.result import CaseName, CaseResult, Run
+from rcdrv.results.result import CaseName, CaseResult, Run
 
 
 class Observer:

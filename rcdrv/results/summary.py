@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rcdrv.report.result import CaseName, Run
+from rcdrv.results.result import CaseName, Run
 from rcdrv.verdict import Verdict
 
 CASE_VERDICTS = (Verdict.PASS, Verdict.FAIL, Verdict.SKIP, Verdict.LOST, Verdict.ERROR)

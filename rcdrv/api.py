@@ -15,18 +15,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rcdrv.address import open_function
+from rcdrv.device import IrqKind
 from rcdrv.epf_test.doorbell import Doorbell, Location, free_stale_doorbell, stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.outcome import ring_document, worst
 from rcdrv.epf_test.registers import Caps, Reg
 from rcdrv.epf_test.ring import Ring, RingPlan, RingReport, RingRun
 from rcdrv.errors import DeviceLost, EndpointError, RcdrvError, UsageError
-from rcdrv.function import Function, IrqKind
+from rcdrv.function import Function
 from rcdrv.mmio import Window
-from rcdrv.report.document import to_document
-from rcdrv.report.observer import Observer
-from rcdrv.report.result import CaseResult, Run
-from rcdrv.report.summary import not_run, overall
+from rcdrv.results.document import to_document
+from rcdrv.results.observer import Observer
+from rcdrv.results.result import CaseResult, Run
+from rcdrv.results.summary import not_run, overall
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify
 from rcdrv.wait import Cancel
 

@@ -1,0 +1,157 @@
+"""VFIO's device model: what a :class:`~rcdrv.function.Function` stands on.
+
+:class:`Device` is implemented by both transports, the kernel's ioctls (:mod:`rcdrv.vfio`) and the
+vfio-user messages (:mod:`rcdrv.vfio_user`). Constants and semantics are those of
+``include/uapi/linux/vfio.h``.
+"""
+
+from __future__ import annotations
+
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import IntEnum, IntFlag
+
+from rcdrv.record import record
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
+
+CONFIG_REGION = 7
+"""VFIO_PCI_CONFIG_REGION_INDEX; BAR n is region n (0-5), 6 is the expansion ROM."""
+
+
+class IrqKind(IntEnum):
+    """VFIO's interrupt indexes of a PCI device (VFIO_PCI_*_IRQ_INDEX)."""
+
+    INTX = 0
+    MSI = 1
+    MSIX = 2
+    ERR = 3
+    """The device reported an uncorrectable error (AER)."""
+    REQ = 4
+    """The host wants the device back."""
+
+
+class RegionFlag(IntFlag):
+    """VFIO_REGION_INFO_FLAG_*."""
+
+    READ = 1
+    WRITE = 2
+    MMAP = 4
+    CAPS = 8
+
+
+class SetIrqs(IntFlag):
+    """VFIO_IRQ_SET_DATA_* and VFIO_IRQ_SET_ACTION_*: one of each makes a SET_IRQS request."""
+
+    DATA_NONE = 1
+    DATA_BOOL = 2
+    DATA_EVENTFD = 4
+    ACTION_MASK = 8
+    ACTION_UNMASK = 16
+    ACTION_TRIGGER = 32
+
+
+@record
+class Area:
+    """A stretch of a region, in bytes from the region's start."""
+
+    offset: int
+    size: int
+
+
+@record
+class RegionInfo:
+    """What VFIO_DEVICE_GET_REGION_INFO says of one region."""
+
+    index: int
+    size: int
+    flags: RegionFlag
+    areas: tuple[Area, ...] = ()
+    """The parts that may be mapped: all of it, or what the sparse mmap capability lists."""
+
+
+class Device(Protocol):
+    """The VFIO device model, as the kernel and vfio-user offer it.
+
+    Every method raises :class:`DeviceLost` once the device or its transport is gone, and a
+    :class:`HostError` that names the cure where the host does not allow what was asked.
+    """
+
+    address: str
+    """How the user names this device."""
+
+    backend: str
+    """How it is reached: ``group``, ``iommufd``, ``noiommu`` or ``vfio-user``."""
+
+    dma_by_descriptor: bool
+    """The device is another process, which reaches memory by a descriptor of it."""
+
+    def region(self, index: int) -> RegionInfo:
+        """One region; one that the device does not have has size 0."""
+
+    def irq_count(self, kind: IrqKind) -> int:
+        """How many vectors of this kind the device has; 0 when it has none."""
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        """Read a region: one aligned access when ``size`` is 1, 2, 4 or 8."""
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        """Write a region: one aligned access when ``data`` has 1, 2, 4 or 8 bytes."""
+
+    def map(self, region: int, area: Area) -> mmap.mmap:
+        """Map one of the region's areas, readable and writable, shared."""
+
+    def set_irqs(
+        self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
+    ) -> int:
+        """VFIO_DEVICE_SET_IRQS. -1 in ``eventfds`` takes that vector's eventfd away;
+        DATA_NONE with count 0 turns the kind off.
+
+        :returns: 0, or the number of vectors that could be had instead (nothing is armed then)
+        """
+
+    def dma_ranges(self) -> Sequence[tuple[int, int]]:
+        """The usable IOVAs, as ascending (first, last) pairs, both inclusive."""
+
+    def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
+        """Let the device reach the first ``size`` bytes of ``memory``, whole pages, at ``iova``.
+
+        :param fd: what ``memory`` is a shared mapping of, if :attr:`dma_by_descriptor`; else -1
+        """
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        """Take a mapping made with these very numbers away."""
+
+    def can_reset(self) -> bool:
+        """Whether the device has a function reset."""
+
+    def reset(self) -> None:
+        """VFIO_DEVICE_RESET."""
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when :meth:`on_readable` has work; -1 if none."""
+
+    def on_readable(self) -> None:
+        """Serve what arrived, and raise :class:`DeviceLost` at the end of the transport."""
+
+    def close(self) -> None:
+        """Release everything. Closing twice is harmless."""
+
+
+class PhysicalDma(ABC):
+    """What a :class:`Device` without an IOMMU is besides: it decides where DMA buffers lie."""
+
+    @abstractmethod
+    def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
+        """Zeroed memory of at least ``size`` bytes that the device can reach.
+
+        ``dma_unmap(address, len(memory))`` gives it back; the caller closes the mapping.
+
+        :returns: its bus address, a multiple of ``align`` with all of it below ``limit``, and it
+        :raises HostError: there is no such memory
+        """
