@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from rcdrv.wait import Cancel as Cancel
 
 _HOMES = {
-    "CAPABILITIES": "endpoint",
+    "CAPABILITIES": "api",
     "Cancel": "wait",
     "Caps": "epf_test.registers",
     "DeviceLost": "errors",
     "Doorbell": "epf_test.doorbell",
-    "Endpoint": "endpoint",
+    "Endpoint": "api",
     "EndpointError": "errors",
     "EpfTest": "epf_test.driver",
     "Function": "function",
@@ -52,15 +52,15 @@ _HOMES = {
     "NotPassed": "verdict",
     "RcdrvError": "errors",
     "Reason": "verdict",
-    "Result": "endpoint",
-    "RingResult": "endpoint",
-    "SuiteResult": "endpoint",
+    "Result": "api",
+    "RingResult": "api",
+    "SuiteResult": "api",
     "UsageError": "errors",
     "Verdict": "verdict",
     "Vntb": "epf_vntb.driver",
     "Window": "mmio",
-    "case_names": "endpoint",
-    "open": "endpoint",
+    "case_names": "api",
+    "open": "api",
 }
 """The module of each public name."""
 

@@ -8,9 +8,9 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 
+from rcdrv import pci
 from rcdrv.device import Device
 from rcdrv.errors import HostError, RcdrvError, UsageError
 from rcdrv.function import Function
@@ -19,8 +19,6 @@ from rcdrv.wait import Cancel
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
     import subprocess
-
-_BDF = re.compile(r"(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 
 # Starting a software endpoint starts a Python interpreter, which a busy host may take long for.
 _SIM_START = 20.0
@@ -50,7 +48,7 @@ def open_device(address: str) -> Device:
         from rcdrv.vfio_user.client import Client
 
         return Client.connect(rest)
-    if is_pci_address(address):
+    if pci.is_address(address):
         from rcdrv.vfio import open_device as open_vfio
 
         return open_vfio(address, os.environ.get("RCDRV_BACKEND"))
@@ -58,11 +56,6 @@ def open_device(address: str) -> Device:
         f"{address!r} is not a device address",
         hint="a PCI address (0000:01:00.0), vfio-user:/path/to.sock, or sim:rk3588",
     )
-
-
-def is_pci_address(address: str) -> bool:
-    """Whether this is a function of this host, and not a socket or a software endpoint."""
-    return bool(_BDF.fullmatch(address))
 
 
 def default_address() -> str:

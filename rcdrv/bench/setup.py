@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rcdrv import __version__
-from rcdrv.address import is_pci_address
 from rcdrv.epf_test.driver import EpfTest
+from rcdrv.pci import canonical_address, is_address
 
 _SYS = Path("/sys")
 
@@ -63,10 +63,9 @@ def governor(cpus: list[int], sys: Path = _SYS) -> str | None:
 
 def function_node(address: str, sys: Path = _SYS) -> int | None:
     """The NUMA node of a function of this host; None for others, and where there is one node."""
-    if not is_pci_address(address):
+    if not is_address(address):
         return None
-    full = address if address.count(":") == 2 else f"0000:{address}"
-    text = _read(sys / f"bus/pci/devices/{full}/numa_node")
+    text = _read(sys / f"bus/pci/devices/{canonical_address(address)}/numa_node")
     return int(text) if text and int(text) >= 0 else None
 
 

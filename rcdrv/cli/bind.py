@@ -11,7 +11,8 @@ import argparse
 
 from rcdrv.cli.host import Steps, add_address, named_address
 from rcdrv.host.binding import Binder
-from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.host.function import HostFunction
+from rcdrv.sysfs import Paths
 from rcdrv.wait import Cancel
 
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     del cancel  # a half-done change of the host helps nobody
-    steps, paths = Steps(args), HostPaths()
+    steps, paths = Steps(args), Paths()
     function = HostFunction(named_address(args), paths)
     taken = Binder(paths, steps).bind(
         function, whole_group=args.group, no_reset=args.no_reset, force=args.force

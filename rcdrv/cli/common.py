@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
-from rcdrv.address import default_address, is_pci_address, open_function
+from rcdrv.address import default_address, open_function
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
+from rcdrv.pci import is_address
 from rcdrv.verdict import classify
 from rcdrv.wait import Cancel
 
@@ -166,7 +167,7 @@ def open_endpoint(args: argparse.Namespace, cancel: Cancel) -> Function:
     One of this host is driven by a child process: see :mod:`rcdrv.cli.guard`.
     """
     address = args.device or default_address()
-    if not args.in_child and is_pci_address(address):
+    if not args.in_child and is_address(address):
         from rcdrv.cli.guard import continue_in_child
 
         continue_in_child(address)

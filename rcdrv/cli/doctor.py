@@ -17,8 +17,9 @@ from rcdrv.epf_test.registers import Reg, decode
 from rcdrv.errors import HostError
 from rcdrv.host import find
 from rcdrv.host.doctor import Row, State, Subject, User, examine
-from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.host.function import HostFunction
 from rcdrv.pci import CLASS_MEMORY_RAM
+from rcdrv.sysfs import Paths
 from rcdrv.wait import Cancel
 
 _SHOWN = {State.OK: "OK", State.NOT_OK: "not OK", State.NOT_APPLICABLE: "--"}
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    paths = HostPaths()
+    paths = Paths()
     named = args.address or args.device or os.environ.get("RCDRV_DEVICE")
     function = None
     if named or find.candidates(paths):

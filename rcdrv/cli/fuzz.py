@@ -136,9 +136,10 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
-    from rcdrv.address import default_address, is_pci_address, open_function
+    from rcdrv.address import default_address, open_function
     from rcdrv.epf_test.driver import IrqChoice
     from rcdrv.fuzz import board
+    from rcdrv.pci import is_address
 
     layouts = board.draw_settings(args.seed, args.examples or 20)
     if args.dry_run:
@@ -153,7 +154,7 @@ def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
     _guard(args, address)
 
     def returned() -> Function:
-        if is_pci_address(address):
+        if is_address(address):
             _rescan(address, cancel)
         return board.wait_open(partial(open_function, address, cancel=cancel), cancel)
 
@@ -177,10 +178,10 @@ def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
 def _rescan(address: str, cancel: Cancel) -> None:
     from rcdrv.fuzz.board import LINK_TIMEOUT
     from rcdrv.host.binding import Binder
-    from rcdrv.host.function import HostPaths
     from rcdrv.host.replug import Rescan, port_above
+    from rcdrv.sysfs import Paths
 
-    paths = HostPaths()
+    paths = Paths()
     rescan = Rescan(port_above(address, paths), paths, Binder(paths, _ignore), _ignore)
     rescan.run(address, within=LINK_TIMEOUT, cancel=cancel)
 
@@ -288,9 +289,9 @@ def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
 
 def _guard(args: argparse.Namespace, address: str) -> None:
     """Drive a function of this host from a child (see :mod:`rcdrv.cli.guard`)."""
-    from rcdrv.address import is_pci_address
+    from rcdrv.pci import is_address
 
-    if not args.in_child and is_pci_address(address):
+    if not args.in_child and is_address(address):
         from rcdrv.cli.guard import continue_in_child
 
         continue_in_child(address)

@@ -9,7 +9,7 @@ from rcdrv.address import default_address
 from rcdrv.cli.common import print_json
 from rcdrv.errors import UsageError
 from rcdrv.host.function import HostFunction
-from rcdrv.vfio.sysfs import canonical_bdf
+from rcdrv.pci import canonical_address
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def named_address(args: argparse.Namespace) -> str:
     scheme = address.partition(":")[0]
     if scheme in ("sim", "vfio-user"):
         raise UsageError(f"{address} is not a PCI function of this host")
-    return canonical_bdf(address)
+    return canonical_address(address)
 
 
 class Steps:

@@ -15,10 +15,10 @@ from rcdrv.cli import print_error
 from rcdrv.cli.common import error_document, open_endpoint, print_json
 from rcdrv.describe import describe
 from rcdrv.errors import HostError, UsageError
-from rcdrv.host.function import HostFunction, HostPaths
-from rcdrv.pci import CLASS_MEMORY_RAM
+from rcdrv.host.function import HostFunction
+from rcdrv.pci import CLASS_MEMORY_RAM, canonical_address
 from rcdrv.results.units import size_text
-from rcdrv.vfio.sysfs import canonical_bdf
+from rcdrv.sysfs import Paths
 from rcdrv.wait import Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 def _host(address: str) -> dict[str, Any] | None:
     """What sysfs says of a function of this host; None for one that is reached otherwise."""
     try:
-        return list_command.describe(HostFunction(canonical_bdf(address), HostPaths()))
+        return list_command.describe(HostFunction(canonical_address(address), Paths()))
     except (UsageError, HostError):
         return None
 

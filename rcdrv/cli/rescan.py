@@ -11,8 +11,8 @@ import argparse
 from rcdrv.cli.common import seconds
 from rcdrv.cli.host import Steps, add_address, named_address
 from rcdrv.host.binding import Binder
-from rcdrv.host.function import HostPaths
 from rcdrv.host.replug import Rescan, port_above
+from rcdrv.sysfs import Paths
 from rcdrv.wait import Cancel
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    steps, paths = Steps(args), HostPaths()
+    steps, paths = Steps(args), Paths()
     address = named_address(args)
     port = port_above(address, paths)
     rescan = Rescan(port, paths, Binder(paths, steps), steps)

@@ -12,8 +12,9 @@ import sys
 from rcdrv.address import open_function
 from rcdrv.cli.common import print_json
 from rcdrv.cli.host import Steps, add_address, named_address
-from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.host.function import HostFunction
 from rcdrv.host.replug import bus_reset
+from rcdrv.sysfs import Paths
 from rcdrv.wait import Cancel
 
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _bus(args: argparse.Namespace) -> int:
-    steps, paths = Steps(args), HostPaths()
+    steps, paths = Steps(args), Paths()
 
     def show(members: list[HostFunction]) -> None:
         for member in members:

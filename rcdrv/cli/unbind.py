@@ -10,7 +10,8 @@ import argparse
 
 from rcdrv.cli.host import Steps, add_address, named_address
 from rcdrv.host.binding import Binder
-from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.host.function import HostFunction
+from rcdrv.sysfs import Paths
 from rcdrv.wait import Cancel
 
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     del cancel  # a half-done change of the host helps nobody
-    steps, paths = Steps(args), HostPaths()
+    steps, paths = Steps(args), Paths()
     function = HostFunction(named_address(args), paths)
     given = Binder(paths, steps).unbind(function, whole_group=args.group, force=args.force)
     steps.finish(given)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rcdrv.errors import HostError, UsageError
 from rcdrv.host import kernel
-from rcdrv.host.function import HostFunction, HostPaths
-from rcdrv.vfio.sysfs import DRIVER
+from rcdrv.host.function import HostFunction
+from rcdrv.sysfs import DRIVER, Paths
 
 Say = Callable[[str], None]
 
@@ -38,11 +38,11 @@ class Note:
     """What reset_method held, if resets are off now."""
 
 
-def note_path(paths: HostPaths, address: str) -> Path:
+def note_path(paths: Paths, address: str) -> Path:
     return paths.run / "rcdrv" / address
 
 
-def read_note(paths: HostPaths, address: str) -> Note | None:
+def read_note(paths: Paths, address: str) -> Note | None:
     """The note that an earlier bind left, if any."""
     try:
         return Note(**json.loads(note_path(paths, address).read_text()))
@@ -50,7 +50,7 @@ def read_note(paths: HostPaths, address: str) -> Note | None:
         return None
 
 
-def _write_note(paths: HostPaths, address: str, note: Note) -> None:
+def _write_note(paths: Paths, address: str, note: Note) -> None:
     path = note_path(paths, address)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class Binder:
 
     def __init__(
         self,
-        paths: HostPaths,
+        paths: Paths,
         say: Say,
         *,
         write: kernel.Write = kernel.write,

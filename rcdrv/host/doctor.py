@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rcdrv import parts, pci
 from rcdrv.errors import RcdrvError
-from rcdrv.host.function import HostFunction, HostPaths
-from rcdrv.vfio.sysfs import DRIVER
+from rcdrv.host.function import HostFunction
+from rcdrv.sysfs import DRIVER, Paths
 
 ENOUGH_LOCKED = 8 << 20
 """Bytes: two buffers of the largest transfer that `rcdrv test` makes."""
@@ -58,7 +58,7 @@ class User:
 class Subject:
     """The host, and the function on it that is meant, if there is one."""
 
-    paths: HostPaths
+    paths: Paths
     machine: str
     """As uname says it: ``x86_64``, ``aarch64``."""
     user: User

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from rcdrv.errors import HostError
-from rcdrv.host.function import HostFunction, HostPaths
-from rcdrv.vfio.sysfs import Paths
+from rcdrv.host.function import HostFunction
+from rcdrv.sysfs import Paths
 
 
 def functions(paths: Paths | None = None) -> list[HostFunction]:
     """All functions of this host but the bridges, by address."""
-    paths = paths or HostPaths()
+    paths = paths or Paths()
     devices = paths.sys / "bus" / "pci" / "devices"
     found = []
     for path in sorted(devices.iterdir()) if devices.is_dir() else []:

@@ -6,15 +6,11 @@ makes no sense is None, 0 or empty: a function may go away at any moment, and en
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from rcdrv import parts, pci
-from rcdrv.errors import HostError
 from rcdrv.record import record
-from rcdrv.vfio.sysfs import DRIVER, Paths, driver_of, group_members, holders
-
-_BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+from rcdrv.sysfs import DRIVER, Paths, driver_of, group_members, group_of, holders, no_such_device
 
 # Drivers that leave the DMA of their IOMMU group to user space: those that VFIO itself brings, and
 # every other in Linux 7.3 with .driver_managed_dma (iommu_device_use_default_domain()).
@@ -26,13 +22,6 @@ _IORESOURCE_MEM = 0x200
 _IORESOURCE_PREFETCH = 0x2000
 _IORESOURCE_MEM_64 = 0x100000
 _IORESOURCE_UNSET = 0x20000000
-
-
-@record
-class HostPaths(Paths):
-    """:class:`~rcdrv.vfio.sysfs.Paths`, and a place for notes that a reboot forgets."""
-
-    run: Path = Path("/run")
 
 
 @record
@@ -81,10 +70,7 @@ class HostFunction:
                 int((self.path / name).read_text(), 16) for name in ("vendor", "device", "class")
             )
         except (OSError, ValueError):
-            raise HostError(
-                f"{address}: no such PCI device",
-                hint=f"is the endpoint started and its link up? Then: rcdrv rescan {address}",
-            ) from None
+            raise no_such_device(address) from None
 
     def text(self, name: str) -> str | None:
         """The contents of one of its files."""
@@ -153,7 +139,7 @@ class HostFunction:
     def ports(self) -> list[str]:
         """The bridges above it, the nearest first."""
         above = [parent.name for parent in self.path.resolve().parents]
-        return [name for name in above if _BDF.fullmatch(name)]
+        return [name for name in above if pci.is_address(name)]
 
     @property
     def reset_methods(self) -> tuple[str, ...]:
@@ -179,10 +165,7 @@ class HostFunction:
     @property
     def group(self) -> str | None:
         """The number of its IOMMU group; None without an IOMMU in front of it."""
-        try:
-            return (self.path / "iommu_group").readlink().name
-        except OSError:
-            return None
+        return group_of(self.paths, self.address)
 
     @property
     def others_in_group(self) -> list[tuple[str, str | None]]:

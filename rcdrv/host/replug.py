@@ -14,15 +14,15 @@ from rcdrv.errors import HostError, UsageError
 from rcdrv.host import kernel
 from rcdrv.host.binding import UNBIND_WITHIN, Binder, Say, read_note
 from rcdrv.host.find import functions
-from rcdrv.host.function import HostFunction, HostPaths
-from rcdrv.vfio.sysfs import DRIVER
+from rcdrv.host.function import HostFunction
+from rcdrv.sysfs import DRIVER, Paths
 from rcdrv.wait import Cancel, Deadline
 
 _LOOK_AGAIN = 0.5
 """Seconds between two scans while the endpoint is still starting."""
 
 
-def port_above(address: str, paths: HostPaths) -> HostFunction:
+def port_above(address: str, paths: Paths) -> HostFunction:
     """The port that a function is behind, or was: found by its bus number.
 
     A port's own address means that port.
@@ -85,7 +85,7 @@ class Rescan:
     def __init__(
         self,
         port: HostFunction,
-        paths: HostPaths,
+        paths: Paths,
         binder: Binder,
         say: Say,
         *,
@@ -179,7 +179,7 @@ class Rescan:
 
 def bus_reset(
     function: HostFunction,
-    paths: HostPaths,
+    paths: Paths,
     *,
     show: Callable[[list[HostFunction]], None],
     write: kernel.Write = kernel.write,

@@ -9,7 +9,8 @@ from importlib import import_module
 
 from rcdrv.device import Device
 from rcdrv.errors import UsageError
-from rcdrv.vfio.sysfs import Paths, canonical_bdf, may_use_iommufd
+from rcdrv.pci import canonical_address
+from rcdrv.sysfs import Paths, may_use_iommufd
 
 BACKENDS = ("group", "iommufd", "noiommu")
 
@@ -25,7 +26,7 @@ def open_device(bdf: str, backend: str | None = None, *, paths: Paths | None = N
     :raises UsageError: not a PCI address, or no such backend
     :raises HostError: the host is not ready; the hint is the cure
     """
-    address = canonical_bdf(bdf)
+    address = canonical_address(bdf)
     where = paths or Paths()
     name = backend or default_backend(address, where)
     if name not in BACKENDS:

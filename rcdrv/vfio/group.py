@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from rcdrv.errors import HostError, UsageError
+from rcdrv.sysfs import DRIVER, Paths, iommu_group
 from rcdrv.vfio import uapi
 from rcdrv.vfio.device import VfioDevice
 from rcdrv.vfio.ioctl import call, capabilities, pairs, query
@@ -25,7 +26,6 @@ from rcdrv.vfio.refusals import (
     open_node,
     refused,
 )
-from rcdrv.vfio.sysfs import DRIVER, Paths, iommu_group
 
 _IOMMU_DRIVERS = {
     uapi.TYPE1V2_IOMMU: ("type 1", "vfio_iommu_type1"),

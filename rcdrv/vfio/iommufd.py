@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcdrv.errors import HostError, UsageError
+from rcdrv.sysfs import DRIVER, Paths, device_name, group_members, iommu_group
 from rcdrv.vfio import uapi
 from rcdrv.vfio.device import VfioDevice
 from rcdrv.vfio.ioctl import call, command
@@ -26,13 +27,6 @@ from rcdrv.vfio.refusals import (
     open_node,
     refused,
     rivals,
-)
-from rcdrv.vfio.sysfs import (
-    DRIVER,
-    Paths,
-    device_name,
-    group_members,
-    iommu_group,
 )
 
 # Far above the ranges that any IOMMU has, far below harm.

@@ -24,13 +24,7 @@ from pathlib import Path
 from rcdrv.device import PhysicalDma
 from rcdrv.errors import HostError, UsageError
 from rcdrv.record import mutable_record
-from rcdrv.vfio import uapi
-from rcdrv.vfio.device import VfioDevice
-from rcdrv.vfio.group import Container, check_container, device_fd
-from rcdrv.vfio.ioctl import call
-from rcdrv.vfio.iommufd import Ioas, attach, bind
-from rcdrv.vfio.refusals import in_use, open_node, refused, rivals
-from rcdrv.vfio.sysfs import (
+from rcdrv.sysfs import (
     DRIVER,
     Paths,
     check_bound,
@@ -40,6 +34,12 @@ from rcdrv.vfio.sysfs import (
     handover_steps,
     is_noiommu,
 )
+from rcdrv.vfio import uapi
+from rcdrv.vfio.device import VfioDevice
+from rcdrv.vfio.group import Container, check_container, device_fd
+from rcdrv.vfio.ioctl import call
+from rcdrv.vfio.iommufd import Ioas, attach, bind
+from rcdrv.vfio.refusals import in_use, open_node, refused, rivals
 
 _CAP_SYS_RAWIO = 1 << 17  # as in the CapEff line of /proc/<pid>/status
 _PRESENT, _FRAME = 1 << 63, (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from rcdrv.errors import HostError, UsageError
-from rcdrv.vfio.sysfs import DRIVER, Paths, driver_of, group_members, holders_of
+from rcdrv.sysfs import DRIVER, Paths, driver_of, group_members, holders_of
 
 _CAP_IPC_LOCK = 1 << 14  # as in the CapEff line of /proc/<pid>/status
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from rcdrv.host.function import HostFunction, HostPaths
+from rcdrv.host.function import HostFunction
+from rcdrv.sysfs import Paths
 
 ENDPOINT = "0000:01:00.0"
 PORT = "0000:00:1c.0"
@@ -18,7 +19,7 @@ class Tree:
     """Functions are added by hand; :meth:`write` does what the kernel does with each file."""
 
     def __init__(self, root: Path) -> None:
-        self.paths = HostPaths(root / "sys", root / "dev", root / "proc", root / "run")
+        self.paths = Paths(root / "sys", root / "dev", root / "proc", root / "run")
         for folder in ("sys/bus/pci/devices", "dev/vfio/devices", "proc", "run"):
             (root / folder).mkdir(parents=True)
         self.writes: list[tuple[str, str]] = []

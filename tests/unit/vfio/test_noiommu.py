@@ -13,7 +13,7 @@ from rcdrv.errors import HostError, UsageError
 from rcdrv.vfio import noiommu
 from rcdrv.vfio.noiommu import PhysicalMemory, look_up
 from tests.unavailable import unavailable
-from tests.unit.vfio.test_sysfs import BDF, Host, refusal
+from tests.unit.test_sysfs import BDF, Host, refusal
 
 PAGE = mmap.PAGESIZE
 

@@ -1,4 +1,4 @@
-"""What sysfs and /dev say of a PCI function before VFIO is asked: is it there, whose is it.
+"""Reader of sysfs and /dev: is a PCI function there, its driver, IOMMU group and device nodes.
 
 Each check names the cure. They only read; handing a function over is the user's decision.
 """
@@ -6,10 +6,9 @@ Each check names the cure. They only read; handing a function over is the user's
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
-from rcdrv.errors import HostError, UsageError
+from rcdrv.errors import HostError
 from rcdrv.record import record
 
 DRIVER = "vfio-pci"
@@ -22,6 +21,8 @@ class Paths:
     sys: Path = Path("/sys")
     dev: Path = Path("/dev")
     proc: Path = Path("/proc")
+    run: Path = Path("/run")
+    """For notes that a reboot forgets."""
 
     def function(self, bdf: str) -> Path:
         """The sysfs directory of a PCI function."""
@@ -48,23 +49,6 @@ class Paths:
         return self.dev / "iommu"
 
 
-_BDF = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([01]?[0-9a-f])\.([0-7])", re.IGNORECASE)
-
-
-def canonical_bdf(text: str) -> str:
-    """``01:00.0`` as sysfs spells it, ``0000:01:00.0``.
-
-    :raises UsageError: it is not a PCI address
-    """
-    match = _BDF.fullmatch(text.strip())
-    if match is None:
-        raise UsageError(
-            f"{text!r} is not a PCI address", hint="write [domain:]bus:device.function, as lspci -D"
-        )
-    domain, bus, device, function = (int(part or "0", 16) for part in match.groups())
-    return f"{domain:04x}:{bus:02x}:{device:02x}.{function}"
-
-
 def driver_of(function: Path) -> str | None:
     """The name of the driver that a function (its sysfs directory) is bound to, or None."""
     try:
@@ -76,7 +60,7 @@ def driver_of(function: Path) -> str | None:
 def iommu_group(paths: Paths, bdf: str) -> str:
     """The number of the IOMMU group of a function that is ready for VFIO.
 
-    ``bdf`` has to be canonical (:func:`canonical_bdf`).
+    ``bdf`` has to be canonical (:func:`rcdrv.pci.canonical_address`).
 
     :raises HostError: it is missing, not behind an IOMMU, or not bound to vfio-pci
     """
@@ -98,10 +82,15 @@ def iommu_group(paths: Paths, bdf: str) -> str:
 def check_present(paths: Paths, bdf: str) -> None:
     """Raise HostError if there is no such function."""
     if not paths.function(bdf).exists():
-        raise HostError(
-            f"{bdf}: no such PCI device",
-            hint=f"is the endpoint started and its link up? Then: rcdrv rescan {bdf}",
-        )
+        raise no_such_device(bdf)
+
+
+def no_such_device(bdf: str) -> HostError:
+    """The error for an address without a function."""
+    return HostError(
+        f"{bdf}: no such PCI device",
+        hint=f"is the endpoint started and its link up? Then: rcdrv rescan {bdf}",
+    )
 
 
 def check_bound(paths: Paths, bdf: str) -> None:
