@@ -131,9 +131,11 @@ def works(env: Path, folder: Path) -> None:
     source = ROOT / "udev/70-rcdrv.rules"
     expect(filecmp.cmp(rule, source, shallow=False), "the udev rule is another one")
 
-    from rcdrv.manual import data_files  # of the source tree
+    from rcdrv.cli import whole_parser  # of the source tree
+    from rcdrv.manual import data_files
+    from rcdrv.manual.grammar import command_tree
 
-    for path, text in data_files().items():
+    for path, text in data_files(command_tree(whole_parser())).items():
         expect((env / path).exists(), f"{path} is not installed")
         expect((env / path).read_text() == text, f"{path} is another one than the source makes")
 

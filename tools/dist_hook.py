@@ -20,11 +20,13 @@ class DataFiles(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         del version
         sys.path.insert(0, self.root)
+        from rcdrv.cli import whole_parser
         from rcdrv.manual import data_files
+        from rcdrv.manual.grammar import command_tree
 
         # The builder reads the files later, so the folder has to live until finalize().
         self._folder = tempfile.TemporaryDirectory()
-        for number, (path, text) in enumerate(data_files().items()):
+        for number, (path, text) in enumerate(data_files(command_tree(whole_parser())).items()):
             source = Path(self._folder.name) / str(number)
             source.write_text(text, encoding="utf-8")
             build_data["shared_data"][str(source)] = path

@@ -151,3 +151,8 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         else:
             parsers.add_parser(command, help=summary, add_help=False)
     return parser
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """Return the parser with every command in full: for manual pages and completion."""
+    return build_parser([*COMMANDS])

@@ -73,6 +73,7 @@ def udev_rule() -> str:
 
 
 def _completion(args: argparse.Namespace) -> tuple[dict[Path, str], str]:
+    from rcdrv.cli import whole_parser
     from rcdrv.manual import COMPLETIONS
     from rcdrv.manual.grammar import command_tree
 
@@ -91,14 +92,15 @@ def _completion(args: argparse.Namespace) -> tuple[dict[Path, str], str]:
         ),
         "fish": (config / "fish/completions/rcdrv.fish", "fish has it from now on"),
     }[args.shell]
-    return {path: make(command_tree())}, after
+    return {path: make(command_tree(whole_parser()))}, after
 
 
 def _man(args: argparse.Namespace) -> tuple[dict[Path, str], str]:
+    from rcdrv.cli import whole_parser
     from rcdrv.manual import man
     from rcdrv.manual.grammar import command_tree
 
-    pages = man.pages(command_tree())
+    pages = man.pages(command_tree(whole_parser()))
     if args.page:
         name = f"rcdrv-{args.page}.1"
         if name not in pages:

@@ -29,8 +29,8 @@ from rcdrv.epf_test.suite import (
 )
 from rcdrv.errors import DeviceLost, HostError, RcdrvError
 from rcdrv.host.aer import ErrorCounters
+from rcdrv.report import for_terminal
 from rcdrv.report.tap import Tap, list_text
-from rcdrv.report.terminal import for_terminal
 from rcdrv.results.document import to_document
 from rcdrv.results.observer import Observer, Observers
 from rcdrv.results.result import Run

@@ -7,7 +7,7 @@ are made from the same :class:`~rcdrv.manual.grammar.Command` tree.
 from __future__ import annotations
 
 from rcdrv.manual import bash, fish, man, zsh
-from rcdrv.manual.grammar import Command, command_tree
+from rcdrv.manual.grammar import Command
 
 COMPLETIONS = {
     "bash": ("share/bash-completion/completions/rcdrv", bash.completion),
@@ -20,9 +20,8 @@ virtual environment; and what makes it."""
 MAN_FOLDER = "share/man/man1"
 
 
-def data_files(tree: Command | None = None) -> dict[str, str]:
+def data_files(tree: Command) -> dict[str, str]:
     """{path below the prefix: contents} of all that is installed beside the package."""
-    tree = tree or command_tree()
     files = {path: make(tree) for path, make in COMPLETIONS.values()}
     for name, text in man.pages(tree).items():
         files[f"{MAN_FOLDER}/{name}"] = text

@@ -12,8 +12,6 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from rcdrv.cli import COMMANDS, build_parser
-from rcdrv.cli.common import bar_number
 from rcdrv.epf_test.suite import Options, cases
 from rcdrv.sim.faults import FAULTS
 
@@ -119,9 +117,8 @@ _KINDS = {"ADDRESS": Kind.ADDRESS, "SPEC": Kind.SPEC} | dict.fromkeys(
 """Kinds of values whose converter does not tell."""
 
 
-def command_tree() -> Command:
-    """The whole command line."""
-    parser = build_parser(list(COMMANDS))
+def command_tree(parser: argparse.ArgumentParser) -> Command:
+    """Return the whole command line, as :func:`rcdrv.cli.whole_parser` has it."""
     common = frozenset(
         (action.dest, flag)
         for action in parser._actions
@@ -209,7 +206,7 @@ def _words(action: argparse.Action) -> tuple[str, ...]:
     """The values that a shell can offer: all there are, or the known ones."""
     if action.choices:
         return tuple(str(choice) for choice in action.choices)
-    if action.type is bar_number:
+    if getattr(action.type, "__name__", "") == "bar_number":
         return ("0", "1", "2", "3", "4", "5")
     if action.dest == "names":
         return tuple(str(case.name) for case in cases(Options()))

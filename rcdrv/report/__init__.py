@@ -1,1 +1,22 @@
-"""Results and how they are shown. Nothing in here knows of devices."""
+"""Renderers of results: TAP, JUnit, HTML, lines and a live display for a terminal."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from rcdrv.results.observer import Observer
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import TextIO
+
+
+def for_terminal(stream: TextIO) -> Observer:
+    """Return the live display if rich is installed, else one that prints plain lines."""
+    if find_spec("rich") is None:
+        from rcdrv.report.terminal import Plain
+
+        return Plain(stream)
+    from rcdrv.report.live import Live
+
+    return Live(stream)

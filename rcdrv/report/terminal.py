@@ -1,8 +1,6 @@
-"""What a person sees: each case as it ends, and at the end what to look at next."""
+"""Lines for a person: each case as it ends, and at the end what to look at next."""
 
 from __future__ import annotations
-
-from importlib.util import find_spec
 
 from rcdrv.report.text import details, headline, one_line
 from rcdrv.results.observer import Observer
@@ -26,15 +24,6 @@ STYLES = {
 }
 
 MARK_WIDTH = max(len(verdict.value) for verdict in CASE_VERDICTS)
-
-
-def for_terminal(stream: TextIO) -> Observer:
-    """The live display if rich is installed, which a bare checkout need not have; else lines."""
-    if find_spec("rich") is None:
-        return Plain(stream)
-    from rcdrv.report.live import Live
-
-    return Live(stream)
 
 
 class Plain(Observer):

@@ -7,11 +7,12 @@ import re
 import shlex
 from collections.abc import Iterator
 from enum import IntFlag
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from rcdrv.cli import COMMANDS, build_parser
+from rcdrv.cli import COMMANDS, build_parser, whole_parser
 from rcdrv.epf_test import registers as epf_test
 from rcdrv.epf_vntb import registers as epf_vntb
 from rcdrv.errors import UsageError
@@ -138,7 +139,7 @@ def test_commands_that_cannot_be_run_can_be_parsed() -> None:
 
 
 def test_options_in_the_text_exist() -> None:
-    tree = command_tree()
+    tree = command_tree(whole_parser())
     known = {one.path: one for one in tree.walk()}
     for page in PAGES:
         for text in re.findall(r"`rcdrv ([^`]*)`", page.read_text()):
@@ -248,16 +249,16 @@ def rooms() -> list[str]:
     return re.findall(r"^    (\w+)(?:/|\.py) ", listed, re.MULTILINE)
 
 
-def imported(source: Path) -> Iterator[str]:
-    """What a module imports of rcdrv when it is imported."""
-    for node in ast.parse(source.read_text()).body:
+def imported(source: Path, *, inside: bool = False) -> Iterator[str]:
+    """What a module imports of rcdrv: when it is imported, or also inside its functions."""
+    tree = ast.parse(source.read_text())
+    for node in ast.walk(tree) if inside else tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "rcdrv":
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rcdrv."):
-            yield str(node.module).split(".")[1]
+            yield from (f"{node.module}.{alias.name}"[6:] for alias in node.names)
         elif isinstance(node, ast.Import):
-            names = (alias.name.split(".") for alias in node.names)
-            yield from (parts[1] for parts in names if parts[0] == "rcdrv" and parts[1:])
+            yield from (a.name[6:] for a in node.names if a.name.startswith("rcdrv."))
 
 
 def test_the_architecture_names_every_part() -> None:
@@ -273,7 +274,27 @@ def test_imports_go_down() -> None:
         room = source.relative_to(ROOT / "rcdrv").parts[0].removesuffix(".py")
         if room in order:
             above = order[: order.index(room)]
-            assert not set(above) & set(imported(source)), source
+            assert not set(above) & {name.split(".")[0] for name in imported(source)}, source
+
+
+def test_imports_have_no_circles() -> None:
+    """Inside functions too: two modules that need each other are one, or have a third in them."""
+    package = ROOT / "rcdrv"
+    modules = {
+        ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in package.rglob("*.py")
+    }
+    graph = TopologicalSorter(
+        {
+            name: {
+                used if used in modules else used.rpartition(".")[0]
+                for used in imported(path, inside=True)
+            }
+            & modules.keys() - {name}
+            for name, path in modules.items()
+        }
+    )
+    graph.prepare()  # raises CycleError, which names them
 
 
 # -- registers ------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from rcdrv.cli import whole_parser
 from rcdrv.manual import topics
 from rcdrv.manual.grammar import Command, Parameter, command_tree
 
@@ -38,7 +39,7 @@ class Usage(FromMarkdown):
     final_argument_whitespace = True
 
     def markdown(self) -> Iterable[str]:
-        tree = command_tree()
+        tree = command_tree(whole_parser())
         if self.arguments[0] == "common":
             yield from _parameters(tree.common)
             return

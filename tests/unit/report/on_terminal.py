@@ -10,7 +10,7 @@ import signal
 import sys
 import termios
 
-from rcdrv.report.terminal import for_terminal
+from rcdrv.report import for_terminal
 from rcdrv.results.result import Run
 
 from .samples import a_run
