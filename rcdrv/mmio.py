@@ -35,7 +35,9 @@ from rcdrv.machine import copy_words
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
-    from typing import Literal, Protocol
+    from typing import Any, Literal, Protocol
+
+    import numpy as np
 else:
     Protocol = object
 
@@ -180,6 +182,31 @@ class Window(ABC):
             return None
         return offset + first_difference(found, wanted)
 
+    def array(
+        self, offset: int, count: int, dtype: np.typing.DTypeLike = "<u4"
+    ) -> np.ndarray[Any, np.dtype[Any]]:
+        """Read ``count`` elements into a new array: a copy, one access of its width an element.
+
+        :param offset: bytes from the window's start, a multiple of the element's size
+        :param dtype: a numpy type of 1, 2, 4 or 8 bytes; device memory is little endian: ``"<u4"``
+        :raises AccessError: outside the window, not aligned, or an element of another size
+        :raises ImportError: numpy is not installed
+        """
+        import numpy as np
+
+        kind = np.dtype(dtype)
+        step = kind.itemsize
+        self._check(8 * step, offset)
+        self._check_range(offset, count * step)
+        return np.frombuffer(self._read_elements(8 * step, offset, count), kind)
+
+    def _read_elements(self, width: int, offset: int, count: int) -> bytearray:
+        step = width // 8
+        data = bytearray(count * step)
+        for start in range(0, len(data), step):
+            data[start : start + step] = self.read(width, offset + start).to_bytes(step, "little")
+        return data
+
     @abstractmethod
     def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
         """Read ``count`` naturally aligned words of ``width`` bits into ``out``."""
@@ -314,6 +341,11 @@ class MappedWindow(Window):
         data = bytearray(size)
         copy_words(memoryview(data), self._bytes[offset : offset + size])
         return data
+
+    def _read_elements(self, width: int, offset: int, count: int) -> bytearray:
+        if width == 32:
+            return self._read_bytes(offset, 4 * count)
+        return super()._read_elements(width, offset, count)
 
     def fill(self, offset: int, size: int, value: int) -> None:
         if (offset | size) & 3 or size > _CHUNK or not 0 <= value <= 0xFF:
