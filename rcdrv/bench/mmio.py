@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from rcdrv.bench.result import Series
 from rcdrv.epf_test.bars import check_writable
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg
 from rcdrv.errors import UsageError
 from rcdrv.mmio import Window
+from rcdrv.results.bench import Series
 from rcdrv.results.distribution import Distribution
 from rcdrv.verdict import NotPassed
 

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     from rcdrv.report.files import replace_file
     from rcdrv.report.html.page import page
     from rcdrv.report.html.source import read
+    from rcdrv.sim.picture import picture
 
     if args.files.count("-") > 1:
         raise UsageError("standard input can be read once only")
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     sources = []
     for name in args.files:
         cancel.check()
-        sources.append(read(name))
+        sources.append(read(name, picture))
     text = page(sources, datetime.now())
     if args.output == "-":
         sys.stdout.write(text)

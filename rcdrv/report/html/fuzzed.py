@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rcdrv.report.html import layout
 from rcdrv.report.html.markup import Child, Markup, element, join
 from rcdrv.report.html.section import Finding, Section, badge, code, facts, table
-from rcdrv.report.html.source import Node, Source
+from rcdrv.report.html.source import Node, Picture, Source
 from rcdrv.results.summary import CASE_VERDICTS
 from rcdrv.verdict import Verdict
 
@@ -43,7 +43,7 @@ def campaign(source: Source) -> Section:
                     ("time is", "real" if node["real_time"].flag else "virtual"),
                 ]
             ),
-            _maps(findings),
+            _maps(findings, source.picture),
         ),
         [
             Finding(Verdict.FAIL, "fuzz layout", "", kind, message, file and f"saved as {file}")
@@ -56,8 +56,8 @@ def _findings(count: int) -> str:
     return "1 finding" if count == 1 else f"{count or 'no'} findings"
 
 
-def _maps(findings: Sequence[tuple[str, str, Node, str]]) -> Markup:
-    shown = [_finding(*one) for one in findings[:_MAPS]]
+def _maps(findings: Sequence[tuple[str, str, Node, str]], picture: Picture) -> Markup:
+    shown = [_finding(*one, picture) for one in findings[:_MAPS]]
     rest = [
         element("li", element("b", kind), f": {message}")
         for kind, message, _, _ in findings[_MAPS:]
@@ -69,8 +69,8 @@ def _maps(findings: Sequence[tuple[str, str, Node, str]]) -> Markup:
     )
 
 
-def _finding(kind: str, message: str, node: Node, file: str) -> Markup:
-    found = layout.of_table(node)
+def _finding(kind: str, message: str, node: Node, file: str, picture: Picture) -> Markup:
+    found = picture(node.value, node.where)
     drawn: list[Child] = []
     if found is not None:
         bars, doorbell = found
@@ -128,7 +128,7 @@ def examples(source: Source) -> Section:
         source.name,
         Verdict.FAIL if found else Verdict.PASS,
         f"{len(source.lines)} layouts, {_findings(len(found))}",
-        join(_maps(list(found.values())), table(["case", *columns], rows, caption)),
+        join(_maps(list(found.values()), source.picture), table(["case", *columns], rows, caption)),
         [Finding(Verdict.FAIL, "fuzz", "", kind, text, "") for kind, text, _, _ in found.values()],
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from rcdrv.report.html import fuzzed, latency, layout, suite
 from rcdrv.report.html.markup import Markup, element, join, style
 from rcdrv.report.html.section import Finding, Section, badge, explanation, facts, finding
 from rcdrv.report.html.source import Source
+from rcdrv.results.layout import Region
 from rcdrv.verdict import Verdict
 
 _WORST = (
@@ -179,7 +180,7 @@ def _info(source: Source, sources: Sequence[Source]) -> Section:
             place = other.node.find("doorbell")
             if place is not None:
                 bar = place["bar"].integer
-                doorbell = layout.Region(place["offset"].integer, 4, "doorbell", "doorbell")
+                doorbell = Region(place["offset"].integer, 4, "doorbell", "doorbell")
     bars = layout.of_info(node, doorbell, bar)
     vectors = ", ".join(
         f"{name} {count.integer}" for name, count in node["interrupts"].items() if count.integer

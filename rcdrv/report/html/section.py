@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rcdrv.report.html.markup import Child, Markup, element
 from rcdrv.report.html.plot import Series
 from rcdrv.report.html.source import Node
-from rcdrv.results.distribution import Distribution
+from rcdrv.results.distribution import PERCENTILES, Distribution
 from rcdrv.results.units import duration_text
 from rcdrv.verdict import Verdict
 
@@ -92,7 +92,7 @@ def table(heads: Sequence[str], rows: Sequence[Markup], caption: str) -> Markup:
     )
 
 
-_COLUMNS = ("count", "min", "p50", "p90", "p99", "p99.9", "max")
+_COLUMNS = ("count", "min", *(f"p{share:g}" for share in PERCENTILES), "max")
 
 
 def percentile_table(series: Sequence[Series], sizes: Sequence[int] = ()) -> Markup:
@@ -121,5 +121,5 @@ def percentile_table(series: Sequence[Series], sizes: Sequence[int] = ()) -> Mar
 
 
 def _values(found: Distribution) -> list[int]:
-    shares = [found.percentile(share) for share in (50.0, 90.0, 99.0, 99.9)]
+    shares = [found.percentile(share) for share in PERCENTILES]
     return [found.minimum, *shares, found.maximum]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from rcdrv.errors import UsageError
+from rcdrv.results.layout import Bar
 from rcdrv.verdict import Verdict
 
 _COMMANDS = (
@@ -130,6 +131,11 @@ class Node:
         return "" if found is None else found.text
 
 
+Picture = Callable[[Any, str], "tuple[Sequence[Bar], str] | None"]
+"""From a layout (a TOML table, and its place for messages) to its BARs, and its doorbell in words;
+None where it is no layout."""
+
+
 class Source(NamedTuple):
     """One result."""
 
@@ -140,6 +146,8 @@ class Source(NamedTuple):
     node: Node
     lines: Sequence[Node] = ()
     """What follows the first line in a file of JSON lines."""
+    picture: Picture = lambda _table, _where: None
+    """What reads the layouts in it."""
 
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -157,7 +165,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 """The members by which a document is recognised; the first that fits counts."""
 
 
-def read(path: str) -> Source:
+def read(path: str, picture: Picture) -> Source:
     """Read a result; ``-`` is standard input.
 
     :raises UsageError: it cannot be read, is not JSON, or of no command that a page can show
@@ -170,11 +178,11 @@ def read(path: str) -> Source:
     first, *more = _parse(data, name)
     if more:
         if first.has("seed", "block") and all(line.has("layout", "outcomes") for line in more):
-            return Source(name, "fuzz examples", first, more)
+            return Source(name, "fuzz examples", first, more, picture)
         raise UsageError(f"{name}: {1 + len(more)} JSON documents in one file", hint=_hint())
     for kind, keys in KINDS.items():
         if first.has(*keys):
-            return Source(name, kind, first)
+            return Source(name, kind, first, picture=picture)
     raise UsageError(f"{name}: this is no result that a page can be made of", hint=_hint())
 
 

@@ -10,6 +10,14 @@ from typing import Any, NamedTuple
 from rcdrv.errors import UsageError
 from rcdrv.results.distribution import PERCENTILES, Distribution
 
+TITLES = {
+    "ring": "Doorbell to acknowledgement",
+    "mmio": "Accesses to registers and memory",
+    "dma": "Transfers by the endpoint",
+    "irq": "Interrupts",
+}
+"""What each benchmark measures."""
+
 
 class Series(NamedTuple):
     """Durations of one kind of operation."""
