@@ -5,6 +5,7 @@ The picture loads nothing: rich's own template fetches a font, this one does not
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
@@ -51,7 +52,7 @@ def draw(commands: Sequence[str], path: Path) -> None:
     :param commands: shell command lines, each in an empty folder's terminal
     :raises RuntimeError: one of them failed
     """
-    console = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w"))
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
     for command in commands:
         console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
         for line in _screen(command):
