@@ -23,6 +23,7 @@ from rcdrv.device import (
     IrqKind,
     PhysicalDma,
     SetIrqs,
+    sealed_memory,
 )
 from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow, Window
@@ -453,9 +454,8 @@ class Function:
     def _map_memory(self, iova: int, length: int) -> mmap.mmap:
         if not self.device.dma_by_descriptor:
             return self._mapped_memory(_contiguous(length), iova, length, -1)
-        fd = os.memfd_create("rcdrv-dma", os.MFD_CLOEXEC)
+        fd = sealed_memory("rcdrv-dma", length)
         try:
-            os.ftruncate(fd, length)
             return self._mapped_memory(mmap.mmap(fd, length), iova, length, fd)
         finally:
             os.close(fd)

@@ -162,17 +162,23 @@ def pause(text: str) -> float:
 
 
 def open_endpoint(args: argparse.Namespace, cancel: Cancel) -> Function:
-    """The function that the command line names, open.
-
-    One of this host is driven by a child process: see :mod:`rcdrv.cli.guard`.
-    """
+    """The function that the command line names, open."""
     address = args.device or default_address()
-    if not args.in_child and is_address(address):
+    guard(args, address)
+    return open_function(address, cancel=cancel)
+
+
+def guard(args: argparse.Namespace, address: str) -> None:
+    """Continue in a child where an access to a mapped BAR may be SIGBUS.
+
+    That is a function of this host, and a server that may truncate the file of a BAR. A software
+    endpoint of ``sim:`` seals its files.
+    """
+    if not args.in_child and (is_address(address) or address.startswith("vfio-user:")):
         from rcdrv.cli.guard import continue_in_child
 
         continue_in_child(address)
         args.in_child = True
-    return open_function(address, cancel=cancel)
 
 
 def drive(args: argparse.Namespace, function: Function) -> EpfTest:
