@@ -16,6 +16,8 @@ from rcdrv.sim.endpoint import Endpoint
 from rcdrv.sim.layout import Layout
 from rcdrv.vfio_user.server import Server, listen
 
+_STUCK = 1.0
+
 
 def serve(
     layout: Layout,
@@ -78,10 +80,14 @@ def _signals(server: Server, *, interactive: bool) -> Iterator[None]:
     handlers = {
         signal.SIGTERM: stop,
         signal.SIGINT: stop if interactive else signal.SIG_IGN,
+        signal.SIGALRM: lambda _signum, _frame: None,
     }
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    # Ends the write to an eventfd that its client fills at the same moment.
+    signal.setitimer(signal.ITIMER_REAL, _STUCK, _STUCK)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -127,7 +127,7 @@ class Client:
                     raise TimeoutError
                 if not message.is_command:
                     break
-                self._serve(message)
+                self._serve(message, deadline)
                 if deadline.expired:
                     raise TimeoutError
         except (wire.Disconnected, ProtocolError, TimeoutError) as error:
@@ -179,7 +179,7 @@ class Client:
             "the endpoint's process ended: look at its output, start it again",
         )
 
-    def _serve(self, message: Message) -> None:
+    def _serve(self, message: Message, deadline: Deadline) -> None:
         """Answer a DMA request of the server; anything else gets an error."""
         with message:
             body, error = b"", 0
@@ -199,9 +199,7 @@ class Client:
             if message.flags & wire.NO_REPLY:
                 return
             flags = wire.TYPE_REPLY | (wire.ERROR if error else 0)
-            self._connection.send(
-                message.command, message.id, flags, body, Deadline(self.timeout), error=error
-            )
+            self._connection.send(message.command, message.id, flags, body, deadline, error=error)
 
     def _serve_read(self, body: bytes) -> bytes:
         access = wire.DmaAccess.unpack(body, with_data=False)
@@ -513,18 +511,18 @@ class Client:
 
     def on_readable(self) -> None:
         self._check_lost()
-        deadline = Deadline(self.timeout)
         try:
-            while not deadline.expired:
-                message = self._connection.try_receive()
-                if message is None:
-                    return
-                if not message.is_command:
-                    message.close()
-                    raise ProtocolError(
-                        f"a reply to {wire.command_name(message.command)} that nobody waits for"
-                    )
-                self._serve(message)
+            # One message only: the wait that calls this has a bound of its own, and a server may
+            # send for ever.
+            message = self._connection.try_receive()
+            if message is None:
+                return
+            if not message.is_command:
+                message.close()
+                raise ProtocolError(
+                    f"a reply to {wire.command_name(message.command)} that nobody waits for"
+                )
+            self._serve(message, Deadline(self.timeout))
         except (wire.Disconnected, ProtocolError, TimeoutError) as error:
             raise self._end(error) from error
 

@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -119,7 +120,16 @@ class _Session:
             # The message just served may have brought the event forward, or put it off.
             due = self._device.next_event()
             if due is not None and due <= time.monotonic() and not self._over:
-                self._device.run()
+                self._run_device()
+
+    def _run_device(self) -> None:
+        try:
+            self._device.run()
+        except (OSError, MemoryError) as error:
+            # Out of descriptors or memory. Most of both that is taken is this client's, and given
+            # back with it.
+            print(f"rcdrv: the client is dropped: {_reason(error)}", file=sys.stderr)
+            self._gone = True
 
     @property
     def _over(self) -> bool:
@@ -167,10 +177,22 @@ class _Session:
             error = refused.error
         except wire.ProtocolError:
             error = errno.EINVAL
+        except (OSError, MemoryError) as failed:  # out of descriptors or memory
+            error = getattr(failed, "errno", 0) or errno.ENOMEM
         if message.flags & wire.NO_REPLY:
             return
-        flags = wire.TYPE_REPLY | (wire.ERROR if error else 0)
         deadline = Deadline(self._timeout)
+        try:
+            self._reply(message, body, deadline, fds, error)
+        except TimeoutError:
+            raise
+        except OSError as failed:  # the descriptors cannot be sent
+            self._reply(message, b"", deadline, (), failed.errno or errno.EMFILE)
+
+    def _reply(
+        self, message: Message, body: bytes, deadline: Deadline, fds: Sequence[int], error: int
+    ) -> None:
+        flags = wire.TYPE_REPLY | (wire.ERROR if error else 0)
         self._connection.send(
             message.command, message.id, flags, body, deadline, fds=fds, error=error
         )
@@ -465,7 +487,7 @@ class _Session:
     def _check_answer(command: Command, access: wire.DmaAccess, answer: Message) -> bytes:
         where = f"{command.name} at {access.address:#x}"
         if answer.flags & wire.ERROR:
-            raise DmaFault(f"{where}: {os.strerror(answer.error)}")
+            raise DmaFault(f"{where}: {wire.error_text(answer.error)}")
         if answer.command != command:
             raise DmaFault(f"{where} was answered by {wire.command_name(answer.command)}")
         if command is Command.DMA_WRITE:
@@ -477,6 +499,10 @@ class _Session:
         if len(data) != access.count:
             raise DmaFault(f"{where}: {len(data)} bytes instead of {access.count}")
         return data
+
+
+def _reason(error: OSError | MemoryError) -> str:
+    return str(getattr(error, "strerror", None) or error or "out of memory")
 
 
 def _is_one_bit(flags: int) -> bool:

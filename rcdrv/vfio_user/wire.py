@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import json
 import os
 import select
@@ -63,8 +64,15 @@ class Refused(Exception):
     """
 
     def __init__(self, error: int) -> None:
-        super().__init__(os.strerror(error) if error else "no reason given")
+        super().__init__(error_text(error))
         self.error = error
+
+
+def error_text(error: int) -> str:
+    """The meaning of an error reply's errno. The other side may send any 32 bits."""
+    if not error:
+        return "no reason given"
+    return os.strerror(error) if error in errno.errorcode else f"error {error:#x}"
 
 
 class Command(IntEnum):
@@ -564,7 +572,7 @@ class Connection:
         """
         while self._readable.poll(deadline.remaining * 1000):
             message = self.try_receive()
-            if message is not None:
+            if message is not None or deadline.expired:
                 return message
         return None
 
@@ -625,7 +633,8 @@ class Connection:
 
         :raises Disconnected: the other side has gone
         :raises TimeoutError: it does not read; the stream is of no use any more
-        :raises OSError: a descriptor cannot be sent; nothing was sent then
+        :raises OSError: a descriptor cannot be sent (ETOOMANYREFS: too many are under way);
+            nothing was sent then
         """
         data = HEADER.pack(number, command, HEADER.size + len(body), flags, error) + body
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -639,6 +648,10 @@ class Connection:
                 continue
             except ConnectionError as gone:
                 raise Disconnected("the other side has closed the connection") from gone
+            except OSError as failed:
+                if rights:
+                    raise
+                raise Disconnected(f"the connection failed: {failed.strerror}") from failed
             unsent = unsent[sent:]
             rights = []
 
