@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
@@ -24,6 +25,10 @@ from rcdrv.wait import Deadline
 SOCKET, SPEC, MODE, *REST = sys.argv[1:]
 BAR = 2
 BAD_ERRNO = 0x8000_0001
+FLOOD = 1000 * (
+    wire.HEADER.pack(0, Command.DMA_READ, wire.HEADER.size + 16, wire.NO_REPLY, 0)
+    + wire.DmaAccess(0, 4).pack()
+)
 
 
 def unsealed(name: str, size: int) -> int:
@@ -47,7 +52,7 @@ class Hostile(server._Session):
         body, fds = super()._handle(message)
         if fds and message.body == wire.RegionInfoRequest(BAR, 4096).pack():
             self.shown = fds[0]
-            if MODE.startswith("truncate"):
+            if MODE == "truncate":
                 Thread(target=self._truncate_when_mapped, daemon=True).start()
         return body, fds
 
@@ -55,7 +60,7 @@ class Hostile(server._Session):
         peer = self._connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         maps = Path(f"/proc/{struct.unpack('3i', peer)[0]}/maps")
         while f"/memfd:rcdrv-bar{BAR}" not in maps.read_text():
-            pass
+            time.sleep(0.001)
         os.ftruncate(self.shown, 0)
 
     def _reply(
@@ -63,6 +68,7 @@ class Hostile(server._Session):
     ) -> None:
         if MODE == "descriptors":
             fds = [2] * wire.MAX_MSG_FDS
+        self._flood(finish=True)
         super()._reply(message, body, deadline, fds, error)
 
     def _dma_map(self, message: Message) -> server._Reply:
@@ -77,15 +83,25 @@ class Hostile(server._Session):
         if not self.flooding or MODE not in ("messages", "interrupts"):
             super()._turn(seconds)
             return
-        # Whatever the endpoint is to do is late by some milliseconds, and the client is flooded.
-        for _ in range(100):
-            if MODE == "interrupts":
+        # What the endpoint is to do is late by some milliseconds, and the client has no rest.
+        if MODE == "interrupts":
+            for _ in range(100):
                 self._vectors.fire(IrqKind.MSI, 0)
-            elif select.select([], [self._connection], [], 0)[1]:
-                body = wire.DmaAccess(0, 4).pack()
-                with contextlib.suppress(wire.Disconnected):
-                    self._connection.send(Command.DMA_READ, 0, wire.NO_REPLY, body, Deadline(5))
+        else:
+            self._flood()
         super()._turn(0)
+
+    unsent = b""
+
+    def _flood(self, *, finish: bool = False) -> None:
+        """Send messages, faster than the client can take them."""
+        sock = self._connection._sock
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while select.select([], [sock], [], 5.0 if finish and self.unsent else 0.0)[1]:
+                if not self.unsent and finish:
+                    return
+                self.unsent = self.unsent or FLOOD
+                self.unsent = self.unsent[sock.send(self.unsent) :]
 
 
 if MODE.startswith("truncate"):
