@@ -105,7 +105,7 @@ class Hostile(server._Session):
 
 
 if MODE.startswith("truncate"):
-    rcdrv.sim.memory.sealed_memory = unsealed
+    rcdrv.sim.memory.sealed_memory = unsealed  # type: ignore[attr-defined]
 server._Session = Hostile  # type: ignore[misc]
 with server.listen(SOCKET) as listener:
     server.Server(Endpoint(load_layout(SPEC))).serve(listener)

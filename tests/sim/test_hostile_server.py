@@ -28,7 +28,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     def start_server(*mode: str, spec: str = "rk3588") -> str:
         program = Path(__file__).with_name("hostile_server.py")
         with (tmp_path / "server.out").open("wb") as out:
-            command = [sys.executable, program, socket, spec, *mode]
+            command = [sys.executable, str(program), str(socket), spec, *mode]
             running.append(subprocess.Popen(command, stdout=out))
         deadline = time.monotonic() + LIMIT
         while not socket.exists():
