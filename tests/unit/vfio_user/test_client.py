@@ -366,6 +366,21 @@ def test_a_server_that_vanishes_while_nobody_asks(device: FakeDevice) -> None:
     script.close()
 
 
+def test_a_wait_handles_one_message_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a server that sends for ever would keep it beyond its bound."""
+    script = Script(lambda _script, _message: False)
+    with contextlib.closing(Client(script.sock, "fake")) as client:
+        served: list[Message] = []
+        monkeypatch.setattr(client, "_serve", lambda message, _deadline: served.append(message))
+        for number in range(3):
+            body = wire.DmaAccess(0, 4).pack()
+            script.connection.send(Command.DMA_READ, number, wire.NO_REPLY, body, Deadline(TIMEOUT))
+        for number in range(3):
+            client.on_readable()
+            assert [message.id for message in served] == list(range(number + 1))
+    script.close()
+
+
 def test_a_server_that_talks_but_never_answers(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
