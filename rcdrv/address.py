@@ -124,9 +124,11 @@ def _spawn(spec: str) -> Device:
         theirs.close()  # the child's end: when it dies, ours must see that
         try:
             client = Spawned(ours, f"sim:{spec}", timeout=_SIM_START)
-        except RcdrvError as error:
+        except BaseException as error:
             ours.close()
             _end(process)
+            if not isinstance(error, RcdrvError):
+                raise
             output.seek(0)
             raise _start_failure(spec, process.returncode, output.read().strip(), error) from None
     client.timeout = _SIM_REPLY

@@ -16,7 +16,8 @@ from rcdrv.sim.endpoint import Endpoint
 from rcdrv.sim.layout import Layout
 from rcdrv.vfio_user.server import Server, listen
 
-_STUCK = 1.0
+_TICK = 1.0
+"""Seconds that a write to an eventfd may block: see :meth:`rcdrv.vfio_user.irqs.EventFd.fire`."""
 
 
 def serve(
@@ -47,6 +48,7 @@ def serve(
         server = Server(endpoint)
         stack.callback(server.close)
         stack.enter_context(_signals(server, interactive=path is not None))
+        stack.enter_context(_ticks())
         if path is None:
             sock = socket.socket(fileno=fd)
             if ready:
@@ -80,14 +82,23 @@ def _signals(server: Server, *, interactive: bool) -> Iterator[None]:
     handlers = {
         signal.SIGTERM: stop,
         signal.SIGINT: stop if interactive else signal.SIG_IGN,
-        signal.SIGALRM: lambda _signum, _frame: None,
     }
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
-    # Ends the write to an eventfd that its client fills at the same moment.
-    signal.setitimer(signal.ITIMER_REAL, _STUCK, _STUCK)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _ticks() -> Iterator[None]:
+    """A signal that does nothing comes each second. It ends a system call that Python does not
+    repeat by itself."""
+    before = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
+    signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        signal.signal(signal.SIGALRM, before)

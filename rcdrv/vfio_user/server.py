@@ -128,7 +128,7 @@ class _Session:
         except (OSError, MemoryError) as error:
             # Out of descriptors or memory. Most of both that is taken is this client's, and given
             # back with it.
-            print(f"rcdrv: the client is dropped: {_reason(error)}", file=sys.stderr)
+            _complain(error)
             self._gone = True
 
     @property
@@ -198,8 +198,10 @@ class _Session:
         )
 
     def _handle(self, message: Message) -> _Reply:
-        if not message.is_command or message.fds_lost:
+        if not message.is_command:
             raise Refused(errno.EINVAL)
+        if message.fds_lost:
+            raise Refused(errno.EMFILE)
         if message.command == Command.VERSION:
             return self._version(message)
         if not self.attached:
@@ -501,8 +503,9 @@ class _Session:
         return data
 
 
-def _reason(error: OSError | MemoryError) -> str:
-    return str(getattr(error, "strerror", None) or error or "out of memory")
+def _complain(error: OSError | MemoryError) -> None:
+    reason = error.strerror if isinstance(error, OSError) else "out of memory"
+    print(f"rcdrv: the client is dropped: {reason}", file=sys.stderr)
 
 
 def _is_one_bit(flags: int) -> bool:
@@ -565,7 +568,8 @@ class Server:
         """
         try:
             session = _Session(self._device, sock, self._stop, self._timeout)
-        except OSError:  # out of descriptors
+        except OSError as error:  # out of descriptors
+            _complain(error)
             sock.close()
             return False
         try:
