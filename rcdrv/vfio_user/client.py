@@ -262,6 +262,11 @@ class Client:
                 f"{version.capabilities.max_data_xfer_size} bytes in a message",
                 hint="max_data_xfer_size has to be 8 or more",
             )
+        if not version.capabilities.pgsizes:
+            raise HostError(
+                f"{self.address}: the server has no page size",
+                hint="pgsizes has to have a bit set for each size, 4096 by default",
+            )
         return version.capabilities
 
     def _get_info(self) -> wire.DeviceInfo:
@@ -438,11 +443,11 @@ class Client:
 
         :param writes: (region, offset, 1 to 8 bytes) each
         """
-        if not self._server.write_multiple:
+        if not self._server.write_multiple or self._chunk < wire.MULTI_WRITE_SIZE:
             for region, offset, data in writes:
                 self.write(region, offset, data)
             return
-        step = max(1, self._chunk // wire.MULTI_WRITE_SIZE)
+        step = self._chunk // wire.MULTI_WRITE_SIZE
         for start in range(0, len(writes), step):
             accesses = tuple(
                 wire.RegionAccess(offset, region, len(data), data)
@@ -491,6 +496,13 @@ class Client:
         if len(self._memory) >= self._server.max_dma_maps:
             raise HostError(
                 f"{self.address}: the server takes only {self._server.max_dma_maps} DMA mappings"
+            )
+        page = self._server.pgsizes & -self._server.pgsizes
+        if (iova | size) % page:
+            raise HostError(
+                f"{self.address}: the server maps DMA in pages of {page:#x} bytes: not {size:#x} "
+                f"bytes at {iova:#x}",
+                hint="use a server whose pgsizes has the page size of this host",
             )
         flags = DmaFlag.READ | DmaFlag.WRITE
         request = wire.DmaMap(flags, 0, iova, size)

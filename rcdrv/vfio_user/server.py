@@ -237,12 +237,14 @@ class _Session:
         self._client = version.capabilities
         self._device.attach(self)
         self.attached = True
-        capabilities = wire.OURS
-        if not version.capabilities.write_multiple:
-            # What a client does not know must not be offered (VFIO_USER_VERSION, rule 3).
-            capabilities = wire.Capabilities(
-                max_msg_fds=wire.MAX_MSG_FDS, max_data_xfer_size=wire.MAX_DATA_XFER_SIZE
-            )
+        # What a client does not know must not be offered (VFIO_USER_VERSION, rule 3). But these two
+        # it has to know: their defaults are beyond what is taken here.
+        capabilities = wire.Capabilities(
+            max_msg_fds=wire.MAX_MSG_FDS,
+            max_data_xfer_size=wire.MAX_DATA_XFER_SIZE,
+            write_multiple=self._client.write_multiple,
+            unknown=self._client.unknown - {"max_msg_fds", "max_data_xfer_size"},
+        )
         return wire.Version(wire.MAJOR, min(version.minor, wire.MINOR), capabilities).pack(), ()
 
     def _get_info(self, message: Message) -> _Reply:
@@ -257,14 +259,15 @@ class _Session:
         region = self._region(request.index)
         areas = None
         flags = region.flags
-        if region.areas:
+        mappable = bool(region.areas) and self._client.max_msg_fds > 0
+        if mappable:
             flags |= RegionFlag.MMAP
             if region.areas != (Area(0, region.size),):
                 areas = region.areas
         info = wire.RegionInfo(request.index, flags, region.size, 0, areas).pack(request.argsz)
         # A client with too little room asks again, and would have to close a descriptor.
         complete = areas is None or len(info) > wire.REGION_INFO_SIZE
-        return info, (region.fd,) if region.areas and complete else ()
+        return info, (region.fd,) if mappable and complete else ()
 
     def _get_irq_info(self, message: Message) -> _Reply:
         index = wire.IrqInfo.unpack(message.body).index

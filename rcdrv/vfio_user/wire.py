@@ -181,6 +181,9 @@ CAP_SPARSE_MMAP = 1
 """VFIO_REGION_INFO_CAP_SPARSE_MMAP"""
 
 
+_NUMBERS = ("max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes")
+
+
 @record
 class Capabilities:
     """What a side can do; the defaults are what the specification says of a silent one."""
@@ -190,6 +193,8 @@ class Capabilities:
     max_dma_maps: int = MAX_DMA_MAPS
     pgsizes: int = PAGE_SIZE
     write_multiple: bool = False
+    unknown: frozenset[str] = frozenset()
+    """Those of the numbers that a side has not named, and may not know."""
 
     @classmethod
     def unpack(cls, text: bytes) -> Capabilities:
@@ -201,7 +206,7 @@ class Capabilities:
         if not isinstance(found, dict):
             raise ProtocolError("VERSION: capabilities is not a JSON object")
         numbers = {}
-        for name in ("max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes"):
+        for name in _NUMBERS:
             value = found.get(name, getattr(_DEFAULTS, name))
             if type(value) is not int or not 0 <= value < 1 << 64:
                 raise ProtocolError(f"VERSION: {name} is not a number of 64 bits")
@@ -209,14 +214,13 @@ class Capabilities:
         multiple = found.get("write_multiple", False)
         if type(multiple) is not bool:
             raise ProtocolError("VERSION: write_multiple is not a boolean")
-        return cls(**numbers, write_multiple=multiple)
+        return cls(
+            **numbers, write_multiple=multiple, unknown=frozenset(_NUMBERS) - frozenset(found)
+        )
 
     def pack(self) -> bytes:
         capabilities: dict[str, int | bool] = {
-            "max_msg_fds": self.max_msg_fds,
-            "max_data_xfer_size": self.max_data_xfer_size,
-            "max_dma_maps": self.max_dma_maps,
-            "pgsizes": self.pgsizes,
+            name: getattr(self, name) for name in _NUMBERS if name not in self.unknown
         }
         if self.write_multiple:
             capabilities["write_multiple"] = True
@@ -251,7 +255,7 @@ class Version:
         if text and not text.endswith(b"\0"):
             raise ProtocolError("VERSION: the version data does not end with NUL")
         text = text.rstrip(b"\0")
-        return cls(major, minor, Capabilities.unpack(text) if text else _DEFAULTS)
+        return cls(major, minor, Capabilities.unpack(text or b"{}"))
 
 
 class DmaFlag(IntFlag):

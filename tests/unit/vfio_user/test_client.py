@@ -366,6 +366,21 @@ def test_a_server_that_vanishes_while_nobody_asks(device: FakeDevice) -> None:
     script.close()
 
 
+def test_the_page_size_of_the_server() -> None:
+    def act(script: Script, message: Message) -> bool:
+        if message.command == Command.VERSION:
+            script.reply(message, wire.Version(0, 0, wire.Capabilities(pgsizes=0x110000)).pack())
+        elif message.command == Command.DMA_MAP:
+            script.reply(message)
+        return message.command in (Command.VERSION, Command.DMA_MAP)
+
+    with scripted(act) as client, mmap.mmap(-1, 0x10000) as memory:
+        client.dma_map(0x10000, memory, 0x10000, -1)
+        for iova, size in ((0x20000, 0x1000), (0x21000, 0x10000)):
+            with pytest.raises(HostError, match="in pages of 0x10000 bytes"):
+                client.dma_map(iova, memory, size, -1)
+
+
 def test_a_wait_handles_one_message_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a server that sends for ever would keep it beyond its bound."""
     script = Script(lambda _script, _message: False)
@@ -565,6 +580,7 @@ def test_irq_info_that_lies(body: bytes) -> None:
             HostError,
             "4 bytes in a message",
         ),
+        (wire.Version(0, 0, wire.Capabilities(pgsizes=0)).pack(), HostError, "no page size"),
     ],
 )
 def test_a_version_that_does_not_fit(body: bytes, error: type[RcdrvError], match: str) -> None:

@@ -196,7 +196,8 @@ def test_capabilities_that_cannot_be_right(text: bytes, name: str) -> None:
 
 
 def test_a_silent_peer_gets_the_defaults_of_the_specification() -> None:
-    defaults = wire.Capabilities(1, 1048576, 65535, 4096, write_multiple=False)
+    names = {"max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes"}
+    defaults = wire.Capabilities(1, 1048576, 65535, 4096, False, frozenset(names))
     assert wire.Version.unpack(struct.pack("=HH", 0, 0)).capabilities == defaults
     assert wire.Version.unpack(struct.pack("=HH", 0, 0) + b"{}\0").capabilities == defaults
     unknown = b'{"capabilities": {"migration": {"pgsize": 4096}}}\0'

@@ -64,7 +64,8 @@ def test_version_offers_only_what_the_client_knows(device: FakeDevice) -> None:
     with served(device) as sock:
         raw = RawClient(sock, negotiate=False)
         body = raw.ask(Command.VERSION, struct.pack("=HH", 0, 7)).body
-        assert b"write_multiple" not in body
+        for name in (b"write_multiple", b"max_dma_maps", b"pgsizes"):
+            assert name not in body
         assert body.endswith(b"\0")
         assert wire.Version.unpack(body).minor == 0
         raw.connection.close()
@@ -88,6 +89,20 @@ def test_version_that_is_refused(device: FakeDevice, body: bytes) -> None:
         assert not device.attached.is_set()
         # The stream is intact, so a better proposal is welcome.
         assert raw.error(Command.VERSION, wire.Version().pack()) == 0
+        raw.connection.close()
+
+
+def test_no_descriptors_for_a_client_that_takes_none(device: FakeDevice) -> None:
+    with served(device) as sock:
+        raw = RawClient(sock, negotiate=False)
+        proposal = wire.Version(0, 0, wire.Capabilities(max_msg_fds=0))
+        raw.ask(Command.VERSION, proposal.pack()).close()
+        for bar in (BAR_MAPPED, BAR_SPARSE):
+            request = wire.RegionInfoRequest(bar, 4096).pack()
+            with raw.ask(Command.DEVICE_GET_REGION_INFO, request) as reply:
+                assert not reply.fds
+                info = wire.RegionInfo.unpack(reply.body)
+                assert (info.flags, info.areas) == (RW, None)
         raw.connection.close()
 
 
