@@ -13,6 +13,7 @@ import mmap
 import os
 import resource
 import select
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -89,6 +90,24 @@ class DmaBuffer:
         self.close()
 
 
+def _take(eventfd: int) -> int:
+    """Read an eventfd's counter.
+
+    Never blocks: a vfio-user server has the same file description, so it may clear O_NONBLOCK and
+    read the counter first.
+
+    :raises BlockingIOError: it is 0
+    """
+    counter = bytearray(8)
+    try:
+        os.preadv(eventfd, (counter,), -1, os.RWF_NOWAIT)
+    except BlockingIOError:
+        raise
+    except OSError:  # before Linux 5.8 (fs/eventfd.c) it cannot be asked so
+        return os.eventfd_read(eventfd)
+    return int.from_bytes(counter, sys.byteorder)
+
+
 class Interrupts:
     """The armed vectors of one kind, one eventfd each. Made by :meth:`Function.interrupts`."""
 
@@ -155,7 +174,7 @@ class Interrupts:
         counts: dict[int, int] = {}
         for vector in vectors:
             with contextlib.suppress(BlockingIOError):
-                counts[vector] = os.eventfd_read(self._eventfds[vector])
+                counts[vector] = _take(self._eventfds[vector])
         self._masked = bool(counts) and self.kind is IrqKind.INTX
         return counts
 
