@@ -164,17 +164,22 @@ def pause(text: str) -> float:
 def open_endpoint(args: argparse.Namespace, cancel: Cancel) -> Function:
     """The function that the command line names, open."""
     address = args.device or default_address()
-    guard(args, address)
-    return open_function(address, cancel=cancel)
+    if is_address(address):
+        guard(args, address)
+    function = open_function(address, cancel=cancel)
+    # Not before: whether a server may truncate its BARs is known only now.
+    if not getattr(function.device, "sealed", True):
+        guard(args, address)
+    return function
 
 
 def guard(args: argparse.Namespace, address: str) -> None:
-    """Continue in a child where an access to a mapped BAR may be SIGBUS.
+    """Continue in a child, as an access to a mapped BAR may be SIGBUS.
 
-    That is a function of this host, and a server that may truncate the file of a BAR. A software
-    endpoint of ``sim:`` seals its files.
+    That is a function of this host, or a server that may truncate the file of a BAR. A software
+    endpoint seals its files, and nothing is needed.
     """
-    if not args.in_child and (is_address(address) or address.startswith("vfio-user:")):
+    if not args.in_child and not address.startswith("sim:"):
         from rcdrv.cli.guard import continue_in_child
 
         continue_in_child(address)

@@ -369,6 +369,11 @@ class Client:
         except (OSError, ValueError, OverflowError) as error:
             raise HostError(f"{self.address}: mapping region {region} failed: {error}") from error
 
+    @property
+    def sealed(self) -> bool:
+        """Whether no access to what can be mapped of the regions asked for so far can be SIGBUS."""
+        return all(_is_sealed(region.fd) for region in self._regions.values() if region.fd >= 0)
+
     def irq_count(self, kind: IrqKind) -> int:
         if kind not in self._irq_counts:
             self._irq_counts[kind] = self._ask_irq_count(kind)
@@ -547,6 +552,17 @@ class Client:
         self._regions.clear()
         self._memory.clear()
         self._connection.close()
+
+
+def _is_sealed(fd: int) -> bool:
+    """Whether the file is memory that cannot shrink. Huge pages may be missing all the same."""
+    import fcntl
+
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:  # not a memfd
+        return False
+    return bool(seals & fcntl.F_SEAL_SHRINK) and os.fstat(fd).st_blksize == mmap.PAGESIZE
 
 
 def _connect_error(address: str, error: OSError) -> HostError:

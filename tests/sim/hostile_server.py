@@ -37,6 +37,12 @@ def unsealed(name: str, size: int) -> int:
     return fd
 
 
+def _has_mapped(pid: int | str) -> bool:
+    with contextlib.suppress(OSError):
+        return f"/memfd:rcdrv-bar{BAR}" in Path(f"/proc/{pid}/maps").read_text()
+    return False
+
+
 class Hostile(server._Session):
     shown = -1
     """The file of BAR 2, once the client has it."""
@@ -58,8 +64,9 @@ class Hostile(server._Session):
 
     def _truncate_when_mapped(self) -> None:
         peer = self._connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        maps = Path(f"/proc/{struct.unpack('3i', peer)[0]}/maps")
-        while f"/memfd:rcdrv-bar{BAR}" not in maps.read_text():
+        pid = struct.unpack("3i", peer)[0]
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        while not any(map(_has_mapped, [pid, *children.read_text().split()])):
             time.sleep(0.001)
         os.ftruncate(self.shown, 0)
 

@@ -15,10 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.device import (
+    CONFIG_REGION,
+    Area,
+    IrqKind,
+    RegionFlag,
+    RegionInfo,
+    SetIrqs,
+    sealed_memory,
+)
 from rcdrv.errors import DeviceLost, EndpointError, HostError, RcdrvError
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.client import Client
+from rcdrv.vfio_user.served import ServedRegion
 from rcdrv.vfio_user.wire import Command, Message
 from rcdrv.wait import Deadline
 
@@ -684,3 +693,15 @@ def test_a_queue_that_is_full(tmp_path: Path) -> None:
         first.connect(str(path))
         with pytest.raises(HostError, match="busy"):
             Client.connect(path, 0.05)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_file_that_may_shrink(device: FakeDevice, sealed: bool) -> None:
+    """The command line goes on in a child then: see rcdrv.cli.guard."""
+    fd = sealed_memory("bar", PAGE) if sealed else os.dup(device.shared)
+    device.layout[BAR_MAPPED] = ServedRegion(PAGE, RW, (Area(0, PAGE),), fd)
+    with connected(device) as client:
+        assert client.sealed
+        client.region(BAR_MAPPED)
+        assert client.sealed == sealed
+    os.close(fd)
