@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import LIMIT, finish, rcdrv, start
+from .conftest import LIMIT, finish, listening, rcdrv, start
 
 Serve = Callable[..., str]
 
@@ -31,7 +31,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             command = [sys.executable, str(program), str(socket), spec, *mode]
             running.append(subprocess.Popen(command, stdout=out))
         deadline = time.monotonic() + LIMIT
-        while not socket.exists():
+        while not listening(socket):
             assert running[-1].poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.005)
