@@ -15,7 +15,8 @@ import pytest
 
 from .conftest import Endpoint, finish, rcdrv, start
 
-POLLED, EMBEDDED = "sim:rcar-s4-vntb-polled", "sim:rcar-s4-vntb"
+PROMPT = "vntb.peer_delay_ms=0"
+POLLED, EMBEDDED = f"sim:rcar-s4-vntb-polled,{PROMPT}", f"sim:rcar-s4-vntb,{PROMPT}"
 FAST = ("--count", "3", "--interval", "0")
 QUICK = f"{POLLED},hz=1000"
 """Takes commands within 6 ms; the embedded doorbell's endpoint takes 500."""
@@ -47,7 +48,7 @@ def test_scratchpads_and_link_stay(endpoint: Callable[..., Endpoint]) -> None:
 
 
 def test_sixteen_bit_fields_get_sixteen_bit_accesses(endpoint: Callable[..., Endpoint]) -> None:
-    served = endpoint("rcar-s4-vntb-polled")
+    served = endpoint(f"rcar-s4-vntb-polled,{PROMPT}")
     assert rcdrv("-d", served.address, "ntb", "ping", *FAST).status == 0
     accesses = [line for line in served.log() if line.get("region") == "BAR0"]
     narrow = {line["size"] for line in accesses if line["offset"] in (8, 10)}
@@ -68,7 +69,7 @@ def test_a_ping_names_the_device_that_was_found() -> None:
     assert json.loads(run.stdout)["device"] == QUICK
 
 
-@pytest.mark.parametrize("device", [POLLED, EMBEDDED, "sim:rk3588-vntb"])
+@pytest.mark.parametrize("device", [POLLED, EMBEDDED, f"sim:rk3588-vntb,{PROMPT}"])
 def test_ping(device: str) -> None:
     document = rcdrv("-d", device, "ntb", "ping", *FAST, "--json").document
     assert document["verdict"] == "pass"
@@ -83,7 +84,7 @@ def test_ping_looks_like_ping() -> None:
     result = rcdrv("-d", EMBEDDED, "ntb", "ping", *FAST)
     assert result.status == 0
     lines = result.out.splitlines()
-    assert lines[0].startswith("PING sim:rcar-s4-vntb ")
+    assert lines[0].startswith("PING sim:rcar-s4-vntb,")
     assert "seq=1 time=" in lines[1]
     assert lines[-3].startswith("3 packets transmitted, 3 received, 0% packet loss")
     assert lines[-2].startswith("rtt min/avg/max/mdev = ")
@@ -228,6 +229,7 @@ db_bar = 2
 db_count = 4
 spad_count = 16
 num_mws = 2
+peer_delay_ms = 0
 mw1 = 0x100000
 mw1_bar = 4
 mw2 = 0x10000
@@ -253,7 +255,7 @@ def test_a_bar_without_a_control_block() -> None:
 
 
 def test_a_control_block_that_cannot_be(endpoint: Callable[..., Endpoint]) -> None:
-    device = endpoint("rcar-s4-vntb-polled").address
+    device = endpoint(f"rcar-s4-vntb-polled,{PROMPT}").address
     for offset, bad, good in ((0x20, 5, 1), (0x28, 0xFFFFFFFC, 0x134), (0x30, 8, 4)):
         assert rcdrv("-d", device, "poke", "0", hex(offset), hex(bad)).status == 0
         result = rcdrv("-d", device, "ntb", "ring", "--db", "0", "--json")
@@ -262,7 +264,7 @@ def test_a_control_block_that_cannot_be(endpoint: Callable[..., Endpoint]) -> No
 
 
 def test_endless_pings_end_well(endpoint: Callable[..., Endpoint]) -> None:
-    served = endpoint("rcar-s4-vntb-polled")
+    served = endpoint(f"rcar-s4-vntb-polled,{PROMPT}")
     process = start("-d", served.address, "ntb", "ping", "--count", "0", "--interval", "0")
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
