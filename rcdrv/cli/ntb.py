@@ -34,7 +34,7 @@ from rcdrv.epf_vntb.window import test_memory, test_pointing
 from rcdrv.errors import Interrupted, RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.verdict import NotPassed, Verdict, classify
-from rcdrv.wait import Cancel, Deadline
+from rcdrv.wait import Cancel
 
 COMPARED = (
     "sim:rcar-s4-vntb-polled,vntb.peer_delay_ms=0",
@@ -221,7 +221,7 @@ def _watch(args: argparse.Namespace, vntb: Vntb) -> dict[str, Any]:
             at = time.monotonic() - start
             if up != before and not args.json:
                 print(f"{at:10.3f} s  link {'up' if up else 'down'}", flush=True)
-            for doorbell, times in vntb.wait_doorbells(Deadline(0.05)).items():
+            for doorbell, times in vntb.wait_doorbells(vntb.function.deadline(0.05)).items():
                 rang[doorbell] = rang.get(doorbell, 0) + times
                 if not args.json:
                     name = f"DB#{doorbell}" if doorbell >= 0 else f"vector {doorbell + FIRST_SLOT}"

@@ -112,8 +112,8 @@ class DoorbellPinger:
         vntb = self._vntb
         self._doorbell = vntb.doorbell(self._number)
         vntb.arm()
-        self._took_up = not vntb.link_is_up
-        if self._took_up:
+        if not vntb.link_is_up:
+            self._took_up = True  # from here on: the endpoint may obey although we stop waiting
             vntb.link_up()
             # pp_setup() sends a ping of its own, which must not pass for a reply; its count may
             # be one of before ntb_pingpong was loaded anew. Without it there is no ntb_pingpong.
@@ -174,7 +174,7 @@ class DoorbellPinger:
         vntb = self._vntb
         with vntb.function.cancel.deferred():
             try:
-                if self._took_up and vntb.link_is_up:
+                if self._took_up:
                     vntb.link_down()
             finally:
                 vntb.close()

@@ -311,9 +311,9 @@ class QueuePair:
             steps.callback(vntb.close)
             for index in reversed(self._pointed):
                 steps.callback(vntb.clear_window, index)
-            if self._linked and vntb.link_is_up:
+            if self._linked:  # also where LINK_UP is not obeyed yet
                 steps.callback(vntb.link_down)
-                if self._ready:
+                if self._ready and vntb.link_is_up:
                     steps.callback(self.send, b"", _LINK_DOWN)
         self._buffers.clear()
         self._pointed.clear()
