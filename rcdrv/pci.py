@@ -79,6 +79,7 @@ class ExtCapId(IntEnum):
 
     AER = 0x01
     DSN = 0x03
+    ATS = 0x0F
     REBAR = 0x15
 
 
@@ -382,12 +383,22 @@ class ConfigSpace:
         )
 
     def resizable_bars(self) -> tuple[ResizableBar, ...]:
-        """The entries of the Resizable BAR capability; none without it."""
+        """Return the entries of the Resizable BAR capability; none without it, or when it reads
+        all ones.
+
+        :raises EndpointError: it contradicts itself, or a BAR of it advertises no size, which the
+            specification forbids (dw_pcie_ep_init_rebar_registers() restores one after a reset)
+        """
         cap = self.find(ExtCapId.REBAR)
         if cap is None:
             return ()
         self._room(cap, 12)
-        count = self.window.read32(cap.offset + 8) >> 5 & 7
+        first = self.window.read32(cap.offset + 8)
+        if first == 0xFFFFFFFF:  # the device went away midway
+            return ()
+        count = first >> 5 & 7
+        if not 1 <= count <= 6:
+            raise EndpointError(f"the Resizable BAR capability is for {count} BARs")
         self._room(cap, 4 + 8 * count)
         entries = []
         for index in range(count):
@@ -396,6 +407,14 @@ class ConfigSpace:
             # Bit 4 means 1 MiB, every further bit twice that; control has the next 16 sizes.
             mask = supported >> 4 | (control >> 16) << 28
             sizes = tuple(1 << 20 + bit for bit in range(44) if mask >> bit & 1)
+            if control & 7 > 5:
+                raise EndpointError(f"the Resizable BAR capability names a BAR{control & 7}")
+            if not sizes:
+                raise EndpointError(
+                    f"the Resizable BAR capability advertises no size for BAR{control & 7}",
+                    hint="the endpoint's controller driver has to set PCI_REBAR_CAP, and again after"
+                    " each reset of the link",
+                )
             entries.append(ResizableBar(control & 7, sizes, 1 << 20 + (control >> 8 & 0x3F)))
         return tuple(entries)
 

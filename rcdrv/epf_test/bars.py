@@ -120,6 +120,7 @@ def subrange_test(
     """
     check_writable(driver, index)
     if not driver.caps & Caps.SUBRANGE_MAPPING:
+        driver.check_caps_order()
         raise _skip(Reason.NO_CAPS, "Subrange map is not supported")
     if index == driver.reg_bar:
         raise _skip(Reason.REGISTER_BAR, "BAR is test register space")
@@ -260,8 +261,13 @@ def is_reserved(driver: EpfTest, index: int) -> bool:
 def check_writable(driver: EpfTest, index: int) -> None:
     """:raises NotPassed: a skip, the BAR is reserved; or it shows a doorbell and not memory"""
     _check_caps(driver)
-    if is_reserved(driver, index):
+    if driver.caps & (Caps.BAR0_RESERVED << index):
         raise _skip(Reason.BAR_RESERVED, "BAR is reserved")
+    if is_reserved(driver, index):
+        raise _skip(
+            Reason.BAR_RESERVED,
+            f"BAR is reserved on {driver.part.name}, though CAPS does not announce it",
+        )
     if stale_doorbell(driver) == index:
         # A pattern would hit the registers of the endpoint's interrupt controller.
         raise NotPassed(
@@ -287,8 +293,14 @@ def testable_size(driver: EpfTest, index: int) -> int:
 
 
 def _present(driver: EpfTest, index: int) -> Window:
-    if driver.function.bars[index] is None:
-        raise _skip(Reason.BAR_DISABLED, "BAR is disabled")
+    function, part = driver.function, driver.part
+    if function.bars[index] is None:
+        message = "BAR is disabled"
+        if index in part.missing(function.bars):
+            # pci_epf_test_set_bar() goes on without a BAR that the controller refuses.
+            message += f", though {part.name} has {part.bar_text(index)}: does the endpoint's"
+            message += f' dmesg say "Failed to set BAR{index}"?'
+        raise _skip(Reason.BAR_DISABLED, message)
     return driver.function.bar(index)
 
 

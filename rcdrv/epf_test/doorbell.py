@@ -106,6 +106,7 @@ class Doorbell:
     def __enter__(self) -> Doorbell:
         driver = self._driver
         if not driver.caps & Caps.DYNAMIC_INBOUND_MAPPING and not self._force:
+            driver.check_caps_order()
             raise NotPassed(
                 Reason.NO_CAPS,
                 f"the endpoint does not announce doorbells (CAPS {int(driver.caps):#010x} lacks"

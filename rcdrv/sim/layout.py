@@ -234,6 +234,8 @@ class Layout:
     outbound_size: int = 64 * M
     """The endpoint's address space for all its outbound windows together."""
     dma: Dma = Dma.NONE
+    ats: bool = False
+    """Config space announces Address Translation Services."""
     reset: Reset = Reset.FLR
     caps: int = -1
     """-1: CAPS follows from the rest. Else its value, for endpoints with older kernels."""
@@ -612,6 +614,7 @@ _SCHEMA: dict[str, _Check] = {
     "outbound_align": _power_of_two(4, 1 * G),
     "outbound_size": _integer(4 * K, 1 * T),
     "dma": _choice(Dma),
+    "ats": _boolean,
     "reset": _choice(Reset),
     "caps": _integer(-1, 0xFFFF_FFFF),
     "ep_iommu": _boolean,
