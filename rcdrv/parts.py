@@ -41,7 +41,8 @@ class Part:
     """BARs that pci-epf-test always has there, with their fixed size in bytes, or 0 where the
     endpoint chooses it. Empty: not known."""
     msix_table: tuple[int, int] | None = None
-    """(BAR, offset) where the MSI-X table has to be for MSI-X to arrive; None: anywhere."""
+    """(BAR, offset) of the MSI-X table that the hardware itself uses, or None. What the kernel
+    raises by dw_pcie_ep_raise_msix_irq() takes the table from wherever the capability says."""
     broken_ats: bool = False
     """ATS does not work: an endpoint kernel that announces it makes the host wait for it."""
     linkup_notifier: bool = False
@@ -59,10 +60,33 @@ class Part:
                 found.append(index)
         return tuple(found)
 
+    def misplaces(self, table: tuple[int, int]) -> bool:
+        """Whether the hardware uses another MSI-X table than this BAR and offset."""
+        return self.msix_table not in (None, table)
+
+    def msix_note(self, table: tuple[int, int]) -> str:
+        """Say where the MSI-X table has to be, for one that is elsewhere (:meth:`misplaces`)."""
+        place, needed = (
+            f"BAR{bar}+{offset:#x}" for bar, offset in (table, self.msix_table or table)
+        )
+        return (
+            f"the MSI-X table is at {place}, but the hardware of {self.name} sends MSI-X only from"
+            f" one at {needed}"
+        )
+
+    @property
+    def ats_note(self) -> str:
+        """Say that ATS is announced and does not work (:attr:`broken_ats`)."""
+        return f"{self.name} announces ATS, which does not work: IOTLB invalidations time out"
+
     def bar_text(self, index: int) -> str:
         """``a BAR4 of 256 bytes``, for a BAR that is :meth:`missing`."""
         size = self.bars[index]
         return f"a BAR{index}" + (f" of {size} bytes" if size else "")
+
+
+# rockchip_pcie_ep_hide_broken_ats_cap_rk3588()
+ATS_CURE = "take an endpoint kernel that hides it, or boot this host with pci=noats"
 
 
 def _free(*indexes: int) -> Mapping[int, int]:

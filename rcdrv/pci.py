@@ -16,6 +16,7 @@ from rcdrv.mmio import Window
 from rcdrv.record import record
 
 BASE_CLASS_BRIDGE = 0x06
+BASE_CLASS_OTHERS = 0xFF
 CLASS_NO_MATCHING = 0xFF00
 """Base class 0xff, "does not fit in any defined class": what pci-epf-test gives itself."""
 CLASS_MEMORY_RAM = 0x0500
@@ -154,6 +155,11 @@ class Msix:
     pba_bar: int
     pba_offset: int
     enabled: bool
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """BAR and offset of the table."""
+        return self.table_bar, self.table_offset
 
     @property
     def table_size(self) -> int:
@@ -324,6 +330,21 @@ class ConfigSpace:
         if cap.offset + size > end:
             raise EndpointError(f"the {cap.name} capability at {cap.offset:#x} does not fit")
 
+    def bar_mask(self, index: int, *, is_64bit: bool) -> int:
+        """Return what the register of a BAR reads after all ones were written: size and type.
+
+        The register is put back. Memory decoding may stay on: this is for registers that the
+        kernel virtualizes, or that decode nothing (vfio-user).
+        """
+        mask = 0
+        for number in range(2 if is_64bit else 1):
+            at = 0x10 + 4 * (index + number)
+            before = self.window.read32(at)
+            self.window.write32(at, 0xFFFFFFFF)
+            mask |= self.window.read32(at) << 32 * number
+            self.window.write32(at, before)
+        return mask
+
     # -- single capabilities ------------------------------------------------------------------
 
     def msi(self) -> Msi | None:
@@ -412,8 +433,8 @@ class ConfigSpace:
             if not sizes:
                 raise EndpointError(
                     f"the Resizable BAR capability advertises no size for BAR{control & 7}",
-                    hint="the endpoint's controller driver has to set PCI_REBAR_CAP, and again after"
-                    " each reset of the link",
+                    hint="the endpoint's controller driver has to set PCI_REBAR_CAP, and again"
+                    " after each reset of the link",
                 )
             entries.append(ResizableBar(control & 7, sizes, 1 << 20 + (control >> 8 & 0x3F)))
         return tuple(entries)

@@ -526,7 +526,11 @@ class EpfTest:
     def _irq_hint(self) -> str:
         if self.irq_type is IrqType.INTX:
             return "this controller may not be able to raise INTx (many cannot); try --irq msi"
+        msix = self.function.config.msix() if self.irq_type is IrqType.MSIX else None
+        table = ""
+        if msix is not None and self.part.misplaces(msix.place):
+            table = f"{self.part.msix_note(msix.place)}: does --irq msi work? Else: "
         return (
-            "does the endpoint's dmesg show 'Invalid MSI'? Is bus mastering on, and does the"
+            f"{table}does the endpoint's dmesg show 'Invalid MSI'? Is bus mastering on, and does the"
             " path to the host pass memory writes? --irq poll works without interrupts"
         )

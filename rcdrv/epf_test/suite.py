@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from rcdrv.epf_test import bars, irqs, transfer
-from rcdrv.epf_test.doorbell import Doorbell, free_stale_doorbell
+from rcdrv.epf_test.doorbell import LOST_BAR_HINT, Doorbell, free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.transfer import Direction, Placement
@@ -172,6 +172,13 @@ def _doorbell(driver: EpfTest, _progress: Progress) -> str:
         doorbell.settle()
         if doorbell.stray:
             raise NotPassed(Reason.IRQ_TWICE, f"{doorbell.stray} interrupts too many for one ring")
+    assert doorbell.location is not None
+    if doorbell.bar_is_lost():
+        raise NotPassed(
+            Reason.DISABLE_FAILED,
+            f"BAR{doorbell.location.bar} was lost at DISABLE_DOORBELL: it reads all ones",
+            hint=LOST_BAR_HINT,
+        )
     assert answer.latency_ns is not None
     return f"{doorbell.location}, {answer.latency_ns / 1e3:.1f} us"
 
