@@ -527,10 +527,10 @@ class EpfTest:
         if self.irq_type is IrqType.INTX:
             return "this controller may not be able to raise INTx (many cannot); try --irq msi"
         msix = self.function.config.msix() if self.irq_type is IrqType.MSIX else None
-        table = ""
-        if msix is not None and self.part.misplaces(msix.place):
-            table = f"{self.part.msix_note(msix.place)}: does --irq msi work? Else: "
-        return (
-            f"{table}does the endpoint's dmesg show 'Invalid MSI'? Is bus mastering on, and does the"
+        hint = (
+            "does the endpoint's dmesg show 'Invalid MSI'? Is bus mastering on, and does the"
             " path to the host pass memory writes? --irq poll works without interrupts"
         )
+        if msix is not None and self.part.misplaces(msix.place):
+            hint += f". If --irq msi works: {self.part.msix_note(msix.place)}"
+        return hint

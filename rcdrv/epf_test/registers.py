@@ -141,7 +141,12 @@ class IrqType(IntEnum):
 
 
 def bit_names(value: IntFlag) -> str:
-    """The set bits by name, highest first: ``DOORBELL_SUCCESS|IRQ_RAISED``; unknown ones in hex."""
+    """The set bits by name, highest first: ``DOORBELL_SUCCESS|IRQ_RAISED``; unknown ones in hex.
+
+    A register that is not there reads ``all ones``.
+    """
+    if value == 0xFFFFFFFF:
+        return "all ones"
     names = []
     known = 0
     for bit in reversed(type(value)):

@@ -199,7 +199,7 @@ class RingRun:
         for ring in silent:
             ring.failure = NotPassed(
                 Reason.SILENT,
-                f"doorbell: no answer in time: {cause}, it reads all ones",
+                f"doorbell: no answer in time: {cause} (it reads all ones)",
                 hint=LOST_BAR_HINT,
             )
 

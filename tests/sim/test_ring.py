@@ -210,6 +210,12 @@ def test_each_fault_has_its_verdict(
     assert time.monotonic() - begun < 20
 
 
+def test_all_ones_are_not_a_list_of_bits() -> None:
+    result = ring("rk3588,fault=all-ones=30", "--count", "5", "--timeout", "0.3")
+    assert "status 0xffffffff all ones\n" in result.out
+    assert "DOORBELL_DISABLE_FAIL" not in result.out + result.err
+
+
 def test_a_doubled_interrupt_is_reported_with_its_count() -> None:
     result = ring("rk3588,fault=irq-twice", "--count", "10")
     assert result.status == 1
