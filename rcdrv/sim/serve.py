@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from rcdrv.errors import UsageError
+from rcdrv.files import open_output
 from rcdrv.function import allow_descriptors
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.endpoint import Endpoint
@@ -33,8 +34,7 @@ def serve(
     :param access_log: a file for the access log, overwritten. It has every access unless the
         layout has ``trap = "sparse"``
     :param ready: called once a client can connect
-    :raises HostError: cannot listen there
-    :raises UsageError: the access log cannot be written
+    :raises HostError: cannot listen there, or the access log cannot be written
     """
     if (path is None) == (fd < 0):
         raise UsageError("serve a socket path or a connected socket: one of the two")
@@ -63,11 +63,7 @@ def _open_log(path: str | Path | None) -> Iterator[AccessLog]:
         yield AccessLog()
         return
     with contextlib.ExitStack() as stack:
-        try:
-            stream = stack.enter_context(Path(path).open("w", encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"cannot write the access log {path}: {error.strerror}") from None
-        yield AccessLog(stream)
+        yield AccessLog(stack.enter_context(open_output(Path(path))))
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from rcdrv.report.text import one_line
 from rcdrv.results.distribution import Distribution
 from rcdrv.results.document import to_document
 from rcdrv.results.units import duration_text, size_text
+from rcdrv.wait import Cancel
 
 from .samples import a_run, runs, texts
 
@@ -360,14 +361,14 @@ def test_the_doorbell_of_a_ring_is_on_the_map_of_its_device() -> None:
 def test_every_kind_is_recognised(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps(DOCUMENTS[kind]))
-    assert read(str(path)).kind == kind
+    assert read(str(path), Cancel()).kind == kind
     assert set(DOCUMENTS) == set(KINDS)
 
 
 def test_json_lines_of_a_campaign_are_recognised(tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
     path.write_text("\n".join(map(json.dumps, EXAMPLES)))
-    found = read(str(path))
+    found = read(str(path), Cancel())
     assert (found.kind, len(found.lines)) == ("fuzz examples", 2)
 
 
@@ -392,7 +393,7 @@ def test_what_is_no_result_is_a_usage_error(content: bytes, said: str, tmp_path:
     path = tmp_path / "broken.json"
     path.write_bytes(content)
     with pytest.raises(UsageError) as raised:
-        read(str(path))
+        read(str(path), Cancel())
     assert said in raised.value.message
     assert "broken.json" in raised.value.message
     assert "rcdrv report takes what --json" in raised.value.hint
