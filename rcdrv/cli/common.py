@@ -52,6 +52,10 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(*args, **kwargs)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse ignores that help cannot be written; whoever redirected it has to know."""
+        (file or sys.stderr).write(message)
+
     def error(self, message: str) -> NoReturn:
         hint = f"{self.prog} --help"
         if message.startswith(("unrecognized arguments: -d", "unrecognized arguments: -v")):

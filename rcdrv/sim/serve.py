@@ -16,6 +16,7 @@ from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.endpoint import Endpoint
 from rcdrv.sim.layout import Layout
 from rcdrv.vfio_user.server import Server, listen
+from rcdrv.wait import heeded
 
 
 def serve(
@@ -72,8 +73,8 @@ def _signals(server: Server, *, interactive: bool) -> Iterator[None]:
         server.stop()
 
     handlers = {
-        signal.SIGTERM: stop,
-        signal.SIGINT: stop if interactive else signal.SIG_IGN,
+        **dict.fromkeys(heeded([signal.SIGTERM, signal.SIGINT]), stop),
+        **({} if interactive else {signal.SIGINT: signal.SIG_IGN}),
     }
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
