@@ -72,9 +72,11 @@ def _run(arguments: list[str], cancel: Cancel, *, in_child: bool) -> int:
             args.in_child = in_child
             status = int(import_module(f"rcdrv.cli.{args.command}").run(args, cancel))
         except OSError as error:
-            if error.errno not in _EXHAUSTED:
-                raise
-            raise _exhausted(error) from error
+            if error.errno in _EXHAUSTED:
+                raise _exhausted(error) from error
+            if error.errno == errno.ENOENT and error.filename is None:  # of getcwd()
+                raise HostError("the working directory is gone", hint="cd to another") from error
+            raise
         except ImportError as error:
             # Of a library in C: what dlopen() says has no number.
             if os.strerror(errno.EMFILE) not in str(error):
