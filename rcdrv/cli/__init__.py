@@ -13,7 +13,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 from rcdrv import __version__
-from rcdrv.errors import HostError, Interrupted, RcdrvError
+from rcdrv.errors import HostError, Interrupted, RcdrvError, UsageError
 from rcdrv.wait import Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
@@ -52,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [*(sys.argv[1:] if argv is None else argv)]
     _prepare_streams(ours=argv is None)
     try:
-        cancel = Cancel()
-        with cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        with (
+            contextlib.closing(Cancel()) as cancel,
+            cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+        ):
             # Only as a program of its own: forking is not for a caller's process.
             return _run(arguments, cancel, in_child=argv is not None)
     except BrokenPipeError:
@@ -74,6 +76,8 @@ def _run(arguments: list[str], cancel: Cancel, *, in_child: bool) -> int:
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 raise _exhausted(error) from error
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise UsageError(f"{error.filename}: {error.strerror}") from error
             if error.errno == errno.ENOENT and error.filename is None:  # of getcwd()
                 raise HostError("the working directory is gone", hint="cd to another") from error
             raise

@@ -120,6 +120,8 @@ def number(text: str) -> int:
         value = int(text[:-1] if scale > 1 else text, 0) * scale
     except ValueError:
         value = -1
+    if value >= 1 << 64:
+        raise argparse.ArgumentTypeError("the number does not fit in 64 bits")
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 64, 0x40 or 4K")
     return value
