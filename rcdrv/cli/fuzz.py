@@ -148,7 +148,7 @@ def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
         scripts += [board.apply_script(settings, args.configfs) for settings in layouts]
         print("\n# --- a script of its own\n\n".join(scripts), end="")
         return 0
-    shell = board.Shell(args.ep)
+    shell = board.Shell(args.ep, cancel=cancel)
     address = args.device or default_address()
     if address.startswith("sim:"):
         raise UsageError("--ep sets up a board; what sim: starts has no configfs")
