@@ -30,9 +30,9 @@ from rcdrv.wait import MONOTONIC, Cancel, Clock, Deadline
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
-    from typing import Protocol
-else:
-    Protocol = object
+    from typing import Any
+
+    import numpy as np
 
 
 def allow_descriptors(count: int) -> None:
@@ -62,6 +62,19 @@ class DmaBuffer:
         self._mapping = memory
         self.memory = memoryview(memory)[:size]
         """The bytes themselves. Call :func:`rcdrv.mmio.barrier` before the device reads them."""
+
+    def array(self, dtype: np.typing.DTypeLike = "u1") -> np.ndarray[Any, np.dtype[Any]]:
+        """Return the bytes as an array: a view, not a copy.
+
+        It stays valid memory after :meth:`close`, but the device does not reach it any more.
+
+        :param dtype: a numpy type; what remains of an element at the end is left out
+        :raises ImportError: numpy is not installed
+        """
+        import numpy as np
+
+        kind = np.dtype(dtype)
+        return np.frombuffer(self.memory, kind, self.size // kind.itemsize)
 
     def close(self) -> None:
         """Unmap from the device first, then free. Closing twice is harmless."""

@@ -35,7 +35,9 @@ from rcdrv.machine import copy_words
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
-    from typing import Literal, Protocol
+    from typing import Any, Literal, Protocol
+
+    import numpy as np
 else:
     Protocol = object
 
@@ -51,7 +53,7 @@ _CHUNK = 1 << 20  # bytes of a fill in one go
 
 
 class RegionIo(Protocol):
-    """What a :class:`TrappedWindow` needs of the region's owner."""
+    """Owner of a region, as a :class:`TrappedWindow` uses it."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Read ``size`` bytes at ``offset`` of the region; all of them, or raise."""
@@ -128,7 +130,7 @@ class Window(ABC):
     def burst32(self, offset: int, value: int, count: int) -> None:
         """``count`` 32-bit writes of the same ``value``, as fast as they can be made.
 
-        Nothing looks whether to stop meanwhile: whoever needs that makes many short bursts.
+        Not interruptible. Use short bursts where the user may cancel.
         """
         register = self.register32(offset)
         self._check_value(32, value)
@@ -179,6 +181,31 @@ class Window(ABC):
         if found == wanted:
             return None
         return offset + first_difference(found, wanted)
+
+    def array(
+        self, offset: int, count: int, dtype: np.typing.DTypeLike = "<u4"
+    ) -> np.ndarray[Any, np.dtype[Any]]:
+        """Read ``count`` elements into a new array: a copy, one access of its width an element.
+
+        :param offset: bytes from the window's start, a multiple of the element's size
+        :param dtype: a numpy type of 1, 2, 4 or 8 bytes; device memory is little endian: ``"<u4"``
+        :raises AccessError: outside the window, not aligned, or an element of another size
+        :raises ImportError: numpy is not installed
+        """
+        import numpy as np
+
+        kind = np.dtype(dtype)
+        step = kind.itemsize
+        self._check(8 * step, offset)
+        self._check_range(offset, count * step)
+        return np.frombuffer(self._read_elements(8 * step, offset, count), kind)
+
+    def _read_elements(self, width: int, offset: int, count: int) -> bytearray:
+        step = width // 8
+        data = bytearray(count * step)
+        for start in range(0, len(data), step):
+            data[start : start + step] = self.read(width, offset + start).to_bytes(step, "little")
+        return data
 
     @abstractmethod
     def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
@@ -251,8 +278,8 @@ class MappedWindow(Window):
             width: self._bytes[: self.size - self.size % (width // 8)].cast(form)
             for width, form in _FORMATS.items()
         }
-        # What the register path goes by. In the other byte order it is empty, so that each access
-        # ends where bytes are swapped.
+        # For the register path. On a big endian host it is empty, so that each access takes the
+        # path that swaps bytes.
         self._words = self._views[32][: 0 if _BIG_ENDIAN else None]
         self._registers: dict[int, memoryview] = {}
 
@@ -305,7 +332,7 @@ class MappedWindow(Window):
         for register[0] in repeat(value, rest):
             pass
 
-    # What is whole words, as most is, goes without what cuts a block into runs.
+    # Fast path for whole words: no cutting into runs.
 
     def _read_bytes(self, offset: int, size: int) -> bytearray:
         if (offset | size) & 3:
@@ -314,6 +341,11 @@ class MappedWindow(Window):
         data = bytearray(size)
         copy_words(memoryview(data), self._bytes[offset : offset + size])
         return data
+
+    def _read_elements(self, width: int, offset: int, count: int) -> bytearray:
+        if width == 32:
+            return self._read_bytes(offset, 4 * count)
+        return super()._read_elements(width, offset, count)
 
     def fill(self, offset: int, size: int, value: int) -> None:
         if (offset | size) & 3 or size > _CHUNK or not 0 <= value <= 0xFF:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rcdrv.bench.result import Series
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.transfer import Direction, Placement, transfers
+from rcdrv.results.bench import Series
 from rcdrv.results.distribution import Distribution
 
 

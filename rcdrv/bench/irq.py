@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rcdrv.bench.result import Series
 from rcdrv.device import IrqKind, SetIrqs
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.irqs import raise_vector
+from rcdrv.results.bench import Series
 from rcdrv.results.distribution import Distribution
 from rcdrv.verdict import NotPassed, Reason, Verdict
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from rcdrv.bench.result import Series
 from rcdrv.epf_test.bars import check_writable
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg
 from rcdrv.errors import UsageError
 from rcdrv.mmio import Window
+from rcdrv.results.bench import Series
 from rcdrv.results.distribution import Distribution
 from rcdrv.verdict import NotPassed
 
@@ -34,7 +34,7 @@ def default_bar(driver: EpfTest) -> int | None:
 def measure(driver: EpfTest, bar: int | None, count: int) -> Iterator[Series]:
     """Registers by MAGIC, which the protocol does not use; memory by ``bar``, if there is one.
 
-    What the memory held is put back.
+    The memory's contents are restored.
 
     :param count: accesses of each kind; blocks are a hundredth of that, at least 10
     :raises NotPassed: ``bar-reserved``

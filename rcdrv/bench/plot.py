@@ -10,11 +10,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rcdrv.bench.result import Result, Series
 from rcdrv.bench.text import circumstances
 from rcdrv.errors import HostError, UsageError
 from rcdrv.files import replace_file
+from rcdrv.results.bench import TITLES, Result, Series
 from rcdrv.results.distribution import Distribution
+from rcdrv.results.units import duration_text
 
 if TYPE_CHECKING:
     import numpy
@@ -29,12 +30,6 @@ SUFFIXES = (".svg", ".png", ".pdf")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _INK, _FAINT, _BEFORE = "#22262b", "#8a9099", "#9aa1aa"
 _MARKS = ((50.0, "o", 7.0), (90.0, "|", 11.0), (99.0, "D", 5.5), (99.9, "s", 5.0))
-_TITLES = {
-    "ring": "Doorbell to acknowledgement",
-    "mmio": "Accesses to registers and memory",
-    "dma": "Transfers by the endpoint",
-    "irq": "Interrupts",
-}
 _BINS = 240
 _SMOOTH = 2.0  # standard deviation of the smoothing, in bins
 
@@ -106,7 +101,7 @@ def draw(result: Result, path: Path, against: Result | None = None) -> None:
             linespacing=1.35,
         )
         axes.set_title(
-            f"{_TITLES.get(result.kind, result.kind)}, {result.device}",
+            f"{TITLES.get(result.kind, result.kind)}, {result.device}",
             loc="left",
             pad=14 + 15 * len(subtitle.splitlines()),
             fontsize=17,
@@ -180,8 +175,8 @@ def _edges(found: Sequence[Distribution]) -> Floats:
 def _caption(series: Series, before: Series | None) -> str:
     found = series.distribution
     middle, high = found.percentile(50), found.percentile(99)
-    first = f"p50 {_short(middle)}"
-    second = f"p99 {_short(high)}"
+    first = f"p50 {duration_text(middle)}"
+    second = f"p99 {duration_text(high)}"
     if series.size:
         second = f"{series.rate(middle):.0f} MB/s"
     if before is None:
@@ -189,17 +184,8 @@ def _caption(series: Series, before: Series | None) -> str:
     was = before.distribution
     return (
         f"{first}  \N{MULTIPLICATION SIGN}{middle / max(1, was.percentile(50)):.2f}\n"
-        f"p99 {_short(high)}  \N{MULTIPLICATION SIGN}{high / max(1, was.percentile(99)):.2f}"
+        f"p99 {duration_text(high)}  \N{MULTIPLICATION SIGN}{high / max(1, was.percentile(99)):.2f}"
     )
-
-
-def _short(nanoseconds: int) -> str:
-    """Three digits with a unit."""
-    for unit, scale in (("s", 1e9), ("ms", 1e6), ("\N{MICRO SIGN}s", 1e3)):
-        if nanoseconds >= scale:
-            value = nanoseconds / scale
-            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
-    return f"{nanoseconds} ns"
 
 
 def _subtitle(result: Result, against: Result | None) -> str:

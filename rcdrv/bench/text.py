@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rcdrv.bench.result import Result, Series
+from rcdrv.results.bench import Result, Series
 from rcdrv.results.distribution import PERCENTILES, Distribution
 
 _NAME = 30

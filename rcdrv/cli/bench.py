@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rcdrv.bench import dma, irq, mmio, ring
-from rcdrv.bench.result import Result, Series, load, to_document
 from rcdrv.bench.setup import describe
 from rcdrv.bench.text import table
 from rcdrv.cli import exit_status, print_error
@@ -33,6 +32,7 @@ from rcdrv.cli.common import (
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.transfer import Direction
 from rcdrv.errors import RcdrvError
+from rcdrv.results.bench import Result, Series, load, to_document
 from rcdrv.verdict import classify
 from rcdrv.wait import Cancel
 

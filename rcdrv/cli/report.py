@@ -37,6 +37,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     from rcdrv.files import is_stream, replace_file
     from rcdrv.report.html.page import page
     from rcdrv.report.html.source import read
+    from rcdrv.sim.picture import picture
 
     if args.files.count("-") > 1:
         raise UsageError("standard input can be read once only")
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     sources = []
     for name in args.files:
         cancel.check()
-        sources.append(read(name, cancel))
+        sources.append(read(name, picture, cancel))
     text = page(sources, datetime.now()).encode("utf-8")
     if args.output == "-":
         sys.stdout.buffer.write(text)

@@ -1,18 +1,25 @@
-"""What a difference between data written and data read looks like, and what may be behind it."""
+"""Difference between data written and data read: where, how much, and its likely cause.
+
+numpy is imported when something differs, and only the cause needs it: a host without it still gets
+place and extent.
+"""
 
 from __future__ import annotations
 
-import sys
-from array import array
 from collections.abc import Callable, Mapping
-from functools import reduce
-from itertools import compress
-from operator import and_, ne, or_, xor
+from importlib.util import find_spec
+from operator import ne
 
 from rcdrv.mmio import first_difference
 from rcdrv.record import record
 
-_PAGE = 4096
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+    import numpy as np
+
+    Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @record
@@ -54,76 +61,164 @@ def compare(
     if expected == got:
         return None
     first = first_difference(expected, got) // 4 * 4
-    wrong = bytes(compress(got, map(ne, expected, got)))
+    differing, guess = (
+        _analyse(expected, got, others())
+        if find_spec("numpy")
+        else (sum(map(ne, expected, got)), "")
+    )
     return Mismatch(
         offset=base + first,
         expected=int.from_bytes(expected[first : first + 4], "little"),
         got=int.from_bytes(got[first : first + 4], "little"),
-        differing=len(wrong),
+        differing=differing,
         total=len(expected),
-        guess=_guess(expected, got, wrong, others()),
+        guess=guess,
     )
 
 
-def _guess(expected: bytes, got: bytes, wrong: bytes, others: Mapping[str, bytes]) -> str:
-    """The most telling of the usual faults that explains every byte; empty if none does.
+def _analyse(expected: bytes, got: bytes, others: Mapping[str, bytes]) -> tuple[int, str]:
+    """Return how many bytes differ, and the first usual fault that explains every one of them."""
+    import numpy as np
 
-    :param wrong: the bytes of ``got`` that are not as expected
-    """
-    if wrong.count(0xFF) == len(wrong):
-        return "all ones where it differs: nothing answers there"
-    if wrong.count(0) == len(wrong):
-        return "zero where it differs: writes are not stored there"
-    for name, pattern in others.items():
-        if got == pattern:
-            return f"it shows what was written to {name}: the two are aliased"
-    half = len(expected) // 2
-    if half and expected[half:] + expected[:half] == got:
+    wanted, found = np.frombuffer(expected, np.uint8), np.frombuffer(got, np.uint8)
+    wrong = found[wanted != found]
+    guess = ""
+    if (wrong == 0xFF).all():
+        guess = "all ones where it differs: nothing answers there"
+    elif not wrong.any():
+        guess = "zero where it differs: writes are not stored there"
+    else:
+        alias = next((name for name, pattern in others.items() if got == pattern), None)
+        if alias:
+            guess = f"it shows what was written to {alias}: the two are aliased"
+    return len(wrong), guess or next(
+        (text for fault in _FAULTS if (text := fault(wanted, found))), ""
+    )
+
+
+# Each takes what was written and what was read, of the same length, and returns a text if it
+# explains every byte, else an empty one. A reshape that does not fit explains nothing.
+
+
+def _swapped(wanted: Bytes, found: Bytes) -> str:
+    size = len(wanted)
+    if size % 2 == 0 and _equal(wanted.reshape(2, -1)[::-1], found):
         return "the two halves are swapped"
-    for size in (2, 4, 8):
-        if len(expected) % size == 0 and all(
-            expected[byte::size] == got[size - 1 - byte :: size] for byte in range(size)
-        ):
-            return f"the byte order of {8 * size}-bit words is reversed"
-    shift = _shift(expected, got)
-    if shift:
-        return f"the data of {shift:#x} bytes further on: the window is off by that much"
-    return _stuck_bits(expected, got)
+    for bytes_ in (2, 4, 8):
+        if size % bytes_ == 0 and _equal(wanted.reshape(-1, bytes_)[:, ::-1], found):
+            return f"the byte order of {8 * bytes_}-bit words is reversed"
+    for bytes_ in (2, 4, 8, 16, 32):
+        if size % (2 * bytes_) == 0:
+            if _equal(wanted.reshape(-1, 2, bytes_)[:, ::-1], found):
+                return f"neighbouring {8 * bytes_}-bit words are swapped"
+            halves = wanted.reshape(2, -1, bytes_).transpose(1, 0, 2)
+            pairs = wanted.reshape(-1, 2, bytes_).transpose(1, 0, 2)
+            if _equal(halves, found) or _equal(pairs, found):
+                return f"the two halves are interleaved by {8 * bytes_}-bit words"
+    return ""
 
 
-def _shift(expected: bytes, got: bytes) -> int:
-    """By how much the data is displaced: a power of two of at least a page, or 0."""
-    step = _PAGE
-    while step < len(expected):
-        if got[:-step] == expected[step:] and expected[step:] != expected[:-step]:
-            return step
-        step *= 2
-    return 0
+def _stuck(wanted: Bytes, found: Bytes) -> str:
+    """An address line or a data line; an offset as pattern cannot tell them apart."""
+    return ", or ".join(filter(None, (_repeated(wanted, found), _stuck_bits(wanted, found))))
 
 
-def _stuck_bits(expected: bytes, got: bytes) -> str:
-    """Bits that read the same everywhere, and whose absence explains every difference."""
-    if len(expected) < 8:
+def _repeated(wanted: Bytes, found: Bytes) -> str:
+    """An address line without effect: half of the places show what the other half holds."""
+    size = len(wanted)
+    steps = [1 << line for line in range(size.bit_length()) if size % (2 << line) == 0]
+    dead = []
+    for step in steps:
+        pairs, before = found.reshape(-1, 2, step), wanted.reshape(-1, 2, step)
+        if _equal(pairs[:, 0], pairs[:, 1]) and not _equal(before[:, 0], before[:, 1]):
+            dead.append(step)
+    for side in (0, 1) if dead else ():
+        seen = wanted.copy()
+        for step in dead:
+            pairs = seen.reshape(-1, 2, step)
+            pairs[:, 1 - side] = pairs[:, side]
+        if _equal(seen, found):
+            lines = ", ".join(str(step.bit_length() - 1) for step in dead)
+            return f"places repeat: address bit{'s' * (len(dead) > 1)} {lines} stuck at {side}"
+    return ""
+
+
+def _shifted(wanted: Bytes, found: Bytes) -> str:
+    """The data of another offset. A window that wraps around at its end counts, too."""
+    size, probe = len(wanted), min(64, len(wanted) // 2)
+    if probe < 4:
         return ""
-    wanted, found = _words(expected), _words(got)
-    changed = reduce(or_, map(xor, wanted, found))
-    low = changed & ~reduce(or_, found)
-    high = changed & reduce(and_, found)
+    data, seen = wanted.tobytes(), found.tobytes()
+    for text, step in (
+        ("further on", data.find(seen[:probe], 1)),
+        ("further back", seen.find(data[:probe], 1)),
+    ):
+        if step > 0:
+            ahead = text == "further on"
+            one, other = (wanted, found) if ahead else (found, wanted)
+            if _equal(one[step:], other[: size - step]):
+                return f"the data of {step:#x} bytes {text}: the window is off by that much"
+    return ""
+
+
+def _rotated(wanted: Bytes, found: Bytes) -> str:
+    for bits in (32, 16, 8):
+        one, other = _words(wanted, bits), _words(found, bits)
+        if len(one) < 4:
+            continue
+        for by in range(1, bits):
+            turned = (one[:4] << by) | (one[:4] >> (bits - by))
+            if _equal(turned, other[:4]) and _equal((one << by) | (one >> (bits - by)), other):
+                return f"each {bits}-bit word is rotated left by {by} bits"
+    return "every bit is inverted" if _equal(~wanted, found) else ""
+
+
+def _stuck_bits(wanted: Bytes, found: Bytes) -> str:
+    """Bits that read the same everywhere, and whose absence explains every difference."""
+    import numpy as np
+
+    one, other = _words(wanted, 32), _words(found, 32)
+    if len(one) < 2 or not _equal(wanted[4 * len(one) :], found[4 * len(one) :]):
+        return ""
+    changed = int(np.bitwise_or.reduce(one ^ other))
+    low = changed & ~int(np.bitwise_or.reduce(other))
+    high = changed & int(np.bitwise_and.reduce(other))
     if changed != low | high or changed.bit_count() > 8:
         return ""
-    parts = [
+    return " and ".join(
         f"bit{'s' if mask.bit_count() > 1 else ''} "
         + ", ".join(str(bit) for bit in range(32) if mask >> bit & 1)
         + f" of each 32-bit word stuck at {value}"
         for mask, value in ((low, 0), (high, 1))
         if mask
-    ]
-    return " and ".join(parts)
+    )
 
 
-def _words(data: bytes) -> array[int]:
-    """All whole 32-bit words, little endian."""
-    words = array("I", data[: len(data) // 4 * 4])
-    if sys.byteorder == "big":
-        words.byteswap()
-    return words
+def _lanes(wanted: Bytes, found: Bytes) -> str:
+    """Byte lanes: enables that are lost, or a bus that is narrower than the access."""
+    import numpy as np
+
+    whole = len(wanted) // 8 * 8
+    if whole < 64:
+        return ""
+    share = (wanted[:whole] != found[:whole]).reshape(-1, 8).mean(axis=0)
+    bad = np.flatnonzero(share)
+    # A single wrong byte is in a lane as well: a lost one is wrong more often than not.
+    if len(bad) > 4 or share[bad].min() < 0.5 or not _equal(wanted[whole:], found[whole:]):
+        return ""
+    return f"only byte{'s' * (len(bad) > 1)} {', '.join(map(str, bad))} of each 8 differ"
+
+
+_FAULTS = (_swapped, _stuck, _shifted, _rotated, _lanes)
+"""In the order of how much each one explains."""
+
+
+def _equal(one: Any, other: Bytes) -> bool:
+    import numpy as np
+
+    return bool(np.array_equal(one.reshape(-1), other.reshape(-1)))
+
+
+def _words(data: Bytes, bits: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return all whole words, little endian on every host."""
+    return data[: len(data) // (bits // 8) * (bits // 8)].view(f"<u{bits // 8}")

@@ -286,3 +286,16 @@ def test_a_view_that_somebody_holds_does_not_keep_the_device_in_it() -> None:
         buffer.close()
         assert device.mappings == {}
         view.release()
+
+
+def test_an_array_of_a_buffer_is_a_view() -> None:
+    device = FakeDevice()
+    with Function(device) as function:
+        buffer = function.dma_buffer(4099)
+        words = buffer.array("<u4")
+        assert words.shape == (1024,)
+        words[1] = 0x01020304
+        assert bytes(buffer.memory[4:8]) == b"\x04\x03\x02\x01"
+        buffer.close()
+        assert device.mappings == {}
+        assert words[1] == 0x01020304

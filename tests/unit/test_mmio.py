@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +70,30 @@ def test_what_is_written_is_read_back_little_endian(
     assert window.read(width, offset) == value
     assert window.read_block(offset, width // 8) == value.to_bytes(width // 8, "little")
     window.close()
+
+
+@windows
+@pytest.mark.parametrize("dtype", ["u1", "<u2", "<u4", ">u4", "<i8", "<f8"])
+def test_an_array_is_a_copy_of_elements(make: Callable[[], Window], dtype: str) -> None:
+    window, data = make(), random.Random(dtype).randbytes(SIZE)
+    window.write_block(0, data)
+    step = np.dtype(dtype).itemsize
+    found = window.array(8 * step, 40, dtype)
+    assert found.dtype == np.dtype(dtype)
+    assert found.tobytes() == data[8 * step : 48 * step]
+    window.fill(0, SIZE, 0)
+    assert found.tobytes() == data[8 * step : 48 * step]
+    for offset, count, kind in [(1, 1, "<u4"), (SIZE, 1, "u1"), (0, SIZE, "<u2"), (0, 1, "V3")]:
+        with pytest.raises(AccessError):
+            window.array(offset, count, kind)
+    window.close()
+
+
+@pytest.mark.parametrize("width", mmio.WIDTHS)
+def test_an_element_of_an_array_is_one_access_of_its_width(width: int) -> None:
+    recorder, step = Recorder(SIZE), width // 8
+    TrappedWindow(recorder, SIZE).array(0x40, 5, f"<u{step}")
+    assert recorder.log == [("read", 0x40 + index * step, step) for index in range(5)]
 
 
 @windows

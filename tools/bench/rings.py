@@ -9,11 +9,11 @@ from statistics import median
 from time import perf_counter_ns
 
 from rcdrv.address import open_function
-from rcdrv.bench.result import Result
 from rcdrv.bench.ring import Method, measure
 from rcdrv.device import IrqKind, SetIrqs
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Reg
+from rcdrv.results.bench import Result
 from tools.bench import ideal
 from tools.bench.measure import Row, compared, in_turns
 from tools.bench.native import Native

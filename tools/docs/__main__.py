@@ -18,9 +18,17 @@ def main() -> int:
     build_parser.add_argument("folder", type=Path)
     update_parser = commands.add_parser("update", help="write down what the examples print now")
     update_parser.add_argument("files", type=Path, nargs="+")
+    terminal_parser = commands.add_parser("terminal", help="draw a terminal session as SVG")
+    terminal_parser.add_argument("picture", type=Path)
+    terminal_parser.add_argument("command_lines", nargs="+", metavar="COMMAND")
     args = parser.parse_args()
     if args.command == "build":
         return build(args.folder)
+    if args.command == "terminal":
+        from tools.docs import terminal
+
+        terminal.draw(args.command_lines, args.picture)
+        return 0
     for file in args.files:
         text = file.read_text(encoding="utf-8")
         file.write_text(examples.updated(text), encoding="utf-8")

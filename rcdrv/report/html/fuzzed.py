@@ -1,4 +1,4 @@
-"""``rcdrv fuzz``: what was tried and what was found, each finding with the map of its layout."""
+"""``rcdrv fuzz``: coverage and findings, each finding with the map of its layout."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from rcdrv.report.html import layout
 from rcdrv.report.html.markup import Child, Markup, element, join
 from rcdrv.report.html.section import Finding, Section, badge, code, facts, table
-from rcdrv.report.html.source import Node, Source
+from rcdrv.report.html.source import Node, Picture, Source
 from rcdrv.results.summary import CASE_VERDICTS
 from rcdrv.verdict import Verdict
 
 _MAPS = 40
-"""Findings that get a map; a page with more is read by nobody. The rest is listed."""
+"""Maximum number of findings with a map. The rest is listed."""
 
 
 def campaign(source: Source) -> Section:
@@ -43,7 +43,7 @@ def campaign(source: Source) -> Section:
                     ("time is", "real" if node["real_time"].flag else "virtual"),
                 ]
             ),
-            _maps(findings),
+            _maps(findings, source.picture),
         ),
         [
             Finding(Verdict.FAIL, "fuzz layout", "", kind, message, file and f"saved as {file}")
@@ -56,8 +56,8 @@ def _findings(count: int) -> str:
     return "1 finding" if count == 1 else f"{count or 'no'} findings"
 
 
-def _maps(findings: Sequence[tuple[str, str, Node, str]]) -> Markup:
-    shown = [_finding(*one) for one in findings[:_MAPS]]
+def _maps(findings: Sequence[tuple[str, str, Node, str]], picture: Picture) -> Markup:
+    shown = [_finding(*one, picture) for one in findings[:_MAPS]]
     rest = [
         element("li", element("b", kind), f": {message}")
         for kind, message, _, _ in findings[_MAPS:]
@@ -69,8 +69,8 @@ def _maps(findings: Sequence[tuple[str, str, Node, str]]) -> Markup:
     )
 
 
-def _finding(kind: str, message: str, node: Node, file: str) -> Markup:
-    found = layout.of_table(node)
+def _finding(kind: str, message: str, node: Node, file: str, picture: Picture) -> Markup:
+    found = picture(node.value, node.where)
     drawn: list[Child] = []
     if found is not None:
         bars, doorbell = found
@@ -98,7 +98,7 @@ def _lines(node: Node) -> list[Markup]:
 
 
 def examples(source: Source) -> Section:
-    """``examples.jsonl`` of a campaign: what each case came to over all layouts.
+    """``examples.jsonl`` of a campaign: the outcomes of each case over all layouts.
 
     :raises UsageError: the file is not what it seems to be
     """
@@ -121,14 +121,14 @@ def examples(source: Source) -> Section:
         )
         for case, counts in outcomes.items()
     ]
-    caption = f"What each case came to, over {len(source.lines)} layouts"
+    caption = f"Outcomes of each case over {len(source.lines)} layouts"
     return Section(
         "fuzz examples",
         f"seed {source.node['seed'].integer}",
         source.name,
         Verdict.FAIL if found else Verdict.PASS,
         f"{len(source.lines)} layouts, {_findings(len(found))}",
-        join(_maps(list(found.values())), table(["case", *columns], rows, caption)),
+        join(_maps(list(found.values()), source.picture), table(["case", *columns], rows, caption)),
         [Finding(Verdict.FAIL, "fuzz", "", kind, text, "") for kind, text, _, _ in found.values()],
     )  # fmt: skip
 

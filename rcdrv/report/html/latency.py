@@ -16,6 +16,7 @@ from rcdrv.report.html.section import (
     table,
 )
 from rcdrv.report.html.source import Node, Source
+from rcdrv.results.bench import TITLES
 from rcdrv.results.distribution import Distribution
 from rcdrv.results.units import duration_text
 from rcdrv.verdict import Verdict
@@ -37,7 +38,7 @@ def ring(source: Source) -> Section:
     failed = sum(one is False for one in told)
     words = f"{len(points)} rings" if len(points) != 1 else "1 ring"
     if all(one is None for one in told):
-        words += " written, nobody looked" if told else ""
+        words += " written, not verified" if told else ""
     else:
         words += f", {len(points) - failed - told.count(None)} acknowledged"
     body: list[Child] = [facts([*_doorbell(node), ("interrupt", node["irq"].text)])]
@@ -91,7 +92,7 @@ def bench(source: Source) -> Section:
     setup = [(name.replace("_", " "), _plain(value)) for name, value in node["setup"].items()]
     body: list[Child] = [*(_judged(node) if node.has("verdict") else [])]
     if series:
-        body.append(distributions(series, f"{_TITLES.get(what, what)}, {device}"))
+        body.append(distributions(series, f"{TITLES.get(what, what)}, {device}"))
         body.append(percentile_table(series, sizes))
     body.append(facts([(name, value) for name, value in setup if value]))
     first = f"{series[0].name}: median {_median(series[0])}" if series else "nothing was measured"
@@ -105,14 +106,6 @@ def bench(source: Source) -> Section:
         join(*body),
         finding(node, device) if node.has("verdict") else (),
     )
-
-
-_TITLES = {
-    "ring": "Doorbell to acknowledgement",
-    "mmio": "Accesses to registers and memory",
-    "dma": "Transfers by the endpoint",
-    "irq": "Interrupts",
-}
 
 
 def _distribution(entry: Node) -> Distribution:
@@ -155,7 +148,7 @@ def compared_benches(sources: Sequence[Source]) -> Markup:
     heads = ["", "file", "p50", "p99", "p50 / first", "p99 / first"]
     what = sources[0].node["bench"].text
     return join(
-        distributions(drawn, f"{_TITLES.get(what, what)}, compared") if drawn else None,
+        distributions(drawn, f"{TITLES.get(what, what)}, compared") if drawn else None,
         table(heads, rows, "Each file, and how many times as long as in the first one it takes"),
     )
 

@@ -11,46 +11,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from rcdrv.errors import UsageError
 from rcdrv.report.html.markup import Markup, element, join
 from rcdrv.report.html.source import Node
 from rcdrv.report.text import wrapped
+from rcdrv.results.layout import TEST_REGISTERS, Bar, Region, msix_regions
 from rcdrv.results.units import size_text
-from rcdrv.sim.layout import (
-    MSIX_ENTRY_SIZE,
-    REGISTERS_SIZE,
-    VNTB_CONTROL_SIZE,
-    BarType,
-    DoorbellBackend,
-    Layout,
-    parse_layout,
-)
 
 _LEFT, _RIGHT, WIDTH = 150, 16, 960
 _ROW, _STRIP = 74, 34
 _CHARACTER = 7.0
 """Pixels that a character of a label takes, at most."""
-
-
-class Region(NamedTuple):
-    """Something that lies in a BAR."""
-
-    offset: int
-    size: int
-    name: str
-    role: str
-    """Its colour: ``registers``, ``msix``, ``doorbell`` or ``window``."""
-
-
-class Bar(NamedTuple):
-    """One BAR and what is known to lie in it, in any order; regions may overlap."""
-
-    number: int
-    size: int
-    what: str
-    """``resizable``, ``64-bit prefetchable``, ``reserved``..."""
-    regions: tuple[Region, ...] = ()
-    reserved: bool = False
 
 
 class Piece(NamedTuple):
@@ -63,87 +33,7 @@ class Piece(NamedTuple):
         return " + ".join(region.name for region in self.regions)
 
 
-# -- what is known ---------------------------------------------------------------------------------
-
-
-def of_table(table: Node) -> tuple[Sequence[Bar], str] | None:
-    """The BARs of a software endpoint's layout (a TOML table), and where its doorbell is in words.
-
-    None for a table that is no layout: a later version's may know more.
-    """
-    try:
-        layout = parse_layout(table.value, table.where)
-    except (UsageError, AttributeError, TypeError):
-        return None
-    found = _vntb_regions(layout) if layout.function == "epf_vntb" else _regions(layout)
-    bars = []
-    for index, bar in enumerate(layout.bars):
-        if bar is None:
-            continue
-        words = [bar.type.value, "64-bit" if bar.wide else "32-bit"]
-        if bar.prefetchable:
-            words.append("prefetchable")
-        reserved = bar.type is BarType.RESERVED
-        bars.append(Bar(index, bar.size, ", ".join(words), tuple(found.get(index, ())), reserved))
-    return bars, _doorbell_words(layout)
-
-
-def _regions(layout: Layout) -> dict[int, list[Region]]:
-    found: dict[int, list[Region]] = {
-        layout.register_bar: [Region(0, REGISTERS_SIZE, "test registers", "registers")]
-    }
-    if layout.msix:
-        found.setdefault(layout.msix_bar, []).extend(
-            _msix(layout.msix, layout.msix_table, layout.msix_pba)
-        )
-    place = layout.doorbell_place()
-    if place is not None:
-        found.setdefault(place[0], []).append(Region(place[1], 4, "doorbell", "doorbell"))
-    return found
-
-
-def _msix(vectors: int, table: int, pba: int) -> list[Region]:
-    return [
-        Region(table, vectors * MSIX_ENTRY_SIZE, "MSI-X table", "msix"),
-        Region(pba, -(-vectors // 64) * 8, "PBA", "msix"),
-    ]
-
-
-def _vntb_regions(layout: Layout) -> dict[int, list[Region]]:
-    vntb = layout.vntb
-    spads = 4 * vntb.spad_count
-    found = {
-        layout.register_bar: [
-            Region(0, VNTB_CONTROL_SIZE, "control block", "registers"),
-            Region(VNTB_CONTROL_SIZE, spads, "own scratchpads", "window"),
-            Region(VNTB_CONTROL_SIZE + spads, spads, "peer's", "window"),
-        ],
-        vntb.db_bar: [_vntb_doorbells(layout)],
-    }
-    for number, (bar, size) in enumerate(zip(vntb.mw_bars, vntb.mw_sizes, strict=True), 1):
-        found.setdefault(bar, []).append(Region(0, size, f"memory window {number}", "window"))
-    return found
-
-
-def _vntb_doorbells(layout: Layout) -> Region:
-    """All in one place where they are a register of the endpoint's, a word each where it polls."""
-    place = layout.doorbell_place()
-    if place is None:
-        return Region(0, 4 * layout.vntb.db_count, "doorbells", "doorbell")
-    return Region(place[1], 4, "doorbells", "doorbell")
-
-
-def _doorbell_words(layout: Layout) -> str:
-    place = layout.doorbell_place()
-    backend = layout.doorbell.backend
-    if place is None:
-        return "It has no doorbell register."
-    where = f"Its doorbell is at BAR{place[0]}+{place[1]:#x}"
-    if backend is DoorbellBackend.EXPOSED:
-        return f"{where}, in registers that this BAR always shows."
-    if layout.function == "epf_vntb":
-        return f"{where}."
-    return f"{where}, mapped while it is enabled: its BAR shows the endpoint's registers then."
+# -- from rcdrv info -------------------------------------------------------------------------------
 
 
 def of_info(info: Node, doorbell: Region | None = None, doorbell_bar: int = -1) -> Sequence[Bar]:
@@ -155,14 +45,12 @@ def of_info(info: Node, doorbell: Region | None = None, doorbell_bar: int = -1) 
     table = info.find("msix_table")
     if table is not None:
         vectors = info["interrupts"]["msix"].integer
-        entries, pba = _msix(vectors, table["offset"].integer, table["pba_offset"].integer)
+        entries, pba = msix_regions(vectors, table["offset"].integer, table["pba_offset"].integer)
         found.setdefault(table["bar"].integer, []).append(entries)
         found.setdefault(table["pba_bar"].integer, []).append(pba)
     registers = info.find("reg_bar")
     if registers is not None and info["class"].integer >> 8 != 0x0500:
-        found.setdefault(registers.integer, []).append(
-            Region(0, REGISTERS_SIZE, "test registers", "registers")
-        )
+        found.setdefault(registers.integer, []).append(TEST_REGISTERS)
     if doorbell is not None:
         found.setdefault(doorbell_bar, []).append(doorbell)
     bars = []
@@ -179,7 +67,7 @@ def of_info(info: Node, doorbell: Region | None = None, doorbell_bar: int = -1) 
 
 
 def draw(bars: Sequence[Bar], title: str, note: str = "") -> Markup:
-    """The map; :func:`table` is the same for whoever does not see it."""
+    """Draw the map; :func:`table` is the same for screen readers."""
     cut = {bar.number: pieces(bar) for bar in bars}
     height = _ROW * len(bars) + 6
     words = "; ".join(
@@ -280,7 +168,7 @@ def _piece(piece: Piece, bar: Bar, x: float, width: float, top: float) -> Markup
 
 
 def table(bars: Sequence[Bar]) -> Markup:
-    """What the map shows, as rows."""
+    """Return the contents of the map as table rows."""
     rows = []
     for bar in bars:
         for piece in pieces(bar):

@@ -11,6 +11,7 @@ from rcdrv.report.html import fuzzed, latency, layout, suite
 from rcdrv.report.html.markup import Markup, element, join, style
 from rcdrv.report.html.section import Finding, Section, badge, explanation, facts, finding
 from rcdrv.report.html.source import Source
+from rcdrv.results.layout import Region
 from rcdrv.verdict import Verdict
 
 _WORST = (
@@ -121,7 +122,7 @@ def _contents(sections: Sequence[Section]) -> Markup:
 def _findings(sections: Sequence[Section]) -> Markup | None:
     """What did not pass, and what to look at next, before anything else.
 
-    What one cause may have made fail in many cases is one entry, with the cases in it.
+    Cases that may have failed by the same cause share one entry.
     """
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for number, section in enumerate(sections):
@@ -179,7 +180,7 @@ def _info(source: Source, sources: Sequence[Source]) -> Section:
             place = other.node.find("doorbell")
             if place is not None:
                 bar = place["bar"].integer
-                doorbell = layout.Region(place["offset"].integer, 4, "doorbell", "doorbell")
+                doorbell = Region(place["offset"].integer, 4, "doorbell", "doorbell")
     bars = layout.of_info(node, doorbell, bar)
     vectors = ", ".join(
         f"{name} {count.integer}" for name, count in node["interrupts"].items() if count.integer
@@ -208,7 +209,7 @@ def _info(source: Source, sources: Sequence[Source]) -> Section:
 
 
 def _error(source: Source, _sources: Sequence[Source]) -> Section:
-    """What a command prints that could not even begin."""
+    """Show the document of a command that failed before it began."""
     node = source.node
     device = node.said("device")
     return Section(

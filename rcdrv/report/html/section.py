@@ -1,4 +1,4 @@
-"""A part of the page: what one result file came to. And the pieces that several kinds share."""
+"""A section of the page, for one result file; and the elements that several kinds share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rcdrv.report.html.markup import Child, Markup, element
 from rcdrv.report.html.plot import Series
 from rcdrv.report.html.source import Node
-from rcdrv.results.distribution import Distribution
+from rcdrv.results.distribution import PERCENTILES, Distribution
 from rcdrv.results.units import duration_text
 from rcdrv.verdict import Verdict
 
@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What one result file came to."""
+    """The section of one result file."""
 
     kind: str
     """The command, such as ``test``."""
@@ -35,13 +35,13 @@ class Section(NamedTuple):
     verdict: Verdict | None
     """None where nothing is judged, as by ``info``."""
     headline: str
-    """What it came to, in a line."""
+    """The outcome in one line."""
     body: Markup
     findings: Sequence[Finding] = ()
 
 
 def finding(node: Node, device: str) -> list[Finding]:
-    """What a document with ``verdict``, ``reason``, ``message`` and ``hint`` has to say."""
+    """Return the finding of a document with ``verdict``, ``reason``, ``message`` and ``hint``."""
     verdict = node["verdict"].verdict
     if verdict in (Verdict.PASS, Verdict.SKIP):
         return []
@@ -92,7 +92,7 @@ def table(heads: Sequence[str], rows: Sequence[Markup], caption: str) -> Markup:
     )
 
 
-_COLUMNS = ("count", "min", "p50", "p90", "p99", "p99.9", "max")
+_COLUMNS = ("count", "min", *(f"p{share:g}" for share in PERCENTILES), "max")
 
 
 def percentile_table(series: Sequence[Series], sizes: Sequence[int] = ()) -> Markup:
@@ -121,5 +121,5 @@ def percentile_table(series: Sequence[Series], sizes: Sequence[int] = ()) -> Mar
 
 
 def _values(found: Distribution) -> list[int]:
-    shares = [found.percentile(share) for share in (50.0, 90.0, 99.0, 99.9)]
+    shares = [found.percentile(share) for share in PERCENTILES]
     return [found.minimum, *shares, found.maximum]

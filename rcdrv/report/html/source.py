@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from rcdrv.errors import UsageError
 from rcdrv.files import LARGEST_RESULT, parse_json, read_descriptor, read_file
+from rcdrv.results.layout import Bar
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
 
@@ -21,7 +22,7 @@ _LONGEST = 10**18
 
 
 class Node:
-    """A JSON value and where it stands, so that whoever expects something else can say so."""
+    """A JSON value and its place in the file, for error messages."""
 
     __slots__ = ("_parent", "_step", "value")
 
@@ -131,6 +132,11 @@ class Node:
         return "" if found is None else found.text
 
 
+Picture = Callable[[Any, str], "tuple[Sequence[Bar], str] | None"]
+"""From a layout (a TOML table, and its place for messages) to its BARs, and its doorbell in words;
+None where it is no layout."""
+
+
 class Source(NamedTuple):
     """One result."""
 
@@ -141,6 +147,8 @@ class Source(NamedTuple):
     node: Node
     lines: Sequence[Node] = ()
     """What follows the first line in a file of JSON lines."""
+    picture: Picture = lambda _table, _where: None
+    """What reads the layouts in it."""
 
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -158,7 +166,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 """The members by which a document is recognised; the first that fits counts."""
 
 
-def read(path: str, cancel: Cancel) -> Source:
+def read(path: str, picture: Picture, cancel: Cancel | None = None) -> Source:
     """Read a result; ``-`` is standard input.
 
     :raises UsageError: it cannot be read, is not JSON, or of no command that a page can show
@@ -174,11 +182,11 @@ def read(path: str, cancel: Cancel) -> Source:
     first, *more = _parse(data, name)
     if more:
         if first.has("seed", "block") and all(line.has("layout", "outcomes") for line in more):
-            return Source(name, "fuzz examples", first, more)
+            return Source(name, "fuzz examples", first, more, picture)
         raise UsageError(f"{name}: {1 + len(more)} JSON documents in one file", hint=_hint())
     for kind, keys in KINDS.items():
         if first.has(*keys):
-            return Source(name, kind, first)
+            return Source(name, kind, first, picture=picture)
     raise UsageError(f"{name}: this is no result that a page can be made of", hint=_hint())
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rcdrv.bench.result import Result, Series, from_document, load, to_document
 from rcdrv.bench.text import duration, table
 from rcdrv.errors import UsageError
+from rcdrv.results.bench import Result, Series, from_document, load, to_document
 from rcdrv.results.distribution import PERCENTILES, Distribution
 
 durations = st.lists(st.integers(1, 10**9), min_size=1, max_size=200)

@@ -26,8 +26,9 @@ from rcdrv.report.html.source import KINDS, Node, Source, read
 from rcdrv.report.text import one_line
 from rcdrv.results.distribution import Distribution
 from rcdrv.results.document import to_document
+from rcdrv.results.layout import Bar, Region
 from rcdrv.results.units import duration_text, size_text
-from rcdrv.wait import Cancel
+from rcdrv.sim.picture import picture
 
 from .samples import a_run, runs, texts
 
@@ -151,12 +152,12 @@ EXAMPLES = [
 
 
 def source(kind: str, document: Any, name: str = "a file.json") -> Source:
-    return Source(name, kind, Node(document, name))
+    return Source(name, kind, Node(document, name), picture=picture)
 
 
 def examples(lines: Any = EXAMPLES, name: str = "examples.jsonl") -> Source:
     first, *more = (Node(line, name) for line in lines)
-    return Source(name, "fuzz examples", first, more)
+    return Source(name, "fuzz examples", first, more, picture)
 
 
 def every() -> list[Source]:
@@ -361,14 +362,14 @@ def test_the_doorbell_of_a_ring_is_on_the_map_of_its_device() -> None:
 def test_every_kind_is_recognised(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps(DOCUMENTS[kind]))
-    assert read(str(path), Cancel()).kind == kind
+    assert read(str(path), picture).kind == kind
     assert set(DOCUMENTS) == set(KINDS)
 
 
 def test_json_lines_of_a_campaign_are_recognised(tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
     path.write_text("\n".join(map(json.dumps, EXAMPLES)))
-    found = read(str(path), Cancel())
+    found = read(str(path), picture)
     assert (found.kind, len(found.lines)) == ("fuzz examples", 2)
 
 
@@ -393,7 +394,7 @@ def test_what_is_no_result_is_a_usage_error(content: bytes, said: str, tmp_path:
     path = tmp_path / "broken.json"
     path.write_bytes(content)
     with pytest.raises(UsageError) as raised:
-        read(str(path), Cancel())
+        read(str(path), picture)
     assert said in raised.value.message
     assert "broken.json" in raised.value.message
     assert "rcdrv report takes what --json" in raised.value.hint
@@ -456,7 +457,7 @@ def test_a_damaged_campaign_is_shown_or_refused(path: tuple[Any, ...], value: An
 # -- drawings ------------------------------------------------------------------------------------
 
 regions = st.builds(
-    layout.Region,
+    Region,
     st.integers(0, 1 << 20),
     st.integers(0, 1 << 20),
     st.sampled_from(["doorbell", "MSI-X table", ""]),
@@ -465,8 +466,8 @@ regions = st.builds(
 
 
 @given(st.integers(1, 1 << 20), st.lists(regions, max_size=5))
-def test_the_pieces_of_a_bar_are_all_of_it(size: int, inside: list[layout.Region]) -> None:
-    bar = layout.Bar(2, size, "64-bit", tuple(inside))
+def test_the_pieces_of_a_bar_are_all_of_it(size: int, inside: list[Region]) -> None:
+    bar = Bar(2, size, "64-bit", tuple(inside))
     pieces = layout.pieces(bar)
     assert (pieces[0].start, pieces[-1].end) == (0, size)
     assert all(one.end == other.start for one, other in pairwise(pieces))
@@ -485,8 +486,8 @@ def test_the_pieces_of_a_bar_are_all_of_it(size: int, inside: list[layout.Region
 
 
 def test_four_bytes_in_a_gigabyte_can_be_read() -> None:
-    door = layout.Region(0xA0, 4, "doorbell", "doorbell")
-    drawn = layout.draw([layout.Bar(4, 1 << 30, "64-bit", (door,))], "map")
+    door = Region(0xA0, 4, "doorbell", "doorbell")
+    drawn = layout.draw([Bar(4, 1 << 30, "64-bit", (door,))], "map")
     root = ElementTree.fromstring(f"<p>{drawn}</p>")
     (piece,) = (one for one in root.iter("rect") if one.get("class") == "doorbell")
     assert float(piece.get("width", "")) >= len("doorbell") * 7
@@ -496,7 +497,7 @@ def test_four_bytes_in_a_gigabyte_can_be_read() -> None:
 def test_the_presets_have_maps(preset: str) -> None:
     from rcdrv.sim.layout import _read, load_layout
 
-    found = layout.of_table(Node(_read(preset), preset))
+    found = picture(_read(preset), preset)
     assert found is not None
     bars, words_of_doorbell = found
     there = [index for index, bar in enumerate(load_layout(preset).bars) if bar is not None]

@@ -1,4 +1,4 @@
-"""What a benchmark measured, and the JSON document that it is kept in."""
+"""Result of a benchmark, and its JSON document."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from typing import Any, NamedTuple
 from rcdrv.errors import UsageError
 from rcdrv.files import LARGEST_RESULT, parse_json, read_text
 from rcdrv.results.distribution import PERCENTILES, Distribution
+
+TITLES = {
+    "ring": "Doorbell to acknowledgement",
+    "mmio": "Accesses to registers and memory",
+    "dma": "Transfers by the endpoint",
+    "irq": "Interrupts",
+}
+"""Title of each benchmark."""
 
 
 class Series(NamedTuple):
