@@ -4,7 +4,7 @@
 # The imports take tens of milliseconds, in which people do press Ctrl-C. The module signal would
 # import enum, so this is the one below it. A shell has the jobs in its background ignore SIGINT,
 # and nohup SIGHUP: that stays so (see rcdrv.wait.heeded).
-import _signal
+import _signal  # type: ignore[import-not-found]
 import os
 
 

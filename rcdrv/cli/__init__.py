@@ -13,7 +13,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 from rcdrv import __version__
-from rcdrv.errors import HostError, Interrupted, RcdrvError, UsageError
+from rcdrv.errors import HostError, RcdrvError, UsageError
 from rcdrv.wait import Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
@@ -151,8 +151,11 @@ def _silence(stream: TextIO) -> None:
 
 
 def exit_status(error: RcdrvError, cancel: Cancel) -> int:
-    """The exit status of an error; that of an interruption names the signal, as a shell does."""
-    if isinstance(error, Interrupted) and cancel.signal:
+    """The exit status of an error; after a signal it names that, as a shell does.
+
+    Ctrl-C on a terminal reaches what we started too, whose end may be the error that is seen.
+    """
+    if cancel.signal:
         return 128 + cancel.signal
     return error.exit_status
 

@@ -6,7 +6,7 @@ Users start an endpoint with ``rcdrv sim``.
 from __future__ import annotations
 
 # The terminal sends SIGINT to its owner too, who ends it: not even the imports may be interrupted.
-import _signal
+import _signal  # type: ignore[import-not-found]
 import sys
 
 if "--fd" in sys.argv:

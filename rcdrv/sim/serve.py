@@ -72,11 +72,12 @@ def _signals(server: Server, *, interactive: bool) -> Iterator[None]:
     def stop(_signum: int, _frame: FrameType | None) -> None:
         server.stop()
 
-    handlers = {
-        **dict.fromkeys(heeded([signal.SIGTERM, signal.SIGINT]), stop),
-        **({} if interactive else {signal.SIGINT: signal.SIG_IGN}),
+    before = {
+        signum: signal.signal(signum, stop) for signum in heeded([signal.SIGTERM, signal.SIGINT])
     }
-    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    if not interactive:
+        before.setdefault(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
