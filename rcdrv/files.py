@@ -122,8 +122,11 @@ def read_file(path: Path, limit: int = LARGEST, cancel: Cancel | None = None) ->
         # A FIFO that nobody writes would block open(2) for ever.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
-            if cancel is None and not stat.S_ISREG(os.fstat(fd).st_mode):
+            state = os.fstat(fd)
+            if cancel is None and not stat.S_ISREG(state.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")
+            if state.st_size > limit:
+                raise _too_large(limit)
             return read_descriptor(fd, limit, cancel)
         finally:
             os.close(fd)
@@ -158,7 +161,11 @@ def read_descriptor(fd: int, limit: int = LARGEST, cancel: Cancel | None = None)
             return bytes(content)
         content += piece
         if len(content) > limit:
-            raise OSError(errno.EFBIG, f"larger than {limit >> 20} MiB")
+            raise _too_large(limit)
+
+
+def _too_large(limit: int) -> OSError:
+    return OSError(errno.EFBIG, f"larger than {limit >> 20} MiB")
 
 
 def parse_json(text: str, **options: Any) -> Any:
