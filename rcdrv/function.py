@@ -13,6 +13,7 @@ import mmap
 import os
 import resource
 import select
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -23,6 +24,7 @@ from rcdrv.device import (
     IrqKind,
     PhysicalDma,
     SetIrqs,
+    sealed_memory,
 )
 from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow, Window
@@ -86,6 +88,24 @@ class DmaBuffer:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def _take(eventfd: int) -> int:
+    """Read an eventfd's counter.
+
+    Never blocks: a vfio-user server has the same file description, so it may clear O_NONBLOCK and
+    read the counter first.
+
+    :raises BlockingIOError: it is 0
+    """
+    counter = bytearray(8)
+    try:
+        os.preadv(eventfd, (counter,), -1, os.RWF_NOWAIT)
+    except BlockingIOError:
+        raise
+    except OSError:  # before Linux 5.8 (fs/eventfd.c) it cannot be asked so
+        return os.eventfd_read(eventfd)
+    return int.from_bytes(counter, sys.byteorder)
 
 
 class Interrupts:
@@ -154,7 +174,7 @@ class Interrupts:
         counts: dict[int, int] = {}
         for vector in vectors:
             with contextlib.suppress(BlockingIOError):
-                counts[vector] = os.eventfd_read(self._eventfds[vector])
+                counts[vector] = _take(self._eventfds[vector])
         self._masked = bool(counts) and self.kind is IrqKind.INTX
         return counts
 
@@ -453,9 +473,8 @@ class Function:
     def _map_memory(self, iova: int, length: int) -> mmap.mmap:
         if not self.device.dma_by_descriptor:
             return self._mapped_memory(_contiguous(length), iova, length, -1)
-        fd = os.memfd_create("rcdrv-dma", os.MFD_CLOEXEC)
+        fd = sealed_memory("rcdrv-dma", length)
         try:
-            os.ftruncate(fd, length)
             return self._mapped_memory(mmap.mmap(fd, length), iova, length, fd)
         finally:
             os.close(fd)

@@ -168,17 +168,28 @@ def pause(text: str) -> float:
 
 
 def open_endpoint(args: argparse.Namespace, cancel: Cancel) -> Function:
-    """The function that the command line names, open.
-
-    One of this host is driven by a child process: see :mod:`rcdrv.cli.guard`.
-    """
+    """The function that the command line names, open."""
     address = args.device or default_address()
-    if not args.in_child and is_address(address):
+    if is_address(address):
+        guard(args, address)
+    function = open_function(address, cancel=cancel)
+    # Not before: whether a server may truncate its BARs is known only now.
+    if not getattr(function.device, "sealed", True):
+        guard(args, address)
+    return function
+
+
+def guard(args: argparse.Namespace, address: str) -> None:
+    """Continue in a child, as an access to a mapped BAR may be SIGBUS.
+
+    That is a function of this host, or a server that may truncate the file of a BAR. A software
+    endpoint seals its files, and nothing is needed.
+    """
+    if not args.in_child and not address.startswith("sim:"):
         from rcdrv.cli.guard import continue_in_child
 
         continue_in_child(address)
         args.in_child = True
-    return open_function(address, cancel=cancel)
 
 
 def drive(args: argparse.Namespace, function: Function) -> EpfTest:

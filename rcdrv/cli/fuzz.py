@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rcdrv.cli.common import common_options, number, positive, print_json, seconds, tracer
+from rcdrv.cli.common import common_options, guard, number, positive, print_json, seconds, tracer
 from rcdrv.errors import HostError, UsageError
 from rcdrv.files import make_folder, open_output, replace_file
 from rcdrv.function import Function
@@ -152,7 +152,7 @@ def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
     address = args.device or default_address()
     if address.startswith("sim:"):
         raise UsageError("--ep sets up a board; what sim: starts has no configfs")
-    _guard(args, address)
+    guard(args, address)
 
     def returned() -> Function:
         if is_address(address):
@@ -281,17 +281,6 @@ def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
     return 1 if any(document["findings"] for document in documents) else 0
 
 
-def _guard(args: argparse.Namespace, address: str) -> None:
-    """Drive a function of this host from a child (see :mod:`rcdrv.cli.guard`)."""
-    from rcdrv.pci import is_address
-
-    if not args.in_child and is_address(address):
-        from rcdrv.cli.guard import continue_in_child
-
-        continue_in_child(address)
-        args.in_child = True
-
-
 def _replay_elsewhere(args: argparse.Namespace, cancel: Cancel) -> int:
     from rcdrv.address import open_function
     from rcdrv.fuzz.saved import reason_of
@@ -306,7 +295,7 @@ def _replay_elsewhere(args: argparse.Namespace, cancel: Cancel) -> int:
             hint="leave --device out, or serve it: rcdrv sim FILE --socket PATH",
         )
     layout = load_layout(str(args.where))
-    _guard(args, args.device)
+    guard(args, args.device)
     presented, reason = True, ""
     report = Report()
     try:
@@ -375,7 +364,7 @@ def _target(args: argparse.Namespace, cancel: Cancel, stack: ExitStack) -> Any:
         software = Software(load_layout(address.removeprefix("sim:")), cancel)
         stack.callback(software.close)
         return Target(software.open, address, software.renew)
-    _guard(args, address)
+    guard(args, address)
     return Target(partial(open_function, address, cancel=cancel), address)
 
 

@@ -8,6 +8,7 @@ Workers share nothing: what they get is a plan and a number, what they give is a
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -245,18 +246,45 @@ def _executor(plan: Plan) -> Iterator[tuple[Executor, int]]:
         with _dask_executor(plan.dask) as found:
             yield found
         return
-    # Not forked: a child shall not share what this process has open.
-    # Ctrl-C reaches them too, and it is for this one to end them.
-    pool = ProcessPoolExecutor(
-        plan.workers,
-        get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
+    pool = _Pool(plan.workers)
     try:
         yield pool, plan.workers
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class _Pool(ProcessPoolExecutor):
+    """Processes of this host that import nothing from the working directory."""
+
+    def __init__(self, workers: int) -> None:
+        here = Path.cwd()
+        # Not forked: a child shall not share what this process has open.
+        context = get_context("spawn")
+        with _in_root():  # starts multiprocessing's resource tracker
+            super().__init__(workers, context, initializer=_begin_worker, initargs=(here,))
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        with _in_root():  # starts the workers
+            return super().submit(*args, **kwargs)
+
+
+@contextmanager
+def _in_root() -> Iterator[None]:
+    """For the start of ``python -c``, as multiprocessing does: it looks for modules in the working
+    directory before all others, and Python 3.10 has no option against that."""
+    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    os.chdir("/")
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+def _begin_worker(folder: Path) -> None:
+    os.chdir(folder)
+    # Ctrl-C reaches it too, and it is for the campaign to end it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

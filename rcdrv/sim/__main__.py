@@ -1,4 +1,4 @@
-"""``python3 -m rcdrv.sim SPEC --fd N | --socket PATH``: what ``sim:`` addresses start.
+"""The program that ``sim:`` addresses start (``_spawn`` in rcdrv/address.py).
 
 Users start an endpoint with ``rcdrv sim``.
 """

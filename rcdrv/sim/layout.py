@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from importlib import import_module
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,8 @@ class VntbLayout:
     mw3_bar: int = -1
     mw4_bar: int = -1
     peer: VntbPeer = VntbPeer.PINGPONG
-    peer_delay_ms: int = 0
-    """ntb_pingpong's ``delay_ms``, which is 1000 by default there."""
+    peer_delay_ms: int = 1000
+    """ntb_pingpong's ``delay_ms``."""
     peer_ip: str = "192.0.2.2"
     """The IPv4 address of the endpoint's ntb_netdev."""
 
@@ -181,6 +182,7 @@ class VntbLayout:
 
     @property
     def mw_bars(self) -> tuple[int, ...]:
+        """-1 for a window that pci-epf-vntb leaves without a BAR."""
         return (self.mw1_bar, self.mw2_bar, self.mw3_bar, self.mw4_bar)[: self.num_mws]
 
 
@@ -525,10 +527,10 @@ def _function(value: object, path: str) -> str:
 
 def _ipv4(value: object, path: str) -> str:
     text = _text(value, path)
-    parts = text.split(".")
-    if len(parts) != 4 or not all(part.isdecimal() and int(part) < 256 for part in parts):
-        raise UsageError(f"{path}: {text!r} is not an IPv4 address")
-    return text
+    try:
+        return str(IPv4Address(text))
+    except ValueError:
+        raise UsageError(f"{path}: {text!r} is not an IPv4 address") from None
 
 
 def _faults(value: object, path: str) -> tuple[str, ...]:
@@ -680,23 +682,29 @@ def _place_vntb(layout: Layout, source: str) -> Layout:
     names = ["ctrl_bar", "db_bar", *(f"mw{n}_bar" for n in range(1, vntb.num_mws + 1))]
     bars = {name: getattr(vntb, name) for name in names}
     start = 0
-    for name in names:
+    # The kernel's second loop begins with the first window once more, so it never gets to the last.
+    for number, name in enumerate([*names[:3], *names[2:-1]]):
         if bars[name] >= 0:
             continue
         free = layout.next_free_bar(start)
         while free is not None and free in bars.values():
             free = layout.next_free_bar(free + 1)
+        if free is None and number > 2:
+            vntb = replace(vntb, num_mws=number - 2)
+            break
         if free is None:
             raise UsageError(f"{source}: vntb.{name}: no BAR is left for it")
         bars[name], start = free, free + 1
-    for name, bar in bars.items():
+    placed = {name: bar for name, bar in bars.items() if bar >= 0}
+    for name, bar in placed.items():
         if layout.bars[bar] is None:
             raise UsageError(f"{source}: vntb.{name}: BAR{bar} is absent")
-    if len(set(bars.values())) < len(bars):
+    if len(set(placed.values())) < len(placed):
         raise UsageError(f"{source}: vntb: two of {', '.join(names)} are the same BAR")
     vntb = replace(vntb, **bars)
-    sizes = dict(zip(vntb.mw_bars, vntb.mw_sizes, strict=True))
-    for bar, size in sizes.items():
+    for bar, size in zip(vntb.mw_bars, vntb.mw_sizes, strict=True):
+        if bar < 0:
+            continue
         entry = layout.bar(bar)
         if size < EP_PAGE or size & (size - 1):
             raise UsageError(f"{source}: vntb: a window of {size:#x} bytes", hint="a power of two")

@@ -18,6 +18,9 @@ from rcdrv.sim.layout import Layout
 from rcdrv.vfio_user.server import Server, listen
 from rcdrv.wait import heeded
 
+_TICK = 1.0
+"""Seconds that a write to an eventfd may block: see :meth:`rcdrv.vfio_user.irqs.EventFd.fire`."""
+
 
 def serve(
     layout: Layout,
@@ -46,6 +49,7 @@ def serve(
         server = Server(endpoint)
         stack.callback(server.close)
         stack.enter_context(_signals(server, interactive=path is not None))
+        stack.enter_context(_ticks())
         if path is None:
             sock = socket.socket(fileno=fd)
             if ready:
@@ -83,3 +87,16 @@ def _signals(server: Server, *, interactive: bool) -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _ticks() -> Iterator[None]:
+    """A signal that does nothing comes each second. It ends a system call that Python does not
+    repeat by itself."""
+    before = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
+    signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

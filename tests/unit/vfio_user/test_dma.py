@@ -12,7 +12,7 @@ import pytest
 
 from rcdrv.device import IrqKind
 from rcdrv.vfio_user import wire
-from rcdrv.vfio_user.dma import DmaSpace
+from rcdrv.vfio_user.dma import DmaSpace, SharedFile
 from rcdrv.vfio_user.served import DmaFault, Peer
 from rcdrv.vfio_user.wire import Command, Message
 from rcdrv.wait import Deadline
@@ -320,3 +320,39 @@ def test_dma_before_the_answer_to_a_write_is_a_mistake_of_the_device() -> None:
     with pytest.raises(RuntimeError, match="answered"):
         session()
     device.close()
+
+
+# -- memory that is not there -------------------------------------------------------------------
+
+
+def test_a_file_without_a_write_operation(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """hugetlbfs: pwrite(2) is EINVAL, and a mapping that lost its pages must not be SIGBUS."""
+
+    def pwrite(*_: object) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    file = SharedFile((0, 0, os.O_RDWR), memory)
+    try:
+        file.write(4093, b"across")
+        file.write(SIZE - 3, b"end")
+        assert os.pread(memory, 6, 4093) == file.read(4093, 6) == b"across"
+        assert file.read(SIZE - 3, 3) == b"end"
+        monkeypatch.setattr(file, "holds", lambda *_: True)  # as between the check and the copy
+        for size in (4096, 0):
+            os.ftruncate(memory, size)
+            with pytest.raises(DmaFault, match="cannot be written: Bad address"):
+                file.write(4096, b"late")
+    finally:
+        file.close()
+
+
+def test_a_full_file_system(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pwrite(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    file = SharedFile((0, 0, os.O_RDWR), memory)
+    with pytest.raises(DmaFault, match="cannot be written: No space left"):
+        file.write(0, b"data")
+    file.close()
