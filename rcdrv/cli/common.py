@@ -52,6 +52,10 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(*args, **kwargs)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse ignores that help cannot be written; whoever redirected it has to know."""
+        (file or sys.stderr).write(message)
+
     def error(self, message: str) -> NoReturn:
         hint = f"{self.prog} --help"
         if message.startswith(("unrecognized arguments: -d", "unrecognized arguments: -v")):
@@ -116,6 +120,8 @@ def number(text: str) -> int:
         value = int(text[:-1] if scale > 1 else text, 0) * scale
     except ValueError:
         value = -1
+    if value >= 1 << 64:
+        raise argparse.ArgumentTypeError("the number does not fit in 64 bits")
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 64, 0x40 or 4K")
     return value

@@ -16,6 +16,7 @@ import sys
 from types import FrameType
 
 from rcdrv.errors import DeviceLost
+from rcdrv.wait import heeded
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
@@ -52,7 +53,7 @@ def _wait(child: int, mask: set[signal.Signals | int]) -> int:
     def forward(signum: int, _frame: FrameType | None) -> None:
         os.kill(child, signum)
 
-    before = {signum: signal.signal(signum, forward) for signum in _FORWARDED}
+    before = {signum: signal.signal(signum, forward) for signum in heeded(_FORWARDED)}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         # The child stays a zombie until no handler is left that could signal its number.

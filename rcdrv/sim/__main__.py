@@ -5,7 +5,12 @@ Users start an endpoint with ``rcdrv sim``.
 
 from __future__ import annotations
 
+# The terminal sends SIGINT to its owner too, who ends it: not even the imports may be interrupted.
+import _signal  # type: ignore[import-not-found]
 import sys
+
+if "--fd" in sys.argv:
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
 
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.sim.layout import load_layout

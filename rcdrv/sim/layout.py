@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rcdrv.errors import UsageError
+from rcdrv.files import read_text
 from rcdrv.sim.faults import parse_fault
 
 K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
@@ -406,12 +407,7 @@ def _dump_value(value: object) -> str:
 
 def _read(name: str) -> dict[str, object]:
     if name.endswith(".toml"):
-        try:
-            return _parse_toml(Path(name).read_text(encoding="utf-8"), name)
-        except OSError as error:
-            raise UsageError(f"{name}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise UsageError(f"{name}: not UTF-8 text") from None
+        return _parse_toml(read_text(Path(name)), name)
     presets = preset_names()
     if name not in presets:
         raise UsageError(
@@ -430,6 +426,8 @@ def _parse_toml(text: str, name: str) -> dict[str, object]:
         document: dict[str, object] = toml.loads(text)
     except ValueError as error:
         raise UsageError(f"{name}: not TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{name}: nested too deeply") from None
     return document
 
 
@@ -524,7 +522,7 @@ _FUNCTIONS: dict[str, dict[str, Any]] = {
 
 
 def _function(value: object, path: str) -> str:
-    if value not in _FUNCTIONS:
+    if not isinstance(value, str) or value not in _FUNCTIONS:
         raise UsageError(f"{path}: {value!r} is not one of {', '.join(_FUNCTIONS)}")
     return str(value)
 

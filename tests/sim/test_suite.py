@@ -18,6 +18,20 @@ from tests.sim.conftest import Endpoint, Result, finish, rcdrv, start
 from tests.verdicts import EXPECTED, MSIX, doorbell, subrange
 
 
+def test_a_bar_without_end_is_tested_in_parts() -> None:
+    """Years, at what a BAR reads; the layout's largest."""
+    wide = "bar2.wide=true,bar3.type=disabled"
+    result = rcdrv(
+        "test",
+        "-r",
+        "pci_ep_bar.BAR2.BAR_TEST",
+        "--device",
+        f"sim:generic,bar2.size=0x400000000000,{wide}",
+    )
+    assert result.status == 0
+    assert "of 0x400000000000 bytes, in parts" in result.out
+
+
 def verdicts(result: Result) -> dict[str, tuple[str, str]]:
     """{case: (verdict, reason)} of those that did not pass."""
     return {
