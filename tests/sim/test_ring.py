@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.sim.conftest import Endpoint, Result, finish, rcdrv, start
+from tests.sim.conftest import LIMIT, Endpoint, Result, bound, finish, rcdrv, start
 
 EPF_PRESETS = ("rk3588", "rcar-s4", "imx95", "imx8m", "am654", "tegra194", "j721e", "generic")
 
@@ -195,8 +195,8 @@ def test_peek_and_poke_are_one_access_each(endpoint: Callable[..., Endpoint], wi
         ("vanish=20", 5, "device-lost"),
         ("slow=100", 0, None),
         ("doorbell-late=20", 0, None),
-        ("doorbell-late=900", 1, "silent"),
-        ("slow=900", 1, "silent"),
+        ("doorbell-late=9000", 1, "silent"),
+        ("slow=9000", 1, "silent"),
     ],
 )
 @pytest.mark.parametrize("preset", ["rk3588", "generic"])
@@ -205,9 +205,10 @@ def test_each_fault_has_its_verdict(
 ) -> None:
     expected_bar = {"rk3588": "4", "generic": "1"}[preset]
     begun = time.monotonic()
-    result = ring(f"{preset},fault={fault}", "--json", "--timeout", "0.4", "--bar", expected_bar)
+    timeout = bound(reason in ("silent", "stuck-command", "all-ones") or fault == "no-status")
+    result = ring(f"{preset},fault={fault}", "--json", "--timeout", timeout, "--bar", expected_bar)
     assert (result.status, result.document["reason"]) == (status, reason), result
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < LIMIT / 2
 
 
 def test_all_ones_are_not_a_list_of_bits() -> None:
@@ -223,14 +224,16 @@ def test_a_doubled_interrupt_is_reported_with_its_count() -> None:
 
 
 def test_an_unanswered_disable_is_the_last_line() -> None:
-    result = ring("rk3588,fault=disable-silent", "--timeout", "0.2")
+    result = ring("rk3588,fault=disable-silent", "--timeout", bound(True))
     assert result.status == 1
     assert result.err.splitlines()[-1].endswith("its doorbell may still be enabled")
 
 
 @pytest.mark.parametrize("accesses_before", [1, 5, 12, 13, 14, 15, 16, 17, 18, 20, 25, 30])
 def test_an_endpoint_that_vanishes_at_any_moment_is_lost(accesses_before: int) -> None:
-    result = ring(f"rk3588,fault=vanish={accesses_before}", "--timeout", "0.4", "--count", "3")
+    result = ring(
+        f"rk3588,fault=vanish={accesses_before}", "--timeout", bound(False), "--count", "3"
+    )
     assert result.status == 5, result
     assert result.err.startswith("rcdrv: ")
 
@@ -239,14 +242,11 @@ def test_an_endpoint_whose_process_ends_is_lost_at_once(
     endpoint: Callable[..., Endpoint],
 ) -> None:
     board = endpoint("rk3588")
-    run = start("ring", "--count", "0", "--timeout", "30", "--device", board.address)
+    run = start("ring", "--count", "0", "--timeout", "1000", "--device", board.address)
     assert run.stdout is not None
     assert run.stdout.readline().startswith("doorbell ")
     board.process.kill()
-    begun = time.monotonic()
-    result = finish(run)
-    assert result.status == 5
-    assert time.monotonic() - begun < 10
+    assert finish(run).status == 5
 
 
 # -- nothing is left behind ----------------------------------------------------------------------

@@ -134,7 +134,7 @@ def use_everything(device: FakeDevice) -> None:
             pass
         interrupts = function.interrupts(IrqKind.INTX)
         os.eventfd_write(device.armed[IrqKind.INTX][0], 1)
-        assert interrupts.wait(Deadline(5)) == {0: 1}
+        assert interrupts.wait(Deadline(30)) == {0: 1}
         assert interrupts.take() == {}
         with function.dma_buffer(5000, align=65536) as buffer:
             assert buffer.iova % 65536 == 0

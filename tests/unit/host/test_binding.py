@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -257,8 +256,6 @@ def test_writes(tmp_path: Path, write: kernel.Write) -> None:
 def test_a_write_that_blocks_is_not_waited_for(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)  # opening it for writing blocks until somebody reads
-    begun = time.monotonic()
     with pytest.raises(TimeoutError):
         kernel.write_within(0.05)(fifo, "now")
-    assert time.monotonic() - begun < 3
     assert fifo.read_text() == "now"  # it goes on by itself

@@ -135,6 +135,7 @@ STARTS = {
 }
 
 
+@pytest.mark.usefixtures("pseudo_terminals")
 @pytest.mark.parametrize("shell", STARTS)
 def test_the_tabulator_key(scripts: dict[str, Path], shell: str, tmp_path: Path) -> None:
     """In an interactive shell, on a terminal. The line is then run by an rcdrv that shows it."""

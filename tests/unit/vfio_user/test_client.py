@@ -335,7 +335,8 @@ def test_silence(name: str) -> None:
     def act(_script: Script, message: Message) -> bool:
         return wire.command_name(message.command) == name
 
-    with scripted(act, timeout=0.05) as client:
+    with scripted(act) as client:
+        client.timeout = 0.05  # now that it has agreed on a version
         with pytest.raises(DeviceLost, match=f"no answer to {name} within 0.05 s") as lost:
             CALLS[name](client)
         assert lost.value.hint
@@ -360,7 +361,7 @@ def test_a_server_that_vanishes(name: str) -> None:
         started = time.monotonic()
         with pytest.raises(DeviceLost, match=f"gone before its answer to {name}"):
             CALLS[name](client)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < TIMEOUT / 2
         with pytest.raises(DeviceLost, match="gone before its answer"):
             client.region(7)
 

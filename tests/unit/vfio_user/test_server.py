@@ -6,10 +6,12 @@ import contextlib
 import errno
 import mmap
 import os
+import select
 import signal
 import struct
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -689,8 +691,16 @@ def test_stop_ends_a_session(device: FakeDevice) -> None:
     assert device.detached.is_set()
 
 
-def test_events_are_run_on_time(device: FakeDevice, eventfds: list[int]) -> None:
+def test_events_are_run_on_time(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     lateness: list[float] = []
+    sleeps: list[float] = []
+    sleep = select.select
+
+    def noted(*arguments: Any) -> Any:
+        sleeps.append(arguments[3])
+        return sleep(*arguments)
+
+    monkeypatch.setattr(select, "select", noted)
 
     def run() -> None:
         assert device.due is not None
@@ -707,8 +717,9 @@ def test_events_are_run_on_time(device: FakeDevice, eventfds: list[int]) -> None
         assert device.job_done.wait(TIMEOUT)
         raw.connection.close()
     assert min(lateness) >= 0
-    # A quarter of them, because this machine may be busy. Whole milliseconds would show.
-    assert sorted(lateness)[len(lateness) // 4] < 0.0005
+    # How late they are depends on the machine; that they are not put off to whole milliseconds, as
+    # epoll_wait() does, does not.
+    assert any(0 < seconds < 0.0003 for seconds in sleeps)
 
 
 def test_a_busy_client_does_not_starve_events(device: FakeDevice) -> None:
