@@ -34,6 +34,10 @@ class SharedFile:
         self._fd = os.dup(fd)
         self._mapping: mmap.mmap | None = None
 
+    @property
+    def fd(self) -> int:
+        return self._fd
+
     def holds(self, offset: int, size: int) -> bool:
         """Whether these bytes are in the file now."""
         return offset + size <= os.fstat(self._fd).st_size

@@ -26,7 +26,9 @@ class ServedRegion:
     areas: tuple[Area, ...] = ()
     """The parts that a client may map. Everything else arrives as read() and write()."""
     fd: int = -1
-    """The shared memory behind ``areas``, at the region's own offsets."""
+    """The shared memory behind ``areas``."""
+    start: int = 0
+    """Where the region begins in it."""
 
 
 class Peer(Protocol):
@@ -48,6 +50,13 @@ class Peer(Protocol):
 
     def dma_write(self, address: int, data: bytes) -> None:
         """Write client memory, likewise."""
+
+    def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
+        """The file that holds client memory, open while the client is there, and where it begins
+        in it; None when it is not one piece of one file.
+
+        :raises DmaFault: it is not mapped, or not readable
+        """
 
 
 class ServedDevice(Protocol):

@@ -65,7 +65,7 @@ class _Session:
     """One client, from its VERSION to its end. It is the served device's ``Peer``."""
 
     def __init__(
-        self, device: ServedDevice, sock: socket.socket, stop: _Stop, timeout: float
+        self, device: ServedDevice, sock: socket.socket, stop: _Stop, timeout: float, wake: int
     ) -> None:
         self._device = device
         self._stop = stop
@@ -87,6 +87,9 @@ class _Session:
         self._epoll = select.epoll()
         self._epoll.register(self._connection, select.EPOLLIN)
         self._epoll.register(stop.fd, select.EPOLLIN)
+        if wake >= 0:
+            # Every write is an edge, so it need not be read.
+            self._epoll.register(wake, select.EPOLLIN | select.EPOLLET)
         self._handlers: dict[int, Callable[[Message], _Reply]] = {
             Command.DMA_MAP: self._dma_map,
             Command.DMA_UNMAP: self._dma_unmap,
@@ -264,7 +267,8 @@ class _Session:
             flags |= RegionFlag.MMAP
             if region.areas != (Area(0, region.size),):
                 areas = region.areas
-        info = wire.RegionInfo(request.index, flags, region.size, 0, areas).pack(request.argsz)
+        start = region.start if mappable else 0
+        info = wire.RegionInfo(request.index, flags, region.size, start, areas).pack(request.argsz)
         # A client with too little room asks again, and would have to close a descriptor.
         complete = areas is None or len(info) > wire.REGION_INFO_SIZE
         return info, (region.fd,) if mappable and complete else ()
@@ -441,6 +445,12 @@ class _Session:
             done += length
         return b"".join(parts)  # a single part is not copied
 
+    def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
+        mapping, length = self._dma.find(address, size, DmaFlag.READ)
+        if mapping.file is None or length < size:
+            return None
+        return mapping.file.fd, mapping.offset + address - mapping.address
+
     def dma_write(self, address: int, data: bytes) -> None:
         self._dma.check(address, len(data), DmaFlag.WRITE)
         done = 0
@@ -528,13 +538,16 @@ class Server:
 
     :param timeout: seconds that a client may take to agree on a version, to read a reply, or to
         answer a DMA request
+    :param wake: an eventfd, by which another thread makes the server ask for the device's
+        :meth:`~ServedDevice.next_event` anew
     """
 
-    def __init__(self, device: ServedDevice, timeout: float = 5.0) -> None:
+    def __init__(self, device: ServedDevice, timeout: float = 5.0, wake: int = -1) -> None:
         if len(device.regions()) <= CONFIG_REGION or len(device.irq_counts()) != len(IrqKind):
             raise ValueError("a PCI device has at least 8 regions and exactly 5 interrupt kinds")
         self._device = device
         self._timeout = timeout
+        self._wake = wake
         self._stop = _Stop()
 
     def stop(self) -> None:
@@ -570,7 +583,7 @@ class Server:
         :returns: whether it agreed on a version
         """
         try:
-            session = _Session(self._device, sock, self._stop, self._timeout)
+            session = _Session(self._device, sock, self._stop, self._timeout, self._wake)
         except OSError as error:  # out of descriptors
             _complain(error)
             sock.close()

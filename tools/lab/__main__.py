@@ -1,4 +1,4 @@
-"""The command line: ``python3 -m tools.lab build|run|shell|replay``."""
+"""The command line: ``python3 -m tools.lab build|run|shell|endpoint|replay``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import termios
+import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ from tools.lab.image import image
 from tools.lab.iommufd import iommufd
 from tools.lab.iommufd_kernel import iommufd_kernel
 from tools.lab.kernel_driver import kernel_driver
+from tools.lab.kernel_endpoint.build import kernel_endpoint_modules
+from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
+from tools.lab.kernel_endpoint.setup import FUNCTIONS
 from tools.lab.kernel_ntb import kernel_ntb
 from tools.lab.machine import MACHINES
 from tools.lab.replay import replay
@@ -63,6 +67,10 @@ def build(options: argparse.Namespace) -> int:
         print(f"{arch}: Linux {image(arch, rebuild=options.rebuild).release}")
     if options.kernel_driver:
         print(f"the kernel's driver and test: {kernel_driver(rebuild=options.rebuild)}")
+    if options.kernel_endpoint:
+        print(
+            f"the kernel's endpoint functions: {kernel_endpoint_modules(rebuild=options.rebuild)}"
+        )
     if options.iommufd:
         print(f"VFIO with iommufd and no-IOMMU mode: {iommufd(rebuild=options.rebuild)}")
         print(f"an arm64 kernel with iommufd: {iommufd_kernel(rebuild=options.rebuild)}")
@@ -100,23 +108,58 @@ def replay_saved(options: argparse.Namespace) -> int:
 
 def shell(options: argparse.Namespace) -> int:
     """Run a command, by default a shell, on this terminal."""
+    with _guest(options) as guest:
+        return _shell_in(guest, options.argv, options.user, options.arch)
+
+
+def endpoint(options: argparse.Namespace) -> int:
+    """Run the kernel's own endpoint until Ctrl-C, or as long as a shell in it."""
+    crashed = False
+    with KernelEndpoint(
+        options.spec,
+        socket=options.socket,
+        function=options.function,
+        settings=dict(options.set),
+        access_log=options.access_log,
+        logs=options.logs,
+        boot_timeout=options.boot_timeout,
+    ) as one:
+        print(f"{one.spec}: started, --device vfio-user:{one.socket}", flush=True)
+        try:
+            if options.shell or options.argv:
+                return _shell_in(one.guest, options.argv, "root", "endpoint")
+            while not one.deaths():
+                if crash := one.crash():
+                    crashed = True
+                    print(f"lab: the endpoint's kernel crashed:\n{crash}", file=sys.stderr)
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            return 1 if crashed else 0
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for problem in (one.crash(), *one.deaths()):
+                if problem:
+                    print(f"lab: the endpoint: {problem}", file=sys.stderr)
+    return STATUS_LAB
+
+
+def _shell_in(guest: Guest, argv: Sequence[str], user: str, name: str) -> int:
     fd = sys.stdin.fileno()
     size = tuple(shutil.get_terminal_size()[::-1]) if os.isatty(fd) else None
-    with _guest(options) as guest:
-        process = guest.start(
-            options.argv or ["sh", "-l"],
-            timeout=FOR_EVER,
-            user=options.user,
-            cwd="/root" if options.user == "root" else "/",
-            env={"TERM": os.environ.get("TERM", "linux"), "PS1": f"{options.arch}:\\w\\$ "},
-            terminal=(size[0], size[1]) if size else None,
-            sinks=(_sink(sys.stdout.buffer), _sink(sys.stderr.buffer)),
-        )
-        with _raw(fd, process) if size else contextlib.nullcontext():
-            _forward(fd, process, lambda: bool(guest.deaths()))
-        if process.poll() is None and guest.powered_off:
-            return 0  # typed in the guest, it is as good an end as "exit"
-        return _shell_status(guest.wait(process).status)
+    process = guest.start(
+        argv or ["sh", "-l"],
+        timeout=FOR_EVER,
+        user=user,
+        cwd="/root" if user == "root" else "/",
+        env={"TERM": os.environ.get("TERM", "linux"), "PS1": f"{name}:\\w\\$ "},
+        terminal=(size[0], size[1]) if size else None,
+        sinks=(_sink(sys.stdout.buffer), _sink(sys.stderr.buffer)),
+    )
+    with _raw(fd, process) if size else contextlib.nullcontext():
+        _forward(fd, process, lambda: bool(guest.deaths()))
+    if process.poll() is None and guest.powered_off:
+        return 0  # typed in the guest, it is as good an end as "exit"
+    return _shell_status(guest.wait(process).status)
 
 
 @contextlib.contextmanager
@@ -202,6 +245,13 @@ def _file(text: str) -> tuple[str, Path]:
     return inside, Path(outside)
 
 
+def _setting(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m tools.lab", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -217,6 +267,11 @@ def _parser() -> argparse.ArgumentParser:
         "--iommufd",
         action="store_true",
         help="build VFIO with iommufd, too: modules for the x86_64 guest, a kernel for aarch64",
+    )
+    one.add_argument(
+        "--kernel-endpoint",
+        action="store_true",
+        help="build the kernel's own endpoint functions for the x86_64 guest, too",
     )
     one.add_argument("--rebuild", action="store_true", help="build it even if it is there")
     one.set_defaults(command=build)
@@ -277,6 +332,27 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS")
     one.add_argument("argv", nargs="+", metavar="CMD")
     one.set_defaults(command=run)
+
+    one = commands.add_parser("endpoint", help="the kernel's own endpoint, in a guest")
+    one.add_argument("spec", metavar="SPEC", help="its controller, as for 'rcdrv sim'")
+    one.add_argument("--socket", type=Path, required=True, metavar="PATH")
+    one.add_argument("--function", choices=list(FUNCTIONS.values()), default="")
+    one.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="NAME=VALUE",
+        help="an attribute in the function's configfs; may be repeated",
+    )
+    one.add_argument(
+        "--shell", action="store_true", help="a shell in the endpoint; its end ends it"
+    )
+    one.add_argument("--access-log", type=Path, metavar="FILE")
+    one.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs there")
+    one.add_argument("--boot-timeout", type=float, default=BOOT_TIMEOUT, metavar="SECONDS")
+    one.add_argument("argv", nargs="*", metavar="CMD", help="run this in it instead of a shell")
+    one.set_defaults(command=endpoint)
 
     one = commands.add_parser("replay", help="replay saved layouts of 'rcdrv fuzz' in a guest")
     one.add_argument("where", type=Path, metavar="FILE|DIR")

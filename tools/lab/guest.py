@@ -49,11 +49,21 @@ def _places(specs: Sequence[str]) -> list[tuple[int, int]]:
     return places
 
 
+def _json_device(spec: str) -> dict[str, object]:
+    try:
+        device = json.loads(spec)
+    except ValueError as error:
+        raise LabError(f"device {spec}: not JSON: {error}") from None
+    if not isinstance(device, dict) or not isinstance(device.get("driver"), str):
+        raise LabError(f'device {spec}: no "driver"')
+    return device
+
+
 class Guest:
     """Boots on entry, and ends with everything that it started on exit.
 
     ``endpoints`` are presets or TOML files for ``rcdrv sim``; ``devices`` are QEMU's own, such as
-    ``edu``. Each stands behind a root port of its own, in this order, and is bound to vfio-pci
+    ``edu``, also in its JSON syntax. Each stands behind a root port of its own, in this order, and is bound to vfio-pci
     unless ``bind`` is false. One with a ``+`` in front is one more function of the device before
     it; they share an IOMMU group, as nothing keeps them apart. ``files`` maps paths in the guest to
     files or folders of the host. With ``log_accesses`` each endpoint writes an ``access_log``; its
@@ -289,9 +299,13 @@ class Guest:
         slot, function = self._places[number]
         many = (slot, 1) in self._places
         if number >= len(self.endpoints):
-            place = f"bus=rp{slot},addr=0.{function},multifunction={'on' if many else 'off'}"
-            return f"{self._device_specs[number - len(self.endpoints)]},{place}"
-        options = {**self.endpoints[number].qemu_device(), "bus": f"rp{slot}"}
+            spec = self._device_specs[number - len(self.endpoints)]
+            if not spec.startswith("{"):
+                switch = "on" if many else "off"
+                return f"{spec},bus=rp{slot},addr=0.{function},multifunction={switch}"
+            options = {**_json_device(spec), "bus": f"rp{slot}"}
+        else:
+            options = {**self.endpoints[number].qemu_device(), "bus": f"rp{slot}"}
         if many:
             options.update(addr=f"0.{function}", multifunction=True)
         return json.dumps(options)

@@ -18,7 +18,7 @@ from tools.lab.errors import LabError
 from tools.lab.toolbox import Toolbox, toolbox
 
 # In the guest's initramfs, loadable with modprobe; those that they need are added.
-MODULES = ("vfio-pci", "vfio_iommu_type1", "virtio-iommu", "igb", "9p", "9pnet_virtio")
+MODULES = ("vfio-pci", "vfio_iommu_type1", "virtio-iommu", "igb", "9p", "9pnet_virtio", "configfs")
 PACKAGES = ("busybox-static", "python3")
 DEBIAN_NAME = {"x86_64": "amd64", "aarch64": "arm64"}
 

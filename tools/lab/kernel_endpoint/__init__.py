@@ -1,0 +1,1 @@
+"""The kernel's own endpoint functions in a guest, behind a controller on the host."""

@@ -1,0 +1,170 @@
+"""An endpoint of the kernel's own making: a guest, its controller on the host, and a socket."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from rcdrv.sim.layout import load_layout
+from tools.lab.channel import Result
+from tools.lab.child import Child, wait_listening
+from tools.lab.errors import LabError
+from tools.lab.guest import BOOT_TIMEOUT, Guest
+from tools.lab.kernel_endpoint.build import kernel_endpoint_modules
+from tools.lab.kernel_endpoint.setup import FOLDER, FUNCTIONS, START, STOP, script
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+_CRASH = re.compile(
+    r"^.*(BUG: |Oops: |general protection fault|Kernel panic|kernel BUG at |UBSAN: |KASAN: )", re.M
+)
+
+
+class KernelEndpoint:
+    """Boots on entry and ends on exit; ``socket`` is there while the endpoint is started.
+
+    :param spec: a preset or TOML file, as for ``rcdrv sim``: it describes the controller, and what
+        its configfs is told
+    :param socket: where the root complex finds the function; by default in a folder of its own
+    :param function: ``pci_epf_test`` or ``pci_epf_vntb`` instead of the layout's
+    :param settings: further attributes of the function's configfs, by name
+    :param access_log: a file that gets what the root complex and the controller's driver did
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        *,
+        socket: Path | None = None,
+        function: str = "",
+        settings: Mapping[str, str] | None = None,
+        access_log: Path | None = None,
+        logs: Path | None = None,
+        boot_timeout: float = BOOT_TIMEOUT,
+    ) -> None:
+        names = {name: key for key, name in FUNCTIONS.items()}
+        if function:
+            if function not in names:
+                raise LabError(f"no function {function!r}: there are {', '.join(names)}")
+            spec += f",function={names[function]}"
+        self.layout = load_layout(spec)
+        self.spec = spec
+        self._settings = dict(settings or {})
+        self._access_log = access_log
+        self._logs = logs
+        self._boot_timeout = boot_timeout
+        self._folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
+        self.socket = socket.absolute() if socket else self._folder / "ep.sock"
+        self._bridge: Child | None = None
+        self._guest: Guest | None = None
+        self._reported = 0
+
+    def __enter__(self) -> KernelEndpoint:
+        try:
+            self._boot()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def guest(self) -> Guest:
+        """The endpoint's guest."""
+        if self._guest is None:
+            raise LabError("the endpoint has ended")
+        return self._guest
+
+    def shell(self, command: str, *, timeout: float = 60.0) -> Result:
+        """Run a shell command in the endpoint."""
+        return self.guest.run(["sh", "-c", command], timeout=timeout)
+
+    def dmesg(self) -> str:
+        """The log of the endpoint's kernel."""
+        return self._must("dmesg")
+
+    def start(self) -> None:
+        """Start the endpoint, which :meth:`stop` has stopped."""
+        self._must(START)
+
+    def stop(self) -> None:
+        """Stop it: the socket goes, and a client that is there reads all ones."""
+        self._must(STOP)
+
+    def crash(self) -> str:
+        """What the endpoint's kernel said when it crashed, since this was asked last; else nothing."""
+        if self._guest is None:
+            return ""
+        console = self._guest.console
+        new = console[self._reported :]
+        found = _CRASH.search(new)
+        self._reported = len(console)
+        if found is None:
+            return ""
+        start = new.rfind("\n", 0, found.start()) + 1
+        return "\n".join(new[start:].splitlines()[:60])
+
+    def deaths(self) -> list[str]:
+        """What ended that should not have."""
+        ended = self._guest.deaths() if self._guest else []
+        if self._bridge is not None and self._bridge.died:
+            ended.append(self._bridge.epitaph())
+        return ended
+
+    def close(self) -> None:
+        """End the guest and the controller, and remove what they left."""
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+        if self._bridge is not None:
+            self._bridge.stop()
+            self._bridge = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _boot(self) -> None:
+        modules = kernel_endpoint_modules()
+        controller = self._folder / "controller.sock"
+        command = [sys.executable, "-m", "tools.lab.kernel_endpoint.bridge"]
+        command += [self.spec, str(controller), str(self.socket)]
+        if self._access_log is not None:
+            command += ["--access-log", str(self._access_log)]
+        self._bridge = Child("controller", command, self._folder, cwd=REPOSITORY)
+        deadline = time.monotonic() + self._boot_timeout
+        if problem := wait_listening(self._bridge, controller, deadline):
+            raise LabError(f"endpoint {self.spec}: {problem}")
+        device = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(controller)}}
+        guest = Guest(
+            devices=[json.dumps(device)],
+            files={FOLDER.lstrip("/"): modules},
+            append=["intel_iommu=off"],
+            bind=False,
+            logs=self._logs,
+            boot_timeout=self._boot_timeout,
+        )
+        self._guest = guest.__enter__()
+        self._must(script(self.layout, self._settings))
+        if not self.socket.is_socket():
+            raise LabError(
+                f"the endpoint started, but {self.socket} is not there:\n{self._bridge.err.tail()}"
+            )
+
+    def _must(self, command: str) -> str:
+        result = self.shell(command)
+        if result.status:
+            problem = result.stderr.strip() or f"status {result.status}"
+            log = self.shell("dmesg | tail -n 15").stdout
+            raise LabError(f"the endpoint refuses: {problem}\nthe end of its log:\n{log}")
+        return result.stdout

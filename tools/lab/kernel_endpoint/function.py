@@ -1,0 +1,312 @@
+"""The PCI function that the endpoint's kernel made, as the root complex sees it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag
+from rcdrv.sim import config_space
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.config_space import ConfigSpace
+from rcdrv.sim.layout import BarLayout, BarType, Reset
+from rcdrv.vfio_user.served import DmaFault, Peer, ServedDevice, ServedRegion
+
+if TYPE_CHECKING:
+    from tools.lab.kernel_endpoint.hardware import Hardware
+
+T = TypeVar("T")
+PATIENCE = 10.0
+"""Seconds that the root complex may take for its part of a transfer."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the endpoint's kernel wrote: its header, MSI and MSI-X."""
+
+    vendor: int = 0xFFFF
+    device: int = 0xFFFF
+    class_code: int = 0
+    intx_pin: int = 0
+    msi: int = 0
+    msix: int = 0
+    msix_bar: int = 0
+    msix_table: int = 0
+    msix_pba: int = 0
+
+
+class Function(ServedDevice):
+    """The root complex's side of ``hardware``.
+
+    Its server has a thread of its own. What the other thread wants of the client is done in that
+    one, by :meth:`run`, for a client may have to be asked for its memory.
+    """
+
+    def __init__(self, hardware: Hardware, log: AccessLog) -> None:
+        self._hardware = hardware
+        self._log = log
+        self._peer: Peer | None = None
+        self._lock = threading.Lock()
+        self._work: deque[Callable[[], None]] = deque()
+        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._config: ConfigSpace | None = None
+        self._bars: tuple[BarLayout | None, ...] = (None,) * 6
+        self._seen = Seen()
+        self._asserted = self._delivered = self._masked = False
+
+    # -- from the endpoint ----------------------------------------------------------------------
+
+    def power(self, seen: Seen | None) -> None:
+        """Start with these IDs and vectors, or stop."""
+
+        def switch() -> None:
+            self._asserted = self._delivered = False
+            if seen is None:
+                self._config = None
+                return
+            bars = tuple(map(self._bar, range(6)))
+            self._seen, self._bars = seen, bars
+            layout = replace(
+                self._hardware.layout,
+                bars=bars,
+                **{name: getattr(seen, name) for name in Seen.__dataclass_fields__},
+            )
+            self._config = ConfigSpace(layout)
+
+        self._call(switch, None)
+
+    def _bar(self, index: int) -> BarLayout | None:
+        known = self._hardware.bars.get(index)
+        own = self._hardware.layout.bars[index]
+        if known is not None:
+            return known[0]
+        return own if own is not None and own.type is BarType.RESERVED else None
+
+    def vectors(self, kind: IrqKind) -> int:
+        """How many the client has enabled."""
+        peer = self._peer
+        return 0 if peer is None else peer.armed(kind)
+
+    def raise_irq(self, kind: IrqKind, number: int) -> None:
+        """``number`` counts from 1. Lost where the host does not let it through."""
+
+        def fire() -> None:
+            config, peer = self._config, self._peer
+            if config is None or peer is None:
+                delivered = False
+            elif kind is IrqKind.INTX:
+                self._asserted = config.intx_enabled
+                config.set_interrupt_status(self._asserted)
+                self._deliver()
+                delivered = self._delivered
+            else:
+                delivered = config.masters and number > 0 and peer.trigger(kind, number - 1)
+            self._log.event("interrupt", kind=kind.name.lower(), number=number, done=delivered)
+
+        self._call(fire, None)
+
+    def dma_read(self, address: int, size: int) -> bytes | None:
+        """Read the root complex's memory; None where it refuses."""
+
+        def read() -> bytes | None:
+            if self._peer is None or self._config is None or not self._config.masters:
+                return None
+            try:
+                return self._peer.dma_read(address, size)
+            except DmaFault as fault:
+                self._log.event("dma-fault", address=address, size=size, reason=fault.message)
+                return None
+
+        return self._call(read, None)
+
+    def dma_write(self, address: int, data: bytes) -> None:
+        """Write it; lost where it refuses."""
+
+        def write() -> None:
+            if self._peer is None or self._config is None or not self._config.masters:
+                return
+            try:
+                self._peer.dma_write(address, data)
+            except DmaFault as fault:
+                self._log.event("dma-fault", address=address, size=len(data), reason=fault.message)
+
+        self._call(write, None)
+
+    def _call(self, work: Callable[[], T], otherwise: T) -> T:
+        """Do it in the thread that serves the client; without a client, here."""
+        with self._lock:
+            if self._peer is None:
+                return work()
+            done = threading.Event()
+            result = otherwise
+
+            def job() -> None:
+                nonlocal result
+                result = work()
+                done.set()
+
+            self._work.append(job)
+        os.eventfd_write(self.wake, 1)
+        done.wait(PATIENCE)
+        return result
+
+    # -- a vfio-user device -----------------------------------------------------------------------
+
+    def regions(self) -> Sequence[ServedRegion]:
+        access = RegionFlag.READ | RegionFlag.WRITE
+        regions = [ServedRegion()] * 9
+        for index, bar in enumerate(self._bars):
+            if bar is not None:
+                start = self._mappable(index, bar.size)
+                regions[index] = (
+                    ServedRegion(bar.size, access)
+                    if start < 0
+                    else ServedRegion(
+                        bar.size,
+                        access | RegionFlag.MMAP,
+                        (Area(0, bar.size),),
+                        self._hardware.memory_file(),
+                        start,
+                    )
+                )
+        regions[CONFIG_REGION] = ServedRegion(config_space.SIZE, access)
+        return regions
+
+    def _mappable(self, bar: int, size: int) -> int:
+        """Where the guest's memory has a BAR that a client may map; -1 for any other.
+
+        A mapping stays when the BAR is pointed elsewhere. pci-epf-vntb does that to none;
+        pci-epf-test does it to any, by command.
+        """
+        layout = self._hardware.layout
+        known = self._hardware.bars.get(bar)
+        holds_msix = bool(self._seen.msix) and self._seen.msix_bar == bar
+        if layout.function != "epf_vntb" or layout.trap.value == "all" or known is None:
+            return -1
+        if holds_msix or len(known[1]) != 1 or size % mmap.PAGESIZE:
+            return -1
+        return known[1][0].memory
+
+    def irq_counts(self) -> Sequence[int]:
+        seen = self._seen
+        msi = 1 << (seen.msi - 1).bit_length() if seen.msi else 0
+        return (1 if seen.intx_pin else 0, msi, seen.msix, 0, 0)
+
+    def can_reset(self) -> bool:
+        return self._hardware.layout.reset is not Reset.NONE
+
+    def attach(self, peer: Peer) -> None:
+        """VFIO resets the function at every open."""
+        self._log.event("attach")
+        with self._lock:
+            self._peer = peer
+            self._masked = False
+        self.reset()
+
+    def detach(self) -> None:
+        self._log.event("detach")
+        with self._lock:
+            self._peer = None
+            if self._config is not None:
+                # As the host leaves it: nothing is decoded, mastered or asserted.
+                self._config.write(config_space.COMMAND, b"\0\0")
+            self._deassert()
+        self._work_off()
+
+    def reset(self) -> None:
+        """A function level reset is the controller's own affair; the link's end is told."""
+        reset = self._hardware.layout.reset
+        if reset is Reset.NONE or self._config is None:
+            return
+        self._log.event("reset", kind=reset.value)
+        self._config.reset()
+        self._deassert()
+        if reset is Reset.BUS:
+            self._hardware.notify(1 | 2)
+
+    def irqs_changed(self, kind: IrqKind) -> None:
+        if kind is IrqKind.INTX:
+            self._deliver()
+
+    def intx_masked(self, masked: bool) -> None:
+        """The client unmasks when it has handled the interrupt: the line is let go."""
+        self._masked = masked
+        if not masked:
+            if self._delivered:
+                self._deassert()
+            self._deliver()
+
+    def _deliver(self) -> None:
+        if self._asserted and not self._masked and self._peer is not None:
+            self._delivered = self._peer.trigger(IrqKind.INTX, 0)
+
+    def _deassert(self) -> None:
+        self._asserted = self._delivered = False
+        if self._config is not None:
+            self._config.set_interrupt_status(False)
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        config = self._config
+        if config is None:
+            return b"\xff" * size  # stopped: nobody answers
+        if region == CONFIG_REGION:
+            return config.read(offset, size)
+        data = self._read_bar(region, offset, size) if config.responds else b"\xff" * size
+        self._log.access("read", region, offset, data)
+        return data
+
+    def _read_bar(self, bar: int, offset: int, size: int) -> bytes:
+        if bar not in self._hardware.bars:
+            return b"\0" * size  # registers of the controller's own
+        return b"".join(
+            self._hardware.read_memory(part.memory + inner, length)
+            if part.memory >= 0
+            else (b"\0" if part.doorbell >= 0 else b"\xff") * length
+            for part, inner, length in self._hardware.pieces(bar, offset, size)
+        )
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        config = self._config
+        if config is None:
+            return
+        if region == CONFIG_REGION:
+            mastered = config.masters
+            if config.write(offset, data):
+                self.reset()
+            elif config.masters and not mastered:
+                self._hardware.notify(4)
+            return
+        self._log.access("write", region, offset, data)
+        if not config.responds:
+            return
+        if region not in self._hardware.bars:
+            doorbell = self._hardware.layout.doorbell
+            exposed = self._hardware.doorbell_kind == 2 and doorbell.bar == region
+            if exposed and offset <= doorbell.offset < offset + len(data):
+                self._hardware.ring()
+            return
+        done = 0
+        for part, inner, length in self._hardware.pieces(region, offset, len(data)):
+            if part.memory >= 0:
+                self._hardware.write_memory(part.memory + inner, data[done : done + length])
+            elif inner <= part.doorbell < inner + length:
+                self._hardware.ring()
+            done += length
+
+    # -- the other thread's work --------------------------------------------------------------------
+
+    def next_event(self) -> float | None:
+        return time.monotonic() if self._work else None
+
+    def run(self) -> None:
+        self._work_off()
+
+    def _work_off(self) -> None:
+        while self._work:
+            self._work.popleft()()

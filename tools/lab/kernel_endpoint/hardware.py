@@ -1,0 +1,460 @@
+"""The endpoint controller's hardware: what the driver in the endpoint's guest programs.
+
+``driver/rcdrv-epc.c`` has the same registers. The other side of the controller, which the root
+complex sees, is :class:`~tools.lab.kernel_endpoint.function.Function`.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, sealed_memory
+from rcdrv.mmio import MappedWindow
+from rcdrv.sim import config_space
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.config_space import ConfigSpace
+from rcdrv.sim.layout import (
+    BarLayout,
+    BarType,
+    Dma,
+    DoorbellBackend,
+    Intx,
+    Layout,
+)
+from rcdrv.vfio_user.served import DmaFault, Peer, ServedDevice, ServedRegion
+from tools.lab.kernel_endpoint.function import Function, Seen
+
+REGISTERS_SIZE = 0x10000
+MAGIC = 0x32435045
+COMMAND, RESULT, ARGUMENT, FEATURES, EVENTS = 0x08, 0x0C, 0x10, 0x400, 0x428
+PAGE_SIZE = 1 << 20
+"""Of the BAR with the doorbell register, so that the register is where the layout has it in any BAR
+of up to that size."""
+WINDOW_LIMIT = 64 << 20
+"""The most of the layout's outbound space that there is."""
+REGISTER_BAR, PAGE_BAR, MEMORY_BAR, TRAPPED_BAR = 0, 1, 2, 4
+DOORBELL_VECTOR, EVENT_VECTOR = 0, 1
+LINK_DOWN, LINK_UP, MASTER = 1, 2, 4
+
+_BAR_TYPES = (BarType.PROGRAMMABLE, BarType.FIXED, BarType.RESIZABLE, BarType.RESERVED)
+_DISABLED = 4
+_DMA = {Dma.NONE: 0, Dma.SLAVE: 1, Dma.MEMCPY: 2}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of what a BAR shows: endpoint memory, the doorbell register, or nothing."""
+
+    size: int
+    memory: int = -1
+    """Its offset in the guest's memory."""
+    doorbell: int = -1
+    """The register's offset in the part."""
+
+
+@dataclass
+class Outbound:
+    """One mapping of an outbound window."""
+
+    offset: int
+    address: int
+    size: int
+    before: bytes = b""
+    """What the memory window held when it was last the same as the root complex's memory."""
+
+
+class Hardware(ServedDevice):
+    """The controller that ``layout`` describes."""
+
+    def __init__(self, layout: Layout, log: AccessLog, listen: Callable[[bool], None]) -> None:
+        """:param listen: opens and closes the root complex's socket"""
+        self.layout = layout
+        self.function = Function(self, log)
+        self._log = log
+        self._listen = listen
+        self._peer: Peer | None = None
+        self._window_size = min(layout.outbound_size, WINDOW_LIMIT)
+        self._window_fd = sealed_memory("rcdrv-outbound", self._window_size)
+        self._window_map = mmap.mmap(self._window_fd, self._window_size)
+        self._window = memoryview(self._window_map)
+        self._memory_fd = -1
+        self._memory: memoryview | None = None
+        self._words: MappedWindow | None = None
+        self._commands: tuple[Callable[[Sequence[int]], int], ...] = (
+            *(self._header, self._set_bar, self._clear_bar, self._map, self._unmap),
+            *(self._set_msi, self._set_msix, self._get_msi, self._get_msix, self._raise),
+            *(self._start, self._stop, self._place, self._copy),
+        )
+        self._registers = self._description()
+        self._power_on()
+
+    def _power_on(self) -> None:
+        size = self._window_size
+        window = BarLayout(BarType.FIXED, 1 << (size - 1).bit_length(), True, True)
+        self.config = ConfigSpace(
+            Layout(
+                vendor=0x1234,
+                device=0xE9C0,
+                intx_pin=0,
+                msix=2,
+                msix_bar=REGISTER_BAR,
+                msix_table=0x8000,
+                msix_pba=0xC000,
+                bars=(
+                    BarLayout(BarType.FIXED, REGISTERS_SIZE),
+                    BarLayout(BarType.FIXED, PAGE_SIZE),
+                    *(window, None, window, None),
+                ),
+            )
+        )
+        self._arguments = [0] * 256
+        self._result = 0
+        self._events = 0
+        self.started = False
+        self.bars: dict[int, tuple[BarLayout, tuple[Part, ...]]] = {}
+        self._doorbell = -1
+        self._outbound: dict[tuple[int, int], Outbound] = {}
+        self._seen = Seen()
+
+    # -- the description ----------------------------------------------------------------------
+
+    @property
+    def doorbell_kind(self) -> int:
+        backend = self.layout.doorbell.backend
+        if backend is DoorbellBackend.NONE:
+            return 0
+        # x86 has no MSI domain for devices of the platform: where the part has an ITS, the
+        # function falls back to the embedded doorbell.
+        return 2 if backend is DoorbellBackend.EXPOSED else 1
+
+    def _description(self) -> bytes:
+        layout = self.layout
+        doorbell = layout.doorbell
+        exposed = self.doorbell_kind == 2
+        flags = (
+            layout.dynamic_inbound,
+            layout.subrange,
+            layout.msi > 0,
+            layout.msix > 0,
+            layout.announce_intx,
+            True,  # what happens to the link is told
+            layout.unaligned_access,
+            layout.function == "epf_vntb",  # maps host memory for long: each access has to go there
+        )
+        place = doorbell.offset if exposed else layout.doorbell_address
+        words = [
+            sum(flag << bit for bit, flag in enumerate(flags)),
+            *(layout.align, layout.outbound_align, layout.inbound_windows, _DMA[layout.dma]),
+            *(self.doorbell_kind, doorbell.bar, doorbell.offset, place % PAGE_SIZE & ~3),
+            *(0 if doorbell.backend is DoorbellBackend.MSI else doorbell.data, 0),
+        ]
+        words += [0] * ((0x40 >> 2) - len(words))
+        for bar in layout.bars:
+            kind = _DISABLED if bar is None else _BAR_TYPES.index(bar.type)
+            words += [kind | (bar.wide << 8 if bar else 0), bar.size & 0xFFFF_FFFF if bar else 0]
+        head = struct.pack("<I", MAGIC).ljust(FEATURES, b"\0")
+        return (head + struct.pack(f"<{len(words)}I", *words)).ljust(REGISTERS_SIZE, b"\0")
+
+    # -- a vfio-user device -------------------------------------------------------------------
+
+    def regions(self) -> Sequence[ServedRegion]:
+        access = RegionFlag.READ | RegionFlag.WRITE
+        size = 1 << (self._window_size - 1).bit_length()
+        regions = [ServedRegion()] * 9
+        regions[REGISTER_BAR] = ServedRegion(REGISTERS_SIZE, access)
+        regions[PAGE_BAR] = ServedRegion(PAGE_SIZE, access)
+        regions[MEMORY_BAR] = ServedRegion(
+            size, access | RegionFlag.MMAP, (Area(0, self._window_size),), self._window_fd
+        )
+        regions[TRAPPED_BAR] = ServedRegion(size, access)
+        regions[CONFIG_REGION] = ServedRegion(config_space.SIZE, access)
+        return regions
+
+    def irq_counts(self) -> Sequence[int]:
+        return (0, 0, 2, 0, 0)
+
+    def can_reset(self) -> bool:
+        return True
+
+    def attach(self, peer: Peer) -> None:
+        self._peer = peer
+        self._power_on()
+
+    def detach(self) -> None:
+        self._peer = None
+        self._set_started(False)
+
+    def reset(self) -> None:
+        self._set_started(False)
+        self._power_on()
+
+    def irqs_changed(self, kind: IrqKind) -> None:
+        pass
+
+    def intx_masked(self, masked: bool) -> None:
+        pass
+
+    def next_event(self) -> float | None:
+        return None
+
+    def run(self) -> None:
+        pass
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        if region == CONFIG_REGION:
+            return self.config.read(offset, size)
+        if region == REGISTER_BAR:
+            if offset == RESULT:
+                return struct.pack("<i", self._result)[:size]
+            if offset == EVENTS:
+                events, self._events = self._events, 0
+                return struct.pack("<I", events)[:size]
+            return self._registers[offset : offset + size]
+        if region == MEMORY_BAR:
+            return bytes(self._window[offset : offset + size]).ljust(size, b"\xff")
+        if region == TRAPPED_BAR and (mapping := self._outbound_at(offset)):
+            data = self.function.dma_read(mapping.address + offset - mapping.offset, size)
+            return data if data is not None else b"\xff" * size
+        return b"\0" * size if region == PAGE_BAR else b"\xff" * size
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        value = int.from_bytes(data, "little")
+        if region == CONFIG_REGION:
+            if self.config.write(offset, data):
+                self.reset()
+        elif region == REGISTER_BAR and offset == COMMAND:
+            self._result = self._command(value)
+        elif region == REGISTER_BAR and ARGUMENT <= offset < FEATURES and not offset % 4:
+            self._arguments[(offset - ARGUMENT) // 4] = value
+        elif region == MEMORY_BAR and offset + len(data) <= self._window_size:
+            self._window[offset : offset + len(data)] = data
+        elif region == TRAPPED_BAR and (mapping := self._outbound_at(offset)):
+            self.function.dma_write(mapping.address + offset - mapping.offset, data)
+        elif region == PAGE_BAR and offset == self._doorbell % PAGE_SIZE:
+            self.ring()
+
+    def _outbound_at(self, offset: int) -> Outbound | None:
+        for (bar, start), mapping in self._outbound.items():
+            if bar == TRAPPED_BAR and start <= offset < start + mapping.size:
+                return mapping
+        return None
+
+    # -- what the root complex does -------------------------------------------------------------
+
+    def ring(self) -> None:
+        """The doorbell register was written: an interrupt of the endpoint's kernel."""
+        self._log.event("doorbell")
+        if self._peer is not None:
+            self._peer.trigger(IrqKind.MSIX, DOORBELL_VECTOR)
+
+    def notify(self, events: int) -> None:
+        """Tell the controller's driver what happened to the link."""
+        self._log.event("link", events=events)
+        self._events |= events
+        if self._peer is not None:
+            self._peer.trigger(IrqKind.MSIX, EVENT_VECTOR)
+
+    def pieces(self, bar: int, offset: int, size: int) -> Iterator[tuple[Part, int, int]]:
+        """(part, offset in it, bytes) of what an access to a BAR meets."""
+        known = self.bars.get(bar)
+        for part in known[1] if known else ():
+            if offset < part.size and size:
+                length = min(size, part.size - offset)
+                yield part, offset, length
+                size -= length
+                offset = 0
+            else:
+                offset -= part.size if size else 0
+        if size:
+            yield Part(size), 0, size
+
+    def memory_file(self) -> int:
+        """The guest's memory."""
+        return self._memory_fd
+
+    def read_memory(self, offset: int, size: int) -> bytes:
+        """Guest memory, by one load where the access is one."""
+        assert self._memory is not None
+        assert self._words is not None
+        if size in (1, 2, 4, 8) and not offset % size:
+            return self._words.read(8 * size, offset).to_bytes(size, "little")
+        return bytes(self._memory[offset : offset + size])
+
+    def write_memory(self, offset: int, data: bytes) -> None:
+        """Likewise."""
+        assert self._memory is not None
+        assert self._words is not None
+        size = len(data)
+        if size in (1, 2, 4, 8) and not offset % size:
+            self._words.write(8 * size, offset, int.from_bytes(data, "little"))
+        else:
+            self._memory[offset : offset + size] = data
+
+    # -- the driver's commands ------------------------------------------------------------------
+
+    def _command(self, number: int) -> int:
+        if not 1 <= number <= len(self._commands):
+            return -errno.EOPNOTSUPP
+        return self._commands[number - 1](self._arguments)
+
+    def _header(self, given: Sequence[int]) -> int:
+        self._seen = replace(
+            self._seen,
+            vendor=given[0] & 0xFFFF,
+            device=given[0] >> 16,
+            class_code=given[1] >> 16,
+            intx_pin=given[2] >> 8 & 0xFF,
+        )
+        self._log.event("header", ids=f"{given[0]:#x}", class_code=f"{given[1]:#x}")
+        return 0
+
+    def _set_bar(self, given: Sequence[int]) -> int:
+        bar, flags, size, count = given[0], given[1], _wide(given, 2), given[4]
+        own = self.layout.bars[bar] if bar < 6 else None
+        if own is None or count > 32:
+            return -errno.EINVAL
+        parts = tuple(
+            self._part(_wide(given, at), _wide(given, at + 2)) for at in range(5, 5 + 4 * count, 4)
+        )
+        seen = replace(own, size=size, wide=bool(flags & 4), prefetchable=bool(flags & 8))
+        self.bars = {**self.bars, bar: (seen, parts)}
+        self._log.event("set_bar", bar=bar, size=size, parts=[str(part) for part in parts])
+        return 0
+
+    def _part(self, address: int, size: int) -> Part:
+        if 0 <= self._doorbell - address < size:
+            return Part(size, doorbell=self._doorbell - address)
+        try:
+            place = self._peer.dma_file(address, size) if self._peer else None
+        except DmaFault:
+            place = None
+        if place is None or place[0] < 0:
+            return Part(size)
+        self._map_memory(place[0])
+        return Part(size, memory=place[1])
+
+    def _map_memory(self, fd: int) -> None:
+        if self._memory is not None:
+            return
+        self._memory_fd = os.dup(fd)
+        whole = mmap.mmap(self._memory_fd, 0)
+        self._memory = memoryview(whole)
+        self._words = MappedWindow(whole, name="guest memory")
+
+    def _clear_bar(self, given: Sequence[int]) -> int:
+        self.bars = {bar: known for bar, known in self.bars.items() if bar != given[0]}
+        self._log.event("clear_bar", bar=given[0])
+        return 0
+
+    def _map(self, given: Sequence[int]) -> int:
+        bar, offset, address, size = given[0], _wide(given, 1), _wide(given, 3), _wide(given, 5)
+        if offset + size > self._window_size:
+            return -errno.EINVAL
+        mapping = Outbound(offset, address, size)
+        if bar == MEMORY_BAR:
+            mapping.before = self.function.dma_read(address, size) or b"\xff" * size
+            self._window[offset : offset + size] = mapping.before
+        self._outbound[bar, offset] = mapping
+        return 0
+
+    def _unmap(self, given: Sequence[int]) -> int:
+        mapping = self._outbound.pop((given[0], _wide(given, 1)), None)
+        if mapping is None:
+            return -errno.EINVAL
+        if given[0] == MEMORY_BAR:
+            self._write_back(mapping)
+        return 0
+
+    def _write_back(self, mapping: Outbound) -> None:
+        """Write what changed in the memory window to the root complex's memory."""
+        after = bytes(self._window[mapping.offset : mapping.offset + mapping.size])
+        for start in range(0, mapping.size, mmap.PAGESIZE):
+            old = mapping.before[start : start + mmap.PAGESIZE]
+            new = after[start : start + mmap.PAGESIZE]
+            if old != new:
+                changed = [
+                    index
+                    for index, pair in enumerate(zip(old, new, strict=True))
+                    if pair[0] != pair[1]
+                ]
+                first, end = changed[0], changed[-1] + 1
+                self.function.dma_write(mapping.address + start + first, new[first:end])
+        mapping.before = after
+
+    def _set_msi(self, given: Sequence[int]) -> int:
+        self._seen = replace(self._seen, msi=given[0])
+        return 0
+
+    def _set_msix(self, given: Sequence[int]) -> int:
+        count, bar, offset = given[:3]
+        pba = offset + 16 * count
+        self._seen = replace(self._seen, msix=count, msix_bar=bar, msix_table=offset, msix_pba=pba)
+        return 0
+
+    def _get_msi(self, _given: Sequence[int]) -> int:
+        return self.function.vectors(IrqKind.MSI) or -errno.EINVAL
+
+    def _get_msix(self, _given: Sequence[int]) -> int:
+        return self.function.vectors(IrqKind.MSIX) or -errno.EINVAL
+
+    def _raise(self, given: Sequence[int]) -> int:
+        kind = IrqKind(given[0]) if given[0] < 3 else IrqKind.ERR
+        if kind is IrqKind.ERR or (kind is IrqKind.INTX and self.layout.intx is Intx.NONE):
+            return -errno.EINVAL
+        # Writes before it arrive before it.
+        for (bar, _), mapping in self._outbound.items():
+            if bar == MEMORY_BAR:
+                self._write_back(mapping)
+        self.function.raise_irq(kind, given[1])
+        return 0
+
+    def _start(self, _given: Sequence[int]) -> int:
+        try:
+            self._set_started(True)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        self.notify(LINK_UP)
+        return 0
+
+    def _stop(self, _given: Sequence[int]) -> int:
+        self._set_started(False)
+        return 0
+
+    def _set_started(self, started: bool) -> None:
+        if started == self.started:
+            return
+        self._log.event("start" if started else "stop")
+        self.started = started
+        self.function.power(self._seen if started else None)
+        self._listen(started)
+
+    def _place(self, given: Sequence[int]) -> int:
+        self._doorbell = _wide(given, 0)
+        return 0
+
+    def _copy(self, given: Sequence[int]) -> int:
+        out, local, remote, size = given[0], _wide(given, 1), _wide(given, 3), given[5]
+        part = self._part(local, size)
+        if part.memory < 0:
+            return -errno.EFAULT
+        if out:
+            self.function.dma_write(remote, self.read_memory(part.memory, size))
+        else:
+            data = self.function.dma_read(remote, size)
+            self.write_memory(part.memory, data if data is not None else b"\xff" * size)
+        return 0
+
+    def close(self) -> None:
+        """Free the outbound window."""
+        self._window.release()
+        self._window_map.close()
+        os.close(self._window_fd)
+
+
+def _wide(words: Sequence[int], at: int) -> int:
+    return words[at] | words[at + 1] << 32
