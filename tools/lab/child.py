@@ -70,7 +70,6 @@ class Child:
         *,
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
-        cwd: Path | None = None,
     ) -> None:
         self.name = name
         self.stopped = False
@@ -79,7 +78,6 @@ class Child:
             # guest belongs to the thread that boots it.
             ["setpriv", "--pdeathsig", "KILL", "--", *command],
             env=env,
-            cwd=cwd,
             pass_fds=pass_fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

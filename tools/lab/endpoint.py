@@ -12,6 +12,12 @@ from tools.lab.errors import LabError
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+def environment() -> dict[str, str]:
+    """For a program of the working tree, wherever it runs."""
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}
+
+
 class Endpoint:
     """A running ``rcdrv sim``; ``address`` and ``group`` are its function's, once a guest is up."""
 
@@ -24,18 +30,25 @@ class Endpoint:
         command = [sys.executable, "-m", "rcdrv", "sim", spec, "--socket", str(self.socket)]
         if log_accesses:
             command += ["--access-log", str(self.access_log)]
-        path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
         self.child = Child(
             f"ep{number}-{Path(spec.split(',')[0]).stem}",
             command,
             folder,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment(),
         )
 
     def wait_ready(self, deadline: float) -> None:
         """Wait until it takes a client."""
         if problem := wait_listening(self.child, self.socket, deadline):
             raise LabError(f"endpoint {self.spec}: {problem}")
+
+    def deaths(self) -> list[str]:
+        """What ended that should not have."""
+        return [self.child.epitaph()] if self.child.died else []
+
+    def close(self) -> None:
+        """End it."""
+        self.child.stop()
 
     def qemu_device(self) -> dict[str, object]:
         """The function that it is in a guest."""

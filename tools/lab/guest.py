@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tools.lab.channel import Channel, Process, Result, Sink
 from tools.lab.child import Child
@@ -24,7 +25,11 @@ from tools.lab.iommufd_kernel import iommufd_kernel
 from tools.lab.machine import LINKS_UP, MACHINES, SLOTS, root_port
 from tools.lab.toolbox import toolbox
 
+if TYPE_CHECKING:
+    from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
+
 BOOT_TIMEOUT = 300.0
+KERNEL_PREFIX = "kernel:"
 TREE = "opt/rcdrv"  # where the guest has the working tree
 # The last two spare a second of every boot; nothing that VFIO does depends on them.
 KERNEL = ("loglevel=7", "panic=-1", "cryptomgr.notests", "rcupdate.rcu_expedited=1")
@@ -62,11 +67,12 @@ def _json_device(spec: str) -> dict[str, object]:
 class Guest:
     """Boots on entry, and ends with everything that it started on exit.
 
-    ``endpoints`` are presets or TOML files for ``rcdrv sim``; ``devices`` are QEMU's own, such as
-    ``edu``, also in its JSON syntax. Each stands behind a root port of its own, in this order, and is bound to vfio-pci
-    unless ``bind`` is false. One with a ``+`` in front is one more function of the device before
-    it; they share an IOMMU group, as nothing keeps them apart. ``files`` maps paths in the guest to
-    files or folders of the host. With ``log_accesses`` each endpoint writes an ``access_log``; its
+    ``endpoints`` are presets or TOML files for ``rcdrv sim``, with ``kernel:`` in front for a
+    KernelEndpoint; ``devices`` are QEMU's own, such as ``edu``, also in its JSON syntax. Each
+    stands behind a root port of its own, in this order, and is bound to vfio-pci unless ``bind`` is
+    false. One with a ``+`` in front is one more function of the device before it; they share an
+    IOMMU group, as nothing keeps them apart. ``files`` maps paths in the guest to files or folders
+    of the host. With ``log_accesses`` each endpoint writes an ``access_log``; its
     BARs cannot be mapped then, unless its spec says otherwise. With ``logs``, all logs are kept in
     that folder. With ``iommufd`` VFIO also offers iommufd, on x86-64 the no-IOMMU mode too: by
     other modules, or another kernel. With ``links_up`` the root ports' links stay up whatever
@@ -94,7 +100,7 @@ class Guest:
         if self._places and self._places[-1][0] >= SLOTS:
             raise LabError(f"at most {SLOTS} endpoints and devices fit")
         self.arch = arch
-        self.endpoints: list[Endpoint] = []
+        self.endpoints: list[Endpoint | KernelEndpoint] = []
         self.devices: list[Device] = []
         self._endpoint_specs = tuple(spec.removeprefix("+") for spec in endpoints)
         self._device_specs = tuple(spec.removeprefix("+") for spec in devices)
@@ -191,10 +197,10 @@ class Guest:
 
     def deaths(self) -> list[str]:
         """What ended that should not have: QEMU or endpoints, with the last lines of their logs."""
-        children = [endpoint.child for endpoint in self.endpoints]
-        if self._qemu:
-            children.append(self._qemu)
-        return [child.epitaph() for child in children if child.died]
+        ended = [death for endpoint in self.endpoints for death in endpoint.deaths()]
+        if self._qemu and self._qemu.died:
+            ended.append(self._qemu.epitaph())
+        return ended
 
     @property
     def powered_off(self) -> bool:
@@ -209,9 +215,10 @@ class Guest:
             self._channel.close()
             self._channel = None
         for endpoint in self.endpoints:
-            endpoint.child.terminate()  # all of them, before waiting for each
+            if isinstance(endpoint, Endpoint):
+                endpoint.child.terminate()  # all of them, before waiting for each
         for endpoint in self.endpoints:
-            endpoint.child.stop()
+            endpoint.close()
         if self._folder:
             self._keep_logs(self._folder)
             shutil.rmtree(self._folder)
@@ -228,7 +235,7 @@ class Guest:
         deadline = time.monotonic() + self._boot_timeout
         folder = self._folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
         for number, spec in enumerate(self._endpoint_specs):
-            self.endpoints.append(Endpoint(spec, number, folder, log_accesses=self._log_accesses))
+            self.endpoints.append(self._endpoint(spec, number, folder))
         initramfs = folder / "initramfs"
         self._write_initramfs(initramfs, parts.initramfs, modules)
         for endpoint in self.endpoints:
@@ -253,6 +260,14 @@ class Guest:
             raise LabError(self._report(str(error))) from error
         initramfs.unlink()  # QEMU has read it
         self._note_functions()
+
+    def _endpoint(self, spec: str, number: int, folder: Path) -> Endpoint | KernelEndpoint:
+        if not spec.startswith(KERNEL_PREFIX):
+            return Endpoint(spec, number, folder, log_accesses=self._log_accesses)
+        from tools.lab.kernel_endpoint.endpoint import KernelEndpoint  # which is a guest itself
+
+        log = folder / f"ep{number}.access" if self._log_accesses else None
+        return KernelEndpoint(spec.removeprefix(KERNEL_PREFIX), access_log=log)
 
     def _machine_options(self, agent: int) -> list[str]:
         machine = MACHINES[self.arch]

@@ -15,12 +15,12 @@ from types import TracebackType
 from rcdrv.sim.layout import load_layout
 from tools.lab.channel import Result
 from tools.lab.child import Child, wait_listening
+from tools.lab.endpoint import environment
 from tools.lab.errors import LabError
 from tools.lab.guest import BOOT_TIMEOUT, Guest
 from tools.lab.kernel_endpoint.build import kernel_endpoint_modules
 from tools.lab.kernel_endpoint.setup import FOLDER, FUNCTIONS, START, STOP, script
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 _CRASH = re.compile(
     r"^.*(BUG: |Oops: |general protection fault|Kernel panic|kernel BUG at |UBSAN: |KASAN: )", re.M
 )
@@ -55,8 +55,10 @@ class KernelEndpoint:
             spec += f",function={names[function]}"
         self.layout = load_layout(spec)
         self.spec = spec
+        self.address = ""
+        self.group = ""
         self._settings = dict(settings or {})
-        self._access_log = access_log
+        self.access_log = access_log
         self._logs = logs
         self._boot_timeout = boot_timeout
         self._folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
@@ -105,7 +107,7 @@ class KernelEndpoint:
         self._must(STOP)
 
     def crash(self) -> str:
-        """What the endpoint's kernel said when it crashed, since this was asked last; else nothing."""
+        """What the endpoint's kernel said if it has crashed since this was asked last."""
         if self._guest is None:
             return ""
         console = self._guest.console
@@ -134,25 +136,31 @@ class KernelEndpoint:
             self._bridge = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def qemu_device(self) -> dict[str, object]:
+        """The function that it is in a guest."""
+        return _qemu_device(self.socket)
+
     def _boot(self) -> None:
+        self.wait_ready(time.monotonic() + self._boot_timeout)
+
+    def wait_ready(self, deadline: float) -> None:
+        """Boot it."""
         modules = kernel_endpoint_modules()
         controller = self._folder / "controller.sock"
         command = [sys.executable, "-m", "tools.lab.kernel_endpoint.bridge"]
         command += [self.spec, str(controller), str(self.socket)]
-        if self._access_log is not None:
-            command += ["--access-log", str(self._access_log)]
-        self._bridge = Child("controller", command, self._folder, cwd=REPOSITORY)
-        deadline = time.monotonic() + self._boot_timeout
+        if self.access_log is not None:
+            command += ["--access-log", str(self.access_log)]
+        self._bridge = Child("controller", command, self._folder, env=environment())
         if problem := wait_listening(self._bridge, controller, deadline):
             raise LabError(f"endpoint {self.spec}: {problem}")
-        device = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(controller)}}
         guest = Guest(
-            devices=[json.dumps(device)],
+            devices=[json.dumps(_qemu_device(controller))],
             files={FOLDER.lstrip("/"): modules},
             append=["intel_iommu=off"],
             bind=False,
             logs=self._logs,
-            boot_timeout=self._boot_timeout,
+            boot_timeout=max(1.0, deadline - time.monotonic()),
         )
         self._guest = guest.__enter__()
         self._must(script(self.layout, self._settings))
@@ -168,3 +176,7 @@ class KernelEndpoint:
             log = self.shell("dmesg | tail -n 15").stdout
             raise LabError(f"the endpoint refuses: {problem}\nthe end of its log:\n{log}")
         return result.stdout
+
+
+def _qemu_device(path: Path) -> dict[str, object]:
+    return {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(path)}}

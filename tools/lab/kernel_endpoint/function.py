@@ -299,7 +299,7 @@ class Function(ServedDevice):
                 self._hardware.ring()
             done += length
 
-    # -- the other thread's work --------------------------------------------------------------------
+    # -- the other thread's work ------------------------------------------------------------------
 
     def next_event(self) -> float | None:
         return time.monotonic() if self._work else None

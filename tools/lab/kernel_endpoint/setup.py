@@ -98,7 +98,7 @@ def script(layout: Layout, settings: Mapping[str, str]) -> str:
 # Its interface is there when both sides have their link up, so it is waited for in the background.
 _NETWORK = """\
 (
-    until interface=$(ls /sys/class/net | grep -v '^lo$') && test -n "$interface"; do sleep 0.2; done
+    until interface=$(ls /sys/class/net | grep -v '^lo$'); do sleep 0.2; done
     ip addr add {address}/24 dev $interface
     ip link set $interface up
 ) </dev/null >/dev/null 2>&1 &
