@@ -125,6 +125,15 @@ class Function(ServedDevice):
 
         return self._call(read, None)
 
+    def dma_map(self, address: int, size: int) -> bytes:
+        """Read what an outbound window shows, of which the function may use a part only: all ones
+        where there is nothing."""
+        data = self.dma_read(address, size)
+        if data is not None or size <= mmap.PAGESIZE:
+            return data if data is not None else b"\xff" * size
+        half = -(-size // 2 // mmap.PAGESIZE) * mmap.PAGESIZE
+        return self.dma_map(address, half) + self.dma_map(address + half, size - half)
+
     def dma_write(self, address: int, data: bytes) -> None:
         """Write it; lost where it refuses."""
 

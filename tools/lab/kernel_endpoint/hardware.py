@@ -357,7 +357,7 @@ class Hardware(ServedDevice):
             return -errno.EINVAL
         mapping = Outbound(offset, address, size)
         if bar == MEMORY_BAR:
-            mapping.before = self.function.dma_read(address, size) or b"\xff" * size
+            mapping.before = self.function.dma_map(address, size)
             self._window[offset : offset + size] = mapping.before
         self._outbound[bar, offset] = mapping
         return 0
