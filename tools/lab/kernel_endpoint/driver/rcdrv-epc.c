@@ -19,6 +19,7 @@
 #include <linux/pci.h>
 #include <linux/pci-epc.h>
 #include <linux/pci-epf.h>
+#include <linux/slab.h>
 #include <linux/workqueue.h>
 
 #define EPC_VENDOR		0x1234
@@ -388,24 +389,42 @@ static struct epc_channel *to_channel(struct dma_chan *chan)
 	return container_of(chan, struct epc_channel, chan);
 }
 
+/* Copy from or to memory of the endpoint, or the root complex's by a window. */
+static int epc_dma_access(struct epc_device *ed, dma_addr_t address,
+			  void *buffer, size_t len, bool write)
+{
+	void __iomem *window;
+
+	if (address < ed->window || address >= ed->window + ed->window_size) {
+		if (write)
+			memcpy(phys_to_virt(address), buffer, len);
+		else
+			memcpy(buffer, phys_to_virt(address), len);
+		return 0;
+	}
+	window = ioremap_wc(address, len);
+	if (!window)
+		return -ENOMEM;
+	if (write)
+		memcpy_toio(window, buffer, len);
+	else
+		memcpy_fromio(buffer, window, len);
+	iounmap(window);
+	return 0;
+}
+
 static int epc_copy_memory(struct epc_channel *channel)
 {
 	struct epc_device *ed = channel->epc;
-	bool out = channel->dst >= ed->window &&
-		   channel->dst < ed->window + ed->window_size;
-	phys_addr_t remote = out ? channel->dst : channel->src;
-	void *local = phys_to_virt(out ? channel->src : channel->dst);
-	void __iomem *window;
+	void *buffer __free(kvfree) = kvmalloc(channel->len, GFP_KERNEL);
+	int ret;
 
-	window = ioremap_wc(remote, channel->len);
-	if (!window)
+	if (!buffer)
 		return -ENOMEM;
-	if (out)
-		memcpy_toio(window, local, channel->len);
-	else
-		memcpy_fromio(local, window, channel->len);
-	iounmap(window);
-	return 0;
+	ret = epc_dma_access(ed, channel->src, buffer, channel->len, false);
+	if (ret)
+		return ret;
+	return epc_dma_access(ed, channel->dst, buffer, channel->len, true);
 }
 
 static int epc_copy_slave(struct epc_channel *channel)
