@@ -416,15 +416,18 @@ static int epc_dma_access(struct epc_device *ed, dma_addr_t address,
 static int epc_copy_memory(struct epc_channel *channel)
 {
 	struct epc_device *ed = channel->epc;
-	void *buffer __free(kvfree) = kvmalloc(channel->len, GFP_KERNEL);
+	size_t len = channel->len;
+	void *buffer;
 	int ret;
 
+	buffer = kvmalloc(len, GFP_KERNEL);
 	if (!buffer)
 		return -ENOMEM;
-	ret = epc_dma_access(ed, channel->src, buffer, channel->len, false);
-	if (ret)
-		return ret;
-	return epc_dma_access(ed, channel->dst, buffer, channel->len, true);
+	ret = epc_dma_access(ed, channel->src, buffer, len, false);
+	if (!ret)
+		ret = epc_dma_access(ed, channel->dst, buffer, len, true);
+	kvfree(buffer);
+	return ret;
 }
 
 static int epc_copy_slave(struct epc_channel *channel)
