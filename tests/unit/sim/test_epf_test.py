@@ -395,8 +395,8 @@ def test_a_bar_number_of_0x80000000_is_an_oops(command: Command) -> None:
 
 
 def test_a_bus_reset_between_setup_and_clear_costs_the_bar() -> None:
-    """dw_pcie_ep_set_bar() refuses a submap in the first call, and nothing clears epf->bar[].submap:
-    neither pci_epf_test_epc_deinit() nor pci_epf_free_space()."""
+    """dw_pcie_ep_set_bar() refuses a submap in the first call, and neither
+    pci_epf_test_epc_deinit() nor pci_epf_free_space() clears epf->bar[].submap."""
     host = Host("rk3588", reset="bus")
     host.command(Command.BAR_SUBRANGE_SETUP, size=1)
     host.endpoint.reset()
@@ -462,7 +462,7 @@ def test_unbinding_after_disable_costs_nothing() -> None:
 
 
 def test_bars_without_a_window_are_left_out() -> None:
-    """pci_epf_test_set_bar() goes on without a BAR, and returns an error only for the registers'."""
+    """pci_epf_test_set_bar() goes on without a BAR; only that of the registers is an error."""
     host = Host("rk3588", inbound_windows=3)
     assert [bool(region.size) for region in host.endpoint.regions()[:6]] == [
         *[True] * 3,
