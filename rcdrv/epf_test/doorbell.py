@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 
 from rcdrv.device import IrqKind
-from rcdrv.epf_test.driver import SETTLE, Answer, EpfTest
+from rcdrv.epf_test.driver import ALL_ONES, SETTLE, Answer, EpfTest
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
@@ -150,7 +150,10 @@ class Doorbell:
         if self._enabled and answer.good:
             return
         if answer.good:
-            raise self._enable_failed(before, driver.read(Reg.DB_BAR))
+            after = driver.read(Reg.DB_BAR)
+            if after == NO_BAR and driver.read(Reg.STATUS) == ALL_ONES:
+                raise driver.all_ones()
+            raise self._enable_failed(before, after)
         named = stale_doorbell(driver)
         if not answer.command_left and named is not None and named != before:
             self._enabled = True  # it did enable, and only failed to say so
@@ -189,8 +192,8 @@ class Doorbell:
         """Nothing is written to a place that cannot be the doorbell."""
         driver = self._driver
         bar, offset = said.bar, said.offset
-        if 0xFFFFFFFF in (bar, offset, said.data):
-            driver.function.check_alive()
+        if ALL_ONES in (bar, offset, said.data) and driver.read(Reg.STATUS) == ALL_ONES:
+            raise driver.all_ones()
         bars = driver.function.bars
         bar_info = bars[bar] if bar < len(bars) else None
         if bar_info is None or not bar_info.is_memory:

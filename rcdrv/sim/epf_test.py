@@ -303,13 +303,13 @@ class EpfTest:
         """pci_epf_test_cmd_handler(), behind its first two reads"""
         regs, faults = self._regs, self._faults
         self._log.event("command", command=command)
-        if "slow" in faults:
-            yield faults.get("slow", 0) / 1000
         if "stuck-command" in faults:
             self._stuck = command
         else:
             regs.write32(Register.COMMAND, 0)
         regs.write32(Register.STATUS, 0)
+        if "slow" in faults:
+            yield faults.get("slow", 0) / 1000
         reason = self._swallows(command, irq_type)
         if reason:
             self._log.event("swallowed", command=command, reason=reason)
