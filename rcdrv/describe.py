@@ -1,4 +1,4 @@
-"""What a function is: IDs, BARs, capabilities, interrupts, and how it is reached."""
+"""Description of a function: IDs, BARs, capabilities, interrupts, access."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rcdrv.function import Function
 
 
 def describe(function: Function) -> dict[str, Any]:
-    """Everything that there is to know without touching a BAR."""
+    """Return everything that is known without touching a BAR."""
     config, device = function.config, function.device
     express, msix = config.express(), config.msix()
     resizable = {entry.bar: list(entry.sizes) for entry in config.resizable_bars()}

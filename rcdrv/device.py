@@ -66,7 +66,7 @@ class Area:
 
 @record
 class RegionInfo:
-    """What VFIO_DEVICE_GET_REGION_INFO says of one region."""
+    """One region, as VFIO_DEVICE_GET_REGION_INFO describes it."""
 
     index: int
     size: int
@@ -83,7 +83,7 @@ class Device(Protocol):
     """
 
     address: str
-    """How the user names this device."""
+    """The address as the user wrote it."""
 
     backend: str
     """How it is reached: ``group``, ``iommufd``, ``noiommu`` or ``vfio-user``."""
@@ -125,7 +125,7 @@ class Device(Protocol):
         """
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        """Take a mapping made with these very numbers away."""
+        """Remove a mapping made with exactly these numbers."""
 
     def can_reset(self) -> bool:
         """Whether the device has a function reset."""
@@ -144,11 +144,11 @@ class Device(Protocol):
 
 
 class PhysicalDma(ABC):
-    """What a :class:`Device` without an IOMMU is besides: it decides where DMA buffers lie."""
+    """Interface of a :class:`Device` without an IOMMU: it chooses the place of DMA buffers."""
 
     @abstractmethod
     def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
-        """Zeroed memory of at least ``size`` bytes that the device can reach.
+        """Return zeroed memory of at least ``size`` bytes that the device can reach.
 
         ``dma_unmap(address, len(memory))`` gives it back; the caller closes the mapping.
 

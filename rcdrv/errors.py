@@ -1,7 +1,7 @@
-"""What can go wrong, and the exit status that each of it means.
+"""Errors, each with its exit status.
 
-Every error that a user can meet derives from :class:`RcdrvError`. Its message names what was
-wrong; ``hint`` names the cure. Anything else that escapes is a bug.
+Every error that a user can meet derives from :class:`RcdrvError`. Its message names the fault;
+``hint`` names the cure. Any other exception that escapes is a bug.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class RcdrvError(Exception):
 
 
 class EndpointError(RcdrvError):
-    """The endpoint says something that cannot be true, such as a capability list that loops."""
+    """The endpoint contradicts itself, for example by a capability list that loops."""
 
 
 class UsageError(RcdrvError):
-    """The caller asked for something that does not exist or makes no sense."""
+    """The request is invalid, or names something that does not exist."""
 
     exit_status = 2
 

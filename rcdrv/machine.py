@@ -1,4 +1,4 @@
-"""The few instructions that Python cannot write: a memory barrier, and a copy word by word.
+"""Machine code for two operations that Python lacks: a memory barrier, and a copy by words.
 
 They are put into an executable page of their own. Where the system forbids such a page, or the
 processor is another, the barrier is membarrier(2) and the copy a loop over items of a cast
@@ -67,7 +67,7 @@ _pages: list[mmap.mmap] = []
 def barrier() -> None:
     """Order all earlier memory accesses before all later ones, device memory included.
 
-    To be called between filling a DMA buffer and the register write that sends the device to
+    Call it between filling a DMA buffer and the register write that sends the device to
     it, and between an interrupt and reading what the device wrote.
     """
     _barrier()()
@@ -76,7 +76,7 @@ def barrier() -> None:
 def copy_words(target: memoryview, source: memoryview) -> None:
     """Copy 32-bit words, each with one load and one store of 32 bits, in ascending order.
 
-    Views of bytes. What is device memory of them is at an address that is a multiple of 4.
+    Both are views of bytes; a view of device memory starts at a multiple of 4.
 
     :raises ValueError: the lengths differ, or are not a multiple of 4
     """
@@ -133,12 +133,12 @@ def _copy_items(target: memoryview, source: memoryview) -> None:
 
 
 def _instructions(table: dict[str, str]) -> str:
-    """The entry of this processor; none for a 32-bit Python, which a 64-bit kernel runs as well."""
+    """Return the entry for this processor; empty for a 32-bit Python, also on a 64-bit kernel."""
     return table.get(os.uname().machine, "") if _HOST_BITS == 64 else ""
 
 
 def _executable(code: str, *arguments: Any) -> Callable[..., object] | None:
-    """The code as a function with arguments of these ctypes; None if that cannot be."""
+    """Return the code as a function with arguments of these ctypes; None if not possible."""
     if not code:
         return None
     import ctypes

@@ -53,7 +53,7 @@ _CHUNK = 1 << 20  # bytes of a fill in one go
 
 
 class RegionIo(Protocol):
-    """What a :class:`TrappedWindow` needs of the region's owner."""
+    """Owner of a region, as a :class:`TrappedWindow` uses it."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Read ``size`` bytes at ``offset`` of the region; all of them, or raise."""
@@ -130,7 +130,7 @@ class Window(ABC):
     def burst32(self, offset: int, value: int, count: int) -> None:
         """``count`` 32-bit writes of the same ``value``, as fast as they can be made.
 
-        Nothing looks whether to stop meanwhile: whoever needs that makes many short bursts.
+        Not interruptible. Use short bursts where the user may cancel.
         """
         register = self.register32(offset)
         self._check_value(32, value)
@@ -278,8 +278,8 @@ class MappedWindow(Window):
             width: self._bytes[: self.size - self.size % (width // 8)].cast(form)
             for width, form in _FORMATS.items()
         }
-        # What the register path goes by. In the other byte order it is empty, so that each access
-        # ends where bytes are swapped.
+        # For the register path. On a big endian host it is empty, so that each access takes the
+        # path that swaps bytes.
         self._words = self._views[32][: 0 if _BIG_ENDIAN else None]
         self._registers: dict[int, memoryview] = {}
 
@@ -332,7 +332,7 @@ class MappedWindow(Window):
         for register[0] in repeat(value, rest):
             pass
 
-    # What is whole words, as most is, goes without what cuts a block into runs.
+    # Fast path for whole words: no cutting into runs.
 
     def _read_bytes(self, offset: int, size: int) -> bytearray:
         if (offset | size) & 3:

@@ -137,7 +137,7 @@ class Msi:
     """The MSI capability."""
 
     vectors: int
-    """What the function asks for: 1, 2, 4, 8, 16 or 32."""
+    """Vectors that the function requests: 1, 2, 4, 8, 16 or 32."""
     is_64bit: bool
     maskable: bool
     enabled: bool
@@ -200,7 +200,7 @@ class Bar:
     is_64bit: bool
     prefetchable: bool
     address: int
-    """What the register holds: the bus address, 0 when nobody assigned one."""
+    """The bus address in the register; 0 when none is assigned."""
 
     def describe(self) -> str:
         if not self.is_memory:

@@ -1,6 +1,6 @@
 """Classes that are a list of typed fields, without the price of :mod:`dataclasses`.
 
-What rcdrv is used for most takes tenths of a millisecond, so its start is what a user waits for.
+A ring takes tenths of a millisecond, so a user waits for the start of rcdrv.
 :mod:`dataclasses` compiles the source of several methods for each class and imports
 :mod:`inspect`; together that was a third of the start. The methods here are closures over the
 names of the fields. To a type checker it is the same thing (PEP 681).

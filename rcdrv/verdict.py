@@ -1,4 +1,4 @@
-"""What a test or a ring came to: a verdict, a reason from a fixed list, and a hint."""
+"""Outcome of a test or a ring: a verdict and a reason from a fixed list."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Verdict(str, Enum):
     LOST = "lost"
     """The device went away."""
     ERROR = "error"
-    """It could not be tried: the host, or what was asked for, is at fault."""
+    """Not tried: the host or the request is at fault."""
     UNVERIFIED = "unverified"
-    """Done as asked, without looking whether the endpoint noticed."""
+    """Done as asked, without verifying that the endpoint noticed."""
 
 
 class Reason(str, Enum):
     """Why a verdict is not ``pass``. The values are part of the command line's contract."""
 
     SILENT = "silent"
-    """The endpoint took it and never answered."""
+    """The endpoint took the command and never answered."""
     STUCK_COMMAND = "stuck-command"
-    """The COMMAND register stays set: nobody on the endpoint takes commands."""
+    """The COMMAND register stays set: the endpoint's command handler does not run."""
     IRQ_LOST = "irq-lost"
     """STATUS has the answer, but its interrupt never arrived."""
     IRQ_TWICE = "irq-twice"
@@ -68,7 +68,7 @@ class Reason(str, Enum):
     COMMAND_REFUSED = "command-refused"
     """vNTB: the endpoint answered a command with an error."""
     BAD_CONTROL = "bad-control"
-    """vNTB: the control block says something that cannot be."""
+    """vNTB: the control block contradicts itself."""
     LINK_DOWN = "link-down"
     """vNTB: the link, or a queue pair on it, did not come up."""
     LINK_LOST = "link-lost"
@@ -77,9 +77,9 @@ class Reason(str, Enum):
     """vNTB: a packet of the transport has another number than the next."""
     DEVICE_LOST = "device-lost"
     NOT_VERIFIED = "not-verified"
-    """Nobody looked: asked not to wait."""
+    """Not waited for, as requested."""
     BAD_CONFIG = "bad-config"
-    """The endpoint's config space, or what its transport says, contradicts itself."""
+    """The endpoint's config space, or its transport, contradicts itself."""
     HOST = "host"
     """The host is not ready."""
     USAGE = "usage"
@@ -93,11 +93,11 @@ EXIT_STATUS = {
     Verdict.SKIP: 4,
     Verdict.LOST: 5,
 }
-"""Exit status by verdict. ERROR has none of its own: the error behind it knows."""
+"""Exit status by verdict. ERROR has none: each error has its own."""
 
 
 class NotPassed(RcdrvError):
-    """Raised where a check ends early; carries what the report needs."""
+    """Raised where a check ends early; carries verdict and reason."""
 
     def __init__(
         self, reason: Reason, message: str, *, verdict: Verdict = Verdict.FAIL, hint: str = ""
@@ -112,7 +112,7 @@ class NotPassed(RcdrvError):
 
 
 def classify(error: RcdrvError | None) -> tuple[Verdict, Reason | None]:
-    """The verdict and the reason that an error stands for; PASS for none."""
+    """Return the verdict and the reason of an error; PASS for None."""
     if error is None:
         return Verdict.PASS, None
     if isinstance(error, NotPassed):

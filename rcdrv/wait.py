@@ -1,8 +1,8 @@
-"""Bounded waits: a deadline that every wait has, and the user's wish to stop.
+"""Bounded waits: the deadline of every wait, and cancellation by the user.
 
 Python raises KeyboardInterrupt between any two bytecodes, also inside the clean-up that has to
-disable a doorbell. So the command line does not let it: :class:`Cancel` only takes note of the
-signal, and the places that wait ask it (:meth:`Cancel.check`) or sleep on its file descriptor.
+disable a doorbell. So the command line prevents it: :class:`Cancel` records the signal, and every
+wait checks it (:meth:`Cancel.check`) or sleeps on its file descriptor.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from rcdrv.errors import Interrupted
 
 
 class Clock:
-    """Where time comes from, and how it passes: the machine's monotonic clock.
+    """Source of time: the machine's monotonic clock.
 
-    A device that lives in this process may bring another one (see :mod:`rcdrv.fuzz.direct`), so
-    that a wait for it takes no time.
+    A device in this process may bring a virtual one (see :mod:`rcdrv.fuzz.direct`): waits for it
+    then take no time.
     """
 
     now: Callable[[], float] = staticmethod(time.monotonic)
     """Seconds, never going back."""
     now_ns: Callable[[], int] = staticmethod(time.perf_counter_ns)
-    """Nanoseconds, likewise; for latencies."""
+    """Nanoseconds, monotonic; for latencies."""
     sleep: Callable[[float], None] = staticmethod(time.sleep)
 
     def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
@@ -69,7 +69,7 @@ class Cancel:
 
     @property
     def fd(self) -> int:
-        """Readable from the moment that somebody asked to stop."""
+        """Readable as soon as a stop is requested."""
         return self._read
 
     def request(self, signum: int = signal.SIGINT) -> None:
@@ -80,7 +80,7 @@ class Cancel:
 
     @property
     def pending(self) -> bool:
-        """Whether a wait has to end now: asked to stop, and not inside :meth:`deferred`."""
+        """Whether a wait must end now: a stop is requested, and not inside :meth:`deferred`."""
         return bool(self.signal) and not self._deferred
 
     @property
@@ -89,7 +89,7 @@ class Cancel:
         return bool(self._deferred)
 
     def check(self) -> None:
-        """Raise :class:`Interrupted` if somebody asked to stop."""
+        """Raise :class:`Interrupted` if a stop is requested."""
         if self.pending:
             raise Interrupted(f"stopped by {signal.Signals(self.signal).name}")
 
@@ -103,7 +103,7 @@ class Cancel:
             self._deferred -= 1
 
     def sleep(self, seconds: float) -> None:
-        """Sleep that ends, with :class:`Interrupted`, as soon as somebody asks to stop."""
+        """Sleep; raise :class:`Interrupted` as soon as a stop is requested."""
         if self._deferred:
             time.sleep(seconds)
             return

@@ -34,7 +34,7 @@ def default_bar(driver: EpfTest) -> int | None:
 def measure(driver: EpfTest, bar: int | None, count: int) -> Iterator[Series]:
     """Registers by MAGIC, which the protocol does not use; memory by ``bar``, if there is one.
 
-    What the memory held is put back.
+    The memory's contents are restored.
 
     :param count: accesses of each kind; blocks are a hundredth of that, at least 10
     :raises NotPassed: ``bar-reserved``

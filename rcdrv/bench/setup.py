@@ -16,7 +16,7 @@ _SYS = Path("/sys")
 
 
 def describe(driver: EpfTest, sys: Path = _SYS) -> dict[str, Any]:
-    """What the numbers depend on, in plain JSON types; null where this host does not say.
+    """Return what the figures depend on, in plain JSON types; null if the host does not tell.
 
     ``backend``, ``irq``, ``part``
         How the function is reached, how its answers are learned of, and what it is.

@@ -17,7 +17,7 @@ from rcdrv.sim.faults import FAULTS
 
 
 class Kind(Enum):
-    """What a value is, as far as a shell can help with it."""
+    """Kind of a value, as far as a shell can complete it."""
 
     PLAIN = "plain"
     WORDS = "words"
@@ -70,7 +70,7 @@ class Command(NamedTuple):
     parameters: tuple[Parameter, ...]
     """Its own, in the order of --help; not the ones in :attr:`common`."""
     common: tuple[Parameter, ...]
-    """What every command takes."""
+    """Options that every command takes."""
     children: tuple[Command, ...]
 
     @property

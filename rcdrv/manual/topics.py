@@ -1,4 +1,4 @@
-"""What the parser does not know of the command line: addresses, environment, files, statuses."""
+"""Manual text that the parser does not have: addresses, environment, files, exit statuses."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Plain(Observer):
         self._summary(run)
 
     def _summary(self, run: Run) -> None:
-        """How many came to what."""
+        """Print the totals."""
         counts = ", ".join(f"{count} {what}" for what, count in tally(run).items())
         spent = _seconds(sum(result.seconds for result in run.results))
         self._print((f"{counts or 'no tests'} in {spent}", "bold"))
@@ -69,7 +69,7 @@ class Plain(Observer):
 
 
 def tally(run: Run) -> dict[str, int]:
-    """How many cases came to what, without what none came to."""
+    """Return the number of cases of each verdict, without zeros."""
     counts = {verdict.value: count for verdict, count in totals(run).items()}
     counts["not run"] = len(not_run(run))
     return {what: count for what, count in counts.items() if count}

@@ -20,7 +20,7 @@ def one_line(text: str) -> str:
 
 
 def headline(result: CaseResult) -> str:
-    """Why it did not pass, or what is worth knowing of a pass; empty if there is nothing to say.
+    """Return why it did not pass, or a note on a pass; may be empty.
 
     A skip's message says all: its reason is only that the endpoint does not support it.
     """

@@ -1,4 +1,4 @@
-"""What a benchmark measured, and the JSON document that it is kept in."""
+"""Result of a benchmark, and its JSON document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TITLES = {
     "dma": "Transfers by the endpoint",
     "irq": "Interrupts",
 }
-"""What each benchmark measures."""
+"""Title of each benchmark."""
 
 
 class Series(NamedTuple):

@@ -1,4 +1,4 @@
-"""Durations as a distribution: what an average hides is what one wants to see."""
+"""Durations as a distribution: percentiles and histogram."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies where in a function's BARs, as plain data."""
+"""Regions of a function's BARs, as plain data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Region(NamedTuple):
-    """Something that lies in a BAR."""
+    """A named part of a BAR."""
 
     offset: int
     size: int
@@ -16,7 +16,7 @@ class Region(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One BAR and what is known to lie in it, in any order; regions may overlap."""
+    """One BAR and its known regions, in any order; they may overlap."""
 
     number: int
     size: int

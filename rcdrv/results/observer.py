@@ -1,4 +1,4 @@
-"""What a runner tells while it runs; every way to show a run listens to the same five calls."""
+"""Observer of a run: the five calls that every display and report implements."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Observer:
         """A long case has come so far: ``done`` of ``total`` ``what``, such as vectors."""
 
     def case_finished(self, result: CaseResult) -> None:
-        """A case came to this."""
+        """A case is finished."""
 
     def finish(self, run: Run) -> None:
         """The run is over."""

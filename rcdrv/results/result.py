@@ -21,7 +21,7 @@ class CaseName:
 
 @record
 class CaseResult:
-    """What one case came to."""
+    """Outcome of one case."""
 
     name: CaseName
     verdict: Verdict
@@ -29,9 +29,9 @@ class CaseResult:
     reason: Reason | None = None
     """None when it passed."""
     message: str = ""
-    """Why it did not pass; or what is worth knowing of a pass, such as ``32 vectors``."""
+    """Why it did not pass; or a note on a pass, such as ``32 vectors``."""
     hint: str = ""
-    """What to look at next; empty when it passed."""
+    """Next thing to check; empty when it passed."""
     diagnostics: tuple[str, ...] = ()
     """More lines, such as where data differed or which AER counters rose."""
     seconds: float = 0.0
@@ -44,7 +44,7 @@ class Run:
     device: str
     """The address of the endpoint, as the user named it."""
     description: str = ""
-    """What it is: part, ID, how its interrupts come."""
+    """The endpoint: part, ID, kind of interrupts."""
     planned: tuple[CaseName, ...] = ()
     results: list[CaseResult] = fresh(factory=list)
 

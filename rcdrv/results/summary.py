@@ -1,4 +1,4 @@
-"""A run in numbers, and what it came to altogether."""
+"""Totals and overall verdict of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rcdrv.results.result import CaseName, Run
 from rcdrv.verdict import Verdict
 
 CASE_VERDICTS = (Verdict.PASS, Verdict.FAIL, Verdict.SKIP, Verdict.LOST, Verdict.ERROR)
-"""What a case can come to, in the order in which reports count it."""
+"""Possible verdicts of a case, in the order of reports."""
 
 
 def not_run(run: Run) -> tuple[CaseName, ...]:
@@ -16,7 +16,7 @@ def not_run(run: Run) -> tuple[CaseName, ...]:
 
 
 def totals(run: Run) -> dict[Verdict, int]:
-    """How many cases came to each verdict."""
+    """Return the number of cases of each verdict."""
     return {verdict: run.count(verdict) for verdict in CASE_VERDICTS}
 
 

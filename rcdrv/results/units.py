@@ -1,4 +1,4 @@
-"""Quantities in words, as short as they can be without losing what matters."""
+"""Sizes and durations as short text."""
 
 from __future__ import annotations
 

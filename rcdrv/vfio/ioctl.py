@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # struct vfio_info_cap_header: __u16 id, __u16 version, __u32 next.
 _CAP_HEADER = struct.Struct("=HHI")
 
-# What an INFO request may ask for: far above any chain of the kernel, far below harm.
+# Limit of argsz in an INFO request: far above any chain of the kernel, far below harm.
 _LARGEST_INFO = 1 << 20
 
 

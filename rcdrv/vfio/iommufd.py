@@ -165,7 +165,7 @@ def bind(device: int, iommufd: int) -> None:
 
 
 def attach(bdf: str, device: int, ioas: Ioas) -> None:
-    """Let the function reach what is mapped in ``ioas``."""
+    """Attach the function to the address space ``ioas``."""
     request = uapi.AttachIommufdPt(ctypes.sizeof(uapi.AttachIommufdPt), pt_id=ioas.id)
     try:
         call(device, uapi.DEVICE_ATTACH_IOMMUFD_PT, request)
@@ -174,7 +174,7 @@ def attach(bdf: str, device: int, ioas: Ioas) -> None:
 
 
 def _cannot_bind(paths: Paths, bdf: str, group: str, node: Path, error: OSError) -> HostError:
-    """What a failed VFIO_DEVICE_BIND_IOMMUFD means."""
+    """Return the error for a failed VFIO_DEVICE_BIND_IOMMUFD."""
     # EINVAL: the function itself is open (vfio_df_open()). EBUSY: its group is
     # (vfio_device_block_group()), or a driver uses another member. EPERM: interrupts are not
     # isolated, or somebody has another member.

@@ -61,8 +61,8 @@ class _Block:
 class PhysicalMemory:
     """Memory that a device reaches by physical address: an AddressSpace that maps nothing.
 
-    What the device has once been told of stays reserved until the end, for further buffers: an
-    endpoint that writes late then hits nobody else's memory.
+    Memory that the device was told of stays reserved until close, for further buffers: a late write
+    of the endpoint then hits no memory of another process.
 
     :param huge_only: all memory has to be of huge pages
     :param close: called last
@@ -75,7 +75,7 @@ class PhysicalMemory:
         self._blocks: list[_Block] = []
 
     def ranges(self) -> Sequence[tuple[int, int]]:
-        """All addresses: what is memory among them, the kernel decides."""
+        """Return all addresses: the kernel decides which of them are memory."""
         return [(0, (1 << 64) - 1)]
 
     def map(self, iova: int, address: int, size: int) -> None:

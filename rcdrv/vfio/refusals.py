@@ -1,4 +1,4 @@
-"""What the kernel's refusals mean, each with its cure: those that all backends meet."""
+"""Errors for the kernel's refusals, each with its cure, shared by all backends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_node(paths: Paths, bdf: str, node: Path, undo: contextlib.ExitStack) ->
 
 
 def cannot_open(paths: Paths, bdf: str, node: Path, error: OSError) -> HostError:
-    """What a failed open(2) of a VFIO or iommufd node means."""
+    """Return the error for a failed open(2) of a VFIO or iommufd node."""
     if error.errno in (errno.EACCES, errno.EPERM):
         return HostError(
             f"{node}: you may not open it",
@@ -97,7 +97,7 @@ def no_isolation(paths: Paths, bdf: str, module: str) -> HostError:
 def cannot_map(
     what: str, size: int, error: OSError, *, counter: str, room: str = ""
 ) -> HostError | UsageError:
-    """What a failed DMA mapping means.
+    """Return the error for a failed DMA mapping.
 
     :param counter: the line of /proc/<pid>/status that counts the memory which is mapped
     :param room: why there can be no room for a mapping

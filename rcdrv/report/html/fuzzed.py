@@ -1,4 +1,4 @@
-"""``rcdrv fuzz``: what was tried and what was found, each finding with the map of its layout."""
+"""``rcdrv fuzz``: coverage and findings, each finding with the map of its layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rcdrv.results.summary import CASE_VERDICTS
 from rcdrv.verdict import Verdict
 
 _MAPS = 40
-"""Findings that get a map; a page with more is read by nobody. The rest is listed."""
+"""Maximum number of findings with a map. The rest is listed."""
 
 
 def campaign(source: Source) -> Section:
@@ -98,7 +98,7 @@ def _lines(node: Node) -> list[Markup]:
 
 
 def examples(source: Source) -> Section:
-    """``examples.jsonl`` of a campaign: what each case came to over all layouts.
+    """``examples.jsonl`` of a campaign: the outcomes of each case over all layouts.
 
     :raises UsageError: the file is not what it seems to be
     """
@@ -121,7 +121,7 @@ def examples(source: Source) -> Section:
         )
         for case, counts in outcomes.items()
     ]
-    caption = f"What each case came to, over {len(source.lines)} layouts"
+    caption = f"Outcomes of each case over {len(source.lines)} layouts"
     return Section(
         "fuzz examples",
         f"seed {source.node['seed'].integer}",

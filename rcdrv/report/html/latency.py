@@ -38,7 +38,7 @@ def ring(source: Source) -> Section:
     failed = sum(one is False for one in told)
     words = f"{len(points)} rings" if len(points) != 1 else "1 ring"
     if all(one is None for one in told):
-        words += " written, nobody looked" if told else ""
+        words += " written, not verified" if told else ""
     else:
         words += f", {len(points) - failed - told.count(None)} acknowledged"
     body: list[Child] = [facts([*_doorbell(node), ("interrupt", node["irq"].text)])]

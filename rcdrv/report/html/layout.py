@@ -33,7 +33,7 @@ class Piece(NamedTuple):
         return " + ".join(region.name for region in self.regions)
 
 
-# -- what is known ---------------------------------------------------------------------------------
+# -- from rcdrv info -------------------------------------------------------------------------------
 
 
 def of_info(info: Node, doorbell: Region | None = None, doorbell_bar: int = -1) -> Sequence[Bar]:
@@ -67,7 +67,7 @@ def of_info(info: Node, doorbell: Region | None = None, doorbell_bar: int = -1) 
 
 
 def draw(bars: Sequence[Bar], title: str, note: str = "") -> Markup:
-    """The map; :func:`table` is the same for whoever does not see it."""
+    """Draw the map; :func:`table` is the same for screen readers."""
     cut = {bar.number: pieces(bar) for bar in bars}
     height = _ROW * len(bars) + 6
     words = "; ".join(
@@ -168,7 +168,7 @@ def _piece(piece: Piece, bar: Bar, x: float, width: float, top: float) -> Markup
 
 
 def table(bars: Sequence[Bar]) -> Markup:
-    """What the map shows, as rows."""
+    """Return the contents of the map as table rows."""
     rows = []
     for bar in bars:
         for piece in pieces(bar):

@@ -27,8 +27,8 @@ _VOID = {"br", "col", "hr", "link", "meta"}
 def element(tag: str, *children: Child, **attributes: Attribute) -> Markup:
     """An element.
 
-    :param children: strings are escaped, and what is not printable in them is shown as an escape;
-        None is nothing; a list is what is in it
+    :param children: strings are escaped, unprintable characters included; None is left out; a list
+        is flattened
     :param attributes: None leaves one out. A name may end in ``_`` where Python needs that
         (``class_``), and another ``_`` stands for ``-``
     """

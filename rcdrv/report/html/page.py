@@ -122,7 +122,7 @@ def _contents(sections: Sequence[Section]) -> Markup:
 def _findings(sections: Sequence[Section]) -> Markup | None:
     """What did not pass, and what to look at next, before anything else.
 
-    What one cause may have made fail in many cases is one entry, with the cases in it.
+    Cases that may have failed by the same cause share one entry.
     """
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for number, section in enumerate(sections):
@@ -209,7 +209,7 @@ def _info(source: Source, sources: Sequence[Source]) -> Section:
 
 
 def _error(source: Source, _sources: Sequence[Source]) -> Section:
-    """What a command prints that could not even begin."""
+    """Show the document of a command that failed before it began."""
     node = source.node
     device = node.said("device")
     return Section(

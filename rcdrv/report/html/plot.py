@@ -1,7 +1,7 @@
 """Latencies as SVG: their distribution over a logarithmic axis of time, and their course.
 
 Colours and type come from the page's style sheet, so a drawing follows light and dark. Each has a
-title and a description for whoever does not see it, and the page has the numbers as a table.
+title and a description for screen readers, and the page has the numbers as a table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A part of the page: what one result file came to. And the pieces that several kinds share."""
+"""A section of the page, for one result file; and the elements that several kinds share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What one result file came to."""
+    """The section of one result file."""
 
     kind: str
     """The command, such as ``test``."""
@@ -35,13 +35,13 @@ class Section(NamedTuple):
     verdict: Verdict | None
     """None where nothing is judged, as by ``info``."""
     headline: str
-    """What it came to, in a line."""
+    """The outcome in one line."""
     body: Markup
     findings: Sequence[Finding] = ()
 
 
 def finding(node: Node, device: str) -> list[Finding]:
-    """What a document with ``verdict``, ``reason``, ``message`` and ``hint`` has to say."""
+    """Return the finding of a document with ``verdict``, ``reason``, ``message`` and ``hint``."""
     verdict = node["verdict"].verdict
     if verdict in (Verdict.PASS, Verdict.SKIP):
         return []

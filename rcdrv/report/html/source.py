@@ -21,7 +21,7 @@ _LONGEST = 10**18
 
 
 class Node:
-    """A JSON value and where it stands, so that whoever expects something else can say so."""
+    """A JSON value and its place in the file, for error messages."""
 
     __slots__ = ("_parent", "_step", "value")
 

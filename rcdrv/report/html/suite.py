@@ -94,7 +94,7 @@ def _case(node: Node) -> _Case:
 
 
 def _bar(cases: Sequence[_Case], missing: int) -> Markup | None:
-    """How many came to what, as lengths; the headline has it in words."""
+    """Draw the totals as lengths; the headline has them in words."""
     parts = [(verdict.value, sum(case.verdict is verdict for case in cases)) for verdict in Verdict]
     parts.append(("not-run", missing))
     if not any(count for _, count in parts):
