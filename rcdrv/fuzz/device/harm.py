@@ -80,5 +80,8 @@ def check_sense(step: Step, model: Model) -> None:
         raise UsageError(f"{step}: that is a command")
     if step.verb == "reset" and not facts.can_reset:
         raise UsageError(f"{step}: the function has no reset")
+    if step.verb in ("reset", "reopen") and model.swapped and not facts.keeps_state:
+        # epf->bar[].submap outlives it, and the first pci_epc_set_bar() behind it is -EINVAL.
+        raise UsageError(f"{step}: it would cost the BARs that have a subrange mapping")
     if step.size + step.shift > 64 << 20:
         raise UsageError(f"{step}: no buffer is that large")

@@ -15,7 +15,12 @@ from types import TracebackType
 
 from rcdrv.device import IrqKind
 from rcdrv.epf_test.bars import is_reserved
-from rcdrv.epf_test.doorbell import Doorbell, free_stale_doorbell, stale_doorbell
+from rcdrv.epf_test.doorbell import (
+    LEFT_ENABLED_HINT,
+    Doorbell,
+    free_stale_doorbell,
+    stale_doorbell,
+)
 from rcdrv.epf_test.driver import SETTLE, EpfTest, IrqChoice
 from rcdrv.epf_test.registers import ANSWERS, Caps, Command, IrqType, Reg, Status
 from rcdrv.epf_test.ring import RingPlan, RingRun
@@ -132,7 +137,7 @@ class Session:
             raise NotPassed(
                 Reason.DISABLE_FAILED,
                 f"DB_BAR is {driver.read(Reg.DB_BAR)}: a doorbell is enabled, and stays so",
-                hint="unbind and start pci-epf-test on the endpoint again",
+                hint=LEFT_ENABLED_HINT,
             )
         if not driver.caps & Caps.SUBRANGE_MAPPING:
             return
