@@ -189,8 +189,9 @@ class QueuePair:
         for index, size in enumerate(windows):
             buffer = vntb.window_buffer(size)
             self._buffers.append(buffer)
-            vntb.point_window(index, buffer)
+            # Before the command: one that is interrupted may be obeyed all the same.
             self._pointed.append(index)
+            vntb.point_window(index, buffer)
         # ntb_transport_init_queue(): pairs are dealt out to the windows in turn.
         shares = -(-queues // len(windows))
         self._memory = self._buffers[0].memory.cast("B")
