@@ -322,23 +322,13 @@ class Oracle:
     def _said(self, bar: int, offset: int) -> Place:
         """What DB_BAR and DB_OFFSET say; faults make them lie."""
         layout, faults = self.layout, self.faults
-        present = [index for index, entry in enumerate(layout.bars) if entry is not None]
-        said, where = bar, offset
-        if "wrong-bar" in faults:
-            others = [index for index in present if index not in (bar, layout.register_bar)]
-            said = faults.get("wrong-bar", (others or present)[0])
-        elif "db-bar-absent" in faults:
-            absent = next(index for index in range(7) if index not in present)
-            said = faults.get("db-bar-absent", absent)
-        if "bad-offset" in faults:
-            where = faults.get("bad-offset", layout.bar(bar).size)
-        elif "unaligned-offset" in faults:
-            where += faults.get("unaligned-offset", 0)
-        # The registers have 32 bits, however large the BAR.
+        sizes = [entry.size if entry else 0 for entry in layout.bars]
+        said, where = faults.said_place((bar, offset), sizes, layout.register_bar)
+        # pci_epf_test_enable_doorbell(): cpu_to_le32() cuts an offset beyond 4 GiB off.
         where &= 0xFFFF_FFFF
-        mapped = layout.doorbell.backend is not DoorbellBackend.EXPOSED
-        rings = (said, where) == (bar, offset) and not ("window-off" in faults and mapped)
-        return Place(said, where, rings)
+        if layout.doorbell.backend is not DoorbellBackend.EXPOSED:
+            offset -= faults.window_off(sizes[bar])
+        return Place(said, where, (said, where) == (bar, offset))
 
     def _location_fault(self, said: Place) -> Outcomes:
         """Why nothing may be written to what the endpoint says; PASS where it may."""
