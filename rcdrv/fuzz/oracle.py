@@ -90,12 +90,23 @@ class Oracle:
 
     def _visible(self) -> tuple[BarLayout | None, ...]:
         layout = self.layout
-        if "bar-empty" not in self.faults:
-            return layout.bars
-        present = [index for index, bar in enumerate(layout.bars) if bar is not None]
-        others = [index for index in present if index != layout.register_bar]
-        empty = self.faults.get("bar-empty", (others or present)[-1])
-        return tuple(None if index == empty else bar for index, bar in enumerate(layout.bars))
+        hidden = set(self._without_window)
+        if "bar-empty" in self.faults:
+            present = [index for index, bar in enumerate(layout.bars) if bar is not None]
+            others = [index for index in present if index != layout.register_bar]
+            hidden.add(self.faults.get("bar-empty", (others or present)[-1]))
+        return tuple(None if index in hidden else bar for index, bar in enumerate(layout.bars))
+
+    @cached_property
+    def _without_window(self) -> list[int]:
+        """pci_epf_test_set_bar(): the last BARs, where inbound windows are too few; it goes on
+        without them."""
+        usable = [
+            index
+            for index, bar in enumerate(self.layout.bars)
+            if bar is not None and bar.type is not BarType.RESERVED
+        ]
+        return usable[self.layout.inbound_windows :]
 
     @property
     def reachable(self) -> bool:
@@ -309,6 +320,8 @@ class Oracle:
         for index in range(layout.register_bar + 1, 6):
             bar = layout.bars[index]
             if bar is not None and bar.type is not BarType.RESERVED:
+                if index in self._without_window:
+                    return None  # pci_epc_set_bar() refuses a size of 0
                 address = layout.doorbell_address
                 offset = address % bar.size
                 # The window's target has to be a multiple of the controller's granularity.
