@@ -217,7 +217,7 @@ def test_what_is_named_is_done(name: str) -> None:
     the kernel does, is a finding."""
     watch = HarmWatch(load_layout("generic"))
     with fuzzer("generic", Options(destructive=[name]), watch) as fuzz:
-        found = fuzz.run(1, examples=8).found
+        found = fuzz.run(1, examples=16).found
     assert set(watch.harm) == {name}
     assert (found is not None) == ("oops" in watch.noticed), found
     if name in ("disable-without-enable", "write-db-bar"):
