@@ -384,10 +384,10 @@ class Oracle:
         faults = self.faults
         if not said.rings or "doorbell-dead" in faults:
             return fail("silent")
+        if "no-status" in faults:  # STATUS is looked at first
+            return fail("wrong-status")
         if not self._heard(DOORBELL):
             return fail("irq-lost")
-        if "no-status" in faults:
-            return fail("wrong-status")
         if self.irq in ("msi", "msix") and faults.hits("irq-twice", DOORBELL):
             return fail("irq-twice")
         return PASS
