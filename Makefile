@@ -1,8 +1,9 @@
 # Names for what the README's commands do; tools/ has the scripts.
-.PHONY: demo check lint unit sim lab bench docs clean
+.PHONY: demo check fresh lint unit sim lab bench docs clean
 
 demo:    ; tools/demo
 check:   ; tools/check
+fresh:   ; python3 -m tools.fresh
 unit:    ; tools/setup dev && .venv/bin/python -m pytest tests/unit
 sim:     ; tools/setup dev && .venv/bin/python -m pytest tests/sim
 lab:     ; tools/setup dev && .venv/bin/python -m pytest tests/lab

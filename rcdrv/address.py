@@ -78,6 +78,24 @@ def default_address() -> str:
     )
 
 
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+
+# ``-m`` would look for modules in the working directory first, and Python 3.10 has no -P. So the
+# child is isolated (-I) and without site (-S): it has the standard library, then the folder of the
+# very rcdrv that starts it. Only tomli, which Python 3.10 needs, is found through site.
+_SIM_MAIN = (
+    "import sys; sys.path.append(sys.argv.pop(1)); import rcdrv\n"
+    "if sys.version_info < (3, 11): import site; site.main()\n"
+    "from rcdrv.sim.__main__ import main; sys.exit(main())"
+)
+
+
+def _sim_command() -> list[str]:
+    """The start of the command that runs :mod:`rcdrv.sim.__main__` as a process of its own."""
+    flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
+    return [sys.executable, *flags, "-c", _SIM_MAIN, _ROOT]
+
+
 def _spawn(spec: str) -> Device:
     """Start a software endpoint and connect to it over a socket that has no name."""
     import socket
@@ -96,21 +114,21 @@ def _spawn(spec: str) -> Device:
     # What it prints goes to memory: a pipe that nobody empties could stop it.
     printed = os.memfd_create("rcdrv-sim-stderr", os.MFD_CLOEXEC)
     with theirs, os.fdopen(printed, "r+", errors="replace") as output:
-        # The child must find the same rcdrv as we did.
         process = subprocess.Popen(
-            [sys.executable, "-m", "rcdrv.sim", spec, "--fd", str(theirs.fileno())],
+            [*_sim_command(), spec, "--fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=output,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         theirs.close()  # the child's end: when it dies, ours must see that
         try:
             client = Spawned(ours, f"sim:{spec}", timeout=_SIM_START)
-        except RcdrvError as error:
+        except BaseException as error:
             ours.close()
             _end(process)
+            if not isinstance(error, RcdrvError):
+                raise
             output.seek(0)
             raise _start_failure(spec, process.returncode, output.read().strip(), error) from None
     client.timeout = _SIM_REPLY

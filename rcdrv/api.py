@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rcdrv.address import open_function
 from rcdrv.device import IrqKind
+from rcdrv.epf_test.bars import is_reserved
 from rcdrv.epf_test.doorbell import Doorbell, Location, free_stale_doorbell, stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.outcome import ring_document, worst
@@ -204,7 +205,7 @@ class Endpoint:
         bar = self.function.bars[index]
         if bar is None or not bar.is_memory:
             return f"{self.address} has no memory BAR{index}"
-        if self.driver.caps & Caps[f"BAR{index}_RESERVED"]:
+        if is_reserved(self.driver, index):
             return f"{self.address} reserves BAR{index}"
         return None
 

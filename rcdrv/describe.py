@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from rcdrv import parts
+from rcdrv import parts, pci
 from rcdrv.device import Area, IrqKind, RegionFlag
 from rcdrv.function import Function
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 
 def describe(function: Function) -> dict[str, Any]:
@@ -71,7 +74,29 @@ def describe(function: Function) -> dict[str, Any]:
             for cap in config.capabilities()
         ],
         "iova_ranges": [list(pair) for pair in device.dma_ranges()],
+        "missing_bars": list(missing_bars(config.class_code, part, function.bars)),
+        "notes": _notes(function, part),
     }
+
+
+def missing_bars(
+    class_code: int, part: parts.Part, bars: Sequence[parts.SeenBar | None]
+) -> tuple[int, ...]:
+    """Return the BARs that a pci-epf-test on this part has and the function lacks.
+
+    Other endpoint functions use as few BARs as they need.
+    """
+    return part.missing(bars) if class_code >> 16 == pci.BASE_CLASS_OTHERS else ()
+
+
+def _notes(function: Function, part: parts.Part) -> list[str]:
+    """Return what differs from what is known of the part, a sentence each."""
+    config = function.config
+    missing = missing_bars(config.class_code, part, function.bars)
+    found = [f"{part.name} has {part.bar_text(bar)}, this endpoint does not" for bar in missing]
+    if part.broken_ats and config.find(pci.ExtCapId.ATS):
+        found.append(f"{part.ats_note}; {parts.ATS_CURE}")
+    return found
 
 
 def _access(flags: RegionFlag, areas: tuple[Area, ...], size: int) -> str:

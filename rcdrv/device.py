@@ -8,6 +8,7 @@ vfio-user messages (:mod:`rcdrv.vfio_user`). Constants and semantics are those o
 from __future__ import annotations
 
 import mmap
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
@@ -73,6 +74,24 @@ class RegionInfo:
     flags: RegionFlag
     areas: tuple[Area, ...] = ()
     """The parts that may be mapped: all of it, or what the sparse mmap capability lists."""
+
+
+def sealed_memory(name: str, size: int) -> int:
+    """A file of ``size`` zeroed bytes in memory, to be handed to another process.
+
+    Its size is sealed: an access to a mapping of a file that another process truncates is SIGBUS.
+    """
+    import fcntl
+
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 class Device(Protocol):

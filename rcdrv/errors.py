@@ -10,6 +10,8 @@ TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
     from typing import ClassVar
 
+_LONGEST = 2000
+
 
 class RcdrvError(Exception):
     """Base of all errors that rcdrv raises on purpose."""
@@ -17,9 +19,17 @@ class RcdrvError(Exception):
     exit_status: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        super().__init__(_shortened(message))
+        self.message = _shortened(message)
+        self.hint = _shortened(hint)
+
+
+def _shortened(text: str) -> str:
+    """What somebody gave us, and an error repeats, may have a megabyte."""
+    left_out = len(text) - _LONGEST
+    if left_out <= 0:
+        return text
+    return f"{text[: _LONGEST - 200]} [... {left_out} characters ...] {text[-200:]}"
 
 
 class EndpointError(RcdrvError):

@@ -13,6 +13,7 @@ import mmap
 import os
 import resource
 import select
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -23,9 +24,11 @@ from rcdrv.device import (
     IrqKind,
     PhysicalDma,
     SetIrqs,
+    sealed_memory,
 )
-from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
+from rcdrv.errors import DeviceLost, EndpointError, HostError, RcdrvError, UsageError
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow, Window
+from rcdrv.verdict import NotPassed, Reason
 from rcdrv.wait import MONOTONIC, Cancel, Clock, Deadline
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
@@ -86,6 +89,24 @@ class DmaBuffer:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def _take(eventfd: int) -> int:
+    """Read an eventfd's counter.
+
+    Never blocks: a vfio-user server has the same file description, so it may clear O_NONBLOCK and
+    read the counter first.
+
+    :raises BlockingIOError: it is 0
+    """
+    counter = bytearray(8)
+    try:
+        os.preadv(eventfd, (counter,), -1, os.RWF_NOWAIT)
+    except BlockingIOError:
+        raise
+    except OSError:  # before Linux 5.8 (fs/eventfd.c) it cannot be asked so
+        return os.eventfd_read(eventfd)
+    return int.from_bytes(counter, sys.byteorder)
 
 
 class Interrupts:
@@ -154,7 +175,7 @@ class Interrupts:
         counts: dict[int, int] = {}
         for vector in vectors:
             with contextlib.suppress(BlockingIOError):
-                counts[vector] = os.eventfd_read(self._eventfds[vector])
+                counts[vector] = _take(self._eventfds[vector])
         self._masked = bool(counts) and self.kind is IrqKind.INTX
         return counts
 
@@ -175,6 +196,17 @@ class Interrupts:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def lost_by_reset(address: str, what: Sequence[str]) -> NotPassed:
+    """Return the verdict for a reset that took more than a reset takes."""
+    return NotPassed(
+        Reason.LOST_BY_RESET,
+        f"{address}: lost by the reset: {', '.join(what)}",
+        hint="the endpoint's controller driver has to set up again what a reset of the link clears;"
+        " until then restart the endpoint, and rcdrv rescan. On a board, rcdrv bind --no-reset"
+        " keeps opening and closing from resetting it",
+    )
 
 
 class Function:
@@ -453,9 +485,8 @@ class Function:
     def _map_memory(self, iova: int, length: int) -> mmap.mmap:
         if not self.device.dma_by_descriptor:
             return self._mapped_memory(_contiguous(length), iova, length, -1)
-        fd = os.memfd_create("rcdrv-dma", os.MFD_CLOEXEC)
+        fd = sealed_memory("rcdrv-dma", length)
         try:
-            os.ftruncate(fd, length)
             return self._mapped_memory(mmap.mmap(fd, length), iova, length, fd)
         finally:
             os.close(fd)
@@ -522,14 +553,32 @@ class Function:
 
         :raises UsageError: interrupts are armed, which a reset may or may not take away
         :raises HostError: the function has no reset of its own
+        :raises NotPassed: ``lost-by-reset``: BARs or capabilities are gone
         """
         if self._interrupts is not None:
             raise UsageError(f"disarm {self._interrupts.kind.name} before a reset")
         if not self.device.can_reset():
             raise HostError(f"{self.address}: the function has no reset")
-        command = self.config.command
+        command, before = self.config.command, self._inventory()
         self.device.reset()
         self.config.command = command
+        self.check_alive()
+        after = self._inventory()
+        lost = [name for name, value in before.items() if after.get(name) != value]
+        if lost:
+            raise lost_by_reset(self.address, lost)
+
+    def _inventory(self) -> dict[str, int]:
+        """Return what config space has that a reset must not take, by name."""
+        found = {
+            f"BAR{bar.index}": self.config.bar_mask(bar.index, is_64bit=bar.is_64bit)
+            for bar in self.bars
+            if bar is not None
+        }
+        with contextlib.suppress(EndpointError):  # a list that loops: not the reset's doing
+            for cap in self.config.capabilities():
+                found[f"the {cap.name} capability"] = cap.offset
+        return found
 
     def close(self) -> None:
         """Give everything back. Every step is tried, even after one failed."""

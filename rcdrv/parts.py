@@ -1,11 +1,28 @@
-"""What is known of a part by its ID: names, register BAR, alignment. Defaults, never a gate."""
+"""Known parts: what an ID tells of a controller in endpoint mode. Defaults, never a gate.
+
+BARs are those of ``struct pci_epc_features`` in the endpoint controller drivers of Linux 7.3.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from rcdrv.record import record
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class SeenBar(Protocol):
+        """A BAR as config space or sysfs describes it."""
+
+        @property
+        def is_64bit(self) -> bool: ...
+
+
+_ANY = 0
+"""The size of a BAR that the endpoint function chooses, or that the kernel does not tell."""
 
 
 @record
@@ -18,31 +35,113 @@ class Part:
     align: int = 1
     """Alignment in bytes that SRC and DST need unless CAPS announces UNALIGNED_ACCESS."""
     untestable_bars: tuple[int, ...] = ()
-    """BARs that must not be written to, whatever CAPS says."""
+    """BARs that must not be written to, whatever CAPS says: older endpoint kernels announce no
+    BARn_RESERVED."""
+    bars: Mapping[int, int] = MappingProxyType({})
+    """BARs that pci-epf-test always has there, with their fixed size in bytes, or 0 where the
+    endpoint chooses it. Empty: not known."""
+    msix_table: tuple[int, int] | None = None
+    """(BAR, offset) of the MSI-X table that the hardware itself uses, or None. What the kernel
+    raises by dw_pcie_ep_raise_msix_irq() takes the table from wherever the capability says."""
+    broken_ats: bool = False
+    """ATS does not work: an endpoint kernel that announces it makes the host wait for it."""
+    linkup_notifier: bool = False
+    """The endpoint function takes commands between link-up and link-down only."""
 
+    def missing(self, bars: Sequence[SeenBar | None]) -> tuple[int, ...]:
+        """Return the BARs that this part has and ``bars``, six by number, lack.
+
+        The upper half of a 64-bit BAR is not missing.
+        """
+        found = []
+        for index in self.bars:
+            below = bars[index - 1] if index else None
+            if bars[index] is None and not (below is not None and below.is_64bit):
+                found.append(index)
+        return tuple(found)
+
+    def misplaces(self, table: tuple[int, int]) -> bool:
+        """Whether the hardware uses another MSI-X table than this BAR and offset."""
+        return self.msix_table not in (None, table)
+
+    def msix_note(self, table: tuple[int, int]) -> str:
+        """Say where the MSI-X table has to be, for one that is elsewhere (:meth:`misplaces`)."""
+        place, needed = (
+            f"BAR{bar}+{offset:#x}" for bar, offset in (table, self.msix_table or table)
+        )
+        return (
+            f"the MSI-X table is at {place}, but the hardware of {self.name} sends MSI-X only from"
+            f" one at {needed}"
+        )
+
+    @property
+    def ats_note(self) -> str:
+        """Say that ATS is announced and does not work (:attr:`broken_ats`)."""
+        return f"{self.name} announces ATS, which does not work: IOTLB invalidations time out"
+
+    def bar_text(self, index: int) -> str:
+        """``a BAR4 of 256 bytes``, for a BAR that is :meth:`missing`."""
+        size = self.bars[index]
+        return f"a BAR{index}" + (f" of {size} bytes" if size else "")
+
+
+# rockchip_pcie_ep_hide_broken_ats_cap_rk3588()
+ATS_CURE = "take an endpoint kernel that hides it, or boot this host with pci=noats"
+
+
+def _free(*indexes: int) -> Mapping[int, int]:
+    return MappingProxyType(dict.fromkeys(indexes, _ANY))
+
+
+# All fixed and 64-bit (rcar_pcie_epc_features).
+_RCAR_GEN3 = MappingProxyType({0: 128, 2: 256, 4: 256})
+# BAR2 is MSI-X RAM, BAR4 DMA registers, all 64-bit (tegra_pcie_epc_features).
+_TEGRA = (2, 4)
 
 KNOWN_PARTS: Mapping[tuple[int, int], Part] = MappingProxyType(
     {
         # pci_endpoint_test_tbl of drivers/misc/pci_endpoint_test.c, Linux 7.3
         (0x104C, 0xB500): Part("TI DRA74x, or configured by hand", align=4096),
-        (0x104C, 0xB501): Part("TI DRA72x", align=4096),
-        (0x104C, 0xB00C): Part("TI AM654", reg_bar=2, align=65536, untestable_bars=(0,)),
-        (0x104C, 0xB00D): Part("TI J721E", align=256),
-        (0x104C, 0xB00F): Part("TI J7200", align=256),
-        (0x104C, 0xB010): Part("TI AM64", align=256),
-        (0x104C, 0xB013): Part("TI J721S2", align=256),
-        (0x1957, 0x81C0): Part("NXP LS1046A", align=4096),
-        (0x1957, 0x80C0): Part("NXP LS1088A", align=4096),
-        (0x1957, 0x0808): Part("NXP i.MX8"),
+        (0x104C, 0xB501): Part("TI DRA72x", align=4096, linkup_notifier=True),
+        (0x104C, 0xB00C): Part(
+            "TI AM654",
+            reg_bar=2,
+            align=65536,
+            untestable_bars=(0, 1),
+            bars=MappingProxyType({2: _ANY, 3: 65536, 4: 256, 5: _ANY}),
+        ),
+        (0x104C, 0xB00D): Part("TI J721E", align=256, bars=_free(*range(6))),
+        (0x104C, 0xB00F): Part("TI J7200", align=256, bars=_free(*range(6))),
+        (0x104C, 0xB010): Part("TI AM64", align=256, bars=_free(*range(6))),
+        (0x104C, 0xB013): Part("TI J721S2", align=256, bars=_free(*range(6))),
+        (0x1957, 0x81C0): Part("NXP LS1046A", align=4096, bars=_free(0, 2, 4)),
+        (0x1957, 0x80C0): Part("NXP LS1088A", align=4096, bars=_free(0, 2, 4)),
+        (0x1957, 0x0808): Part("NXP i.MX8", bars=_free(0, 2, 4)),
         (0x16C3, 0xEDDA): Part("Synopsys EDDA"),
-        (0x1912, 0x0025): Part("Renesas RZ/G2H (R8A774E1)"),
-        (0x1912, 0x0028): Part("Renesas RZ/G2M (R8A774A1)"),
-        (0x1912, 0x002B): Part("Renesas RZ/G2N (R8A774B1)"),
-        (0x1912, 0x002D): Part("Renesas RZ/G2E (R8A774C0)"),
-        (0x1912, 0x0031): Part("Renesas R-Car S4 (R8A779F0)", align=4096),
-        (0x1D87, 0x3588): Part("Rockchip RK3588", align=65536),
-        (0x10DE, 0x1AD4): Part("NVIDIA Tegra194"),
-        (0x10DE, 0x229B): Part("NVIDIA Tegra234"),
+        (0x1912, 0x0025): Part("Renesas RZ/G2H (R8A774E1)", bars=_RCAR_GEN3),
+        (0x1912, 0x0028): Part("Renesas RZ/G2M (R8A774A1)", bars=_RCAR_GEN3),
+        (0x1912, 0x002B): Part("Renesas RZ/G2N (R8A774B1)", bars=_RCAR_GEN3),
+        (0x1912, 0x002D): Part("Renesas RZ/G2E (R8A774C0)", bars=_RCAR_GEN3),
+        (0x1912, 0x0031): Part(
+            "Renesas R-Car S4 (R8A779F0)",
+            align=4096,
+            bars=MappingProxyType({0: _ANY, 2: _ANY, 4: 256}),
+        ),
+        (0x1D87, 0x3588): Part(
+            "Rockchip RK3588",
+            align=65536,
+            untestable_bars=(4,),
+            bars=_free(*range(6)),
+            msix_table=(4, 0x4000),
+            broken_ats=True,
+            linkup_notifier=True,
+        ),
+        (0x10DE, 0x1AD4): Part(
+            "NVIDIA Tegra194", untestable_bars=_TEGRA, bars=_free(0, 2, 4), linkup_notifier=True
+        ),
+        (0x10DE, 0x229B): Part(
+            "NVIDIA Tegra234", untestable_bars=_TEGRA, bars=_free(0, 2, 4), linkup_notifier=True
+        ),
     }
 )
 UNKNOWN_PART = Part("unknown part")

@@ -16,6 +16,7 @@ from rcdrv.mmio import Window
 from rcdrv.record import record
 
 BASE_CLASS_BRIDGE = 0x06
+BASE_CLASS_OTHERS = 0xFF
 CLASS_NO_MATCHING = 0xFF00
 """Base class 0xff, "does not fit in any defined class": what pci-epf-test gives itself."""
 CLASS_MEMORY_RAM = 0x0500
@@ -79,6 +80,7 @@ class ExtCapId(IntEnum):
 
     AER = 0x01
     DSN = 0x03
+    ATS = 0x0F
     REBAR = 0x15
 
 
@@ -153,6 +155,11 @@ class Msix:
     pba_bar: int
     pba_offset: int
     enabled: bool
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """BAR and offset of the table."""
+        return self.table_bar, self.table_offset
 
     @property
     def table_size(self) -> int:
@@ -323,6 +330,21 @@ class ConfigSpace:
         if cap.offset + size > end:
             raise EndpointError(f"the {cap.name} capability at {cap.offset:#x} does not fit")
 
+    def bar_mask(self, index: int, *, is_64bit: bool) -> int:
+        """Return what the register of a BAR reads after all ones were written: size and type.
+
+        The register is put back. Memory decoding may stay on: this is for registers that the
+        kernel virtualizes, or that decode nothing (vfio-user).
+        """
+        mask = 0
+        for number in range(2 if is_64bit else 1):
+            at = 0x10 + 4 * (index + number)
+            before = self.window.read32(at)
+            self.window.write32(at, 0xFFFFFFFF)
+            mask |= self.window.read32(at) << 32 * number
+            self.window.write32(at, before)
+        return mask
+
     # -- single capabilities ------------------------------------------------------------------
 
     def msi(self) -> Msi | None:
@@ -382,12 +404,22 @@ class ConfigSpace:
         )
 
     def resizable_bars(self) -> tuple[ResizableBar, ...]:
-        """The entries of the Resizable BAR capability; none without it."""
+        """Return the entries of the Resizable BAR capability; none without it, or when it reads
+        all ones.
+
+        :raises EndpointError: it contradicts itself, or a BAR of it advertises no size, which the
+            specification forbids (dw_pcie_ep_init_rebar_registers() restores one after a reset)
+        """
         cap = self.find(ExtCapId.REBAR)
         if cap is None:
             return ()
         self._room(cap, 12)
-        count = self.window.read32(cap.offset + 8) >> 5 & 7
+        first = self.window.read32(cap.offset + 8)
+        if first == 0xFFFFFFFF:  # the device went away midway
+            return ()
+        count = first >> 5 & 7
+        if not 1 <= count <= 6:
+            raise EndpointError(f"the Resizable BAR capability is for {count} BARs")
         self._room(cap, 4 + 8 * count)
         entries = []
         for index in range(count):
@@ -396,6 +428,14 @@ class ConfigSpace:
             # Bit 4 means 1 MiB, every further bit twice that; control has the next 16 sizes.
             mask = supported >> 4 | (control >> 16) << 28
             sizes = tuple(1 << 20 + bit for bit in range(44) if mask >> bit & 1)
+            if control & 7 > 5:
+                raise EndpointError(f"the Resizable BAR capability names a BAR{control & 7}")
+            if not sizes:
+                raise EndpointError(
+                    f"the Resizable BAR capability advertises no size for BAR{control & 7}",
+                    hint="the endpoint's controller driver has to set PCI_REBAR_CAP, and again"
+                    " after each reset of the link",
+                )
             entries.append(ResizableBar(control & 7, sizes, 1 << 20 + (control >> 8 & 0x3F)))
         return tuple(entries)
 

@@ -76,6 +76,8 @@ class Reason(str, Enum):
     SEQUENCE_GAP = "sequence-gap"
     """vNTB: a packet of the transport has another number than the next."""
     DEVICE_LOST = "device-lost"
+    LOST_BY_RESET = "lost-by-reset"
+    """After a reset, something that the function had is gone."""
     NOT_VERIFIED = "not-verified"
     """Not waited for, as requested."""
     BAD_CONFIG = "bad-config"

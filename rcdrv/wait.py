@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -57,6 +57,20 @@ class Deadline:
     @property
     def expired(self) -> bool:
         return self._now() >= self._end
+
+
+def heeded(signums: Iterable[int]) -> list[int]:
+    """Those that this program may take over.
+
+    A shell without job control starts background jobs with SIGINT ignored (POSIX, 2.11 Signals and
+    Error Handling), and nohup has SIGHUP ignored: whoever started us so means it. SIGTERM is always
+    taken, as it has to disable a doorbell.
+    """
+    return [
+        number
+        for number in signums
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN
+    ]
 
 
 class Cancel:
@@ -116,12 +130,15 @@ class Cancel:
 
     @contextmanager
     def on_signals(self, *signums: int) -> Iterator[Cancel]:
-        """While inside, ``signums`` only set this instead of interrupting the program."""
+        """While inside, ``signums`` only set this instead of interrupting the program.
+
+        Those that were ignored stay so: see :func:`heeded`.
+        """
 
         def note(signum: int, _frame: FrameType | None) -> None:
             self.request(signum)
 
-        before = {number: signal.signal(number, note) for number in signums}
+        before = {number: signal.signal(number, note) for number in heeded(signums)}
         try:
             yield self
         finally:

@@ -37,6 +37,8 @@ UNCAUGHT = {
     "offset-changes": "nothing: DB_OFFSET is read once, and what was read is checked and used",
     "no-resource": "nothing fails: the subrange cases skip, as in the kselftest",
     "cap-loop": "`rcdrv info`, exit 1: no case needs the capability list",
+    "rebar-empty": "`rcdrv info`, exit 1: no case resizes a BAR",
+    "reset-loses": "`rcdrv reset`, exit 1: no case resets the function",
 }
 
 

@@ -6,11 +6,13 @@ Needs matplotlib: ``pip install rcdrv[plot]``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rcdrv.bench.text import circumstances
 from rcdrv.errors import HostError, UsageError
+from rcdrv.files import replace_file
 from rcdrv.results.bench import TITLES, Result, Series
 from rcdrv.results.distribution import Distribution
 from rcdrv.results.units import duration_text
@@ -105,10 +107,9 @@ def draw(result: Result, path: Path, against: Result | None = None) -> None:
             fontsize=17,
             fontweight="bold",
         )
-        try:
-            figure.savefig(path, dpi=160)
-        except OSError as error:
-            raise HostError(f"cannot write {path}: {error.strerror}") from error
+        picture = BytesIO()
+        figure.savefig(picture, format=path.suffix[1:].lower(), dpi=160)
+    replace_file(path, picture.getvalue())
 
 
 def _draw_row(

@@ -10,10 +10,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from rcdrv import __version__
-from rcdrv.errors import HostError, Interrupted, RcdrvError
+from rcdrv.errors import HostError, RcdrvError, UsageError
 from rcdrv.wait import Cancel
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import TextIO
 
 COMMANDS = {
     "list": "list the functions of this host that may be endpoints",
@@ -45,59 +50,112 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status (see :mod:`rcdrv.errors`)."""
     # Not list(...): once rcdrv.cli.list is imported, that is what the name means here.
     arguments = [*(sys.argv[1:] if argv is None else argv)]
-    _open_closed_streams()
-    cancel = Cancel()
-    with cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        try:
+    _prepare_streams(ours=argv is None)
+    try:
+        with (
+            contextlib.closing(Cancel()) as cancel,
+            cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+        ):
             # Only as a program of its own: forking is not for a caller's process.
             return _run(arguments, cancel, in_child=argv is not None)
-        except BrokenPipeError:
-            # Who read our output is gone, and has seen enough. Nothing more can be said there.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        # Who read our output is gone, and has seen enough. Nothing more can be said there.
+        _silence(sys.stdout)
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        return _unexpected(error)
 
 
 def _run(arguments: list[str], cancel: Cancel, *, in_child: bool) -> int:
     args = argparse.Namespace(json="--json" in arguments, device=None)
     try:
-        args = build_parser(arguments).parse_args(arguments)
-        args.in_child = in_child
-        status = int(import_module(f"rcdrv.cli.{args.command}").run(args, cancel))
+        try:
+            args = build_parser(arguments).parse_args(arguments)
+            args.in_child = in_child
+            status = int(import_module(f"rcdrv.cli.{args.command}").run(args, cancel))
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise _exhausted(error) from error
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise UsageError(f"{error.filename}: {error.strerror}") from error
+            if error.errno == errno.ENOENT and error.filename is None:  # of getcwd()
+                raise HostError("the working directory is gone", hint="cd to another") from error
+            raise
+        except ImportError as error:
+            # Of a library in C: what dlopen() says has no number.
+            if os.strerror(errno.EMFILE) not in str(error):
+                raise
+            raise _exhausted(OSError(errno.EMFILE, os.strerror(errno.EMFILE))) from error
+        except MemoryError as error:
+            raise _exhausted(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) from error
         sys.stdout.flush()
         return status
+    except SystemExit:  # --help, --version, and what a child process came to
+        sys.stdout.flush()
+        raise
     except RcdrvError as error:
         status = exit_status(error, cancel)
         with contextlib.suppress(BrokenPipeError):  # the status says it too
             report_error(args, error)
             sys.stdout.flush()
         return status
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        if os.environ.get("RCDRV_TRACEBACK"):
-            raise
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):
-            complain(f"rcdrv: cannot write the output: {error.strerror}")
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return HostError.exit_status
-        complain(
-            f"rcdrv: this is a bug in rcdrv: {type(error).__name__}: {error}\n"
-            "hint: RCDRV_TRACEBACK=1 in the environment shows where; please report it"
-        )
-        return _BUG
 
 
-def _open_closed_streams() -> None:
-    """With a stream closed (``2>&-``) Python would print diagnostics into what is left."""
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def _exhausted(error: OSError) -> HostError:
+    return HostError(
+        f"this host has no more to give: {error.strerror}",
+        hint="ulimit -a shows the limits; rcdrv needs 64 open files and 256 MB of memory",
+    )
+
+
+def _unexpected(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        complain(f"rcdrv: cannot write the output: {error.strerror}")
+        _silence(sys.stdout)
+        return HostError.exit_status
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        print_error(_exhausted(error))
+        return HostError.exit_status
+    if os.environ.get("RCDRV_TRACEBACK"):
+        raise error
+    complain(
+        f"rcdrv: this is a bug in rcdrv: {type(error).__name__}: {error}\n"
+        "hint: RCDRV_TRACEBACK=1 in the environment shows where; please report it"
+    )
+    return _BUG
+
+
+def _prepare_streams(*, ours: bool) -> None:
+    """With a stream closed (``2>&-``) Python would print diagnostics into what is left.
+
+    :param ours: they belong to this program, so a character that the terminal lacks is escaped
+    """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - stays open
+    if ours and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _silence(stream: TextIO) -> None:
+    """What is left in its buffer must not fail once more when Python ends."""
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def exit_status(error: RcdrvError, cancel: Cancel) -> int:
-    """The exit status of an error; that of an interruption names the signal, as a shell does."""
-    if isinstance(error, Interrupted) and cancel.signal:
+    """The exit status of an error; after a signal it names that, as a shell does.
+
+    Ctrl-C on a terminal reaches what we started too, whose end may be the error that is seen.
+    """
+    if cancel.signal:
         return 128 + cancel.signal
     return error.exit_status
 
@@ -118,12 +176,15 @@ def print_error(error: RcdrvError) -> None:
 
 
 def complain(text: str) -> None:
-    """Write to stderr; where it is full or nobody reads it, the exit status has to do."""
+    """Write to stderr; where it is full or nobody reads it, the exit status has to do.
+
+    A name that somebody else chose may hold what controls a terminal, so that is escaped.
+    """
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(shown, file=sys.stderr, flush=True)
     except OSError:
-        # What is left in its buffer must not fail once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        _silence(sys.stderr)
 
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -52,6 +52,10 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(*args, **kwargs)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse ignores that help cannot be written; whoever redirected it has to know."""
+        (file or sys.stderr).write(message)
+
     def error(self, message: str) -> NoReturn:
         hint = f"{self.prog} --help"
         if message.startswith(("unrecognized arguments: -d", "unrecognized arguments: -v")):
@@ -116,6 +120,8 @@ def number(text: str) -> int:
         value = int(text[:-1] if scale > 1 else text, 0) * scale
     except ValueError:
         value = -1
+    if value >= 1 << 64:
+        raise argparse.ArgumentTypeError("the number does not fit in 64 bits")
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 64, 0x40 or 4K")
     return value
@@ -162,17 +168,28 @@ def pause(text: str) -> float:
 
 
 def open_endpoint(args: argparse.Namespace, cancel: Cancel) -> Function:
-    """The function that the command line names, open.
-
-    One of this host is driven by a child process: see :mod:`rcdrv.cli.guard`.
-    """
+    """The function that the command line names, open."""
     address = args.device or default_address()
-    if not args.in_child and is_address(address):
+    if is_address(address):
+        guard(args, address)
+    function = open_function(address, cancel=cancel)
+    # Not before: whether a server may truncate its BARs is known only now.
+    if not getattr(function.device, "sealed", True):
+        guard(args, address)
+    return function
+
+
+def guard(args: argparse.Namespace, address: str) -> None:
+    """Continue in a child, as an access to a mapped BAR may be SIGBUS.
+
+    That is a function of this host, or a server that may truncate the file of a BAR. A software
+    endpoint seals its files, and nothing is needed.
+    """
+    if not args.in_child and not address.startswith("sim:"):
         from rcdrv.cli.guard import continue_in_child
 
         continue_in_child(address)
         args.in_child = True
-    return open_function(address, cancel=cancel)
 
 
 def drive(args: argparse.Namespace, function: Function) -> EpfTest:

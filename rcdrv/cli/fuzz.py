@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rcdrv.cli.common import common_options, number, positive, print_json, seconds, tracer
+from rcdrv.cli.common import common_options, guard, number, positive, print_json, seconds, tracer
 from rcdrv.errors import HostError, UsageError
+from rcdrv.files import make_folder, open_output, replace_file
 from rcdrv.function import Function
 from rcdrv.wait import Cancel
 
@@ -123,7 +124,7 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
     if sys.stderr.isatty():
         print(file=sys.stderr)
     if args.picture is not None:
-        _write(args.picture, progress.coverage.svg())
+        replace_file(args.picture, progress.coverage.svg().encode("utf-8"))
     if args.json:
         print_json(_document(plan, progress))
     else:
@@ -147,11 +148,11 @@ def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
         scripts += [board.apply_script(settings, args.configfs) for settings in layouts]
         print("\n# --- a script of its own\n\n".join(scripts), end="")
         return 0
-    shell = board.Shell(args.ep)
+    shell = board.Shell(args.ep, cancel=cancel)
     address = args.device or default_address()
     if address.startswith("sim:"):
         raise UsageError("--ep sets up a board; what sim: starts has no configfs")
-    _guard(args, address)
+    guard(args, address)
 
     def returned() -> Function:
         if is_address(address):
@@ -213,13 +214,6 @@ def _board_end(args: argparse.Namespace, address: str, report: Any) -> int:
     else:
         print(f"{report.settings} layouts, {len(documents)} findings")
     return 1 if documents else 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
 
 
 def _line(progress: Any) -> str:
@@ -287,17 +281,6 @@ def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
     return 1 if any(document["findings"] for document in documents) else 0
 
 
-def _guard(args: argparse.Namespace, address: str) -> None:
-    """Drive a function of this host from a child (see :mod:`rcdrv.cli.guard`)."""
-    from rcdrv.pci import is_address
-
-    if not args.in_child and is_address(address):
-        from rcdrv.cli.guard import continue_in_child
-
-        continue_in_child(address)
-        args.in_child = True
-
-
 def _replay_elsewhere(args: argparse.Namespace, cancel: Cancel) -> int:
     from rcdrv.address import open_function
     from rcdrv.fuzz.saved import reason_of
@@ -312,7 +295,7 @@ def _replay_elsewhere(args: argparse.Namespace, cancel: Cancel) -> int:
             hint="leave --device out, or serve it: rcdrv sim FILE --socket PATH",
         )
     layout = load_layout(str(args.where))
-    _guard(args, args.device)
+    guard(args, args.device)
     presented, reason = True, ""
     report = Report()
     try:
@@ -381,7 +364,7 @@ def _target(args: argparse.Namespace, cancel: Cancel, stack: ExitStack) -> Any:
         software = Software(load_layout(address.removeprefix("sim:")), cancel)
         stack.callback(software.close)
         return Target(software.open, address, software.renew)
-    _guard(args, address)
+    guard(args, address)
     return Target(partial(open_function, address, cancel=cancel), address)
 
 
@@ -410,8 +393,8 @@ def _sequence_log(folder: Path | None, stack: ExitStack) -> Callable[..., None]:
         return lambda *_sequence: None
     from rcdrv.fuzz.device.campaign import record
 
-    folder.mkdir(parents=True, exist_ok=True)
-    stream = stack.enter_context((folder / "sequences.jsonl").open("w", encoding="utf-8"))
+    make_folder(folder)
+    stream = stack.enter_context(open_output(folder / "sequences.jsonl"))
 
     def log(*sequence: Any) -> None:
         print(record(*sequence), file=stream, flush=True)

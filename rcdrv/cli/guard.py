@@ -2,9 +2,9 @@
 
 The kernel answers a mapped access so when the function's memory decoding is off or it sleeps
 (vfio_pci_mmap_huge_fault() in drivers/vfio/pci/vfio_pci_core.c), and arm64 when the bus answers
-with an error. So what drives a function of this host runs in a child, whose death becomes a plain
-:class:`DeviceLost` in the parent. The parent does nothing but wait and pass signals on: output,
-terminal and exit status are the child's.
+with an error. A vfio-user server may truncate the file of a mapped BAR. So what drives either of
+them runs in a child, whose death becomes a plain :class:`DeviceLost` in the parent. The parent does
+nothing but wait and pass signals on: output, terminal and exit status are the child's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from types import FrameType
 
 from rcdrv.errors import DeviceLost
+from rcdrv.wait import heeded
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
@@ -52,7 +53,7 @@ def _wait(child: int, mask: set[signal.Signals | int]) -> int:
     def forward(signum: int, _frame: FrameType | None) -> None:
         os.kill(child, signum)
 
-    before = {signum: signal.signal(signum, forward) for signum in _FORWARDED}
+    before = {signum: signal.signal(signum, forward) for signum in heeded(_FORWARDED)}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         # The child stays a zombie until no handler is left that could signal its number.
@@ -65,6 +66,13 @@ def _wait(child: int, mask: set[signal.Signals | int]) -> int:
 
 def _outcome(address: str, status: int) -> BaseException:
     if status == -signal.SIGBUS:
+        if address.startswith("vfio-user:"):
+            return DeviceLost(
+                f"{address}: an access to a BAR failed (SIGBUS): the server truncated its file, or "
+                "no memory is left for it",
+                hint="the server is at fault: it must not change the size of what it handed out; "
+                "look at its output, start it again",
+            )
         return DeviceLost(
             f"{address}: the device is gone: an access to its memory failed (SIGBUS)",
             hint="it was removed, lost its link, was reset or put to sleep; what was under way on "

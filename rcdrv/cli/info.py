@@ -108,3 +108,5 @@ def print_text(info: dict[str, Any]) -> None:
     print("IOVA       " + ", ".join(f"{a:#x}-{b:#x}" for a, b in info["iova_ranges"]))
     for cap in info["capabilities"]:
         print(f"[{cap['offset']:03x}]      {cap['name']}")
+    for note in info["notes"]:
+        print(f"note       {note}")

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 from rcdrv.cli.common import print_json
-from rcdrv.errors import HostError, UsageError
+from rcdrv.errors import UsageError
 from rcdrv.wait import Cancel
 
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    from rcdrv.report.files import replace_file
+    from rcdrv.files import is_stream, replace_file
     from rcdrv.report.html.page import page
     from rcdrv.report.html.source import read
     from rcdrv.sim.picture import picture
@@ -50,22 +50,16 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     sources = []
     for name in args.files:
         cancel.check()
-        sources.append(read(name, picture))
-    text = page(sources, datetime.now())
+        sources.append(read(name, picture, cancel))
+    text = page(sources, datetime.now()).encode("utf-8")
     if args.output == "-":
-        sys.stdout.write(text)
+        sys.stdout.buffer.write(text)
         return 0
     path = Path(args.output)
-    try:
-        replace_file(path, text.encode("utf-8"))
-    except OSError as error:
-        raise HostError(
-            f"cannot write {path}: {error.strerror}",
-            hint="-o names a file in a directory that you may write to",
-        ) from error
+    replace_file(path, text)
     if args.json:
         results = [{"file": source.name, "kind": source.kind} for source in sources]
         print_json({"report": str(path), "results": results})
-    else:
+    elif not is_stream(path):  # into the page it must not go
         print(path)
     return 0

@@ -7,14 +7,21 @@ and goes on only if nobody uses any of it, or with --force.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 
 from rcdrv.address import open_function
 from rcdrv.cli.common import print_json
 from rcdrv.cli.host import Steps, add_address, named_address
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.registers import KNOWN_CAPS, Command, Reg
+from rcdrv.errors import HostError, UsageError
+from rcdrv.function import Function, lost_by_reset
 from rcdrv.host.function import HostFunction
 from rcdrv.host.replug import bus_reset
+from rcdrv.pci import BASE_CLASS_OTHERS, canonical_address
 from rcdrv.sysfs import Paths
+from rcdrv.verdict import NotPassed
 from rcdrv.wait import Cancel
 
 
@@ -28,13 +35,47 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.bus:
         return _bus(args)
     with open_function(args.address or args.device, cancel=cancel) as function:
-        function.reset()
-        function.check_alive()
+        _reset(function)
         if args.json:
             print_json({"device": function.address, "reset": "function"})
         else:
             print(f"{function.address}: reset")
     return 0
+
+
+def _reset(function: Function) -> None:
+    """Reset it, and check that what worked before works afterwards.
+
+    :raises NotPassed: ``lost-by-reset``
+    """
+    driver = None
+    if function.config.class_code >> 16 == BASE_CLASS_OTHERS:
+        with contextlib.suppress(UsageError):  # no test registers
+            driver = EpfTest(function)
+    worked = driver is not None and _interrupts(driver)
+    function.reset()
+    lost = []
+    with contextlib.suppress(UsageError, HostError):  # not a function of this host
+        # VFIO answers reads of the BAR registers itself, with what they held when it opened them.
+        gone = HostFunction(canonical_address(function.address), Paths()).lost_bars
+        lost = [f"BAR{bar}" for bar in gone]
+    if driver is not None and worked and not lost and not _interrupts(driver):
+        lost = [driver.irq_name.upper()]
+    if lost:
+        raise lost_by_reset(function.address, lost)
+
+
+def _interrupts(driver: EpfTest) -> bool:
+    """Whether a command is answered with its interrupt, by an endpoint that is ready for one."""
+    try:
+        if driver.irq_kind is None or driver.read(Reg.COMMAND) or not driver.caps & KNOWN_CAPS:
+            return False
+        # IRQ_TYPE decides what is raised.
+        return driver.command(Command.RAISE_MSI_IRQ).interrupted
+    except NotPassed:
+        return False
+    finally:
+        driver.disarm()
 
 
 def _bus(args: argparse.Namespace) -> int:
@@ -49,4 +90,7 @@ def _bus(args: argparse.Namespace) -> int:
     for member in members:
         steps(f"{member.address}: reset")
     steps.finish(members)
+    for member in members:
+        if member.lost_bars:
+            raise lost_by_reset(member.address, [f"BAR{bar}" for bar in member.lost_bars])
     return 0

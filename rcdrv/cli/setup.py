@@ -10,12 +10,12 @@ in a virtual environment (pipx) has them below that, where no shell looks.
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 from pathlib import Path
 
 from rcdrv.cli.common import print_json
 from rcdrv.errors import HostError, UsageError
+from rcdrv.files import make_folder, replace_file
 from rcdrv.wait import Cancel
 
 RULE = "70-rcdrv.rules"
@@ -122,11 +122,8 @@ def _write(path: Path, text: str) -> None:
 
     :raises HostError: it cannot be written
     """
-    draft = path.with_name(f".{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        hint = "as root; or with --print, and put it there" if error.errno == errno.EACCES else ""
-        raise HostError(f"cannot write {path}: {error.strerror}", hint=hint) from None
+        make_folder(path.parent)
+        replace_file(path, text.encode("utf-8"), mode=0o644)
+    except HostError as error:
+        raise HostError(error.message, hint="as root; or with --print, and put it there") from None

@@ -90,13 +90,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(DESTRUCTIVE),
         help="also run what may upset the endpoint or this host",
     )
+    add(
+        "--whole",
+        action="store_true",
+        help="test all of a BAR above 1 GiB too, at some 10 MB/s (default: parts of it)",
+    )
     add("--tap", action="store_true", help="TAP version 13, the default when not on a terminal")
     add_reconnect(parser)
     add("--junit", type=Path, metavar="FILE", help="write JUnit XML too")
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    options = vary_transfers(args.size, args.align, boundaries=args.boundaries)
+    options = vary_transfers(args.size, args.align, boundaries=args.boundaries, whole=args.whole)
     every = (*cases(options), *(DESTRUCTIVE[name] for name in dict.fromkeys(args.destructive)))
     if args.list and args.json:
         print_json({"tests": [str(case.name) for case in every]})

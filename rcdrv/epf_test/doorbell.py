@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 
 from rcdrv.device import IrqKind
-from rcdrv.epf_test.driver import SETTLE, Answer, EpfTest
+from rcdrv.epf_test.driver import ALL_ONES, SETTLE, Answer, EpfTest
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
@@ -20,6 +20,14 @@ from rcdrv.verdict import NotPassed, Reason, Verdict
 _ENABLE_HINT = (
     "look in the endpoint's dmesg for \"Can't find MSI domain for EPC\" (no GIC ITS, and no"
     ' fallback in that kernel) or "Using embedded (DMA) doorbell fallback"'
+)
+
+
+# pci_epf_test_disable_doorbell() says why it does not call pci_epc_clear_bar().
+LOST_BAR_HINT = (
+    "pci_epc_clear_bar() on the endpoint clears the address that this host gave the BAR: DISABLE"
+    " has to map the BAR's own memory with pci_epc_set_bar() instead. rcdrv rescan gives the BAR an"
+    " address again"
 )
 
 
@@ -106,6 +114,7 @@ class Doorbell:
     def __enter__(self) -> Doorbell:
         driver = self._driver
         if not driver.caps & Caps.DYNAMIC_INBOUND_MAPPING and not self._force:
+            driver.check_caps_order()
             raise NotPassed(
                 Reason.NO_CAPS,
                 f"the endpoint does not announce doorbells (CAPS {int(driver.caps):#010x} lacks"
@@ -286,6 +295,18 @@ class Doorbell:
         """Give a second interrupt for the last ring the time to show up, as :attr:`stray`."""
         self._driver.function.pause(SETTLE)
         self._driver.drop_interrupts()
+
+    def bar_is_lost(self) -> bool:
+        """Whether the doorbell's BAR, now that the doorbell is disabled, reads all ones.
+
+        :raises DeviceLost: the whole device is gone
+        """
+        assert self.location is not None, "not entered"
+        window = self.location.window(self._driver.function)
+        if window.read32(self.location.offset) != ALL_ONES or window.read32(0) != ALL_ONES:
+            return False
+        self._driver.function.check_alive()
+        return True
 
     def judge(self, answer: Answer) -> NotPassed | None:
         """What is wrong with a ring's answer; None when it is an acknowledgement."""

@@ -15,6 +15,7 @@ from rcdrv.device import IrqKind
 from rcdrv.epf_test.registers import (
     ANSWERS,
     BLOCK_SIZE,
+    KNOWN_CAPS,
     NO_BAR,
     Caps,
     Command,
@@ -23,6 +24,7 @@ from rcdrv.epf_test.registers import (
     Reg,
     Status,
     decode,
+    swapped_caps,
 )
 from rcdrv.errors import UsageError
 from rcdrv.function import Function, Interrupts
@@ -128,10 +130,8 @@ def _is_answer(status: int, expected: int) -> bool:
 def _says_what_registers_say(window: Window) -> bool:
     """Whether what only a pci-epf-test writes is there: CAPS and DB_BAR; memory of zeros is not."""
     caps = window.read32(Reg.CAPS)
-    known = 0
-    for bit in Caps:
-        known |= bit
-    return caps != 0 and not caps & ~known and window.read32(Reg.DB_BAR) in (*range(6), NO_BAR)
+    known = caps != 0 and not caps & ~KNOWN_CAPS
+    return known and window.read32(Reg.DB_BAR) in (*range(6), NO_BAR)
 
 
 def _looks_like_registers(window: Window) -> bool:
@@ -382,12 +382,29 @@ class EpfTest:
                 )
             self.function.pause(0.001)
 
+    def check_caps_order(self) -> None:
+        """Say why CAPS lacks a bit where it is only in the wrong byte order.
+
+        :raises NotPassed: ``no-caps``, a skip: CAPS look byte-swapped
+        """
+        swapped = swapped_caps(self.caps)
+        if swapped is not None:
+            raise NotPassed(
+                Reason.NO_CAPS,
+                f"CAPS look byte-swapped: {int(self.caps):#010x} for {int(swapped):#010x}"
+                f" {decode(Reg.CAPS, swapped)}",
+                verdict=Verdict.SKIP,
+                hint="a big-endian endpoint whose pci-epf-test writes the registers in its own byte"
+                " order; newer kernels convert each with cpu_to_le32()",
+            )
+
     def all_ones(self) -> NotPassed:
         """The verdict where the test registers read all ones, and the device is there."""
         return NotPassed(
             Reason.ALL_ONES,
             f"the test registers in BAR{self.reg_bar} read all ones",
-            hint="is this the register BAR (--reg-bar)? Does the endpoint still map it?",
+            hint="is this the register BAR (--reg-bar)? Does the endpoint still map it? After a"
+            " reset, rcdrv doctor tells whether the BAR has lost its address",
         )
 
     def _write_request(self, flags: Flags, vector: int) -> None:
@@ -509,7 +526,11 @@ class EpfTest:
     def _irq_hint(self) -> str:
         if self.irq_type is IrqType.INTX:
             return "this controller may not be able to raise INTx (many cannot); try --irq msi"
-        return (
+        msix = self.function.config.msix() if self.irq_type is IrqType.MSIX else None
+        hint = (
             "does the endpoint's dmesg show 'Invalid MSI'? Is bus mastering on, and does the"
             " path to the host pass memory writes? --irq poll works without interrupts"
         )
+        if msix is not None and self.part.misplaces(msix.place):
+            hint += f". If --irq msi works: {self.part.msix_note(msix.place)}"
+        return hint

@@ -114,6 +114,18 @@ class Caps(IntFlag):
     BAR5_RESERVED = 1 << 11
 
 
+KNOWN_CAPS = sum(Caps)
+
+
+def swapped_caps(value: int) -> Caps | None:
+    """The CAPS that a big-endian endpoint means which writes them in its own byte order, or None.
+
+    Each of today's bits has its byte-swapped place above all of them.
+    """
+    swapped = int.from_bytes(value.to_bytes(4, "big"), "little")
+    return Caps(swapped) if value and not value & KNOWN_CAPS and not swapped & ~KNOWN_CAPS else None
+
+
 class Flags(IntFlag):
     """FLAGS."""
 
@@ -129,7 +141,12 @@ class IrqType(IntEnum):
 
 
 def bit_names(value: IntFlag) -> str:
-    """The set bits by name, highest first: ``DOORBELL_SUCCESS|IRQ_RAISED``; unknown ones in hex."""
+    """The set bits by name, highest first: ``DOORBELL_SUCCESS|IRQ_RAISED``; unknown ones in hex.
+
+    A register that is not there reads ``all ones``.
+    """
+    if value == 0xFFFFFFFF:
+        return "all ones"
     names = []
     known = 0
     for bit in reversed(type(value)):
@@ -152,6 +169,9 @@ def decode(register: Reg, value: int) -> str:
     }
     if value == 0xFFFFFFFF and register is not Reg.DB_BAR:
         return "all ones"
+    swapped = swapped_caps(value) if register is Reg.CAPS else None
+    if swapped is not None:
+        return f"look byte-swapped: {bit_names(swapped)}"
     if register in flags:
         return bit_names(flags[register](value))
     if register is Reg.IRQ_TYPE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rcdrv.epf_test.doorbell import Doorbell, Location
+from rcdrv.epf_test.doorbell import LOST_BAR_HINT, Doorbell, Location
 from rcdrv.epf_test.driver import Answer, EpfTest, find_register_bar
 from rcdrv.epf_test.registers import Status
 from rcdrv.errors import UsageError
@@ -166,6 +166,7 @@ class RingRun:
         """
         plan, report = self._plan, self.report
         for _ in range(plan.cycles):
+            rung, acknowledged = report.count, report.acknowledged
             doorbell = Doorbell(
                 self._driver, expect_bar=plan.bar, override=plan.override, force=plan.force
             )
@@ -176,7 +177,31 @@ class RingRun:
             finally:
                 report.stray += doorbell.stray
                 report.left_enabled = report.left_enabled or doorbell.left_enabled
+            self._explain_silence(doorbell, rung, worked=acknowledged > 0)
         return report
+
+    def _explain_silence(self, doorbell: Doorbell, rung: int, *, worked: bool) -> None:
+        """Name a BAR that is gone as the cause of this cycle's silent rings.
+
+        Looked at after DISABLE, when the BAR shows memory again: a read while the doorbell is
+        enabled would reach registers of the endpoint.
+        """
+        silent = [
+            ring
+            for ring in self.report.rings
+            if ring.number > rung and ring.failure and ring.failure.reason is Reason.SILENT
+        ]
+        if not silent or not doorbell.bar_is_lost():
+            return
+        assert doorbell.location is not None
+        bar = f"BAR{doorbell.location.bar}"
+        cause = f"{bar} was lost at DISABLE_DOORBELL" if worked else f"{bar} is lost"
+        for ring in silent:
+            ring.failure = NotPassed(
+                Reason.SILENT,
+                f"doorbell: no answer in time: {cause} (it reads all ones)",
+                hint=LOST_BAR_HINT,
+            )
 
     def _announce(self, doorbell: Doorbell) -> None:
         report = self.report

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from rcdrv.epf_test import bars, irqs, transfer
-from rcdrv.epf_test.doorbell import Doorbell, free_stale_doorbell
+from rcdrv.epf_test.doorbell import LOST_BAR_HINT, Doorbell, free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.transfer import Direction, Placement
@@ -43,26 +43,34 @@ class Options:
 
     placements: Callable[[EpfTest], Sequence[Placement]] = lambda _driver: transfer.PLACEMENTS
     """What the transfers move; default what the kselftest does."""
-    stretches: bars.Stretches = bars.chunks
-    """Which parts of a BAR its tests write and read; default all of it."""
+    stretches: bars.Stretches = bars.sampled
+    """Which parts of a BAR its tests write and read; default all of it up to 1 GiB."""
 
 
 def vary_transfers(
-    sizes: Sequence[int] | None = None, align: int | None = None, *, boundaries: bool = False
+    sizes: Sequence[int] | None = None,
+    align: int | None = None,
+    *,
+    boundaries: bool = False,
+    whole: bool = False,
 ) -> Options:
     """What the transfers move, other than what the kselftest does.
 
     :param sizes: bytes, each 1 to 4 MiB; None or empty: the kselftest's five
     :param align: put the buffers at multiples of this power of two, and of no larger one
     :param boundaries: transfers that begin and end around every 4 KiB boundary, instead
+    :param whole: test all of a BAR above 1 GiB too
     :raises UsageError: these cannot be, or not together
     """
+    stretches = bars.chunks if whole else bars.sampled
     if boundaries:
         if sizes or align:
             raise UsageError(
                 "boundaries choose sizes and alignments by themselves: give neither with them"
             )
-        return Options(lambda driver: transfer.around_pages(transfer.default_align(driver)))
+        return Options(
+            lambda driver: transfer.around_pages(transfer.default_align(driver)), stretches
+        )
     if align is not None and (align < 1 or align & (align - 1)):
         raise UsageError(f"an alignment of {align} bytes is not a power of two")
     if align is not None and align > 1 << 30:
@@ -74,12 +82,12 @@ def vary_transfers(
                 hint="above it the endpoint's kernel warns, or panics with panic_on_warn",
             )
     if not sizes and align is None:
-        return Options()
+        return Options(stretches=stretches)
     placements = tuple(
         Placement(size) if align is None else transfer.aligned(size, align)
         for size in sizes or transfer.SIZES
     )
-    return Options(lambda _driver: placements)
+    return Options(lambda _driver: placements, stretches)
 
 
 _DEFAULTS = Options()
@@ -172,6 +180,13 @@ def _doorbell(driver: EpfTest, _progress: Progress) -> str:
         doorbell.settle()
         if doorbell.stray:
             raise NotPassed(Reason.IRQ_TWICE, f"{doorbell.stray} interrupts too many for one ring")
+    assert doorbell.location is not None
+    if doorbell.bar_is_lost():
+        raise NotPassed(
+            Reason.DISABLE_FAILED,
+            f"BAR{doorbell.location.bar} was lost at DISABLE_DOORBELL: it reads all ones",
+            hint=LOST_BAR_HINT,
+        )
     assert answer.latency_ns is not None
     return f"{doorbell.location}, {answer.latency_ns / 1e3:.1f} us"
 

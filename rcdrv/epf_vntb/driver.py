@@ -18,7 +18,7 @@ from rcdrv.epf_vntb.registers import (
     MAX_WINDOWS,
     MIN_VECTORS,
     NARROW,
-    WINDOW_ALIGN,
+    SMALLEST_WINDOW_ALIGN,
     BarMap,
     Command,
     CommandStatus,
@@ -38,8 +38,15 @@ Trace = Callable[[str], None]
 _ALL_ONES = 0xFFFF_FFFF
 # How often (s) to look at CMD_STATUS. The endpoint looks at COMMAND every 5 or 500 ms.
 _POLL = 0.0005
+# How often (s) to look at LINK_STATUS during a wait: no interrupt tells of it.
+_LOOK = 0.1
 
 _LOOK_AT_EP = "on the endpoint: is pci-epf-vntb bound and started, and what does its dmesg say?"
+# pci_vntb_probe() queues the command handler; epf_ntb_bind() makes the device that it probes.
+_LOOK_AT_PROBE = (
+    "on the endpoint: does lspci -k show the device of vntb_vid and vntb_pid, bound to pci-vntb?"
+    " Its probe starts the command handler. Then: is pci-epf-vntb bound and started?"
+)
 
 
 @record
@@ -87,6 +94,7 @@ class Vntb:
         """How many memory windows the endpoint has."""
         self.spads = self._check_spads()
         """How many scratchpads each side has."""
+        self._check_bridge()
         self.polled = self._check_entry_size()
         """The endpoint looks at the doorbells' memory, rather than being interrupted."""
 
@@ -134,6 +142,17 @@ class Vntb:
             raise self._nonsense(f"SPAD_COUNT {count:#x} does not fit BAR{self.bars.peer_spad}")
         return count
 
+    def _check_bridge(self) -> None:
+        """Tell pci-epf-ntb apart, which has the same block: its first window is behind doorbells,
+        and its peer's scratchpads are in a BAR of their own (epf_ntb_db_mw_bar_init())."""
+        offset = self.read(Reg.MW1_OFFSET)
+        if offset:
+            raise NotPassed(
+                Reason.BAD_CONTROL,
+                f"MW1_OFFSET is {offset:#x}: this is a pci-epf-ntb, a bridge between two hosts",
+                hint="rcdrv drives pci-epf-vntb; nothing was written",
+            )
+
     def _check_entry_size(self) -> bool:
         size = self.read(Reg.DB_ENTRY_SIZE)
         if size not in (0, 4):
@@ -160,7 +179,7 @@ class Vntb:
         self.write(Reg.ARGUMENT, argument)
         barrier()
         self.write(Reg.COMMAND, command)
-        deadline = Deadline(self.timeout)
+        deadline = self.function.deadline(self.timeout)
         while True:
             late = deadline.expired
             status = self.read(Reg.CMD_STATUS)
@@ -178,14 +197,14 @@ class Vntb:
             )
 
     def _wait_until_idle(self) -> None:
-        deadline = Deadline(self.timeout)
+        deadline = self.function.deadline(self.timeout)
         while (left := self.read(Reg.COMMAND)) != 0:
             if deadline.expired:
                 raise NotPassed(
                     Reason.STUCK_COMMAND,
                     f"COMMAND still holds {left:#x} after {self.timeout:g} s:"
                     " the endpoint does not take commands",
-                    hint=_LOOK_AT_EP,
+                    hint=_LOOK_AT_PROBE,
                 )
             self.function.pause(_POLL)
 
@@ -195,7 +214,8 @@ class Vntb:
         return NotPassed(
             Reason.SILENT,
             f"{command.name}: the endpoint {how} within {self.timeout:g} s",
-            hint=_LOOK_AT_EP + " With an interrupt for its doorbell it looks every 500 ms only.",
+            hint=(_LOOK_AT_EP if taken else _LOOK_AT_PROBE)
+            + " With an interrupt for its doorbell it polls COMMAND every 500 ms only.",
         )
 
     # -- link ---------------------------------------------------------------------------------
@@ -226,7 +246,7 @@ class Vntb:
         if not self.link_is_up:
             raise NotPassed(
                 Reason.LINK_LOST,
-                "LINK_STATUS says that the link is down, and nobody here took it down",
+                "LINK_STATUS says that the link is down, without a LINK_DOWN from this side",
                 hint="was the endpoint's function unbound, or did the endpoint reboot?",
             )
 
@@ -284,11 +304,10 @@ class Vntb:
         :raises UsageError: the endpoint has no such doorbell, or announces no vector for it
         :raises NotPassed: ``no-vectors``; ``bad-offset``: it says a place that is none
         """
-        slot = number + FIRST_SLOT
         limit = min(self.function.device.irq_count(IrqKind.MSI), MAX_SLOTS)
         if limit < MIN_VECTORS:
             raise self._few_vectors(limit)
-        if not FIRST_SLOT <= slot < limit:
+        if not 0 <= number < limit - FIRST_SLOT:
             raise UsageError(
                 f"no doorbell {number}: with {limit} MSI vectors they are 0 to"
                 f" {limit - FIRST_SLOT - 1}",
@@ -299,8 +318,16 @@ class Vntb:
             # With DB_ENTRY_SIZE 0 this would be the first register of the ITS or the eDMA.
             raise UsageError(
                 f"no doorbell {number}: the endpoint shows {count} (its db_count is {count + 2})",
-                hint="slots beyond db_count are not rung: who knows what is there",
+                hint="a slot beyond db_count may be a register of the endpoint's ITS or eDMA",
             )
+        return self.doorbell_place(number)
+
+    def doorbell_place(self, number: int) -> Doorbell:
+        """Read where doorbell ``number`` is, with or without a vector for its answer.
+
+        :raises NotPassed: ``bad-offset``: no register of the doorbell BAR
+        """
+        slot = number + FIRST_SLOT
         bar = self.function.bar(self.bars.doorbell)
         base = self._control.read32(db_offset(slot))
         offset = base + (4 * slot if self.polled else 0)
@@ -360,8 +387,12 @@ class Vntb:
         fired = self._interrupts.wait(deadline)
         return {vector - FIRST_SLOT: count for vector, count in fired.items()}
 
+    def soon(self, deadline: Deadline) -> Deadline:
+        """Return an earlier deadline, for a wait between two looks at the link."""
+        return self.function.deadline(min(deadline.remaining, _LOOK))
+
     def drop_doorbells(self) -> int:
-        """Forget what rang before; how often that was."""
+        """Discard pending doorbells, and return their number."""
         return 0 if self._interrupts is None else sum(self._interrupts.take().values())
 
     # -- memory windows -----------------------------------------------------------------------
@@ -377,20 +408,18 @@ class Vntb:
         self._check_window(index)
         return self.function.bar(self.bars.windows[index])
 
-    def window_offset(self, index: int) -> int:
-        """Where window ``index`` begins in its BAR: only the first can be behind something."""
-        if index:
-            return 0
-        offset, size = self.read(Reg.MW1_OFFSET), self.window(0).size
-        if offset >= size or offset % 4:
-            raise self._nonsense(f"MW1_OFFSET is {offset:#x} in a BAR of {size:#x} bytes")
-        return offset
+    def window_buffer(self, size: int) -> DmaBuffer:
+        """Return memory for a window, aligned to its size as ``dma_alloc_coherent()`` aligns it.
+
+        The endpoint's controller maps it with a granularity of its own, which no register tells:
+        64 KiB on RK3588, i.MX8 and AM654 (region_align, dw_pcie_prog_outbound_atu()).
+        """
+        align = max(SMALLEST_WINDOW_ALIGN, 1 << (size - 1).bit_length())
+        return self.function.dma_buffer(size, align=align)
 
     def point_window(self, index: int, buffer: DmaBuffer) -> None:
         """CONFIGURE_MW: let the endpoint reach ``buffer`` through its side of the window."""
         self._check_window(index)
-        if buffer.iova % WINDOW_ALIGN:
-            raise UsageError(f"a window's memory is aligned to {WINDOW_ALIGN} bytes")
         self.write(Reg.ADDR_LOW, buffer.iova & _ALL_ONES)
         self.write(Reg.ADDR_HIGH, buffer.iova >> 32)
         self.write(Reg.SIZE_LOW, buffer.size & _ALL_ONES)
@@ -403,11 +432,15 @@ class Vntb:
         self.command(Command.TEARDOWN_MW, index)
 
     def _check_window(self, index: int) -> None:
-        # The endpoint indexes an array with it, unchecked (epf_ntb_configure_mw).
+        # The endpoint indexes an array of MAX_MW with it, unchecked (epf_ntb_configure_mw()).
         if not 0 <= index < self.windows:
             raise UsageError(f"no memory window {index}: the endpoint has {self.windows}")
         if index >= len(self.bars.windows):
-            raise UsageError(f"the BAR of window {index} is not known", hint="--mw-bar says it")
+            raise UsageError(
+                f"the BAR of window {index} is not known",
+                hint="--mw-bar names it, once a window; on the endpoint set every mwN_bar, as"
+                " pci-epf-vntb leaves the last window without a BAR otherwise",
+            )
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Round trips over the bridge, and what many of them come to.
+"""Round trips over the bridge, and their statistics.
 
 Two ways: by doorbell and scratchpad, which the endpoint's ``ntb_pingpong`` answers, and (in
 :mod:`rcdrv.epf_vntb.transport`) by packets, which its network stack answers.
@@ -6,18 +6,22 @@ Two ways: by doorbell and scratchpad, which the endpoint's ``ntb_pingpong`` answ
 
 from __future__ import annotations
 
-import math
-import time
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from rcdrv.epf_vntb.driver import Doorbell, Vntb
+from rcdrv.epf_vntb.registers import MAX_SLOTS
 from rcdrv.errors import Interrupted, RcdrvError
+from rcdrv.results.distribution import PERCENTILES, Distribution
 from rcdrv.verdict import NotPassed, Reason
 from rcdrv.wait import Deadline
 
 _WORD = 0xFFFF_FFFF
+
+PINGPONG_DELAY = 1.0
+"""Seconds: the default of ntb_pingpong's module parameter ``delay_ms``."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,13 @@ class Spread:
     def of(cls, trips: Sequence[RoundTrip]) -> Spread:
         """:param trips: at least one"""
         times = sorted(trip.nanoseconds / 1e6 for trip in trips)
-        average = sum(times) / len(times)
-        variance = sum((value - average) ** 2 for value in times) / len(times)
-
-        def percentile(share: float) -> float:
-            """The smallest value that at least this share does not exceed."""
-            return times[max(0, math.ceil(share * len(times)) - 1)]
-
+        found = Distribution.of([trip.nanoseconds for trip in trips])
         return cls(
             times[0],
-            average,
+            statistics.fmean(times),
             times[-1],
-            math.sqrt(variance),
-            *(percentile(share) for share in (0.5, 0.9, 0.99, 0.999)),
+            statistics.pstdev(times),
+            *(found.percentile(percent) / 1e6 for percent in PERCENTILES),
         )
 
 
@@ -99,6 +97,8 @@ class DoorbellPinger:
         self._number = doorbell
         self._doorbell: Doorbell | None = None
         self._took_up = False
+        # The endpoint answers after delay_ms, which it does not tell.
+        self._patience = vntb.timeout + PINGPONG_DELAY
 
     @property
     def title(self) -> str:
@@ -112,31 +112,45 @@ class DoorbellPinger:
         vntb = self._vntb
         self._doorbell = vntb.doorbell(self._number)
         vntb.arm()
-        self._took_up = not vntb.link_is_up
-        if self._took_up:
+        if not vntb.link_is_up:
+            self._took_up = True  # from here on: the endpoint may obey although we stop waiting
             vntb.link_up()
+            # pp_setup() sends a ping of its own, which must not pass for a reply; its count may
+            # be one of before ntb_pingpong was loaded anew. Without it there is no ntb_pingpong.
+            deadline = vntb.function.deadline(self._patience)
+            while not deadline.expired and 0 not in self._wait(deadline):
+                pass
+
+    def _wait(self, deadline: Deadline) -> dict[int, int]:
+        """Sleep until the endpoint rings, a moment at most, and look at the link."""
+        fired = self._vntb.wait_doorbells(self._vntb.soon(deadline))
+        if not fired:
+            self._vntb.check_link()
+        return fired
 
     def ping(self, sequence: int) -> RoundTrip:
         vntb = self._vntb
         assert self._doorbell is not None, "open() comes first"
+        now_ns = vntb.function.clock.now_ns
         vntb.drop_doorbells()
         before = vntb.spad_read(0)
         vntb.spad_write(0, sequence & _WORD, peer=True)
-        deadline = Deadline(vntb.timeout)
-        start = time.perf_counter_ns()
+        deadline = vntb.function.deadline(self._patience)
+        start = now_ns()
         vntb.ring(self._doorbell)
-        rang = False
+        rang = reloaded = False
         while not deadline.expired:
-            fired = vntb.wait_doorbells(deadline)
-            now = time.perf_counter_ns()
+            rang = 0 in self._wait(deadline) or rang
+            now = now_ns()
             reported = (vntb.spad_read(0) - before) & _WORD
-            rang = rang or 0 in fired
-            # A ring with the old count is one of the endpoint's own, from when the link came up.
-            if reported and rang:
+            if reported > MAX_SLOTS:  # more than one ring can set: the count began anew
+                before, rang, reloaded = vntb.spad_read(0), False, True
+            # A ring with the old count is one of the endpoint's own.
+            elif reported and rang:
                 return RoundTrip(sequence, now - start, 4, reported)
-        raise self._lost(before, rang)
+        raise self._lost(before, rang, reloaded)
 
-    def _lost(self, before: int, rang: bool) -> NotPassed:
+    def _lost(self, before: int, rang: bool, reloaded: bool) -> NotPassed:
         vntb = self._vntb
         vntb.check_link()
         if vntb.spad_read(0) != before:
@@ -146,23 +160,29 @@ class DoorbellPinger:
                 hint="it raises MSI only; does the endpoint's dmesg say that raising failed?",
             )
         what = "rings, but its count does not change" if rang else "does not answer"
+        hint = (
+            "its count began anew meanwhile: was ntb_pingpong loaded again?"
+            if reloaded
+            else "on the endpoint: is ntb_pingpong loaded? It answers after its module parameter"
+            " delay_ms (default 1000), which has to be shorter than this wait"
+        )
         return NotPassed(
-            Reason.SILENT,
-            f"the endpoint {what} within {vntb.timeout:g} s",
-            hint="on the endpoint: is ntb_pingpong loaded, and its delay_ms below --timeout?",
+            Reason.SILENT, f"the endpoint {what} within {self._patience:g} s", hint=hint
         )
 
     def close(self) -> None:
         vntb = self._vntb
         with vntb.function.cancel.deferred():
-            if self._took_up and vntb.link_is_up:
-                vntb.link_down()
-            vntb.close()
+            try:
+                if self._took_up:
+                    vntb.link_down()
+            finally:
+                vntb.close()
 
 
 @dataclass
 class PingReport:
-    """What a run of pings came to; it fills up as it goes."""
+    """Outcome of a run of pings; it fills up as it goes."""
 
     transmitted: int = 0
     trips: list[RoundTrip] = field(default_factory=list)
@@ -173,9 +193,16 @@ class PingReport:
     def spread(self) -> Spread | None:
         return Spread.of(self.trips) if self.trips else None
 
+    @property
+    def delay(self) -> float | None:
+        """Milliseconds after which every answer came, where that looks like ``delay_ms``."""
+        if self.spread is None or not self.spread.minimum >= 900:
+            return None
+        return self.spread.minimum
+
 
 _GO_ON = (Reason.SILENT, Reason.IRQ_LOST)
-"""What one ping may come to without an end to all of them."""
+"""Reasons of one ping that do not end the run."""
 
 
 def run_pings(
@@ -197,15 +224,16 @@ def run_pings(
     """
     function = vntb.function
     failed = True
-    started = time.monotonic()
+    now = function.clock.now
+    started = now()
     try:
         pinger.open()
         on_start()
-        started = due = time.monotonic()
+        started = due = now()
         while count == 0 or report.transmitted < count:
             function.cancel.check()
-            function.pause(max(0.0, due - time.monotonic()))
-            due = max(due, time.monotonic()) + interval
+            function.pause(max(0.0, due - now()))
+            due = max(due, now()) + interval
             report.transmitted += 1
             try:
                 trip = pinger.ping(report.transmitted)
@@ -222,7 +250,7 @@ def run_pings(
                 on_trip(trip)
         failed = False
     finally:
-        report.seconds = time.monotonic() - started
+        report.seconds = now() - started
         try:
             pinger.close()
         except RcdrvError:

@@ -28,6 +28,7 @@ class Reg(IntEnum):
     SIZE_HIGH = 0x1C
     MW_COUNT = 0x20
     MW1_OFFSET = 0x24
+    """Reserved, 0; pci-epf-ntb puts the offset of MW1 here, which there is never 0."""
     SPAD_OFFSET = 0x28
     SPAD_COUNT = 0x2C
     DB_ENTRY_SIZE = 0x30
@@ -79,7 +80,7 @@ MIN_VECTORS, MAX_VECTORS = 4, 32
 """NTB_EPF_MIN_DB_COUNT + 1, NTB_EPF_MAX_DB_COUNT + 1"""
 
 MAX_WINDOWS = 4
-WINDOW_ALIGN = 4096
+SMALLEST_WINDOW_ALIGN = 4096
 
 
 @dataclass(frozen=True)
@@ -116,16 +117,18 @@ class BarMap:
 
 RCAR_MAP = BarMap(control=0, peer_spad=0, doorbell=4, windows=(2,))
 
-# ntb_epf_pci_tbl
+# ntb_epf_pci_tbl. Its map of 104c:b00d fits pci-epf-ntb alone. pci-epf-vntb keeps the peer's
+# scratchpads in the control BAR (vntb_epf_spad_read()), and by default takes the BARs in turn
+# (epf_ntb_init_epc_bar()): by the kernel's map, writes to peer scratchpads would ring doorbells.
 _MAPS = {
-    (0x104C, 0xB00D): BarMap(control=0, peer_spad=1, doorbell=2, windows=(2, 3, 4, 5)),
+    (0x104C, 0xB00D): BarMap(control=0, peer_spad=0, doorbell=1, windows=(2, 3, 4, 5)),
     (0x1957, 0x0809): BarMap(control=0, peer_spad=0, doorbell=2, windows=(4, 5)),
     (0x1912, 0x0030): RCAR_MAP,
 }
 
 
 def map_of(vendor: int, device: int) -> BarMap | None:
-    """The kernel's map for this ID; None where it has none."""
+    """Return the BAR map of pci-epf-vntb under this ID; None if it is unknown."""
     return _MAPS.get((vendor, device))
 
 

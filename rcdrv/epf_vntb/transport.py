@@ -7,9 +7,9 @@ direction: the reader's index in the ring that *we* fill.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
-import time
 from collections.abc import Callable
 
 from rcdrv.epf_vntb.driver import Doorbell, Vntb
@@ -86,6 +86,8 @@ class QueuePair:
         self._vntb = vntb
         self._mtu = mtu
         self._buffers: list[DmaBuffer] = []
+        self._memory = memoryview(b"")
+        """Of the ring that we receive into."""
         self._pointed: list[int] = []
         self._linked = False
         self._ready = False
@@ -125,7 +127,7 @@ class QueuePair:
         self._ready = True
 
     def _await(self, condition: Callable[[], bool], problem: str, hint: str) -> None:
-        deadline = Deadline(self._vntb.timeout)
+        deadline = self._vntb.function.deadline(self._vntb.timeout)
         while not condition():
             if deadline.expired:
                 self._vntb.check_link()
@@ -174,7 +176,7 @@ class QueuePair:
         """What the endpoint has to hear: the same counts, our sizes, the version last."""
         vntb = self._vntb
         for index in range(len(windows)):
-            size = vntb.window(index).size - vntb.window_offset(index)
+            size = vntb.window(index).size
             vntb.spad_write(_MW0_SZ_HIGH + 2 * index, size >> 32, peer=True)
             vntb.spad_write(_MW0_SZ_LOW + 2 * index, size & 0xFFFF_FFFF, peer=True)
         vntb.spad_write(_NUM_MWS, len(windows), peer=True)
@@ -185,7 +187,7 @@ class QueuePair:
     def _set_up(self, windows: list[int], queues: int) -> None:
         vntb = self._vntb
         for index, size in enumerate(windows):
-            buffer = vntb.function.dma_buffer(size, align=4096)
+            buffer = vntb.window_buffer(size)
             self._buffers.append(buffer)
             vntb.point_window(index, buffer)
             self._pointed.append(index)
@@ -193,13 +195,11 @@ class QueuePair:
         shares = -(-queues // len(windows))
         self._memory = self._buffers[0].memory.cast("B")
         self._out = vntb.window(0)
-        offset = vntb.window_offset(0)
         try:
             self._rx = Ring.of(windows[0], shares, self._mtu)
-            tx = Ring.of(self._out.size - offset, shares, self._mtu)
+            self._tx = Ring.of(self._out.size, shares, self._mtu)
         except ValueError as error:
             raise NotPassed(Reason.LINK_DOWN, str(error), hint="make mw1 larger") from None
-        self._tx = Ring(offset, tx.end, tx.frame, tx.entries)
         self._rx_index = self._rx_packets = self._tx_index = self._tx_packets = 0
         # All slots of the ring that we fill are free.
         self._put(self._rx.end, self._rx.entries - 1)
@@ -290,26 +290,34 @@ class QueuePair:
         return packet
 
     def wait(self, deadline: Deadline) -> bool:
-        """Sleep until the endpoint rings; whether it did."""
-        return bool(self._vntb.wait_doorbells(deadline))
+        """Sleep until the endpoint rings, a moment at most; return whether it did."""
+        return bool(self._vntb.wait_doorbells(self._vntb.soon(deadline)))
+
+    def wait_long(self) -> bool:
+        """As :meth:`wait`, for an interrupt that is overdue."""
+        return bool(self._vntb.wait_doorbells(self._vntb.function.deadline(self._vntb.timeout)))
 
     def close(self) -> None:
-        """Take the queue pair and the link down; then give the memory back."""
+        """Take the queue pair and the link down; then free the memory.
+
+        Every step is tried, also after one that raised.
+        """
         vntb = self._vntb
-        with vntb.function.cancel.deferred():
-            try:
-                if self._linked and vntb.link_is_up:
-                    if self._ready:
-                        self.send(b"", _LINK_DOWN)
-                    vntb.link_down()
-                for index in self._pointed:
-                    vntb.clear_window(index)
-                vntb.close()
-            finally:
-                if self._buffers:
-                    self._memory.release()
-                for buffer in self._buffers:
-                    buffer.close()
+        with vntb.function.cancel.deferred(), contextlib.ExitStack() as steps:
+            # In reverse order: the stack calls the last one first.
+            for buffer in self._buffers:
+                steps.callback(buffer.close)
+            steps.callback(self._memory.release)
+            steps.callback(vntb.close)
+            for index in reversed(self._pointed):
+                steps.callback(vntb.clear_window, index)
+            if self._linked:  # also where LINK_UP is not obeyed yet
+                steps.callback(vntb.link_down)
+                if self._ready and vntb.link_is_up:
+                    steps.callback(self.send, b"", _LINK_DOWN)
+        self._buffers.clear()
+        self._pointed.clear()
+        self._linked = self._ready = False
 
 
 class TransportPinger:
@@ -349,26 +357,28 @@ class TransportPinger:
         self._find_peer()
 
     def _find_peer(self) -> None:
-        deadline = Deadline(self._vntb.timeout)
+        deadline = self._vntb.function.deadline(self._vntb.timeout)
         while self._station.peer_mac is None:
             if deadline.expired:
                 raise NotPassed(
                     Reason.SILENT,
-                    f"nobody answers ARP for {self.source} within {self._vntb.timeout:g} s",
+                    f"no answer to ARP for {self.source} within {self._vntb.timeout:g} s",
                     hint="--peer-ip is the address of the endpoint's ntb_netdev (ip addr add)",
                 )
             self._queue.send(self._station.arp_request())
-            self._exchange(Deadline(min(deadline.remaining, 0.1)), lambda _reply: False)
+            soon = self._vntb.function.deadline(min(deadline.remaining, 0.1))
+            self._exchange(soon, lambda _reply: False)
 
     def ping(self, sequence: int) -> RoundTrip:
-        start = time.perf_counter_ns()
+        now_ns = self._vntb.function.clock.now_ns
+        start = now_ns()
         self._queue.send(self._station.echo(self._identifier, sequence & 0xFFFF, self._data))
 
         def ours(reply: EchoReply) -> bool:
             return (reply.identifier, reply.sequence) == (self._identifier, sequence & 0xFFFF)
 
-        reply = self._exchange(Deadline(self._vntb.timeout), ours)
-        now = time.perf_counter_ns()
+        reply = self._exchange(self._vntb.function.deadline(self._vntb.timeout), ours)
+        now = now_ns()
         if reply is None:
             self._vntb.check_link()
             raise NotPassed(
@@ -392,7 +402,8 @@ class TransportPinger:
         rang = True
         while True:
             packet = self._queue.receive()
-            if packet is not None and resolved and not rang:
+            # The packet may have come after the wait, with its interrupt still on the way.
+            if packet is not None and resolved and not (rang or self._queue.wait_long()):
                 raise NotPassed(
                     Reason.IRQ_LOST,
                     "the endpoint put a packet into our ring, but MSI vector 2 did not fire",
@@ -402,6 +413,8 @@ class TransportPinger:
                 if deadline.expired or (not resolved and self._station.peer_mac is not None):
                     return None
                 rang = self._queue.wait(deadline)
+                if not rang:
+                    self._vntb.check_link()
                 continue
             answer = self._station.receive(packet)
             if isinstance(answer, bytes):

@@ -17,8 +17,8 @@ def test_pointing(vntb: Vntb, index: int) -> int:
     :returns: the bytes that it could have reached
     :raises NotPassed: the endpoint's answer
     """
-    size = vntb.window(index).size - vntb.window_offset(index)
-    with vntb.function.dma_buffer(size, align=4096) as buffer:
+    size = vntb.window(index).size
+    with vntb.window_buffer(size) as buffer:
         vntb.point_window(index, buffer)
         with vntb.function.cancel.deferred():
             vntb.clear_window(index)
@@ -34,8 +34,7 @@ def test_memory(vntb: Vntb, index: int) -> int:
     :raises NotPassed: ``data-mismatch``
     """
     window = vntb.window(index)
-    start = vntb.window_offset(index)
-    for offset, size in _chunks(start, window.size):
+    for offset, size in _chunks(window.size):
         vntb.function.cancel.check()
         before = window.read_block(offset, size)
         pattern = _pattern(offset, size)
@@ -44,7 +43,7 @@ def test_memory(vntb: Vntb, index: int) -> int:
             _compare(vntb, window, offset, pattern)
         finally:
             window.write_block(offset, before)
-    return window.size - start
+    return window.size
 
 
 def _compare(vntb: Vntb, window: Window, offset: int, pattern: bytes) -> None:
@@ -60,8 +59,8 @@ def _compare(vntb: Vntb, window: Window, offset: int, pattern: bytes) -> None:
     )
 
 
-def _chunks(start: int, end: int) -> Iterator[tuple[int, int]]:
-    for offset in range(start, end, _CHUNK):
+def _chunks(end: int) -> Iterator[tuple[int, int]]:
+    for offset in range(0, end, _CHUNK):
         yield offset, min(_CHUNK, end - offset)
 
 

@@ -9,6 +9,7 @@ against what the same board came to with the settings that it had.
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -110,10 +111,14 @@ class Shell:
     """Runs scripts on the endpoint.
 
     :param command: what reads a script from its standard input, such as ``ssh root@board``
+    :param cancel: the wish to stop, with which a terminal ends the command too
     :raises UsageError: it is no command
     """
 
-    def __init__(self, command: str, *, timeout: float = SHELL_TIMEOUT) -> None:
+    def __init__(
+        self, command: str, *, timeout: float = SHELL_TIMEOUT, cancel: Cancel | None = None
+    ) -> None:
+        self.cancel = cancel or Cancel()
         try:
             self._command = shlex.split(command)
         except ValueError as error:
@@ -146,10 +151,15 @@ class Shell:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         lines = done.stdout.decode(errors="replace").splitlines()
         if done.returncode or lines[-1:] != [_DONE]:
+            # Not in a session of its own, for ssh asks for a password on the terminal.
+            self.cancel.check()
             # The shell's own words, and those of the script.
             last = "; ".join(line.removeprefix("rcdrv: ") for line in said[-2:])
+            status = f"status {done.returncode}"
+            if done.returncode < 0:
+                status = f"ended by {signal.Signals(-done.returncode).name}"
             raise HostError(
-                f"{name}: {last or f'status {done.returncode}'}",
+                f"{name}: {last or status}",
                 hint="what is run there is shown by --dry-run",
             )
         return lines[:-1]
@@ -243,7 +253,8 @@ class Board:
         try:
             yield before
         finally:
-            self.apply(before)
+            with self._shell.cancel.deferred():
+                self.apply(before)
 
 
 def _cases() -> Sequence[Case]:

@@ -8,6 +8,7 @@ Workers share nothing: what they get is a plan and a number, what they give is a
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,14 @@ from typing import Any
 
 from rcdrv import __version__
 from rcdrv.errors import HostError, UsageError
+from rcdrv.files import (
+    LARGEST_RESULT,
+    make_folder,
+    open_output,
+    parse_json,
+    read_text,
+    replace_file,
+)
 from rcdrv.fuzz.coverage import Coverage
 from rcdrv.fuzz.saved import save
 from rcdrv.fuzz.shrink import shrink
@@ -237,18 +246,45 @@ def _executor(plan: Plan) -> Iterator[tuple[Executor, int]]:
         with _dask_executor(plan.dask) as found:
             yield found
         return
-    # Not forked: a child shall not share what this process has open.
-    # Ctrl-C reaches them too, and it is for this one to end them.
-    pool = ProcessPoolExecutor(
-        plan.workers,
-        get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
+    pool = _Pool(plan.workers)
     try:
         yield pool, plan.workers
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class _Pool(ProcessPoolExecutor):
+    """Processes of this host that import nothing from the working directory."""
+
+    def __init__(self, workers: int) -> None:
+        here = Path.cwd()
+        # Not forked: a child shall not share what this process has open.
+        context = get_context("spawn")
+        with _in_root():  # starts multiprocessing's resource tracker
+            super().__init__(workers, context, initializer=_begin_worker, initargs=(here,))
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        with _in_root():  # starts the workers
+            return super().submit(*args, **kwargs)
+
+
+@contextmanager
+def _in_root() -> Iterator[None]:
+    """For the start of ``python -c``, as multiprocessing does: it looks for modules in the working
+    directory before all others, and Python 3.10 has no option against that."""
+    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    os.chdir("/")
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+def _begin_worker(folder: Path) -> None:
+    os.chdir(folder)
+    # Ctrl-C reaches it too, and it is for the campaign to end it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
@@ -300,26 +336,30 @@ class _Record:
         self._kept = 0
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         if self._path.exists():
             self._read(self._path, plan)
         else:
-            self._path.write_text(json.dumps(plan.identity) + "\n", encoding="utf-8")
+            replace_file(self._path, f"{json.dumps(plan.identity)}\n".encode())
 
     def _read(self, path: Path, plan: Plan) -> None:
-        head, *lines = path.read_text(encoding="utf-8").splitlines()
-        if json.loads(head) != plan.identity:
-            raise UsageError(f"{path} is of another campaign: {head}", hint="choose another --out")
+        head, *lines = read_text(path, LARGEST_RESULT).splitlines() or [""]
         whole = len(lines) // BLOCK * BLOCK
-        examples = [_example(json.loads(line)) for line in lines[:whole]]
+        try:
+            identity = parse_json(head)
+            examples = [_example(parse_json(line)) for line in lines[:whole]]
+        except (ValueError, TypeError, LookupError, AttributeError):
+            identity = None
+        if identity != plan.identity:
+            raise UsageError(f"{path} is of another campaign: {head}", hint="choose another --out")
         self.blocks = [examples[start : start + BLOCK] for start in range(0, whole, BLOCK)]
         # A block that was cut off is run again.
-        path.write_text("\n".join([head, *lines[:whole]]) + "\n", encoding="utf-8")
+        replace_file(path, ("\n".join([head, *lines[:whole]]) + "\n").encode())
 
     def add(self, number: int, examples: list[Example]) -> None:
         if self._path is None or number < len(self.blocks):
             return
-        with self._path.open("a", encoding="utf-8") as stream:
+        with open_output(self._path, append=True) as stream:
             for example in examples:
                 entry = {
                     "layout": example.table,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rcdrv.errors import UsageError
+from rcdrv.files import make_folder, read_text, replace_file
 from rcdrv.fuzz.trial import Finding
 
 Table = dict[str, Any]
@@ -44,11 +45,11 @@ def _value(value: object) -> str:
 
 def save(folder: Path, finding: Finding, table: Table) -> Path:
     """Write a finding, under a name that says what it is."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     slug = re.sub(r"[^a-z0-9]+", "-", f"{finding.kind} {finding.what}".lower()).strip("-")
     path = folder / f"{slug[:80]}.toml"
     reason = " ".join(finding.message.split())
-    path.write_text(f"# {finding.kind}: {reason}\n{dump_table(table)}", encoding="utf-8")
+    replace_file(path, f"# {finding.kind}: {reason}\n{dump_table(table)}".encode())
     return path
 
 
@@ -70,5 +71,5 @@ def saved_files(where: Path) -> Iterator[Path]:
 
 def reason_of(path: Path) -> str:
     """The reason that a finding was saved with; empty when it has none."""
-    first, _, _ = path.read_text(encoding="utf-8").partition("\n")
+    first, _, _ = read_text(path).partition("\n")
     return first.removeprefix("#").strip() if first.startswith("#") else ""

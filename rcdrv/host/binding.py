@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rcdrv.errors import HostError, UsageError
+from rcdrv.files import parse_json, read_text, replace_file
 from rcdrv.host import kernel
 from rcdrv.host.function import HostFunction
 from rcdrv.sysfs import DRIVER, Paths
@@ -45,19 +47,32 @@ def note_path(paths: Paths, address: str) -> Path:
 def read_note(paths: Paths, address: str) -> Note | None:
     """The note that an earlier bind left, if any."""
     try:
-        return Note(**json.loads(note_path(paths, address).read_text()))
-    except (OSError, ValueError, TypeError):
+        note = Note(**parse_json(read_text(note_path(paths, address))))
+    except (UsageError, ValueError, TypeError):
         return None
+    driver, rest = note.driver, (note.override, note.reset_method or "")
+    if not (driver is None or _is_name(driver)) or not all(isinstance(one, str) for one in rest):
+        return None
+    return note
+
+
+def _is_name(driver: object) -> bool:
+    """Whether this can be a driver's folder in sysfs, and nothing outside of that."""
+    return isinstance(driver, str) and "/" not in driver and driver not in ("", ".", "..")
 
 
 def _write_note(paths: Paths, address: str, note: Note) -> None:
     path = note_path(paths, address)
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(note)) + "\n")
-    except OSError as error:
-        raise kernel.refused(f"cannot note the driver of {address} in {path.parent}", error) from (
-            error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.stat().st_uid == os.geteuid():
+            path.parent.chmod(0o755)  # whatever the umask is: others read it, and only we write
+        replace_file(path, f"{json.dumps(asdict(note))}\n".encode(), mode=0o644)
+    except (OSError, HostError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        assert isinstance(cause, OSError)
+        raise kernel.refused(f"cannot note the driver of {address} in {path.parent}", cause) from (
+            cause
         )
 
 

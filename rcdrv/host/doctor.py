@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from rcdrv import parts, pci
+from rcdrv.describe import missing_bars
 from rcdrv.errors import RcdrvError
 from rcdrv.host.function import HostFunction
 from rcdrv.sysfs import DRIVER, Paths
@@ -364,6 +365,21 @@ def check_bars(_subject: Subject, function: HostFunction) -> Finding:
             f"rcdrv rescan {function.address}; if that is not enough: boot with pci=realloc, or "
             "turn Above 4G Decoding on in the firmware's setup",
         )
+    if function.lost_bars:
+        gone = ", ".join(f"BAR{index}" for index in function.lost_bars)
+        return _bad(
+            f"{gone} lost by a reset: the address that this host gave is gone",
+            f"rcdrv rescan {function.address}; does the endpoint's controller driver set its BARs"
+            " up again after a reset of the link?",
+        )
+    part, seen = function.part, {bar.index: bar for bar in bars}
+    missing = missing_bars(function.class_code, part, [*map(seen.get, range(6))])
+    if missing:
+        listed = " and ".join(map(part.bar_text, missing))
+        return _bad(
+            f"{part.name} has {listed}, this endpoint does not",
+            f'look in the endpoint\'s dmesg for "Failed to set BAR{missing[0]}"',
+        )
     return _ok(", ".join(f"BAR{bar.index}" for bar in bars) + " have addresses")
 
 
@@ -401,6 +417,21 @@ def check_reset(_subject: Subject, function: HostFunction) -> Finding:
     return _ok(methods[0])
 
 
+def check_ats(_subject: Subject, function: HostFunction) -> Finding:
+    config, part = function.config, function.part
+    if config is None or config.window.size <= 0x100:
+        return _skip("only root may see it")
+    try:
+        announced = config.find(pci.ExtCapId.ATS) is not None
+    except RcdrvError as error:
+        return _skip(error.message)
+    if not announced:
+        return _ok("not announced")
+    if part.broken_ats:
+        return _bad(part.ats_note, parts.ATS_CURE)
+    return _ok("announced: this host's IOMMU may send invalidations to the endpoint")
+
+
 def check_caps(subject: Subject, function: HostFunction) -> Finding:
     """The only row that opens the function, so only when nothing is in the way."""
     if function.driver != DRIVER or function.holders:
@@ -427,6 +458,7 @@ ROWS: dict[str, Callable[[Subject], Finding]] = {
     "BARs": _of_function(check_bars),
     "decoding": _of_function(check_decoding),
     "reset on open": _of_function(check_reset),
+    "ATS": _of_function(check_ats),
     "CAPS": _of_function(check_caps),
 }
 """Every row, in an order in which each cure helps those behind it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rcdrv import parts, pci
+from rcdrv.mmio import TrappedWindow
 from rcdrv.record import record
 from rcdrv.sysfs import DRIVER, Paths, driver_of, group_members, group_of, holders, no_such_device
 
@@ -53,6 +54,19 @@ class Link:
     @property
     def most(self) -> str:
         return f"{self.max_speed:g} GT/s x{self.max_width}"
+
+
+class _Read:
+    """Config space that was read before."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._data[offset : offset + size]
+
+    def write(self, offset: int, data: bytes) -> None:
+        raise NotImplementedError("a function is changed through VFIO only")
 
 
 class HostFunction:
@@ -121,6 +135,35 @@ class HostFunction:
                 )
             )
         return tuple(found)
+
+    @property
+    def lost_bars(self) -> tuple[int, ...]:
+        """The BARs that have an address here, and none in their register any more.
+
+        A reset clears it, and restoring it failed. The BARs of a virtual function have no
+        registers.
+        """
+        if self.config is None or (self.path / "physfn").exists():
+            return ()
+        registers = self.config.window.read_block(0x10, 24)
+        lost = []
+        for bar in self.bars:
+            at = 4 * bar.index
+            value = int.from_bytes(registers[at : at + (8 if bar.is_64bit else 4)], "little")
+            if bar.address and bar.is_memory and not value & ~0xF:
+                lost.append(bar.index)
+        return tuple(lost)
+
+    @property
+    def config(self) -> pci.ConfigSpace | None:
+        """Config space as it is now: for root all of it, else the first 64 bytes."""
+        try:
+            data = (self.path / "config").read_bytes()
+        except OSError:
+            return None
+        if len(data) < 64:
+            return None
+        return pci.ConfigSpace(TrappedWindow(_Read(data), len(data), "config space"))
 
     @property
     def link(self) -> Link | None:

@@ -78,8 +78,15 @@ _rcdrv() {{
     case $kind in
     words) mapfile -t COMPREPLY < <(compgen -W "${{REPLY#words}}" -- "$cur") ;;
     file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") && compopt -o filenames 2>/dev/null ;;
-    spec) mapfile -t COMPREPLY < <(compgen -W {presets} -- "$cur"; compgen -f -- "$cur") ;;
-    address) mapfile -t COMPREPLY < <(_rcdrv_addresses "$cur") ;;
+    spec)
+        mapfile -t COMPREPLY < <(compgen -W {presets} -- "$cur"; compgen -f -- "$cur")
+        compopt -o filenames 2>/dev/null
+        ;;
+    address)
+        mapfile -t COMPREPLY < <(_rcdrv_addresses "$cur")
+        # bash quotes the names of files, which may be x$(command); what else is there is tame.
+        [[ $cur == vfio-user:* || $cur == sim:*[/.]* ]] && compopt -o filenames 2>/dev/null
+        ;;
     esac
     # bash puts an answer behind the last of its word breaks, so what is before it has to go.
     if [[ $cur == *[:=]* ]]; then

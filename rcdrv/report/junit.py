@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from rcdrv.errors import HostError
-from rcdrv.report.files import is_special, replace_file
+from rcdrv.files import is_stream, replace_file
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseName, CaseResult, Run
 from rcdrv.results.summary import not_run
@@ -35,7 +34,7 @@ class JUnit(Observer):
     def __init__(self, path: Path) -> None:
         self._path = path
         # A pipe or /dev/stdout takes one report, and cannot be replaced by a file.
-        self._once = is_special(path)
+        self._once = is_stream(path)
 
     def start(self, run: Run) -> None:
         if not self._once:
@@ -45,14 +44,7 @@ class JUnit(Observer):
         self._write(run)
 
     def _write(self, run: Run) -> None:
-        report = to_junit(run)
-        try:
-            replace_file(self._path, report)
-        except OSError as error:
-            raise HostError(
-                f"cannot write {self._path}: {error.strerror}",
-                hint="--junit names a file in a directory that you may write to",
-            ) from error
+        replace_file(self._path, to_junit(run))
 
 
 def to_junit(run: Run) -> bytes:

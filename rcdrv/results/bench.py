@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rcdrv.errors import UsageError
+from rcdrv.files import LARGEST_RESULT, parse_json, read_text
 from rcdrv.results.distribution import PERCENTILES, Distribution
 
 TITLES = {
@@ -115,9 +115,7 @@ def load(path: Path, kind: str) -> Result:
     :raises UsageError: there is no such file, or it is something else
     """
     try:
-        result = from_document(json.loads(path.read_text()))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        result = from_document(parse_json(read_text(path, LARGEST_RESULT)))
     except ValueError as error:
         raise UsageError(
             f"{path} is not the result of a benchmark: {error}",

@@ -1,11 +1,16 @@
-"""``python3 -m rcdrv.sim SPEC --fd N | --socket PATH``: what ``sim:`` addresses start.
+"""The program that ``sim:`` addresses start (``_spawn`` in rcdrv/address.py).
 
 Users start an endpoint with ``rcdrv sim``.
 """
 
 from __future__ import annotations
 
+# The terminal sends SIGINT to its owner too, who ends it: not even the imports may be interrupted.
+import _signal  # type: ignore[import-not-found]
 import sys
+
+if "--fd" in sys.argv:
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
 
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.sim.layout import load_layout

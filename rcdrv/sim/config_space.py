@@ -22,7 +22,7 @@ CAPABILITIES = 0x34
 INTERRUPT_PIN = 0x3D
 
 PM, MSI, EXPRESS, MSIX = 0x40, 0x50, 0x70, 0xB0
-AER, REBAR = 0x100, 0x150
+AER, REBAR, ATS = 0x100, 0x150, 0x1A0
 
 _PM_CONTROL = PM + 4
 _DEVICE_CONTROL = EXPRESS + 8
@@ -32,9 +32,11 @@ _INITIATE_FLR = 1 << 15
 class ConfigSpace:
     """Config space of a layout; offsets and sizes in bytes, data little endian."""
 
-    def __init__(self, layout: Layout, *, loop: str = "") -> None:
+    def __init__(self, layout: Layout, *, loop: str = "", rebar_empty: bool = False) -> None:
         """:param loop: let the last capability of the ``standard`` or of the ``extended`` list
-        point back at the first"""
+            point back at the first
+        :param rebar_empty: let the Resizable BAR capability, which is there then, advertise no size
+        """
         self._data = bytearray(SIZE)
         self._writable = bytearray(SIZE)
         self._clears = bytearray(SIZE)
@@ -57,10 +59,17 @@ class ConfigSpace:
             for index, bar in enumerate(layout.bars)
             if bar is not None and bar.type is BarType.RESIZABLE
         ]
+        if rebar_empty and not resizable:
+            resizable = [(layout.register_bar, 1 << 20)]
         end = AER if loop == "extended" else 0
-        self._aer(REBAR if resizable else end)
+        last_but_ats = ATS if layout.ats else end
+        self._aer(REBAR if resizable else last_but_ats)
         if resizable:
-            self._rebar(resizable, end)
+            self._rebar(resizable, last_but_ats, empty=rebar_empty)
+        if layout.ats:
+            self._set(ATS, 4, 0x000F | 1 << 16 | end << 20)
+            self._set(ATS + 4, 2, 1 << 5)  # page-aligned requests
+            self._set(ATS + 6, 2, 0, writable=0x801F)
         self._power_on = bytes(self._data)
         self._decode()
 
@@ -84,6 +93,11 @@ class ConfigSpace:
         self._decode()
         high = _DEVICE_CONTROL + 1 - offset
         return self._flr and 0 <= high < len(data) and bool(data[high] & _INITIATE_FLR >> 8)
+
+    def disable_bars(self) -> None:
+        """Turn the BAR registers into zeros that no write changes, also after a reset."""
+        self._set(BAR0, 24, 0)
+        self._power_on = self._power_on[:BAR0] + bytes(24) + self._power_on[BAR0 + 24 :]
 
     def reset(self) -> None:
         """Everything as at power-on."""
@@ -191,12 +205,12 @@ class ConfigSpace:
         self._set(AER + 0x10, 4, 0, clears=0x0000_F1C1)
         self._set(AER + 0x14, 4, 0x0000_E000, writable=0x0000_F1C1)
 
-    def _rebar(self, bars: Sequence[tuple[int, int]], following: int) -> None:
+    def _rebar(self, bars: Sequence[tuple[int, int]], following: int, *, empty: bool) -> None:
         """Each BAR supports the one size it has, as dw_pcie_ep_set_bar_resizable() leaves it."""
         self._set(REBAR, 4, 0x0015 | 1 << 16 | following << 20)
         for slot, (index, size) in enumerate(bars):
             exponent = size.bit_length() - 1 - 20
             entry = REBAR + 4 + 8 * slot
-            self._set(entry, 4, 1 << 4 + exponent)
+            self._set(entry, 4, 0 if empty else 1 << 4 + exponent)
             count = len(bars) << 5 if slot == 0 else 0
             self._set(entry + 4, 4, index | count | exponent << 8)

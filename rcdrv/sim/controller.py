@@ -68,7 +68,7 @@ class Controller:
         self._trap_all = trap_all
         loop = CAP_LISTS[faults.get("cap-loop", 0)] if "cap-loop" in faults else ""
         seen = replace(layout, bars=self._seen_bars(layout, faults))
-        self.config = ConfigSpace(seen, loop=loop)
+        self.config = ConfigSpace(seen, loop=loop, rebar_empty="rebar-empty" in faults)
         self.seen_bars = seen.bars
         """The BARs that the host finds."""
         self._doorbells = doorbells
@@ -86,6 +86,10 @@ class Controller:
         self._shown: dict[int, _Shown] = {}
         self._windows: dict[int, int] = {}
         self._exposed = self._find_exposed()
+        # BARs without an address: until a reset, after which the host restores it, or for good.
+        self._cleared: set[int] = set()
+        self._lost: set[int] = set()
+        self._msi_lost = False
         # INTx: the line, whether the host has seen it go up, and when a pulse ends.
         self._asserted = False
         self._delivered = False
@@ -148,7 +152,20 @@ class Controller:
         """Config space as at power-on, no interrupt asserted. Inbound windows are kept: they
         belong to the controller, not to the function (dw_pcie_ep_init_non_sticky_registers)."""
         self.config.reset()
+        self._cleared.clear()
         self._deassert()
+
+    def lose(self, what: str) -> None:
+        """The fault reset-loses: the BARs are disabled, or MSI and MSI-X never arrive again."""
+        if what == "bars":
+            self._lost = set(self._memory)
+            self.config.disable_bars()
+        else:
+            self._msi_lost = True
+
+    def clear_bar(self, bar: int) -> None:
+        """pci_epc_clear_bar(): the BAR loses its address (__dw_pcie_ep_reset_bar)."""
+        self._cleared.add(bar)
 
     # -- BARs, from the bus ---------------------------------------------------------------------
 
@@ -182,9 +199,12 @@ class Controller:
             yield layout.msix_table, layout.msix_table + layout.msix * MSIX_ENTRY_SIZE - 1
             yield layout.msix_pba, layout.msix_pba + -(-layout.msix // 8) - 1
 
+    def _responds(self, bar: int) -> bool:
+        return self.config.responds and bar not in self._cleared | self._lost
+
     def read_bar(self, bar: int, offset: int, size: int) -> bytes:
         """A read that arrived at the controller. All ones while BARs are not decoded."""
-        if not self.config.responds:
+        if not self._responds(bar):
             return b"\xff" * size
         memory = self._memory[bar].read(offset, size)
         if bar not in self._exposed and bar not in self._shown:
@@ -201,7 +221,7 @@ class Controller:
 
     def write_bar(self, bar: int, offset: int, data: bytes) -> None:
         """A write that arrived at the controller; nothing happens while BARs are not decoded."""
-        if not self.config.responds:
+        if not self._responds(bar):
             return
         pages = list(self._pages(bar))
         if not pages:
@@ -332,6 +352,10 @@ class Controller:
         which = DOORBELL if doorbell else COMMANDS
         self._log.event("interrupt", kind=kind.name.lower(), number=number)
         if self._faults.hits("irq-lost", which):
+            return
+        if kind is IrqKind.MSIX and "msix-dead" in self._faults:
+            return
+        if kind is not IrqKind.INTX and self._msi_lost:
             return
         vector = number - 1
         if self._faults.hits("irq-wrong-vector", which):

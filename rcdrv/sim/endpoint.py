@@ -13,7 +13,7 @@ from rcdrv.sim.controller import Controller
 from rcdrv.sim.doorbell import Doorbells
 from rcdrv.sim.epf_test import EpfTest, Register
 from rcdrv.sim.epf_vntb import EpfVntb
-from rcdrv.sim.faults import Faults
+from rcdrv.sim.faults import RESET_LOSES, Faults
 from rcdrv.sim.layout import Layout, Reset, Trap
 from rcdrv.vfio_user.served import Peer, ServedDevice, ServedRegion
 
@@ -93,7 +93,7 @@ class Endpoint(ServedDevice):
         self._log.event("attach")
         self._attached = True
         self.controller.connect(peer)
-        self.reset()
+        self._reset()
 
     def detach(self) -> None:
         self._attached = False
@@ -101,6 +101,11 @@ class Endpoint(ServedDevice):
         self._log.event("detach")
 
     def reset(self) -> None:
+        self._reset()
+        if "reset-loses" in self._faults and self.layout.reset is not Reset.NONE:
+            self.controller.lose(RESET_LOSES[self._faults.get("reset-loses", 0)])
+
+    def _reset(self) -> None:
         if self.layout.reset is Reset.NONE or self._vanished:
             return
         self._log.event("reset", kind=self.layout.reset.value)

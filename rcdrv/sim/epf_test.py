@@ -533,6 +533,8 @@ class EpfTest:
                 self._add_status(Status.DOORBELL_DISABLE_FAIL)
                 return
             self._doorbell_mapped = False
+        if "disable-clears-bar" in self._faults:
+            self._controller.clear_bar(bar)
         self._add_status(Status.DOORBELL_DISABLE_SUCCESS)
 
     def _oops(self, reason: str) -> _Steps:

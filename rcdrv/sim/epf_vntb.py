@@ -59,6 +59,8 @@ LINK_IS_UP = 1 << 0
 DB_START = 2
 """EPF_IRQ_DB_START: the slot, and the MSI vector from 0, of doorbell 0."""
 
+MAX_MW = 4
+
 POLL_MS, INTERRUPT_POLL_MS = 5, 500
 """How often epf_ntb_cmd_handler() runs: polled, and where doorbells have interrupts."""
 
@@ -127,7 +129,11 @@ class EpfVntb:
             self._interrupt_driven = False
             self._controller.map_memory(config.db_bar)
             self._controller.fill(config.db_bar, 0, 4 * config.db_count, 0)
-        for index in range(config.num_mws):
+        for index, bar in enumerate(config.mw_bars):
+            if bar < 0:
+                self._log.event(
+                    "harm", reason=f"window {index} has no BAR: epf->bar[-1] is written"
+                )
             self.mw_clear_trans(index)
 
     def _init_interrupt_doorbell(self) -> None:
@@ -227,7 +233,8 @@ class EpfVntb:
             status = STATUS_ERROR
         elif command in (Command.LINK_UP, Command.LINK_DOWN):
             up = command == Command.LINK_UP
-            regs.write16(Control.LINK_STATUS, LINK_IS_UP if up else 0)
+            others = regs.read16(Control.LINK_STATUS) & ~LINK_IS_UP
+            regs.write16(Control.LINK_STATUS, others | (LINK_IS_UP if up else 0))
             self._peer.link_event(up)
         elif command == Command.CONFIGURE_MW:
             status = self._configure_mw(argument)
@@ -238,7 +245,8 @@ class EpfVntb:
         self._log.event("answer", command=command, status=status)
 
     def _configure_mw(self, index: int) -> int:
-        """epf_ntb_configure_mw(), with dw_pcie_prog_outbound_atu()'s checks"""
+        """epf_ntb_configure_mw(), with dw_pcie_prog_outbound_atu()'s checks. Other controllers'
+        differ: Cadence takes a size of 0."""
         if not self._check_index(index):
             return STATUS_OK
         low = self._regs.read32(Control.ADDR) | self._regs.read32(Control.ADDR + 4) << 32
@@ -249,8 +257,9 @@ class EpfVntb:
         return STATUS_OK
 
     def _check_index(self, index: int) -> bool:
-        """The kernel does not: it goes by whatever lies behind its array."""
-        if index >= self.config.num_mws:
+        """The kernel does not check. Past its array of MAX_MW it reads other memory; before that,
+        the address of a window that it does not have is 0."""
+        if index >= MAX_MW:
             self._log.event("harm", reason=f"a command for window {index}")
         return index < self.config.num_mws
 
@@ -306,6 +315,9 @@ class EpfVntb:
     def mw_set_trans(self, index: int) -> MappedWindow:
         """vntb_epf_mw_set_trans(): the host sees memory of the endpoint, which is zeroed here."""
         bar = self.config.mw_bars[index]
+        if bar < 0:
+            self._log.event("harm", reason=f"a translation for window {index}, which has no BAR")
+            raise OSError(errno.EINVAL, "no BAR")
         self._controller.map_memory(bar)
         self._controller.fill(bar, 0, self.config.mw_sizes[index], 0)
         return self._controller.window(bar)
@@ -313,7 +325,8 @@ class EpfVntb:
     def mw_clear_trans(self, index: int) -> None:
         """vntb_epf_mw_clear_trans() does nothing, so the host sees memory that was freed, as it
         sees address 0 before the first translation. Neither is anything to be touched."""
-        self._controller.map_nothing(self.config.mw_bars[index])
+        if self.config.mw_bars[index] >= 0:
+            self._controller.map_nothing(self.config.mw_bars[index])
 
     def mw_write(self, index: int, offset: int, data: bytes) -> None:
         """The endpoint's processor writes into a window of host memory."""

@@ -42,6 +42,8 @@ _PAGE = 4096
 
 CAP_LISTS = ("standard", "extended")
 
+RESET_LOSES = ("bars", "msi")
+
 FAULTS: dict[str, Fault] = {
     # commands
     "silent": Fault("no command is ever taken"),
@@ -53,6 +55,9 @@ FAULTS: dict[str, Fault] = {
     "enable-fail": Fault("ENABLE_DOORBELL answers DOORBELL_ENABLE_FAIL"),
     "disable-silent": Fault("DISABLE_DOORBELL is taken and not answered"),
     "disable-fail": Fault("DISABLE_DOORBELL answers DOORBELL_DISABLE_FAIL and frees nothing"),
+    "disable-clears-bar": Fault(
+        "DISABLE_DOORBELL clears the doorbell's BAR, and with it the host's address", traps=True
+    ),
     # where the doorbell is said to be
     "wrong-bar": Fault("DB_BAR names another BAR", "BAR"),
     "db-bar-absent": Fault("DB_BAR names a BAR that does not exist", "DB_BAR value"),
@@ -67,6 +72,7 @@ FAULTS: dict[str, Fault] = {
     "irq-lost": Fault("interrupts do not arrive", "of", BOTH, _WHICH),
     "irq-twice": Fault("interrupts arrive twice", "of", DOORBELL, _WHICH),
     "irq-wrong-vector": Fault("interrupts arrive at the next vector", "of", BOTH, _WHICH),
+    "msix-dead": Fault("MSI-X interrupts do not arrive, MSI and INTx do"),
     # vNTB
     "command-error": Fault("commands are answered with COMMAND_STATUS_ERROR", function="epf_vntb"),
     "link-drops": Fault(
@@ -97,6 +103,14 @@ FAULTS: dict[str, Fault] = {
     ),
     "vanish": Fault("everything reads all ones, for good", "after accesses", 100, traps=True),
     "cap-loop": Fault("a capability list loops", "which", 0, CAP_LISTS),
+    "rebar-empty": Fault("the Resizable BAR capability advertises no size"),
+    "reset-loses": Fault(
+        "a reset that the host asks for disables the BARs, or MSI and MSI-X",
+        "what",
+        0,
+        RESET_LOSES,
+        traps=True,
+    ),
 }
 
 

@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from importlib import import_module
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from rcdrv.errors import UsageError
+from rcdrv.files import read_text
 from rcdrv.sim.faults import parse_fault
 
 K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
@@ -169,8 +171,8 @@ class VntbLayout:
     mw3_bar: int = -1
     mw4_bar: int = -1
     peer: VntbPeer = VntbPeer.PINGPONG
-    peer_delay_ms: int = 0
-    """ntb_pingpong's ``delay_ms``, which is 1000 by default there."""
+    peer_delay_ms: int = 1000
+    """ntb_pingpong's ``delay_ms``."""
     peer_ip: str = "192.0.2.2"
     """The IPv4 address of the endpoint's ntb_netdev."""
 
@@ -180,6 +182,7 @@ class VntbLayout:
 
     @property
     def mw_bars(self) -> tuple[int, ...]:
+        """-1 for a window that pci-epf-vntb leaves without a BAR."""
         return (self.mw1_bar, self.mw2_bar, self.mw3_bar, self.mw4_bar)[: self.num_mws]
 
 
@@ -232,6 +235,8 @@ class Layout:
     outbound_size: int = 64 * M
     """The endpoint's address space for all its outbound windows together."""
     dma: Dma = Dma.NONE
+    ats: bool = False
+    """Config space announces Address Translation Services."""
     reset: Reset = Reset.FLR
     caps: int = -1
     """-1: CAPS follows from the rest. Else its value, for endpoints with older kernels."""
@@ -402,12 +407,7 @@ def _dump_value(value: object) -> str:
 
 def _read(name: str) -> dict[str, object]:
     if name.endswith(".toml"):
-        try:
-            return _parse_toml(Path(name).read_text(encoding="utf-8"), name)
-        except OSError as error:
-            raise UsageError(f"{name}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise UsageError(f"{name}: not UTF-8 text") from None
+        return _parse_toml(read_text(Path(name)), name)
     presets = preset_names()
     if name not in presets:
         raise UsageError(
@@ -426,6 +426,8 @@ def _parse_toml(text: str, name: str) -> dict[str, object]:
         document: dict[str, object] = toml.loads(text)
     except ValueError as error:
         raise UsageError(f"{name}: not TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{name}: nested too deeply") from None
     return document
 
 
@@ -520,17 +522,17 @@ _FUNCTIONS: dict[str, dict[str, Any]] = {
 
 
 def _function(value: object, path: str) -> str:
-    if value not in _FUNCTIONS:
+    if not isinstance(value, str) or value not in _FUNCTIONS:
         raise UsageError(f"{path}: {value!r} is not one of {', '.join(_FUNCTIONS)}")
     return str(value)
 
 
 def _ipv4(value: object, path: str) -> str:
     text = _text(value, path)
-    parts = text.split(".")
-    if len(parts) != 4 or not all(part.isdecimal() and int(part) < 256 for part in parts):
-        raise UsageError(f"{path}: {text!r} is not an IPv4 address")
-    return text
+    try:
+        return str(IPv4Address(text))
+    except ValueError:
+        raise UsageError(f"{path}: {text!r} is not an IPv4 address") from None
 
 
 def _faults(value: object, path: str) -> tuple[str, ...]:
@@ -610,6 +612,7 @@ _SCHEMA: dict[str, _Check] = {
     "outbound_align": _power_of_two(4, 1 * G),
     "outbound_size": _integer(4 * K, 1 * T),
     "dma": _choice(Dma),
+    "ats": _boolean,
     "reset": _choice(Reset),
     "caps": _integer(-1, 0xFFFF_FFFF),
     "ep_iommu": _boolean,
@@ -682,23 +685,29 @@ def _place_vntb(layout: Layout, source: str) -> Layout:
     names = ["ctrl_bar", "db_bar", *(f"mw{n}_bar" for n in range(1, vntb.num_mws + 1))]
     bars = {name: getattr(vntb, name) for name in names}
     start = 0
-    for name in names:
+    # The kernel's second loop begins with the first window once more, so it never gets to the last.
+    for number, name in enumerate([*names[:3], *names[2:-1]]):
         if bars[name] >= 0:
             continue
         free = layout.next_free_bar(start)
         while free is not None and free in bars.values():
             free = layout.next_free_bar(free + 1)
+        if free is None and number > 2:
+            vntb = replace(vntb, num_mws=number - 2)
+            break
         if free is None:
             raise UsageError(f"{source}: vntb.{name}: no BAR is left for it")
         bars[name], start = free, free + 1
-    for name, bar in bars.items():
+    placed = {name: bar for name, bar in bars.items() if bar >= 0}
+    for name, bar in placed.items():
         if layout.bars[bar] is None:
             raise UsageError(f"{source}: vntb.{name}: BAR{bar} is absent")
-    if len(set(bars.values())) < len(bars):
+    if len(set(placed.values())) < len(placed):
         raise UsageError(f"{source}: vntb: two of {', '.join(names)} are the same BAR")
     vntb = replace(vntb, **bars)
-    sizes = dict(zip(vntb.mw_bars, vntb.mw_sizes, strict=True))
-    for bar, size in sizes.items():
+    for bar, size in zip(vntb.mw_bars, vntb.mw_sizes, strict=True):
+        if bar < 0:
+            continue
         entry = layout.bar(bar)
         if size < EP_PAGE or size & (size - 1):
             raise UsageError(f"{source}: vntb: a window of {size:#x} bytes", hint="a power of two")

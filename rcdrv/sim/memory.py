@@ -14,6 +14,7 @@ import mmap
 import os
 from collections.abc import Iterator, Sequence
 
+from rcdrv.device import sealed_memory
 from rcdrv.mmio import MappedWindow
 
 STRAIGHT = (0,)
@@ -31,7 +32,7 @@ class BarMemory:
     def __init__(self, index: int, size: int) -> None:
         self.size = size
         self._length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.fd = self._new_file(f"rcdrv-bar{index}")
+        self.fd = sealed_memory(f"rcdrv-bar{index}", self._length)
         """What the BAR shows, to be mapped by the client."""
         self._view = mmap.mmap(self.fd, self._length)
         self.window = MappedWindow(self._view, size, f"BAR{index}")
@@ -40,11 +41,6 @@ class BarMemory:
         self._order: tuple[int, ...] = STRAIGHT
         # The endpoint's memory, while the view is not simply that.
         self._store = -1
-
-    def _new_file(self, name: str) -> int:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        os.ftruncate(fd, self._length)
-        return fd
 
     # -- accesses that arrive as messages ---------------------------------------------------
 
@@ -83,7 +79,7 @@ class BarMemory:
         if self._order == REGISTERS:
             return _first_nonzero(self.fd, self.size)
         if self._store < 0:
-            self._store = self._new_file("rcdrv-hidden")
+            self._store = sealed_memory("rcdrv-hidden", self._length)
         for view, memory, size in self._parts():
             _copy(self.fd, view, self._store, memory, size)
         return None

@@ -58,7 +58,8 @@ def _vntb_regions(layout: Layout) -> dict[int, list[Region]]:
         vntb.db_bar: [_vntb_doorbells(layout)],
     }
     for number, (bar, size) in enumerate(zip(vntb.mw_bars, vntb.mw_sizes, strict=True), 1):
-        found.setdefault(bar, []).append(Region(0, size, f"memory window {number}", "window"))
+        if bar >= 0:
+            found.setdefault(bar, []).append(Region(0, size, f"memory window {number}", "window"))
     return found
 
 

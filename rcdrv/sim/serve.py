@@ -10,11 +10,16 @@ from pathlib import Path
 from types import FrameType
 
 from rcdrv.errors import UsageError
+from rcdrv.files import open_output
 from rcdrv.function import allow_descriptors
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.endpoint import Endpoint
 from rcdrv.sim.layout import Layout
 from rcdrv.vfio_user.server import Server, listen
+from rcdrv.wait import heeded
+
+_TICK = 1.0
+"""Seconds that a write to an eventfd may block: see :meth:`rcdrv.vfio_user.irqs.EventFd.fire`."""
 
 
 def serve(
@@ -33,8 +38,7 @@ def serve(
     :param access_log: a file for the access log, overwritten. It has every access unless the
         layout has ``trap = "sparse"``
     :param ready: called once a client can connect
-    :raises HostError: cannot listen there
-    :raises UsageError: the access log cannot be written
+    :raises HostError: cannot listen there, or the access log cannot be written
     """
     if (path is None) == (fd < 0):
         raise UsageError("serve a socket path or a connected socket: one of the two")
@@ -45,6 +49,7 @@ def serve(
         server = Server(endpoint)
         stack.callback(server.close)
         stack.enter_context(_signals(server, interactive=path is not None))
+        stack.enter_context(_ticks())
         if path is None:
             sock = socket.socket(fileno=fd)
             if ready:
@@ -63,11 +68,7 @@ def _open_log(path: str | Path | None) -> Iterator[AccessLog]:
         yield AccessLog()
         return
     with contextlib.ExitStack() as stack:
-        try:
-            stream = stack.enter_context(Path(path).open("w", encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"cannot write the access log {path}: {error.strerror}") from None
-        yield AccessLog(stream)
+        yield AccessLog(stack.enter_context(open_output(Path(path))))
 
 
 @contextlib.contextmanager
@@ -75,13 +76,27 @@ def _signals(server: Server, *, interactive: bool) -> Iterator[None]:
     def stop(_signum: int, _frame: FrameType | None) -> None:
         server.stop()
 
-    handlers = {
-        signal.SIGTERM: stop,
-        signal.SIGINT: stop if interactive else signal.SIG_IGN,
+    before = {
+        signum: signal.signal(signum, stop) for signum in heeded([signal.SIGTERM, signal.SIGINT])
     }
-    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    if not interactive:
+        before.setdefault(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _ticks() -> Iterator[None]:
+    """A signal that does nothing comes each second. It ends a system call that Python does not
+    repeat by itself."""
+    before = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
+    signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -7,6 +7,7 @@ timer, a tasklet or a work there.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from typing import Protocol
 
@@ -111,7 +112,8 @@ class Tool(Peer):
     def link_event(self, up: bool) -> None:
         for index in range(self._bridge.config.num_mws):
             if up:
-                self._bridge.mw_set_trans(index)
+                with contextlib.suppress(OSError):  # a window without a BAR
+                    self._bridge.mw_set_trans(index)
             else:
                 self._bridge.mw_clear_trans(index)
 
@@ -199,7 +201,10 @@ class Netdev(Peer):
         if said != [_TRANSPORT_VERSION, self._qps, config.num_mws]:
             return
         for index in range(config.num_mws):
-            memory = bridge.mw_set_trans(index)
+            try:
+                memory = bridge.mw_set_trans(index)
+            except OSError:  # ntb_set_mw() fails, and the link does not come up
+                return
             if index == 0:
                 self._memory = memory
                 high, low = (bridge.spad_read(spad) for spad in (_MW0_SZ_HIGH, _MW0_SZ_LOW))

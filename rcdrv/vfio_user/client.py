@@ -127,7 +127,7 @@ class Client:
                     raise TimeoutError
                 if not message.is_command:
                     break
-                self._serve(message)
+                self._serve(message, deadline)
                 if deadline.expired:
                     raise TimeoutError
         except (wire.Disconnected, ProtocolError, TimeoutError) as error:
@@ -179,7 +179,7 @@ class Client:
             "the endpoint's process ended: look at its output, start it again",
         )
 
-    def _serve(self, message: Message) -> None:
+    def _serve(self, message: Message, deadline: Deadline) -> None:
         """Answer a DMA request of the server; anything else gets an error."""
         with message:
             body, error = b"", 0
@@ -199,9 +199,7 @@ class Client:
             if message.flags & wire.NO_REPLY:
                 return
             flags = wire.TYPE_REPLY | (wire.ERROR if error else 0)
-            self._connection.send(
-                message.command, message.id, flags, body, Deadline(self.timeout), error=error
-            )
+            self._connection.send(message.command, message.id, flags, body, deadline, error=error)
 
     def _serve_read(self, body: bytes) -> bytes:
         access = wire.DmaAccess.unpack(body, with_data=False)
@@ -263,6 +261,11 @@ class Client:
                 f"{self.address}: the server takes only "
                 f"{version.capabilities.max_data_xfer_size} bytes in a message",
                 hint="max_data_xfer_size has to be 8 or more",
+            )
+        if not version.capabilities.pgsizes:
+            raise HostError(
+                f"{self.address}: the server has no page size",
+                hint="pgsizes has to have a bit set for each size, 4096 by default",
             )
         return version.capabilities
 
@@ -366,6 +369,11 @@ class Client:
         except (OSError, ValueError, OverflowError) as error:
             raise HostError(f"{self.address}: mapping region {region} failed: {error}") from error
 
+    @property
+    def sealed(self) -> bool:
+        """Whether no access to what can be mapped of the regions asked for so far can be SIGBUS."""
+        return all(_is_sealed(region.fd) for region in self._regions.values() if region.fd >= 0)
+
     def irq_count(self, kind: IrqKind) -> int:
         if kind not in self._irq_counts:
             self._irq_counts[kind] = self._ask_irq_count(kind)
@@ -440,11 +448,11 @@ class Client:
 
         :param writes: (region, offset, 1 to 8 bytes) each
         """
-        if not self._server.write_multiple:
+        if not self._server.write_multiple or self._chunk < wire.MULTI_WRITE_SIZE:
             for region, offset, data in writes:
                 self.write(region, offset, data)
             return
-        step = max(1, self._chunk // wire.MULTI_WRITE_SIZE)
+        step = self._chunk // wire.MULTI_WRITE_SIZE
         for start in range(0, len(writes), step):
             accesses = tuple(
                 wire.RegionAccess(offset, region, len(data), data)
@@ -494,6 +502,13 @@ class Client:
             raise HostError(
                 f"{self.address}: the server takes only {self._server.max_dma_maps} DMA mappings"
             )
+        page = self._server.pgsizes & -self._server.pgsizes
+        if (iova | size) % page:
+            raise HostError(
+                f"{self.address}: the server maps DMA in pages of {page:#x} bytes: not {size:#x} "
+                f"bytes at {iova:#x}",
+                hint="use a server whose pgsizes has the page size of this host",
+            )
         flags = DmaFlag.READ | DmaFlag.WRITE
         request = wire.DmaMap(flags, 0, iova, size)
         # Without a descriptor the server asks for the bytes with DMA_READ and DMA_WRITE.
@@ -513,18 +528,18 @@ class Client:
 
     def on_readable(self) -> None:
         self._check_lost()
-        deadline = Deadline(self.timeout)
         try:
-            while not deadline.expired:
-                message = self._connection.try_receive()
-                if message is None:
-                    return
-                if not message.is_command:
-                    message.close()
-                    raise ProtocolError(
-                        f"a reply to {wire.command_name(message.command)} that nobody waits for"
-                    )
-                self._serve(message)
+            # One message only: the wait that calls this has a bound of its own, and a server may
+            # send for ever.
+            message = self._connection.try_receive()
+            if message is None:
+                return
+            if not message.is_command:
+                message.close()
+                raise ProtocolError(
+                    f"a reply to {wire.command_name(message.command)} that nobody waits for"
+                )
+            self._serve(message, Deadline(self.timeout))
         except (wire.Disconnected, ProtocolError, TimeoutError) as error:
             raise self._end(error) from error
 
@@ -537,6 +552,17 @@ class Client:
         self._regions.clear()
         self._memory.clear()
         self._connection.close()
+
+
+def _is_sealed(fd: int) -> bool:
+    """Whether the file is memory that cannot shrink. Huge pages may be missing all the same."""
+    import fcntl
+
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:  # not a memfd
+        return False
+    return bool(seals & fcntl.F_SEAL_SHRINK) and os.fstat(fd).st_blksize == mmap.PAGESIZE
 
 
 def _connect_error(address: str, error: OSError) -> HostError:

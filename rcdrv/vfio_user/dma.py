@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
 import stat
+from collections.abc import Iterator
 
 from rcdrv.record import record
 from rcdrv.vfio_user import wire
@@ -18,41 +20,96 @@ _ADDRESS_END = 1 << 64
 
 
 class SharedFile:
-    """A file that holds client memory, mapped once however many DMA mappings lie in it.
+    """A file that holds client memory, held open once however many DMA mappings lie in it.
 
     With a vIOMMU, QEMU maps guest memory page by page, 256 descriptors of one memfd for 1 MiB.
-    Python's mmap keeps a descriptor of its own open, so a mapping for each of them would run
-    into RLIMIT_NOFILE; one for the whole file does not.
+
+    The client may truncate the file at any moment, or leave it sparse on a full tmpfs. An access
+    to a mapping of it would then be SIGBUS; pread(2) and pwrite(2) fail instead.
     """
 
     def __init__(self, key: tuple[int, int, int], fd: int) -> None:
         self.key = key
         self.users = 0
-        writable = key[2] == os.O_RDWR
-        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        try:
-            self._memory = mmap.mmap(fd, 0, mmap.MAP_SHARED, access)
-        except OSError as error:
-            raise Refused(error.errno or errno.EINVAL) from error
-        except ValueError as error:  # an empty file
-            raise Refused(errno.EINVAL) from error
+        self._fd = os.dup(fd)
+        self._mapping: mmap.mmap | None = None
 
     def holds(self, offset: int, size: int) -> bool:
-        """Whether these bytes are mapped and still in the file: beyond its end is SIGBUS."""
-        return offset + size <= min(len(self._memory), self._memory.size())
+        """Whether these bytes are in the file now."""
+        return offset + size <= os.fstat(self._fd).st_size
 
     def read(self, offset: int, size: int) -> bytes:
-        if not self.holds(offset, size):
-            raise DmaFault("the client has truncated its memory")
-        return self._memory[offset : offset + size]
+        """Copy bytes out of the file.
+
+        :raises DmaFault: they are not in it any more, or cannot be read
+        """
+        parts = []
+        try:
+            while size:
+                parts.append(os.pread(self._fd, size, offset))
+                if not parts[-1]:
+                    raise DmaFault("the client has truncated its memory")
+                offset, size = offset + len(parts[-1]), size - len(parts[-1])
+        except OSError as error:
+            raise DmaFault(f"the client's memory cannot be read: {error.strerror}") from error
+        return b"".join(parts)  # a single part is not copied
 
     def write(self, offset: int, data: bytes) -> None:
-        if not self.holds(offset, len(data)):
+        """Copy bytes into the file, likewise."""
+        rest = memoryview(data)
+        if not self.holds(offset, len(rest)):  # it would grow
             raise DmaFault("the client has truncated its memory")
-        self._memory[offset : offset + len(data)] = data
+        try:
+            while rest:
+                done = self._write(rest, offset)
+                offset, rest = offset + done, rest[done:]
+        except OSError as error:
+            raise DmaFault(f"the client's memory cannot be written: {error.strerror}") from error
+
+    def _write(self, data: memoryview, offset: int) -> int:
+        if self._mapping is None:
+            try:
+                return os.pwrite(self._fd, data, offset)
+            except OSError as error:
+                # hugetlbfs files have no write operation (fs/hugetlbfs/inode.c).
+                if error.errno != errno.EINVAL:
+                    raise
+        if self._mapping is None or len(self._mapping) < offset + len(data):
+            self._mapping = _map_whole(self._fd)
+        with (
+            _scratch(data) as scratch,
+            memoryview(self._mapping) as mapped,
+            mapped[offset : offset + len(data)] as target,
+        ):
+            # A page that is not there fails the system call (EFAULT), and is no signal.
+            done = os.preadv(scratch, [target], 0)
+        if not done:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        return done
 
     def close(self) -> None:
-        self._memory.close()
+        if self._mapping is not None:
+            self._mapping.close()
+        os.close(self._fd)
+
+
+def _map_whole(fd: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(fd, 0)
+    except ValueError as error:  # it is empty
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT)) from error
+
+
+@contextlib.contextmanager
+def _scratch(data: memoryview) -> Iterator[int]:
+    """A file of its own that holds ``data``."""
+    fd = os.memfd_create("rcdrv-scratch", os.MFD_CLOEXEC)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @record
@@ -108,13 +165,10 @@ class DmaSpace:
             raise Refused(errno.EACCES)
         key = (status.st_dev, status.st_ino, access)
         file = self._files.get(key)
-        if file is None or not file.holds(request.offset, request.size):
-            # A new file, or one that grew since: older mappings keep the shorter one.
-            file = SharedFile(key, fd)
-            if not file.holds(request.offset, request.size):
-                file.close()
-                raise Refused(errno.EINVAL)
-            self._files[key] = file
+        if request.offset + request.size > status.st_size:
+            raise Refused(errno.EINVAL)
+        if file is None:
+            self._files[key] = file = SharedFile(key, fd)
         file.users += 1
         return file
 
@@ -160,8 +214,7 @@ class DmaSpace:
             return
         file.users -= 1
         if not file.users:
-            if self._files.get(file.key) is file:
-                del self._files[file.key]
+            del self._files[file.key]
             file.close()
 
     def clear(self) -> None:

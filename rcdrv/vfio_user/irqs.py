@@ -25,9 +25,14 @@ class EventFd:
         self._writable.register(fd, select.POLLOUT)
 
     def fire(self) -> None:
-        """Add one. A full counter is as good as fired, and writing to it would block."""
+        """Add one. A full counter is as good as fired, and writing to it would block.
+
+        O_NONBLOCK is not set on the client's own file description, which it may read blocking.
+        Where it fills the counter after the look at it, a signal ends the write.
+        """
         if self._writable.poll(0):
-            os.eventfd_write(self.fd, 1)
+            with contextlib.suppress(BlockingIOError, InterruptedError):
+                os.eventfd_write(self.fd, 1)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -72,8 +77,7 @@ class Vectors:
         eventfd = vectors[vector] if 0 <= vector < len(vectors) else None
         if eventfd is None:
             return False
-        with contextlib.suppress(BlockingIOError):
-            eventfd.fire()
+        eventfd.fire()
         return True
 
     def clear(self, kind: int) -> None:

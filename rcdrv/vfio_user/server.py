@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -119,7 +120,16 @@ class _Session:
             # The message just served may have brought the event forward, or put it off.
             due = self._device.next_event()
             if due is not None and due <= time.monotonic() and not self._over:
-                self._device.run()
+                self._run_device()
+
+    def _run_device(self) -> None:
+        try:
+            self._device.run()
+        except (OSError, MemoryError) as error:
+            # Out of descriptors or memory. Most of both that is taken is this client's, and given
+            # back with it.
+            _complain(error)
+            self._gone = True
 
     @property
     def _over(self) -> bool:
@@ -167,17 +177,31 @@ class _Session:
             error = refused.error
         except wire.ProtocolError:
             error = errno.EINVAL
+        except (OSError, MemoryError) as failed:  # out of descriptors or memory
+            error = getattr(failed, "errno", 0) or errno.ENOMEM
         if message.flags & wire.NO_REPLY:
             return
-        flags = wire.TYPE_REPLY | (wire.ERROR if error else 0)
         deadline = Deadline(self._timeout)
+        try:
+            self._reply(message, body, deadline, fds, error)
+        except TimeoutError:
+            raise
+        except OSError as failed:  # the descriptors cannot be sent
+            self._reply(message, b"", deadline, (), failed.errno or errno.EMFILE)
+
+    def _reply(
+        self, message: Message, body: bytes, deadline: Deadline, fds: Sequence[int], error: int
+    ) -> None:
+        flags = wire.TYPE_REPLY | (wire.ERROR if error else 0)
         self._connection.send(
             message.command, message.id, flags, body, deadline, fds=fds, error=error
         )
 
     def _handle(self, message: Message) -> _Reply:
-        if not message.is_command or message.fds_lost:
+        if not message.is_command:
             raise Refused(errno.EINVAL)
+        if message.fds_lost:
+            raise Refused(errno.EMFILE)
         if message.command == Command.VERSION:
             return self._version(message)
         if not self.attached:
@@ -213,12 +237,14 @@ class _Session:
         self._client = version.capabilities
         self._device.attach(self)
         self.attached = True
-        capabilities = wire.OURS
-        if not version.capabilities.write_multiple:
-            # What a client does not know must not be offered (VFIO_USER_VERSION, rule 3).
-            capabilities = wire.Capabilities(
-                max_msg_fds=wire.MAX_MSG_FDS, max_data_xfer_size=wire.MAX_DATA_XFER_SIZE
-            )
+        # What a client does not know must not be offered (VFIO_USER_VERSION, rule 3). But these two
+        # it has to know: their defaults are beyond what is taken here.
+        capabilities = wire.Capabilities(
+            max_msg_fds=wire.MAX_MSG_FDS,
+            max_data_xfer_size=wire.MAX_DATA_XFER_SIZE,
+            write_multiple=self._client.write_multiple,
+            unknown=self._client.unknown - {"max_msg_fds", "max_data_xfer_size"},
+        )
         return wire.Version(wire.MAJOR, min(version.minor, wire.MINOR), capabilities).pack(), ()
 
     def _get_info(self, message: Message) -> _Reply:
@@ -233,14 +259,15 @@ class _Session:
         region = self._region(request.index)
         areas = None
         flags = region.flags
-        if region.areas:
+        mappable = bool(region.areas) and self._client.max_msg_fds > 0
+        if mappable:
             flags |= RegionFlag.MMAP
             if region.areas != (Area(0, region.size),):
                 areas = region.areas
         info = wire.RegionInfo(request.index, flags, region.size, 0, areas).pack(request.argsz)
         # A client with too little room asks again, and would have to close a descriptor.
         complete = areas is None or len(info) > wire.REGION_INFO_SIZE
-        return info, (region.fd,) if region.areas and complete else ()
+        return info, (region.fd,) if mappable and complete else ()
 
     def _get_irq_info(self, message: Message) -> _Reply:
         index = wire.IrqInfo.unpack(message.body).index
@@ -465,7 +492,7 @@ class _Session:
     def _check_answer(command: Command, access: wire.DmaAccess, answer: Message) -> bytes:
         where = f"{command.name} at {access.address:#x}"
         if answer.flags & wire.ERROR:
-            raise DmaFault(f"{where}: {os.strerror(answer.error)}")
+            raise DmaFault(f"{where}: {wire.error_text(answer.error)}")
         if answer.command != command:
             raise DmaFault(f"{where} was answered by {wire.command_name(answer.command)}")
         if command is Command.DMA_WRITE:
@@ -477,6 +504,11 @@ class _Session:
         if len(data) != access.count:
             raise DmaFault(f"{where}: {len(data)} bytes instead of {access.count}")
         return data
+
+
+def _complain(error: OSError | MemoryError) -> None:
+    reason = error.strerror if isinstance(error, OSError) else "out of memory"
+    print(f"rcdrv: the client is dropped: {reason}", file=sys.stderr)
 
 
 def _is_one_bit(flags: int) -> bool:
@@ -539,7 +571,8 @@ class Server:
         """
         try:
             session = _Session(self._device, sock, self._stop, self._timeout)
-        except OSError:  # out of descriptors
+        except OSError as error:  # out of descriptors
+            _complain(error)
             sock.close()
             return False
         try:

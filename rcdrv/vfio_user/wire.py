@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import json
 import os
 import select
@@ -63,8 +64,15 @@ class Refused(Exception):
     """
 
     def __init__(self, error: int) -> None:
-        super().__init__(os.strerror(error) if error else "no reason given")
+        super().__init__(error_text(error))
         self.error = error
+
+
+def error_text(error: int) -> str:
+    """The meaning of an error reply's errno. The other side may send any 32 bits."""
+    if not error:
+        return "no reason given"
+    return os.strerror(error) if error in errno.errorcode else f"error {error:#x}"
 
 
 class Command(IntEnum):
@@ -173,6 +181,9 @@ CAP_SPARSE_MMAP = 1
 """VFIO_REGION_INFO_CAP_SPARSE_MMAP"""
 
 
+_NUMBERS = ("max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes")
+
+
 @record
 class Capabilities:
     """What a side can do; the defaults are what the specification says of a silent one."""
@@ -182,6 +193,8 @@ class Capabilities:
     max_dma_maps: int = MAX_DMA_MAPS
     pgsizes: int = PAGE_SIZE
     write_multiple: bool = False
+    unknown: frozenset[str] = frozenset()
+    """Those of the numbers that a side has not named, and may not know."""
 
     @classmethod
     def unpack(cls, text: bytes) -> Capabilities:
@@ -193,7 +206,7 @@ class Capabilities:
         if not isinstance(found, dict):
             raise ProtocolError("VERSION: capabilities is not a JSON object")
         numbers = {}
-        for name in ("max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes"):
+        for name in _NUMBERS:
             value = found.get(name, getattr(_DEFAULTS, name))
             if type(value) is not int or not 0 <= value < 1 << 64:
                 raise ProtocolError(f"VERSION: {name} is not a number of 64 bits")
@@ -201,14 +214,13 @@ class Capabilities:
         multiple = found.get("write_multiple", False)
         if type(multiple) is not bool:
             raise ProtocolError("VERSION: write_multiple is not a boolean")
-        return cls(**numbers, write_multiple=multiple)
+        return cls(
+            **numbers, write_multiple=multiple, unknown=frozenset(_NUMBERS) - frozenset(found)
+        )
 
     def pack(self) -> bytes:
         capabilities: dict[str, int | bool] = {
-            "max_msg_fds": self.max_msg_fds,
-            "max_data_xfer_size": self.max_data_xfer_size,
-            "max_dma_maps": self.max_dma_maps,
-            "pgsizes": self.pgsizes,
+            name: getattr(self, name) for name in _NUMBERS if name not in self.unknown
         }
         if self.write_multiple:
             capabilities["write_multiple"] = True
@@ -243,7 +255,7 @@ class Version:
         if text and not text.endswith(b"\0"):
             raise ProtocolError("VERSION: the version data does not end with NUL")
         text = text.rstrip(b"\0")
-        return cls(major, minor, Capabilities.unpack(text) if text else _DEFAULTS)
+        return cls(major, minor, Capabilities.unpack(text or b"{}"))
 
 
 class DmaFlag(IntFlag):
@@ -564,7 +576,7 @@ class Connection:
         """
         while self._readable.poll(deadline.remaining * 1000):
             message = self.try_receive()
-            if message is not None:
+            if message is not None or deadline.expired:
                 return message
         return None
 
@@ -625,7 +637,8 @@ class Connection:
 
         :raises Disconnected: the other side has gone
         :raises TimeoutError: it does not read; the stream is of no use any more
-        :raises OSError: a descriptor cannot be sent; nothing was sent then
+        :raises OSError: a descriptor cannot be sent (ETOOMANYREFS: too many are under way);
+            nothing was sent then
         """
         data = HEADER.pack(number, command, HEADER.size + len(body), flags, error) + body
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -639,6 +652,10 @@ class Connection:
                 continue
             except ConnectionError as gone:
                 raise Disconnected("the other side has closed the connection") from gone
+            except OSError as failed:
+                if rights:
+                    raise
+                raise Disconnected(f"the connection failed: {failed.strerror}") from failed
             unsent = unsent[sent:]
             rights = []
 

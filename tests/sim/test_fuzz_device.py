@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.conftest import Endpoint, finish, rcdrv, start
+from tests.sim.conftest import LIMIT, Endpoint, finish, rcdrv, start
 
 REPOSITORY = Path(__file__).parents[2]
 SHORT = ("--examples", "2", "--steps", "15")
@@ -32,7 +32,7 @@ def run_script(path: Path, **more: str) -> subprocess.CompletedProcess[str]:
         **more,
     }
     return subprocess.run(
-        [str(path)], capture_output=True, text=True, env=environment, timeout=60, check=False
+        [str(path)], capture_output=True, text=True, env=environment, timeout=LIMIT, check=False
     )
 
 
@@ -84,7 +84,7 @@ def test_rings_of_two_threads_all_arrive(endpoint: Callable[..., Endpoint]) -> N
 def test_a_signal_leaves_nothing_behind(endpoint: Callable[..., Endpoint]) -> None:
     board = endpoint("generic")
     run = start("fuzz", "device", "--device", board.address, "--seconds", "60")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + LIMIT
     while sum(line.get("event") == "doorbell" for line in board.log()) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -13,8 +13,9 @@ COMMANDS = {
     "ring": "ring --count 30 --device sim:rk3588",
     "info": "info --device sim:rk3588",
     "bench": "bench ring --method poll --count 20 --device sim:rk3588",
-    "ping": "ntb ping --count 3 --interval 0 --device sim:rcar-s4-vntb",
-    "ping compare": "ntb ping --compare sim:rcar-s4-vntb sim:rk3588-vntb --count 3 --interval 0",
+    "ping": "ntb ping --count 3 --interval 0 --device sim:rcar-s4-vntb,vntb.peer_delay_ms=0",
+    "ping compare": "ntb ping --compare sim:rcar-s4-vntb,vntb.peer_delay_ms=0"
+    " sim:rk3588-vntb,vntb.peer_delay_ms=0 --count 3 --interval 0",
     "fuzz layout": "fuzz layout --examples 50 --out OUT",
     "fuzz replay": "fuzz replay tests/fuzz_corpus/copy-undoes-bad-data.toml",
     "fuzz device": "fuzz device --examples 1 --device sim:generic",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.sim.conftest import Endpoint, Result, finish, rcdrv, start
+from tests.sim.conftest import LIMIT, Endpoint, Result, bound, finish, rcdrv, start
 
 EPF_PRESETS = ("rk3588", "rcar-s4", "imx95", "imx8m", "am654", "tegra194", "j721e", "generic")
 
@@ -195,8 +195,8 @@ def test_peek_and_poke_are_one_access_each(endpoint: Callable[..., Endpoint], wi
         ("vanish=20", 5, "device-lost"),
         ("slow=100", 0, None),
         ("doorbell-late=20", 0, None),
-        ("doorbell-late=900", 1, "silent"),
-        ("slow=900", 1, "silent"),
+        ("doorbell-late=9000", 1, "silent"),
+        ("slow=9000", 1, "silent"),
     ],
 )
 @pytest.mark.parametrize("preset", ["rk3588", "generic"])
@@ -205,9 +205,16 @@ def test_each_fault_has_its_verdict(
 ) -> None:
     expected_bar = {"rk3588": "4", "generic": "1"}[preset]
     begun = time.monotonic()
-    result = ring(f"{preset},fault={fault}", "--json", "--timeout", "0.4", "--bar", expected_bar)
+    timeout = bound(reason in ("silent", "stuck-command", "all-ones") or fault == "no-status")
+    result = ring(f"{preset},fault={fault}", "--json", "--timeout", timeout, "--bar", expected_bar)
     assert (result.status, result.document["reason"]) == (status, reason), result
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < LIMIT / 2
+
+
+def test_all_ones_are_not_a_list_of_bits() -> None:
+    result = ring("rk3588,fault=all-ones=30", "--count", "5", "--timeout", "0.3")
+    assert "status 0xffffffff all ones\n" in result.out
+    assert "DOORBELL_DISABLE_FAIL" not in result.out + result.err
 
 
 def test_a_doubled_interrupt_is_reported_with_its_count() -> None:
@@ -217,14 +224,16 @@ def test_a_doubled_interrupt_is_reported_with_its_count() -> None:
 
 
 def test_an_unanswered_disable_is_the_last_line() -> None:
-    result = ring("rk3588,fault=disable-silent", "--timeout", "0.2")
+    result = ring("rk3588,fault=disable-silent", "--timeout", bound(True))
     assert result.status == 1
     assert result.err.splitlines()[-1].endswith("its doorbell may still be enabled")
 
 
 @pytest.mark.parametrize("accesses_before", [1, 5, 12, 13, 14, 15, 16, 17, 18, 20, 25, 30])
 def test_an_endpoint_that_vanishes_at_any_moment_is_lost(accesses_before: int) -> None:
-    result = ring(f"rk3588,fault=vanish={accesses_before}", "--timeout", "0.4", "--count", "3")
+    result = ring(
+        f"rk3588,fault=vanish={accesses_before}", "--timeout", bound(False), "--count", "3"
+    )
     assert result.status == 5, result
     assert result.err.startswith("rcdrv: ")
 
@@ -233,14 +242,11 @@ def test_an_endpoint_whose_process_ends_is_lost_at_once(
     endpoint: Callable[..., Endpoint],
 ) -> None:
     board = endpoint("rk3588")
-    run = start("ring", "--count", "0", "--timeout", "30", "--device", board.address)
+    run = start("ring", "--count", "0", "--timeout", "1000", "--device", board.address)
     assert run.stdout is not None
     assert run.stdout.readline().startswith("doorbell ")
     board.process.kill()
-    begun = time.monotonic()
-    result = finish(run)
-    assert result.status == 5
-    assert time.monotonic() - begun < 10
+    assert finish(run).status == 5
 
 
 # -- nothing is left behind ----------------------------------------------------------------------
@@ -253,7 +259,7 @@ def db_bar(address: str) -> int:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("lines", [0, 1, 2, 5])
+@pytest.mark.parametrize("lines", [1, 2, 5])
 def test_a_signal_at_any_moment_leaves_the_doorbell_disabled(
     endpoint: Callable[..., Endpoint], signum: signal.Signals, lines: int
 ) -> None:
@@ -264,9 +270,45 @@ def test_a_signal_at_any_moment_leaves_the_doorbell_disabled(
         assert run.stdout.readline()
     run.send_signal(signum)
     result = finish(run)
-    # With 0 lines the signal may come before rcdrv has taken it over.
-    assert result.status == 128 + signum or (lines == 0 and result.status == -signum)
+    assert result.status == 128 + signum
     assert db_bar(board.address) in (0, 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_the_shell_ignores_stays_ignored(
+    endpoint: Callable[..., Endpoint], signum: signal.Signals
+) -> None:
+    """POSIX, 2.11 Signals and Error Handling; and nohup(1)."""
+    board = endpoint("rcar-s4")
+    run = start(
+        *("ring", "--count", "0", "--device", board.address),
+        preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN),
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline()
+    run.send_signal(signum)
+    for _ in range(100):
+        assert run.stdout.readline().startswith("ring ")
+    run.send_signal(signal.SIGTERM)
+    assert finish(run).status == 128 + signal.SIGTERM
+    assert db_bar(board.address) in (0, 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_between_the_first_line_and_main(signum: signal.Signals) -> None:
+    """While the rest is imported: quiet, with the status of one that comes later."""
+    code = (
+        "import os, signal, sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == 'rcdrv.cli': os.kill(os.getpid(), {int(signum)})\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "import rcdrv.__main__\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signum, "", "")
 
 
 def test_signals_throughout_the_enable(endpoint: Callable[..., Endpoint]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,22 @@ from xml.etree import ElementTree
 import pytest
 
 from rcdrv.sim.faults import FAULTS
-from tests.sim.conftest import Endpoint, Result, finish, rcdrv, start
+from tests.sim.conftest import LIMIT, Endpoint, Result, bound, finish, rcdrv, start
 from tests.verdicts import EXPECTED, MSIX, doorbell, subrange
+
+
+def test_a_bar_without_end_is_tested_in_parts() -> None:
+    """Years, at what a BAR reads; the layout's largest."""
+    wide = "bar2.wide=true,bar3.type=disabled"
+    result = rcdrv(
+        "test",
+        "-r",
+        "pci_ep_bar.BAR2.BAR_TEST",
+        "--device",
+        f"sim:generic,bar2.size=0x400000000000,{wide}",
+    )
+    assert result.status == 0
+    assert "of 0x400000000000 bytes, in parts" in result.out
 
 
 def verdicts(result: Result) -> dict[str, tuple[str, str]]:
@@ -33,7 +49,8 @@ def suite(spec: str, *arguments: str) -> Result:
 
 @pytest.mark.parametrize("preset", EXPECTED)
 def test_every_preset_has_its_verdicts(preset: str) -> None:
-    result = suite(preset, "--timeout", "0.5", "--json")
+    silent = any(reason == "silent" for _, reason in EXPECTED[preset].values())
+    result = suite(preset, "--timeout", bound(silent), "--json")
     assert len(result.document["results"]) == 23
     assert verdicts(result) == EXPECTED[preset]
     failed = any(verdict == "fail" for verdict, _ in EXPECTED[preset].values())
@@ -75,6 +92,8 @@ CATCHES = {
     "src-invalid": "pci_ep_data_transfer.memcpy.COPY_TEST",
     "dst-invalid": "pci_ep_data_transfer.memcpy.READ_TEST",
     "dma-hangs": "pci_ep_data_transfer.dma.READ_TEST",
+    "disable-clears-bar": "pcie_ep_doorbell.DOORBELL_TEST",
+    "msix-dead": "pci_ep_basic.MSIX_TEST",
     "bar-alias": "pci_ep_basic.CONSECUTIVE_BAR_TEST",
     "subrange-straight": "pci_ep_bar.BAR1.BAR_SUBRANGE_TEST",
     "irq-wrong-vector": "pci_ep_basic.MSI_TEST",
@@ -86,6 +105,8 @@ CATCHES = {
 # An endpoint may have these: slow is within the time-out, no-resource is a skip in the kselftest.
 # DB_OFFSET is read once, so that it may change behind that.
 # A BAR without a size is one that is not there.
+# No case needs what these spoil; the command that does says so.
+ELSEWHERE = {"cap-loop": "info", "rebar-empty": "info", "reset-loses": "reset"}
 HARMLESS = {"slow", "doorbell-late", "no-resource", "offset-changes", "bar-empty"}
 
 
@@ -93,9 +114,11 @@ HARMLESS = {"slow", "doorbell-late", "no-resource", "offset-changes", "bar-empty
     "fault", [name for name, fault in FAULTS.items() if fault.function in ("", "epf_test")]
 )
 def test_every_fault_is_caught_and_none_hangs_the_run(fault: str) -> None:
-    result = suite(f"generic,fault={fault}", "--timeout", "0.3", "--json")
-    if fault == "cap-loop":  # no case needs the list; the command that walks it says so
-        assert rcdrv("info", "--device", f"sim:generic,fault={fault}").status == 1
+    # Beside a fault a case that a busy host lets run out of time changes nothing here.
+    timeout = bound(False) if fault in HARMLESS else "0.3"
+    result = suite(f"generic,fault={fault}", "--timeout", timeout, "--json")
+    if fault in ELSEWHERE:
+        assert rcdrv(ELSEWHERE[fault], "--device", f"sim:generic,fault={fault}").status == 1
         return
     document = result.document
     caught = {
@@ -113,7 +136,7 @@ def test_every_fault_is_caught_and_none_hangs_the_run(fault: str) -> None:
 
 def test_a_wedged_endpoint_does_not_stop_the_rest() -> None:
     """The DMA engine hangs, which takes the endpoint's command handler with it."""
-    result = suite("generic,fault=dma-hangs", "--timeout", "0.3", "--json")
+    result = suite("generic,fault=dma-hangs", "--timeout", bound(True), "--json")
     document = result.document
     assert len(document["results"]) == 23
     passed = [one["name"] for one in document["results"] if one["verdict"] == "pass"]
@@ -226,7 +249,7 @@ def test_a_signal_ends_the_run_with_its_report(
 def test_a_signal_during_a_subrange_set_up_clears_it(endpoint: Callable[..., Endpoint]) -> None:
     board = endpoint("generic,fault=slow=300")
     run = start("test", "pci_ep_bar.BAR1.BAR_SUBRANGE_TEST", "--device", board.address)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + LIMIT
     while not [line for line in board.log() if line.get("event") == "command"]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -255,20 +278,18 @@ def test_no_mapping_is_left_behind(endpoint: Callable[..., Endpoint]) -> None:
         assert state() == before
 
 
+@pytest.mark.usefixtures("pseudo_terminals")
 def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
     script = tmp_path / "typescript"
     run: subprocess.CompletedProcess[Any] = subprocess.run(
         [
-            *(
-                "script",
-                "-qec",
-                "python3 -m rcdrv test -d sim:generic".replace(" -d ", " --device "),
-            ),
+            *("script", "-qec"),
+            f"{shlex.quote(sys.executable)} -m rcdrv test --device sim:generic",
             str(script),
         ],
         capture_output=True,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
-        timeout=60,
+        timeout=LIMIT,
         check=False,
     )
     text = script.read_text()

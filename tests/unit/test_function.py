@@ -14,7 +14,7 @@ import pytest
 
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import DeviceLost, HostError, Interrupted, UsageError
-from rcdrv.function import Function
+from rcdrv.function import Function, _take
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow
 from rcdrv.wait import Cancel, Deadline
 
@@ -134,7 +134,7 @@ def use_everything(device: FakeDevice) -> None:
             pass
         interrupts = function.interrupts(IrqKind.INTX)
         os.eventfd_write(device.armed[IrqKind.INTX][0], 1)
-        assert interrupts.wait(Deadline(5)) == {0: 1}
+        assert interrupts.wait(Deadline(30)) == {0: 1}
         assert interrupts.take() == {}
         with function.dma_buffer(5000, align=65536) as buffer:
             assert buffer.iova % 65536 == 0
@@ -234,6 +234,16 @@ def test_fewer_vectors_are_taken_only_when_that_is_said() -> None:
             assert len(device.armed[IrqKind.MSI]) == 8
         with pytest.raises(UsageError, match="33"):
             function.interrupts(IrqKind.MSI, 33)
+
+
+def test_an_eventfd_that_the_server_made_blocking() -> None:
+    fd = os.eventfd(3, os.EFD_CLOEXEC)
+    try:
+        assert _take(fd) == 3
+        with pytest.raises(BlockingIOError):
+            _take(fd)
+    finally:
+        os.close(fd)
 
 
 def test_one_kind_of_interrupt_at_a_time() -> None:

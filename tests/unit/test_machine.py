@@ -3,8 +3,11 @@ access is shown where somebody sees the accesses: in the guests of tests/lab."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -40,20 +43,32 @@ def test_just_these_words_are_copied(
     memory.close()  # nothing has kept a hold of it
 
 
-def test_this_processor_has_it_as_machine_code() -> None:
-    if os.uname().machine in machine._COPY:
-        assert machine._copier() is not machine._copy_items
+def test_this_processor_has_it_as_machine_code_if_any_does() -> None:
+    known = bool(machine._instructions(machine._COPY))
+    assert (machine._copier() is machine._copy_items) != known
 
 
 def test_without_executable_pages_items_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_executable", lambda *_arguments: None)
     assert machine._copier.__wrapped__() is machine._copy_items
-    here = os.uname().machine
-    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", "", "", "aarch64")))
-    barrier = machine._barrier.__wrapped__()
-    assert barrier is not machine._nothing
-    if here == "aarch64":  # elsewhere the number is that of another call
-        barrier()
+
+
+@pytest.mark.parametrize(
+    ("processor", "bits", "number"),
+    # From arch/*/**/syscall*.tbl and asm-generic/unistd.h.
+    [("aarch64", 64, 283), ("loongarch64", 64, 283), ("ppc64le", 64, 365), ("armv7l", 32, 389)],
+)
+def test_without_machine_code_the_barrier_is_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, processor: str, bits: int, number: int
+) -> None:
+    calls: list[tuple[int, ...]] = []
+    libc = SimpleNamespace(syscall=lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(machine, "_executable", lambda *_arguments: None)
+    monkeypatch.setattr(machine, "_HOST_BITS", bits)
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", "", "", processor)))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: libc)
+    machine._barrier.__wrapped__()()
+    assert calls == [(number, 1, 0, 0)]  # MEMBARRIER_CMD_GLOBAL
 
 
 @pytest.mark.parametrize("processor", ["x86_64", "aarch64", "riscv64"])
@@ -73,6 +88,33 @@ def test_what_does_not_fit_is_refused(target: int, source: int) -> None:
         machine.copy_words(memoryview(bytearray(target)), memoryview(bytes(source)))
 
 
-def test_the_barrier_can_be_called() -> None:
+@pytest.mark.parametrize(
+    ("processor", "code"),
+    [("aarch64", "9f3f03d5 c0035fd6"), ("riscv64", "0f00f00f 67800000"), ("x86_64", None)],
+)
+def test_the_barrier_of_each_processor(
+    monkeypatch: pytest.MonkeyPatch, processor: str, code: str | None
+) -> None:
+    compiled: list[str] = []
+
+    def executable(code: str) -> Callable[[], None]:
+        compiled.append(code)
+        return barrier
+
+    monkeypatch.setattr(machine, "_executable", executable)
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", "", "", processor)))
+
+    def barrier() -> None:
+        """Stand in for the code."""
+
+    found = machine._barrier.__wrapped__()
+    assert compiled == ([code] if code else [])
+    assert found is (barrier if code else machine._nothing)
+
+
+def test_this_processors_barrier_returns() -> None:
+    machine._barrier.cache_clear()
     machine.barrier()
+    assert machine._barrier.cache_info().misses == 1
     machine.barrier()
+    assert machine._barrier.cache_info().hits == 1

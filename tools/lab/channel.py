@@ -86,7 +86,7 @@ class Process:
             )
         return result
 
-    def wait_output(self, text: str, timeout: float = 10.0) -> None:
+    def wait_output(self, text: str, timeout: float = 60.0) -> None:
         """Wait until the command has written ``text``, to stdout or stderr."""
         wanted = text.encode()
         self._channel.wait_until(

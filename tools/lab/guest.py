@@ -24,7 +24,7 @@ from tools.lab.iommufd_kernel import iommufd_kernel
 from tools.lab.machine import LINKS_UP, MACHINES, SLOTS, root_port
 from tools.lab.toolbox import toolbox
 
-BOOT_TIMEOUT = 120.0
+BOOT_TIMEOUT = 300.0
 TREE = "opt/rcdrv"  # where the guest has the working tree
 # The last two spare a second of every boot; nothing that VFIO does depends on them.
 KERNEL = ("loglevel=7", "panic=-1", "cryptomgr.notests", "rcupdate.rcu_expedited=1")
@@ -120,7 +120,7 @@ class Guest:
         self,
         argv: Sequence[str],
         *,
-        timeout: float = 60.0,
+        timeout: float = 120.0,
         user: str = "root",
         cwd: str = "/",
         env: Mapping[str, str] | None = None,
@@ -140,7 +140,7 @@ class Guest:
         self,
         argv: Sequence[str],
         *,
-        timeout: float = 60.0,
+        timeout: float = 120.0,
         user: str = "root",
         cwd: str = "/",
         env: Mapping[str, str] | None = None,

@@ -1,13 +1,16 @@
 """Builds the kernel's source, which Debian carries: modules for a guest's kernel, or a kernel.
 
-In a tree of Debian packages, in name spaces of its own, so this needs no root.
+In a tree of Debian packages: as root in a chroot, which containers allow too, and as another user
+in a user namespace.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
+import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,10 +40,22 @@ _KEPT = re.compile(
     r"|arch/x86/entry/syscalls/.*"  # to which every architecture's build compares its own
     r"|tools/(include|scripts)/.*|tools/testing/selftests/(kselftest[^/]*|pci_endpoint/.*)"
 )
+_DEVICES = {"null": (1, 3), "zero": (1, 5), "urandom": (1, 9)}
+_OWN = ("unshare", "--map-root-user", "--mount", "--propagation", "private")
 _ENTER = """
-mount --rbind /dev "$1/dev" && mount --rbind /proc "$1/proc" && mount --bind "$2" "$1/source" &&
-exec chroot "$1" /bin/sh -ec "$3"
+mount --rbind /dev "$1/dev" && mount --rbind /proc "$1/proc" && exec chroot "$1" /bin/sh -ec "$2"
 """
+
+
+_CURE = """modules for the guest's kernel are built in a user namespace, which is refused here:
+{error}
+Run the lab as root, which needs CAP_SYS_CHROOT, CAP_MKNOD and a cache on a file system that is not
+mounted nodev (docker gives them to root; podman: --cap-add MKNOD), or allow user namespaces
+(never in a chroot):
+  Debian: sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000
+  Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0
+  docker, podman: run --cap-add SYS_ADMIN --security-opt seccomp=unconfined \\
+    --security-opt apparmor=unconfined --security-opt systempaths=unconfined"""
 
 
 def source(series: str) -> Path:
@@ -153,6 +168,33 @@ def _workshop(packages: Sequence[str]) -> Iterator[Path]:
 
 def _run(tree: Path, source: Path, script: str) -> None:
     """Run a shell script in the tree's ``/build``, with the kernel's source at ``/source``."""
-    own = ("unshare", "--map-root-user", "--mount", "--propagation", "private")
+    shutil.copytree(
+        source, tree / "source", symlinks=True, copy_function=os.link, dirs_exist_ok=True
+    )
     script = f"export PATH=/usr/bin LC_ALL=C\ncd /build\n{script}"
-    output([*own, "sh", "-c", _ENTER, "enter", str(tree), str(source), script])
+    # A user's PATH has no sbin on Debian, where chroot is.
+    env = {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
+    if os.geteuid() == 0 and _has_devices(tree):
+        # All of /proc that a build reads, to mount nothing: objtool looks where its stack is, for
+        # its message when it crashes (tools/objtool/signal.c, read_stack_limit()).
+        (tree / "proc" / "self").mkdir()
+        shutil.copy("/proc/self/maps", tree / "proc" / "self")
+        output(["chroot", str(tree), "/bin/sh", "-ec", script], env=env)
+        return
+    try:
+        output([*_OWN, "true"], env=env)
+    except LabError as error:
+        raise LabError(_CURE.format(error=str(error).partition("\n")[2])) from error
+    output([*_OWN, "sh", "-c", _ENTER, "enter", str(tree), script], env=env)
+
+
+def _has_devices(tree: Path) -> bool:
+    """Make the devices that a build uses; return whether they work: a container may forbid it."""
+    try:
+        for name, (major, minor) in _DEVICES.items():
+            node = tree / "dev" / name
+            os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(major, minor))
+            os.close(os.open(node, os.O_RDWR))  # refused where the file system is mounted nodev
+    except OSError:
+        return False
+    return True

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from rcdrv.epf_test.driver import IrqChoice
 from rcdrv.errors import HostError, Interrupted, RcdrvError, UsageError
+from rcdrv.files import make_folder, replace_file
 from rcdrv.function import Function
 from rcdrv.fuzz.device.draw import Draw
 from rcdrv.fuzz.device.harm import check_sense, harm_of
@@ -285,11 +286,10 @@ def script(found: Found, address: str, options: Options, origin: str) -> str:
 
 def save(folder: Path, found: Found, text: str) -> Path:
     """Write a script, under a name that says what it shows."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     slug = re.sub(r"[^a-z0-9]+", "-", " ".join(found.key).lower()).strip("-")
     path = folder / f"{slug[:80]}.sh"
-    path.write_text(text, encoding="utf-8")
-    path.chmod(0o755)
+    replace_file(path, text.encode(), mode=0o755)
     return path
 
 

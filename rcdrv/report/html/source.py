@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from rcdrv.errors import UsageError
+from rcdrv.files import LARGEST_RESULT, parse_json, read_descriptor, read_file
 from rcdrv.results.layout import Bar
 from rcdrv.verdict import Verdict
+from rcdrv.wait import Cancel
 
 _COMMANDS = (
     "test, ring, bench, info, ntb ping, fuzz layout, fuzz replay or fuzz device, or the"
@@ -165,15 +166,18 @@ KINDS: dict[str, tuple[str, ...]] = {
 """The members by which a document is recognised; the first that fits counts."""
 
 
-def read(path: str, picture: Picture) -> Source:
+def read(path: str, picture: Picture, cancel: Cancel | None = None) -> Source:
     """Read a result; ``-`` is standard input.
 
     :raises UsageError: it cannot be read, is not JSON, or of no command that a page can show
     """
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        if path == "-":
+            data = read_descriptor(sys.stdin.fileno(), LARGEST_RESULT, cancel)
+        else:
+            data = read_file(Path(path), LARGEST_RESULT, cancel)
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read standard input: {error.strerror}") from None
     name = "standard input" if path == "-" else path
     first, *more = _parse(data, name)
     if more:
@@ -220,10 +224,7 @@ def _is_json(text: str) -> bool:
 
 
 def _loads(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_no_number)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    return parse_json(text, parse_constant=_no_number)
 
 
 def _no_number(name: str) -> NoReturn:

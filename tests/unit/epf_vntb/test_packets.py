@@ -69,7 +69,8 @@ def test_spread() -> None:
 
 
 def test_bar_maps() -> None:
-    assert choose_map(0x104C, 0xB00D).peer_spad == 1
+    # pci-epf-vntb's, not pci-epf-ntb's as in ntb_epf_pci_tbl: peer scratchpads are no doorbells
+    assert choose_map(0x104C, 0xB00D) == BarMap(0, 0, 1, (2, 3, 4, 5))
     assert choose_map(0x1957, 0x0809).windows == (4, 5)
     assert choose_map(0x1912, 0x0030) == BarMap(0, 0, 4, (2,))
     assert choose_map(0x1912, 0x0030, control=1) == BarMap(1, 1, 4, (2,))

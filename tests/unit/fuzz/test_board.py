@@ -12,12 +12,13 @@ import pytest
 
 from rcdrv import address
 from rcdrv.cli import main
-from rcdrv.errors import HostError, UsageError
+from rcdrv.errors import HostError, Interrupted, UsageError
 from rcdrv.function import Function
 from rcdrv.fuzz import board
 from rcdrv.fuzz.board import Board, Shell, apply_script, draw_settings, show_script
 from rcdrv.fuzz.direct import Direct
 from rcdrv.sim.layout import load_layout
+from rcdrv.wait import Cancel
 
 
 class Configfs:
@@ -96,7 +97,7 @@ def test_settings_are_written_and_read(configfs: Configfs, shell: str) -> None:
 def test_the_scripts_are_posix(configfs: Configfs) -> None:
     root = str(configfs.root)
     for script in (show_script(root), *(apply_script(one, root) for one in draw_settings(0, 30))):
-        subprocess.run(["dash", "-n"], input=script.encode(), check=True, timeout=10)
+        subprocess.run(["dash", "-n"], input=script.encode(), check=True, timeout=100)
 
 
 def test_a_value_that_is_refused_leaves_the_function_linked(configfs: Configfs) -> None:
@@ -125,6 +126,25 @@ def test_what_is_wrong_over_there_is_said(configfs: Configfs) -> None:
     configfs.link.unlink()
     with pytest.raises(HostError, match="func1 is not linked to exactly one"):
         board_of(configfs).settings()
+
+
+def test_ctrl_c_that_reaches_the_shell_too(configfs: Configfs) -> None:
+    """A terminal sends it to ssh as well; the board is set up as it was all the same."""
+    before = configfs.values()
+    cancel = Cancel()
+    one = Board(Shell("dash", cancel=cancel), configfs.returned, root=str(configfs.root))
+
+    def stopped() -> None:
+        with one.restored():
+            one.apply({"bar2_size": 4096})
+            cancel.request()
+            Shell("dash -c 'kill -INT $$'", cancel=cancel).run("")
+
+    with pytest.raises(Interrupted):
+        stopped()
+    assert configfs.values() == before
+    with pytest.raises(HostError, match="ended by SIGINT"):
+        Shell("dash -c 'kill -INT $$'").run("")
 
 
 def test_a_good_board_has_no_finding_and_is_left_as_it_was(configfs: Configfs) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -215,7 +214,27 @@ def test_unbinding_what_is_in_use(bench: Bench) -> None:
         binder.unbind(function, force=True)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"driver": null}'])
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_a_note_is_for_all_to_read_and_for_us_to_write(bench: Bench, umask: int) -> None:
+    function = bench.tree.add(driver="pci_endpoint_test")
+    before = os.umask(umask)
+    try:
+        bench.binder.bind(function)
+    finally:
+        os.umask(before)
+    path = note_path(bench.tree.paths, ENDPOINT)
+    assert [one.stat().st_mode & 0o7777 for one in (path.parent, path)] == [0o755, 0o644]
+    assert [*path.parent.iterdir()] == [path]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", '{"driver": null}', "[" * 100_000,
+        *(f'{{"driver": "{name}", "override": ""}}' for name in ("..", ".", "", "../../x", "a/b")),
+        '{"driver": 1, "override": ""}', '{"driver": null, "override": 1}',
+    ],
+)  # fmt: skip
 def test_a_note_that_makes_no_sense_is_none(tree: Tree, text: str) -> None:
     tree.put(f"run/rcdrv/{ENDPOINT}", text)
     assert read_note(tree.paths, ENDPOINT) is None
@@ -237,8 +256,6 @@ def test_writes(tmp_path: Path, write: kernel.Write) -> None:
 def test_a_write_that_blocks_is_not_waited_for(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)  # opening it for writing blocks until somebody reads
-    begun = time.monotonic()
     with pytest.raises(TimeoutError):
         kernel.write_within(0.05)(fifo, "now")
-    assert time.monotonic() - begun < 3
     assert fifo.read_text() == "now"  # it goes on by itself

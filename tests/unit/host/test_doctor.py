@@ -17,6 +17,9 @@ RULE = 'KERNEL=="7", GROUP="rcdrv", MODE="0660"'
 CDEV_RULE = f'"vfio-dev", KERNELS=="{ENDPOINT}", GROUP="rcdrv", MODE="0660"; SUBSYSTEM=="misc"'
 
 
+RK3588_BARS = tuple((0xFE000000 + (index << 20), 1 << 20, MEM) for index in range(6))
+
+
 @dataclass
 class Patient:
     """A host in good health, before a case does something to it."""
@@ -27,8 +30,12 @@ class Patient:
     closed: tuple[str, ...] = ()
     """Device nodes that the user may not open, by name."""
     caps: str = "UNALIGNED_ACCESS"
-    function: dict[str, object] = field(default_factory=lambda: {"driver": "vfio-pci"})
+    function: dict[str, object] = field(
+        default_factory=lambda: {"driver": "vfio-pci", "bars": RK3588_BARS}
+    )
     present: bool = True
+    config: list[tuple[int, bytes]] = field(default_factory=list)
+    """What stands in its config space instead."""
 
     def __post_init__(self) -> None:
         self.tree.put("sys/class/iommu/dmar0/x", "")
@@ -40,6 +47,10 @@ class Patient:
         function = None
         if self.present:
             function = self.tree.add(**self.function)  # type: ignore[arg-type]
+            config = bytearray((function.path / "config").read_bytes())
+            for at, data in self.config:
+                config[at : at + len(data)] = data
+            (function.path / "config").write_bytes(config)
 
         def read_caps(_address: str) -> str:
             if not self.caps:
@@ -205,6 +216,20 @@ def unassigned(patient: Patient) -> None:
     patient.function["bars"] = ((0xFE000000, 4096, MEM), (0, 1 << 20, MEM | UNSET))
 
 
+def missing_bar(patient: Patient) -> None:
+    patient.function["bars"] = (*RK3588_BARS[:4], (0, 0, 0), RK3588_BARS[5])
+
+
+def lost_bars(patient: Patient) -> None:
+    """abk3rU2EDKjkefUD@ryzen: a port reset disables BARs."""
+    patient.config.append((0x10, bytes(8)))
+
+
+def ats(patient: Patient) -> None:
+    """20250221202646.395252-4: RK3588 announces ATS."""
+    patient.config.append((0x100, (0x0F | 1 << 16).to_bytes(4, "little")))
+
+
 def port_off(patient: Patient) -> None:
     (patient.tree.paths.function(PORT) / "config").write_bytes(bytes(64))
 
@@ -254,9 +279,12 @@ def lost(patient: Patient) -> None:
         ("link", narrow_link, "8 GT/s x1, although", "num-lanes"),
         ("BARs", no_bars, "has none", "before this host scans it"),
         ("BARs", unassigned, "BAR1 (0x100000 bytes)", "pci=realloc"),
+        ("BARs", missing_bar, "Rockchip RK3588 has a BAR4", '"Failed to set BAR4"'),
+        ("BARs", lost_bars, "BAR0, BAR1 lost by a reset", f"rcdrv rescan {ENDPOINT}"),
         ("decoding", port_off, "memory decoding and bus mastering off", SETPCI),
         ("decoding", port_half_off, "bus mastering off in the port", SETPCI),
         ("reset on open", bus_reset, "bounces", f"rcdrv bind {ENDPOINT} --no-reset"),
+        ("ATS", ats, "RK3588 announces ATS, which does not work", "pci=noats"),
         ("CAPS", lost, "gone", "rescan"),
     ],
 )  # fmt: skip

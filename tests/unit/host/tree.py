@@ -53,8 +53,12 @@ class Tree:
             f"{start:#018x} {start + size - 1:#018x} {flags:#018x}" for start, size, flags in bars
         ]
         lines += [f"{0:#018x} {0:#018x} {0:#018x}"] * (6 - len(lines))
-        config = bytearray(256)
+        config = bytearray(4096)
         config[4:6] = command.to_bytes(2, "little")
+        for index, (start, _, flags) in enumerate(bars):
+            config[0x10 + 4 * index : 0x14 + 4 * index] = (start & 0xFFFFFFFF).to_bytes(4, "little")
+            if flags & MEM_64:
+                config[0x14 + 4 * index : 0x18 + 4 * index] = (start >> 32).to_bytes(4, "little")
         (real / "config").write_bytes(config)
         defaults = {
             "vendor": f"{ids[0]:#06x}",

@@ -135,6 +135,7 @@ STARTS = {
 }
 
 
+@pytest.mark.usefixtures("pseudo_terminals")
 @pytest.mark.parametrize("shell", STARTS)
 def test_the_tabulator_key(scripts: dict[str, Path], shell: str, tmp_path: Path) -> None:
     """In an interactive shell, on a terminal. The line is then run by an rcdrv that shows it."""
@@ -149,7 +150,17 @@ def test_the_tabulator_key(scripts: dict[str, Path], shell: str, tmp_path: Path)
         "rcdrv -d sim:rk3588,fault=irq-w\t": "-d sim:rk3588,fault=irq-wrong-vector",
         "rcdrv ntb link wa\t": "ntb link watch",
         "rcdrv ring --irq po\t": "ring --irq poll",
+        # Names that somebody else chose, in a folder that everybody may write to: quoted.
+        "rcdrv -d vfio-user:x\t": "-d vfio-user:x$(touch run)",
+        "rcdrv -d vfio-user:./y\t": "-d vfio-user:./y;touch run;",
+        "rcdrv -d vfio-user:z\ts\t": "-d vfio-user:z`touch run`/s",
+        "rcdrv -d sim:./x\t": "-d sim:./x$(touch run)",
+        "rcdrv sim x\t": "sim x$(touch run)",
+        "rcdrv report x\t": "report x$(touch run)",
     }
+    for name in ("x$(touch run)", "y;touch run;", "z`touch run`/s"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     lines = [
         setup.format(script=script, folder=script.parent),
         'rcdrv() { echo "<$*>"; }',
@@ -170,6 +181,7 @@ def test_the_tabulator_key(scripts: dict[str, Path], shell: str, tmp_path: Path)
         os.waitpid(child, 0)
     answers = re.findall(r"^<(.*?) ?>", shown, re.MULTILINE)
     assert answers == list(typed.values()), shown
+    assert not (tmp_path / "run").exists()
 
 
 def everything(terminal: int) -> str:

@@ -109,11 +109,11 @@ def test_a_failed_write_leaves_the_old_report(
     observer.start(a_run())
     before = path.read_bytes()
 
-    def full_disk(self: Path, data: bytes) -> int:
-        self.touch()
+    def full_disk(fd: int, _mode: str) -> object:
+        os.close(fd)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(os, "fdopen", full_disk)
     with pytest.raises(HostError, match="No space left"):
         observer.finish(a_run())
     assert path.read_bytes() == before
@@ -145,6 +145,6 @@ def test_a_folder_that_may_not_be_looked_into_is_an_error_of_the_host(
     def refuse(path: Path, **_more: object) -> object:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "lstat", refuse)
     with pytest.raises(HostError, match="cannot write"):
         JUnit(tmp_path / "theirs" / "report.xml").start(a_run())

@@ -50,6 +50,9 @@ LOST  pci_ep_data_transfer.dma.COPY_TEST
 """
 
 
+pytestmark = pytest.mark.usefixtures("pseudo_terminals")
+
+
 class Terminal:
     """A process on a pseudo-terminal, and the screen that its output draws."""
 

@@ -13,7 +13,8 @@ from rcdrv.sim.layout import dump_layout, load_layout
 
 from .host import MEMORY_BASE, Host
 
-POLLED, EMBEDDED = "rcar-s4-vntb-polled", "rcar-s4-vntb"
+_PROMPT = ",vntb.peer_delay_ms=0"
+POLLED, EMBEDDED = f"rcar-s4-vntb-polled{_PROMPT}", f"rcar-s4-vntb{_PROMPT}"
 SPADS = 0x134
 
 
@@ -197,8 +198,29 @@ def test_configure_mw(address: int, size: int, status: int) -> None:
 
 def test_a_window_that_is_not_there_harms() -> None:
     host = Host(POLLED)
-    command(host, Command.CONFIGURE_MW, 1)
+    command(host, Command.CONFIGURE_MW, 3)
+    assert not host.events("harm")
+    command(host, Command.CONFIGURE_MW, 4)  # MAX_MW of pci-epf-vntb.c
     assert host.events("harm")
+
+
+def test_the_other_bits_of_link_status_stay() -> None:
+    """epf_ntb_link_up() sets and clears LINK_STATUS_UP alone."""
+    host = Host(POLLED)
+    host.write(0, Control.LINK_STATUS, 0x8002, 2)
+    command(host, Command.LINK_UP)
+    assert host.read(0, Control.LINK_STATUS, 2) == 0x8003
+    command(host, Command.LINK_DOWN)
+    assert host.read(0, Control.LINK_STATUS, 2) == 0x8002
+
+
+def test_a_window_has_to_meet_the_granularity_of_the_controller() -> None:
+    """dw_pcie_prog_outbound_atu(): region_align, 64 KiB on RK3588."""
+    host = Host("rk3588-vntb,vntb.peer=none")
+    for address, status in ((0x1000, STATUS_ERROR), (0x10000, STATUS_OK)):
+        host.write(0, Control.ADDR, address)
+        host.write(0, Control.SIZE, 0x1000)
+        assert command(host, Command.CONFIGURE_MW) == status
 
 
 # -- faults ---------------------------------------------------------------------------------------
@@ -235,7 +257,6 @@ def test_link_drops() -> None:
         ("vntb.mw1=0x1800", "a window of 0x1800 bytes"),
         ("vntb.mw1_bar=0", "the same BAR"),
         ("vntb.mw1_bar=3", "BAR3 is absent"),
-        ("vntb.num_mws=2", "no BAR is left"),
         ("vntb.peer=other", "vntb.peer"),
         ("vntb.peer_ip=1.2.3", "not an IPv4"),
         ("vntb.db_bra=4", "no such key"),
@@ -248,11 +269,26 @@ def test_what_cannot_be(change: str, message: str) -> None:
 
 
 def test_bars_that_nobody_named_are_found() -> None:
-    layout = load_layout("generic,function=epf_vntb,msix=0,vntb.num_mws=2,vntb.mw2=64K")
+    layout = load_layout("generic,function=epf_vntb,msix=0,vntb.num_mws=3,vntb.mw2=64K,vntb.mw3=4K")
     assert (layout.vntb.ctrl_bar, layout.vntb.db_bar) == (0, 1)
-    assert layout.vntb.mw_bars == (2, 3)
+    assert layout.vntb.mw_bars == (2, 3, -1), "the last one is never looked at"
     assert layout.bar(3).size == 64 << 10
     assert layout.hz == 250
+    assert layout.vntb.peer_delay_ms == 1000, "delay_ms of ntb_pingpong.c"
+
+
+def test_a_window_without_a_bar_harms() -> None:
+    """epf_ntb_init_epc_bar() leaves it at NO_BAR, epf_ntb_mw_bar_init() writes epf->bar[-1]."""
+    host = Host("generic,function=epf_vntb,msix=0,vntb.num_mws=2,vntb.mw2=64K,vntb.peer=tool")
+    assert "bar[-1]" in host.events("harm")[0]["reason"]
+    assert command(host, Command.LINK_UP) == STATUS_OK
+    named = Host("generic,function=epf_vntb,msix=0,vntb.num_mws=2,vntb.mw2=64K,vntb.mw2_bar=3")
+    assert not named.events("harm")
+
+
+def test_windows_that_no_bar_is_left_for_are_given_up() -> None:
+    layout = load_layout(f"{POLLED},vntb.num_mws=3,vntb.mw2=4K,vntb.mw3=4K")
+    assert (layout.vntb.num_mws, layout.vntb.mw_bars) == (2, (2, -1)), "the second one is NO_BAR"
 
 
 @pytest.mark.parametrize("preset", [POLLED, EMBEDDED, "rk3588-vntb"])

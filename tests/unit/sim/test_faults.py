@@ -220,6 +220,40 @@ def vanish(host: Host) -> bool:
     return alive[0] == 0x1912 and alive[-1] == 0xFFFF and gone and not host.endpoint.next_event()
 
 
+def cleared(host: Host) -> bool:
+    enable(host)
+    host.command(Command.DISABLE_DOORBELL)
+    rings = rung(host)
+    return rings == 0 and host.read(2, 0) == 0xFFFF_FFFF and host.read(4, 0) != 0xFFFF_FFFF
+
+
+def dead_msix(host: Host) -> bool:
+    """Of MSI-X; MSI arrives."""
+    host.command(Command.RAISE_MSIX, irq=2)
+    return not host.fired and host.command(Command.RAISE_MSI) != 0 and len(host.fired) == 1
+
+
+def rebar_without_sizes(host: Host) -> bool:
+    return host.read_config(0x154, 4) == 0
+
+
+def loses_bars(host: Host) -> bool:
+    before = host.read(0, Register.CAPS)
+    host.endpoint.reset()
+    host.write_config(4, 2, 6)
+    host.write_config(0x10, 4, 0xFFFF_FFFF)
+    gone = host.read(0, Register.CAPS) == 0xFFFF_FFFF != before
+    return gone and host.read_config(0x10, 4) == 0 and host.read_config(0, 2) == 0x1912
+
+
+def loses_msi(host: Host) -> object:
+    host.command(Command.RAISE_MSI)
+    before = len(host.fired)
+    host.endpoint.reset()
+    host.write_config(4, 2, 6)
+    return host.command(Command.RAISE_MSI) == Status.IRQ_RAISED and before and not host.fired
+
+
 CHECKS: list[tuple[str, Callable[[Host], object]]] = [
     ("silent", silent),
     ("swallow", swallowed),
@@ -257,6 +291,10 @@ CHECKS: list[tuple[str, Callable[[Host], object]]] = [
     ("window-off=half", window_off(0x8_0000)),
     ("subrange-straight", straight),
     ("no-resource", no_resource),
+    ("disable-clears-bar", cleared),
+    ("rebar-empty", rebar_without_sizes),
+    ("reset-loses", loses_bars),
+    ("reset-loses=msi", loses_msi),
     ("all-ones", all_ones),
     ("vanish", vanish),
 ]
@@ -279,6 +317,11 @@ def test_bar_alias() -> None:
     assert host.endpoint.regions()[1].fd == host.endpoint.regions()[3].fd
 
 
+def test_msix_dead() -> None:
+    assert dead_msix(Host("generic", fault="msix-dead"))
+    assert not dead_msix(Host("generic"))
+
+
 def test_irq_twice_by_intx() -> None:
     host = Host("generic,fault=irq-twice=all")
     host.command(Command.RAISE_INTX, irq=0)
@@ -291,7 +334,7 @@ def test_all_of_them_are_tested() -> None:
     tested = {fault.partition("=")[0] for fault, _ in CHECKS}
     # test_epf_vntb.py, test_ntb.py
     vntb = {name for name, fault in FAULTS.items() if fault.function == "epf_vntb"}
-    assert tested | vntb | {"bar-alias", "cap-loop"} == set(FAULTS)
+    assert tested | vntb | {"bar-alias", "cap-loop", "msix-dead"} == set(FAULTS)
 
 
 @pytest.mark.parametrize("name", FAULTS)

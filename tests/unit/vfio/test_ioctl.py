@@ -99,6 +99,7 @@ def test_a_count_beyond_the_end_is_refused() -> None:
         pairs(struct.pack("=IIQQ", 2, 0, 1, 1))
 
 
+@pytest.mark.usefixtures("pseudo_terminals")
 def test_memory_is_written_back_and_the_result_kept() -> None:
     ours, terminal = pty.openpty()
     try:

@@ -6,7 +6,6 @@ The compiler knows only what this machine's headers have, which may be older tha
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from rcdrv.device import CONFIG_REGION, IrqKind, RegionFlag, SetIrqs
 from rcdrv.vfio import uapi
+from tests.programs import needed
 from tests.unavailable import unavailable
 
 # Name in vfio.h, ours, the number of it in Linux 7.3.
@@ -122,12 +122,10 @@ NEWER = ("IOMMUFD", "iommufd", "IOMMU_IOAS", "iommu_ioas")
 
 
 def test_the_headers_of_this_machine_agree(tmp_path: Path) -> None:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        unavailable("no C compiler")
+    compiler = needed("cc")
     headers = "#include <stddef.h>\n#include <stdio.h>\n#include <linux/vfio.h>\n"
     if not compiles(compiler, tmp_path, headers):
-        unavailable("no linux/vfio.h")
+        unavailable("no linux/vfio.h: apt-get install libc6-dev")
     if compiles(compiler, tmp_path, headers + "#include <linux/iommufd.h>\n"):
         headers += "#include <linux/iommufd.h>\n"
     headers += "#define END(type, field) (offsetof(type, field) + sizeof(((type *)0)->field))\n"

@@ -19,7 +19,7 @@ from rcdrv.vfio_user.server import Server
 from rcdrv.vfio_user.wire import Command, Connection, Message
 from rcdrv.wait import Deadline
 
-TIMEOUT = 5.0
+TIMEOUT = 60.0
 """Seconds that a test waits before it takes the other side for hung."""
 
 PAGE = mmap.PAGESIZE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -195,7 +196,8 @@ def test_capabilities_that_cannot_be_right(text: bytes, name: str) -> None:
 
 
 def test_a_silent_peer_gets_the_defaults_of_the_specification() -> None:
-    defaults = wire.Capabilities(1, 1048576, 65535, 4096, write_multiple=False)
+    names = {"max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes"}
+    defaults = wire.Capabilities(1, 1048576, 65535, 4096, False, frozenset(names))
     assert wire.Version.unpack(struct.pack("=HH", 0, 0)).capabilities == defaults
     assert wire.Version.unpack(struct.pack("=HH", 0, 0) + b"{}\0").capabilities == defaults
     unknown = b'{"capabilities": {"migration": {"pgsize": 4096}}}\0'
@@ -253,3 +255,13 @@ def test_write_multi_counts_its_writes() -> None:
 def test_names_of_commands() -> None:
     assert wire.command_name(9) == "REGION_READ"
     assert wire.command_name(14) == "0xe"
+
+
+@pytest.mark.parametrize("error", [0, 1, 41, 133, 134, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF])
+def test_any_errno_has_a_text(error: int) -> None:
+    """os.strerror() takes none of 2^31 or more."""
+    text = str(wire.Refused(error))
+    assert text == wire.error_text(error)
+    assert text
+    if error not in errno.errorcode and error:
+        assert text == f"error {error:#x}"

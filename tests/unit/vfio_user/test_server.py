@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
+import select
+import signal
 import struct
+import sys
 import time
+from typing import Any
 
 import pytest
 
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, SetIrqs
 from rcdrv.vfio_user import wire
+from rcdrv.vfio_user.irqs import EventFd
+from rcdrv.vfio_user.served import ServedRegion
 from rcdrv.vfio_user.server import Server
 from rcdrv.vfio_user.wire import Command
 from rcdrv.wait import Deadline
@@ -59,7 +66,8 @@ def test_version_offers_only_what_the_client_knows(device: FakeDevice) -> None:
     with served(device) as sock:
         raw = RawClient(sock, negotiate=False)
         body = raw.ask(Command.VERSION, struct.pack("=HH", 0, 7)).body
-        assert b"write_multiple" not in body
+        for name in (b"write_multiple", b"max_dma_maps", b"pgsizes"):
+            assert name not in body
         assert body.endswith(b"\0")
         assert wire.Version.unpack(body).minor == 0
         raw.connection.close()
@@ -83,6 +91,20 @@ def test_version_that_is_refused(device: FakeDevice, body: bytes) -> None:
         assert not device.attached.is_set()
         # The stream is intact, so a better proposal is welcome.
         assert raw.error(Command.VERSION, wire.Version().pack()) == 0
+        raw.connection.close()
+
+
+def test_no_descriptors_for_a_client_that_takes_none(device: FakeDevice) -> None:
+    with served(device) as sock:
+        raw = RawClient(sock, negotiate=False)
+        proposal = wire.Version(0, 0, wire.Capabilities(max_msg_fds=0))
+        raw.ask(Command.VERSION, proposal.pack()).close()
+        for bar in (BAR_MAPPED, BAR_SPARSE):
+            request = wire.RegionInfoRequest(bar, 4096).pack()
+            with raw.ask(Command.DEVICE_GET_REGION_INFO, request) as reply:
+                assert not reply.fds
+                info = wire.RegionInfo.unpack(reply.body)
+                assert (info.flags, info.areas) == (RW, None)
         raw.connection.close()
 
 
@@ -216,7 +238,7 @@ def test_descriptors_with_a_command_that_takes_none(device: FakeDevice, raw: Raw
 
 def test_more_descriptors_than_were_agreed_on(device: FakeDevice, raw: RawClient) -> None:
     body = wire.IrqSet(EVENTFD_TRIGGER, IrqKind.MSI, 0, 17).pack()
-    assert raw.error(Command.DEVICE_SET_IRQS, body, fds=[device.shared] * 17) == errno.EINVAL
+    assert raw.error(Command.DEVICE_SET_IRQS, body, fds=[device.shared] * 17) == errno.EMFILE
     assert raw.error(Command.DEVICE_RESET) == 0
 
 
@@ -669,8 +691,16 @@ def test_stop_ends_a_session(device: FakeDevice) -> None:
     assert device.detached.is_set()
 
 
-def test_events_are_run_on_time(device: FakeDevice, eventfds: list[int]) -> None:
+def test_events_are_run_on_time(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     lateness: list[float] = []
+    sleeps: list[float] = []
+    sleep = select.select
+
+    def noted(*arguments: Any) -> Any:
+        sleeps.append(arguments[3])
+        return sleep(*arguments)
+
+    monkeypatch.setattr(select, "select", noted)
 
     def run() -> None:
         assert device.due is not None
@@ -687,8 +717,9 @@ def test_events_are_run_on_time(device: FakeDevice, eventfds: list[int]) -> None
         assert device.job_done.wait(TIMEOUT)
         raw.connection.close()
     assert min(lateness) >= 0
-    # A quarter of them, because this machine may be busy. Whole milliseconds would show.
-    assert sorted(lateness)[len(lateness) // 4] < 0.0005
+    # How late they are depends on the machine; that they are not put off to whole milliseconds, as
+    # epoll_wait() does, does not.
+    assert any(0 < seconds < 0.0003 for seconds in sleeps)
 
 
 def test_a_busy_client_does_not_starve_events(device: FakeDevice) -> None:
@@ -711,3 +742,61 @@ def test_mapped_regions_are_shared(device: FakeDevice, raw: RawClient) -> None:
     with memory:
         memory[0:4] = b"seen"
         assert os.pread(device.shared, 4, 0) == b"seen"
+
+
+def test_an_eventfd_that_is_filled_after_the_look_at_it() -> None:
+    """Its write blocks, until a signal comes: rcdrv.sim.serve has one come each second."""
+
+    class Writable:
+        def poll(self, _timeout: int) -> list[tuple[int, int]]:
+            return [(0, 0)]
+
+    fd = os.eventfd(0, os.EFD_CLOEXEC)  # blocking
+    eventfd = EventFd(fd)
+    for _ in range(2):
+        os.write(fd, ((1 << 63) - 1).to_bytes(8, sys.byteorder))
+    eventfd._writable = Writable()  # type: ignore[assignment]
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    try:
+        eventfd.fire()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        eventfd.close()
+
+
+def test_descriptors_that_cannot_be_sent(device: FakeDevice, raw: RawClient) -> None:
+    """sendmsg() fails before anything is sent: EBADF here, else ETOOMANYREFS."""
+    device.layout[BAR_MAPPED] = ServedRegion(PAGE, RW, (Area(0, PAGE),), 1 << 20)
+    body = wire.RegionInfoRequest(BAR_MAPPED, 4096).pack()
+    assert raw.error(Command.DEVICE_GET_REGION_INFO, body) == errno.EBADF
+    assert raw.error(Command.DEVICE_RESET) == 0
+
+
+class Exhausted(FakeDevice):
+    """A device for which nothing is left on this host."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        raise self.error
+
+    def run(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_nothing_left_on_the_host(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.closing(Exhausted(error)) as device, served(device) as sock:
+        raw = RawClient(sock)
+        read = wire.RegionAccess(0, BAR_TRAPPED, 4).pack()
+        expected = getattr(error, "errno", errno.ENOMEM)
+        assert raw.error(Command.REGION_READ, read) == expected
+        device.due = time.monotonic()
+        raw.send(Command.REGION_WRITE, wire.RegionAccess(0, BAR_TRAPPED, 1, b"!").pack())
+        assert device.detached.wait(TIMEOUT)
+        raw.connection.close()
+    assert "the client is dropped: " in capsys.readouterr().err
