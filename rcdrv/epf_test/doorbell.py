@@ -333,7 +333,7 @@ class Doorbell:
         if not answer.answered or answer.irq_lost:
             failure = driver.explain(answer, "doorbell")
             if failure.reason is Reason.SILENT:
-                failure.hint = (
+                failure.hint = self._cut_off() or (
                     "does the endpoint's /proc/interrupts count pci-ep-test-doorbell up? If not,"
                     " the write does not arrive: is the BAR mapped where the endpoint thinks?"
                 )
@@ -352,6 +352,19 @@ class Doorbell:
                 hint="is the endpoint's interrupt level-triggered and acknowledged too late?",
             )
         return None
+
+    def _cut_off(self) -> str:
+        """The likeliest cause of silence in a BAR that DB_OFFSET does not reach all of: the
+        endpoint cuts the offset to 32 bits (cpu_to_le32() in pci_epf_test_enable_doorbell())."""
+        assert self.location is not None, "not entered"
+        bar = self.location.bar
+        size = self._driver.function.bar(bar).size
+        if self._override is not None or size <= 1 << 32:
+            return ""
+        return (
+            f"BAR{bar} has {size >> 30} GiB, and DB_OFFSET only 32 bits: the endpoint cuts off an"
+            f" offset beyond 4 GiB without a word. Give its BAR{bar} 4 GiB or less"
+        )
 
 
 def stale_doorbell(driver: EpfTest) -> int | None:

@@ -90,12 +90,23 @@ class Oracle:
 
     def _visible(self) -> tuple[BarLayout | None, ...]:
         layout = self.layout
-        if "bar-empty" not in self.faults:
-            return layout.bars
-        present = [index for index, bar in enumerate(layout.bars) if bar is not None]
-        others = [index for index in present if index != layout.register_bar]
-        empty = self.faults.get("bar-empty", (others or present)[-1])
-        return tuple(None if index == empty else bar for index, bar in enumerate(layout.bars))
+        hidden = set(self._without_window)
+        if "bar-empty" in self.faults:
+            present = [index for index, bar in enumerate(layout.bars) if bar is not None]
+            others = [index for index in present if index != layout.register_bar]
+            hidden.add(self.faults.get("bar-empty", (others or present)[-1]))
+        return tuple(None if index in hidden else bar for index, bar in enumerate(layout.bars))
+
+    @cached_property
+    def _without_window(self) -> list[int]:
+        """pci_epf_test_set_bar(): the last BARs, where inbound windows are too few; it goes on
+        without them."""
+        usable = [
+            index
+            for index, bar in enumerate(self.layout.bars)
+            if bar is not None and bar.type is not BarType.RESERVED
+        ]
+        return usable[self.layout.inbound_windows :]
 
     @property
     def reachable(self) -> bool:
@@ -309,6 +320,8 @@ class Oracle:
         for index in range(layout.register_bar + 1, 6):
             bar = layout.bars[index]
             if bar is not None and bar.type is not BarType.RESERVED:
+                if index in self._without_window:
+                    return None  # pci_epc_set_bar() refuses a size of 0
                 address = layout.doorbell_address
                 offset = address % bar.size
                 # The window's target has to be a multiple of the controller's granularity.
@@ -322,23 +335,13 @@ class Oracle:
     def _said(self, bar: int, offset: int) -> Place:
         """What DB_BAR and DB_OFFSET say; faults make them lie."""
         layout, faults = self.layout, self.faults
-        present = [index for index, entry in enumerate(layout.bars) if entry is not None]
-        said, where = bar, offset
-        if "wrong-bar" in faults:
-            others = [index for index in present if index not in (bar, layout.register_bar)]
-            said = faults.get("wrong-bar", (others or present)[0])
-        elif "db-bar-absent" in faults:
-            absent = next(index for index in range(7) if index not in present)
-            said = faults.get("db-bar-absent", absent)
-        if "bad-offset" in faults:
-            where = faults.get("bad-offset", layout.bar(bar).size)
-        elif "unaligned-offset" in faults:
-            where += faults.get("unaligned-offset", 0)
-        # The registers have 32 bits, however large the BAR.
+        sizes = [entry.size if entry else 0 for entry in layout.bars]
+        said, where = faults.said_place((bar, offset), sizes, layout.register_bar)
+        # pci_epf_test_enable_doorbell(): cpu_to_le32() cuts an offset beyond 4 GiB off.
         where &= 0xFFFF_FFFF
-        mapped = layout.doorbell.backend is not DoorbellBackend.EXPOSED
-        rings = (said, where) == (bar, offset) and not ("window-off" in faults and mapped)
-        return Place(said, where, rings)
+        if layout.doorbell.backend is not DoorbellBackend.EXPOSED:
+            offset -= faults.window_off(sizes[bar])
+        return Place(said, where, (said, where) == (bar, offset))
 
     def _location_fault(self, said: Place) -> Outcomes:
         """Why nothing may be written to what the endpoint says; PASS where it may."""
@@ -381,10 +384,10 @@ class Oracle:
         faults = self.faults
         if not said.rings or "doorbell-dead" in faults:
             return fail("silent")
+        if "no-status" in faults:  # STATUS is looked at first
+            return fail("wrong-status")
         if not self._heard(DOORBELL):
             return fail("irq-lost")
-        if "no-status" in faults:
-            return fail("wrong-status")
         if self.irq in ("msi", "msix") and faults.hits("irq-twice", DOORBELL):
             return fail("irq-twice")
         return PASS

@@ -18,7 +18,7 @@ from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, ConfigSpace
 from rcdrv.sim.doorbell import Doorbells, RegisterPage
-from rcdrv.sim.faults import CAP_LISTS, COMMANDS, DOORBELL, WINDOW_OFF, Faults
+from rcdrv.sim.faults import CAP_LISTS, COMMANDS, DOORBELL, Faults
 from rcdrv.sim.layout import (
     EP_PAGE,
     MSIX_ENTRY_SIZE,
@@ -343,7 +343,7 @@ class Controller:
         self._take_windows(bar, 1)
         page = self._doorbells.page
         assert page is not None, "only a doorbell is ever mapped"
-        offset = page.base - base - self._window_off(bar)
+        offset = page.base - base - self._faults.window_off(self.layout.bar(bar).size)
         self._show(bar, REGISTERS, _Shown(page, offset, offset, offset + EP_PAGE))
 
     def _take_windows(self, bar: int, count: int) -> None:
@@ -374,16 +374,9 @@ class Controller:
             return (0, 1)
         if "window-off" not in self._faults:
             return order
-        off = self._window_off_by(size)
+        off = self._faults.window_off(size)
         count = size // off
         return tuple((part + count // 2 + 1) % count for part in range(count))
-
-    def _window_off(self, bar: int) -> int:
-        return self._window_off_by(self.layout.bar(bar).size) if "window-off" in self._faults else 0
-
-    def _window_off_by(self, size: int) -> int:
-        by = WINDOW_OFF[self._faults.get("window-off", 0)]
-        return min(EP_PAGE, size // 2) if by == "page" else size // 2
 
     # -- interrupts -----------------------------------------------------------------------------
 

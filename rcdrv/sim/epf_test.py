@@ -541,23 +541,13 @@ class EpfTest:
 
     def _announce(self, bar: int, offset: int, data: int) -> None:
         """DB_BAR, DB_OFFSET, DB_DATA; faults change what is said, not what is."""
-        faults, layout = self._faults, self._layout
-        said = bar
-        present = [index for index, entry in enumerate(layout.bars) if entry is not None]
-        if "wrong-bar" in faults:
-            others = [index for index in present if index not in (bar, layout.register_bar)]
-            said = faults.get("wrong-bar", (others or present)[0])
-        elif "db-bar-absent" in faults:
-            absent = next(index for index in range(7) if index not in present)
-            said = faults.get("db-bar-absent", absent)
-        if "bad-offset" in faults:
-            offset = faults.get("bad-offset", layout.bar(bar).size)
-        elif "unaligned-offset" in faults:
-            offset += faults.get("unaligned-offset", 0)
+        sizes = [entry.size if entry else 0 for entry in self._layout.bars]
+        said, offset = self._faults.said_place((bar, offset), sizes, self._layout.register_bar)
         said &= 0xFFFF_FFFF
         self._said_bar = (said, bar)
         self._regs.write32(Register.DB_DATA, data)
         self._regs.write32(Register.DB_BAR, said)
+        # cpu_to_le32(offset), however large the BAR
         self._regs.write32(Register.DB_OFFSET, offset & 0xFFFF_FFFF)
 
     def _disable_doorbell(self) -> _Steps:

@@ -191,7 +191,8 @@ class Draw:
     def _write_db_bar(self, model: Model) -> Step | None:
         if not model.enabled:
             return None
-        return Step("db_bar", value=self._rng.choice((0, 5, 6, 0x7FFFFFFF, NO_BAR)))
+        # A BAR that is not the doorbell's, what is behind the array, far behind, in front of it.
+        return Step("db_bar", value=self._rng.choice((*range(6), 6, *[0x7FFFFFFF] * 8, NO_BAR)))
 
     def _doorbell_bar(self, model: Model) -> Step | None:
         bar = model.doorbell_bar

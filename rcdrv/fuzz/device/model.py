@@ -107,11 +107,18 @@ class Model:
         self.memory[facts.reg_bar] = Memory(4)  # MAGIC, which nobody uses
         self.learned: dict[str, object] = {}
         self.tainted = False
-        """DB_BAR was overwritten: nothing can be said any more but that it has to answer."""
+        """The host has overwritten DB_BAR of an enabled doorbell."""
+        self.lost: set[int] = set()
+        """BARs that were not given back when a doorbell was: what they show is not known."""
 
     @property
     def enabled(self) -> bool:
         return self.doorbell_bar is not None
+
+    @property
+    def hidden(self) -> set[int]:
+        """BARs that do not show their memory, as far as is known."""
+        return self.lost if self.doorbell_bar is None else {*self.lost, self.doorbell_bar}
 
     def restart(self, registers: Mapping[Reg, int]) -> None:
         """After a reset that undoes mappings, once doorbell and subranges were cleared."""
@@ -120,6 +127,8 @@ class Model:
         for bar in self.swapped:
             self.memory[bar].swapped = False
         self.swapped.clear()
+        self.lost.clear()
+        self.tainted = False
 
     def judge(self, step: Step, seen: Seen) -> None:
         """Compare, and go on from there.
@@ -312,12 +321,28 @@ class Model:
             # Nothing was allocated, or all of it was given back.
             if doorbell[Reg.DB_BAR] not in (before[Reg.DB_BAR], NO_BAR):
                 raise Wrong("register DB_BAR", f"DB_BAR is {doorbell[Reg.DB_BAR]:#x} after a FAIL")
-            if self.swapped:
+            short = self.swapped or self.lost
+            if doorbell[Reg.DB_BAR] == NO_BAR:
+                # dw_pcie_ep_set_bar() takes the BAR's window away before it fails.
+                self.lost.add(self._likely_bar())
+            if short:
                 return  # no inbound window may be left
         self._learn("doorbell", got, bit_names(Status(got)))
         if got == success:
             self._check_place(doorbell)
             self.doorbell_bar = doorbell[Reg.DB_BAR]
+
+    def _likely_bar(self) -> int:
+        """Where a doorbell comes: where it was, or pci_epc_get_next_free_bar()."""
+        behind = [bar for bar in self.facts.writable if bar > self.facts.reg_bar]
+        bar = self.learned.get("DB_BAR", min(behind, default=NO_BAR))
+        assert isinstance(bar, int)
+        return bar
+
+    def _may_lack_window(self, bar: int) -> bool:
+        """Whether no inbound window may be left to show the BAR's memory: while a doorbell was in
+        place of its two halves, those of another BAR may have taken one."""
+        return bar in self.lost or (bar in self.swapped and len(self.swapped) > 1)
 
     def _check_place(self, doorbell: Mapping[Reg, int]) -> None:
         bar, offset = doorbell[Reg.DB_BAR], doorbell[Reg.DB_OFFSET]
@@ -333,14 +358,34 @@ class Model:
         if self._no_dma(step, seen):
             return
         success, fail = Status.DOORBELL_DISABLE_SUCCESS, Status.DOORBELL_DISABLE_FAIL
-        answers = [success, fail] if self.tainted else [success] if self.enabled else [fail]
-        if self.enabled:
-            self.registers[Reg.DB_BAR] = NO_BAR
-        if self.tainted:  # DB_BAR says which BAR to give back, and whether to
-            self.registers[Reg.DB_BAR] = seen.registers[Reg.DB_BAR]
-        self._answer(step, seen, answers)
-        if not self.tainted:  # else nobody knows what its BAR shows now
-            self.doorbell_bar = None
+        named = self.registers[Reg.DB_BAR]
+        if self.doorbell_bar is None:
+            self._answer(step, seen, [fail])
+            return
+        if named >= 1 << 31:  # enum pci_barno is signed
+            self._answer(step, seen, [fail])
+            raise Wrong(
+                "doorbell lost",
+                f"DB_BAR was overwritten with {named:#x}, so the doorbell stays enabled",
+            )
+        self.registers[Reg.DB_BAR] = NO_BAR
+        bar = self.doorbell_bar
+        got = self._answer(step, seen, [success, *self._disable_fails(named)])
+        self.doorbell_bar, self.tainted = None, False
+        # pci_epc_set_bar() of the BAR that DB_BAR names, whichever the doorbell is in.
+        self.lost.add(bar)
+        if got == success:
+            self.lost.discard(named)
+
+    def _disable_fails(self, named: int) -> list[Status]:
+        """DOORBELL_DISABLE_FAIL, where pci_epc_set_bar() may fail: a BAR that has no memory, what
+        is behind epf->bar[], or no inbound window."""
+        usable = named in self.facts.bars and named not in self.facts.reserved
+        if self.doorbell_bar in self.facts.reserved or (
+            usable and not self._may_lack_window(named)
+        ):
+            return []
+        return [Status.DOORBELL_DISABLE_FAIL]
 
     def _ring(self, step: Step, seen: Seen) -> None:
         """pci_epf_test_doorbell_handler(): adds to STATUS; rings that come close together may be
@@ -372,22 +417,30 @@ class Model:
     def _whole_doorbell(self, seen: Seen, good: Sequence[str]) -> None:
         """The driver's own way from ENABLE to DISABLE, whatever is in between."""
         works = seen.outcome in good
+        bar = self._likely_bar()
+        if seen.outcome == "fail disable-failed" and self._may_lack_window(bar):
+            self.doorbell_bar = None
+            self.lost.add(bar)
+            self.registers = dict(seen.registers)
+            return
         if not works and seen.outcome != "fail enable-failed":
             raise Wrong("outcome", f"rcdrv ring comes to {seen.outcome!r}, not {good[0]!r}")
         if not works and self.enabled:
             raise Wrong("outcome", "a doorbell that was enabled could not be had again")
-        if works or not self.swapped:
+        if works or not (self.swapped or self.lost):
             fail = Status.DOORBELL_ENABLE_FAIL
             got = Status.DOORBELL_ENABLE_SUCCESS if works else fail
             self._learn("doorbell", got, bit_names(got))
-        bar = seen.registers[Reg.DB_BAR]
-        if bar not in ([NO_BAR] if works else [NO_BAR, self.registers[Reg.DB_BAR]]):
-            raise Wrong("left enabled", f"DB_BAR is {bar:#x}: the doorbell is left enabled")
+        said = seen.registers[Reg.DB_BAR]
+        if said not in ([NO_BAR] if works else [NO_BAR, self.registers[Reg.DB_BAR]]):
+            raise Wrong("left enabled", f"DB_BAR is {said:#x}: the doorbell is left enabled")
+        if works:
+            self.lost.discard(bar)
         self.doorbell_bar = None
         self.registers = dict(seen.registers)
 
     def _db_bar(self, step: Step, seen: Seen) -> None:
-        self.tainted = True
+        self.tainted = self.enabled and step.value != self.doorbell_bar
         self.registers[Reg.DB_BAR] = step.value
         self._compare(seen)
 
@@ -407,6 +460,7 @@ class Model:
             # Whether the controller can map halves of this size does not change.
             self._learn(f"halves of BAR{step.bar}", got, bit_names(Status(got)))
         if got == success:
+            self.lost.discard(step.bar)
             self.swapped.add(step.bar)
             memory.swapped = True
             # pci_epf_test_subrange_sig_byte()
@@ -417,14 +471,13 @@ class Model:
         """pci_epf_test_bar_subrange_clear()"""
         if self._no_dma(step, seen):
             return
-        mapped = step.bar in self.swapped
-        self._answer(
-            step,
-            seen,
-            [Status.BAR_SUBRANGE_CLEAR_SUCCESS if mapped else Status.BAR_SUBRANGE_CLEAR_FAIL],
-        )
-        if mapped:
+        success, fail = Status.BAR_SUBRANGE_CLEAR_SUCCESS, Status.BAR_SUBRANGE_CLEAR_FAIL
+        answers = [success] if step.bar in self.swapped else [fail]
+        if step.bar in self.lost:
+            answers = [success, fail]  # no inbound window may be left
+        if self._answer(step, seen, answers) == success:
             self.swapped.discard(step.bar)
+            self.lost.discard(step.bar)
             self.memory[step.bar].swapped = False
 
     # -- the rest ---------------------------------------------------------------------------------
@@ -450,7 +503,7 @@ class Model:
             return
         if seen.outcome:
             raise Wrong("refusal", f"the access is {seen.outcome}")
-        if step.bar == self.doorbell_bar:
+        if step.bar in self.hidden:
             return  # it went to the endpoint's hardware
         memory = self.memory.get(step.bar)
         size = step.width // 8
