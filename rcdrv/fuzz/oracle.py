@@ -14,7 +14,7 @@ from rcdrv import parts
 from rcdrv.epf_test.suite import Case
 from rcdrv.fuzz.sampling import covers
 from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
-from rcdrv.sim.layout import BarLayout, BarType, Dma, DoorbellBackend, Intx, Layout
+from rcdrv.sim.layout import BarLayout, BarType, Dma, DoorbellBackend, Intx, Layout, Reset
 
 Outcome = str
 """``pass``, or verdict and reason: ``fail data-mismatch``."""
@@ -122,7 +122,7 @@ class Oracle:
         if self._part is not parts.UNKNOWN_PART:
             return None if self._part.reg_bar == layout.register_bar else layout.register_bar
         recognizable = 0 < self.caps < 1 << 12
-        lost = any(name in self.faults for name in _UNPREDICTABLE)
+        lost = self._unpredictable
         known = recognizable and not lost and self.reachable
         return None if known else layout.register_bar
 
@@ -154,7 +154,7 @@ class Oracle:
 
         :param again: in a second session with the same endpoint
         """
-        if any(name in self.faults for name in _UNPREDICTABLE):
+        if self._unpredictable:
             return ANY
         name = str(case.name)
         if case.name.fixture == "pci_ep_bar":
@@ -184,6 +184,12 @@ class Oracle:
                 return names[bit]
         return "poll"
 
+    @property
+    def _unpredictable(self) -> bool:
+        """Whether an access may find the device, or a BAR, gone at any time."""
+        stays_lost = self.layout.reset is Reset.NONE and "disable-clears-bar" in self.faults
+        return stays_lost or any(name in self.faults for name in _UNPREDICTABLE)
+
     def _heard(self, which: int) -> bool:
         """Whether interrupts of commands, or of rings, arrive."""
         if self.irq == "poll":
@@ -191,6 +197,8 @@ class Oracle:
         if self.irq == "intx" and self.layout.intx is Intx.NONE:
             return False
         if self.irq != "intx" and self.faults.hits("irq-wrong-vector", which):
+            return False
+        if self.irq == "msix" and "msix-dead" in self.faults:
             return False
         return not self.faults.hits("irq-lost", which)
 
@@ -378,6 +386,8 @@ class Oracle:
                 return fail("disable-failed")
             if not self._heard(COMMANDS):
                 return fail("irq-lost")
+            if "disable-clears-bar" in faults:
+                return fail("disable-failed")
         return outcome
 
     def _ring(self, said: Place) -> Outcomes:

@@ -362,6 +362,7 @@ ALLOWED = {
     "enable-fail": "as an endpoint without any doorbell answers",
     "bar-empty": "as a host that has no room for a BAR sees it",
     "no-resource": "as a controller with few inbound windows answers",
+    "rebar-empty": "the capability is not for commands: rcdrv info reports it",
 }
 # Found, by the kind of finding; the least steps that show it.
 FOUND = {
