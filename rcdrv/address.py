@@ -117,6 +117,7 @@ def _spawn(spec: str) -> Device:
         process = subprocess.Popen(
             [*_sim_command(), spec, "--fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C at a terminal is for us; it ends when our socket does
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=output,
