@@ -11,7 +11,7 @@ from types import FrameType
 
 from rcdrv.errors import UsageError
 from rcdrv.files import open_output
-from rcdrv.function import allow_descriptors
+from rcdrv.interrupts import allow_descriptors
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.endpoint import Endpoint
 from rcdrv.sim.layout import Layout
