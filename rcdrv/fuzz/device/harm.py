@@ -83,13 +83,13 @@ _SUBRANGE = ("setup", "clear")
 _NONSENSE: tuple[tuple[tuple[str, ...], _Test, str], ...] = (
     (
         ("peek", "poke"),
-        lambda step, model: model.in_window(step) and step.bar in model.facts.reserved,
+        lambda step, model: model.facts.in_window(step) and step.bar in model.facts.reserved,
         "BAR{step.bar} is reserved",
     ),
     (
         ("poke",),
         lambda step, model: (
-            model.in_window(step)
+            model.facts.in_window(step)
             and step.bar == model.facts.reg_bar
             and step.offset + step.width // 8 > 4
         ),

@@ -28,7 +28,7 @@ from rcdrv.epf_test.ring import RingPlan, RingRun
 from rcdrv.epf_test.transfer import ADDRESS_BITS, default_align
 from rcdrv.errors import AccessError, HostError, RcdrvError
 from rcdrv.function import Function
-from rcdrv.fuzz.device.model import Facts, Seen
+from rcdrv.fuzz.device.facts import Facts, Seen
 from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step, command_of
 from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason, classify
