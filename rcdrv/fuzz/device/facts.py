@@ -10,6 +10,9 @@ from rcdrv.epf_test.driver import IrqChoice
 from rcdrv.epf_test.registers import Caps, Reg
 from rcdrv.fuzz.device.steps import Step
 
+LARGEST_SIZE = 4 << 20
+"""Bytes; what the endpoint's kzalloc() still gives, with pages of 4 KiB."""
+
 
 class Wrong(Exception):
     """A step had a result that the protocol does not allow."""

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from rcdrv.epf_test.driver import IrqChoice
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg
 from rcdrv.errors import UsageError
-from rcdrv.fuzz.device.model import LARGEST_SIZE, Model
+from rcdrv.fuzz.device.facts import LARGEST_SIZE
+from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.steps import TRANSFERS, Step, command_of
 
 _Test = Callable[[Step, Model], object]

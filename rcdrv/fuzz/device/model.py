@@ -12,12 +12,9 @@ from collections.abc import Mapping, Sequence
 
 from rcdrv.epf_test.driver import IrqChoice
 from rcdrv.epf_test.registers import NO_BAR, IrqType, Reg, Status, bit_names
-from rcdrv.fuzz.device.facts import Facts, Seen, Wrong
+from rcdrv.fuzz.device.facts import LARGEST_SIZE, Facts, Seen, Wrong
 from rcdrv.fuzz.device.memory import Memory
 from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step
-
-LARGEST_SIZE = 4 << 20
-"""Bytes; what the endpoint's kzalloc() still gives, with pages of 4 KiB."""
 
 _SURELY_MAPPED = 1024001
 """Bytes; the largest transfer of the kselftest, which every part's outbound windows have to do."""
