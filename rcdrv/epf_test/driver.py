@@ -27,7 +27,8 @@ from rcdrv.epf_test.registers import (
     swapped_caps,
 )
 from rcdrv.errors import UsageError
-from rcdrv.function import Function, Interrupts
+from rcdrv.function import Function
+from rcdrv.interrupts import Interrupts
 from rcdrv.mmio import Window, barrier
 from rcdrv.record import fresh, mutable_record
 from rcdrv.verdict import NotPassed, Reason, Verdict

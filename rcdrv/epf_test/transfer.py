@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 
 from rcdrv.device import PhysicalDma
+from rcdrv.dma import DmaBuffer
 from rcdrv.epf_test.driver import Answer, EpfTest
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Flags, Reg, Status
 from rcdrv.errors import UsageError
-from rcdrv.function import DmaBuffer
 from rcdrv.mmio import barrier, first_difference
 from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict

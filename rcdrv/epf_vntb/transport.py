@@ -12,12 +12,12 @@ import os
 import struct
 from collections.abc import Callable
 
+from rcdrv.dma import DmaBuffer
 from rcdrv.epf_vntb.driver import Doorbell, Vntb
 from rcdrv.epf_vntb.packets import OVERHEAD, EchoReply, Station
 from rcdrv.epf_vntb.ping import RoundTrip
 from rcdrv.epf_vntb.registers import MAX_WINDOWS
 from rcdrv.errors import UsageError
-from rcdrv.function import DmaBuffer
 from rcdrv.mmio import barrier
 from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason

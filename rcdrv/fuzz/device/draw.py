@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection
 from rcdrv.epf_test.driver import IrqChoice
 from rcdrv.epf_test.registers import ANSWERS, NO_BAR, Command, Reg, Status
 from rcdrv.errors import UsageError
+from rcdrv.fuzz.device.facts import LARGEST_SIZE
 from rcdrv.fuzz.device.harm import check_sense, harm_of
-from rcdrv.fuzz.device.model import LARGEST_SIZE, Model
+from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.steps import Irq, Step, command_of
 from rcdrv.mmio import WIDTHS
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from rcdrv.epf_test.driver import IrqChoice
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg
 from rcdrv.errors import UsageError
-from rcdrv.fuzz.device.model import LARGEST_SIZE, Model
+from rcdrv.fuzz.device.facts import LARGEST_SIZE
+from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.steps import TRANSFERS, Step, command_of
 
 _Test = Callable[[Step, Model], object]
@@ -83,13 +84,13 @@ _SUBRANGE = ("setup", "clear")
 _NONSENSE: tuple[tuple[tuple[str, ...], _Test, str], ...] = (
     (
         ("peek", "poke"),
-        lambda step, model: model.in_window(step) and step.bar in model.facts.reserved,
+        lambda step, model: model.facts.in_window(step) and step.bar in model.facts.reserved,
         "BAR{step.bar} is reserved",
     ),
     (
         ("poke",),
         lambda step, model: (
-            model.in_window(step)
+            model.facts.in_window(step)
             and step.bar == model.facts.reg_bar
             and step.offset + step.width // 8 > 4
         ),

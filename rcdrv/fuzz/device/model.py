@@ -8,17 +8,13 @@ first answer of a sequence is taken, and every later one has to be the same.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from rcdrv.epf_test.driver import IrqChoice
-from rcdrv.epf_test.registers import NO_BAR, Caps, IrqType, Reg, Status, bit_names
+from rcdrv.epf_test.registers import NO_BAR, IrqType, Reg, Status, bit_names
+from rcdrv.fuzz.device.facts import LARGEST_SIZE, Facts, Seen, Wrong
 from rcdrv.fuzz.device.memory import Memory
 from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step
-
-LARGEST_SIZE = 4 << 20
-"""Bytes; what the endpoint's kzalloc() still gives, with pages of 4 KiB."""
 
 _SURELY_MAPPED = 1024001
 """Bytes; the largest transfer of the kselftest, which every part's outbound windows have to do."""
@@ -29,65 +25,6 @@ _IRQ_TYPES = {
     IrqChoice.MSIX: IrqType.MSIX,
     IrqChoice.POLL: IrqType.MSI,
 }
-
-
-class Wrong(Exception):
-    """A step came to what it must not."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        """The same for whatever shows the same; shrinking keeps it."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of the endpoint before anything was asked of it."""
-
-    bars: Mapping[int, int]
-    """Bytes of each memory BAR, by number."""
-    reg_bar: int
-    reserved: frozenset[int]
-    """BARs in which nothing is written."""
-    caps: Caps
-    vectors: Mapping[IrqChoice, int]
-    """How many interrupts of each kind there are, to be asked for by number; POLL is always in
-    it, with one."""
-    default_irq: IrqChoice
-    can_reset: bool
-    keeps_state: bool
-    """A reset leaves doorbell and mappings alone: it is a function level reset, or none."""
-    align: int
-    """What SRC and DST have to be a multiple of."""
-
-    @property
-    def writable(self) -> list[int]:
-        """BARs with nothing but memory in them."""
-        return [bar for bar in self.bars if bar not in {self.reg_bar, *self.reserved}]
-
-
-@dataclass
-class Seen:
-    """What a step came to, as the session saw it."""
-
-    registers: Mapping[Reg, int] = field(default_factory=dict)
-    """All of them afterwards; empty after a step that does not concern them."""
-    answered: bool = False
-    """STATUS had IRQ_RAISED and a bit that belongs to the command."""
-    command_left: bool = False
-    vectors: dict[int, int] = field(default_factory=dict)
-    """Interrupts that came, {vector from 0: how often}."""
-    armed: int = 0
-    """Vectors that were ready for them."""
-    parameters: Mapping[Reg, int] = field(default_factory=dict)
-    """What the step wrote into registers besides FLAGS, IRQ_TYPE and IRQ_NUMBER."""
-    sent: bytes = b""
-    """What the source buffer had, and ``received`` all of the target buffer afterwards."""
-    received: bytes = b""
-    value: int | None = None
-    """What an access read."""
-    outcome: str = ""
-    """``pass``, or how rcdrv's driver ended: ``fail wrong-bar``; of an access ``refused``."""
 
 
 class Model:
@@ -288,20 +225,7 @@ class Model:
         if step.verb == "copy" and step.dma:
             self._learn("COPY by DMA", got, "fails" if got == bad else "succeeds")
         if got == good and not step.unmapped:
-            self._check_data(step, seen)
-
-    def _check_data(self, step: Step, seen: Seen) -> None:
-        inside = slice(step.shift, step.shift + step.size)
-        received = seen.received[inside]
-        if step.verb == "copy" and received != seen.sent[inside]:
-            raise Wrong("data", f"{step.size} bytes were copied, and are not the same")
-        if step.verb == "read":
-            # crc32_le(~0, data), which has no inversion at the end
-            checksum = zlib.crc32(received) ^ 0xFFFFFFFF
-            if seen.registers[Reg.CHECKSUM] != checksum:
-                raise Wrong("data", f"the data has the CRC {checksum:#x}, which CHECKSUM is not")
-        if step.verb != "write" and any(seen.received[: step.shift] + seen.received[inside.stop :]):
-            raise Wrong("data", "something was written outside of the buffer")
+            seen.check_data(step)
 
     # -- doorbell ---------------------------------------------------------------------------------
 
@@ -488,16 +412,8 @@ class Model:
         if self.facts.keeps_state:
             self._compare(seen)
 
-    def in_window(self, step: Step) -> bool:
-        """Whether there is such an access: inside its BAR, a multiple of its own width."""
-        size = step.width // 8
-        bar = self.facts.bars.get(step.bar, 0)
-        return step.width in (8, 16, 32, 64) and (
-            not step.offset % size and step.offset + size <= bar
-        )
-
     def _access(self, step: Step, seen: Seen) -> None:
-        if not self.in_window(step):
+        if not self.facts.in_window(step):
             if seen.outcome != "refused":
                 raise Wrong("refusal", "no such access is possible, and it was not refused")
             return

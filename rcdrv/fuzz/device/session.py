@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 
 from rcdrv.device import IrqKind
+from rcdrv.dma import DmaBuffer
 from rcdrv.epf_test.bars import is_reserved
 from rcdrv.epf_test.doorbell import (
     LEFT_ENABLED_HINT,
@@ -26,8 +27,8 @@ from rcdrv.epf_test.registers import ANSWERS, Caps, Command, IrqType, Reg, Statu
 from rcdrv.epf_test.ring import RingPlan, RingRun
 from rcdrv.epf_test.transfer import ADDRESS_BITS, default_align
 from rcdrv.errors import AccessError, HostError, RcdrvError
-from rcdrv.function import DmaBuffer, Function
-from rcdrv.fuzz.device.model import Facts, Seen
+from rcdrv.function import Function
+from rcdrv.fuzz.device.facts import Facts, Seen
 from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step, command_of
 from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason, classify

@@ -25,8 +25,9 @@ from rcdrv.fuzz.device.campaign import (
     script,
 )
 from rcdrv.fuzz.device.draw import Draw
+from rcdrv.fuzz.device.facts import Facts
 from rcdrv.fuzz.device.harm import CLASSES
-from rcdrv.fuzz.device.model import Facts, Model
+from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.session import Session
 from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import VERBS, Step, parse_step
