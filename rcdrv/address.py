@@ -1,8 +1,6 @@
-"""From what a user calls a device to an open :class:`~rcdrv.function.Function`.
+"""From the name of a device to an open :class:`~rcdrv.function.Function`, by one table of schemes.
 
-* ``0000:01:00.0`` or ``01:00.0``: a PCI function of this host, through kernel VFIO;
-* ``vfio-user:/path/to.sock``: one that is served over vfio-user;
-* ``sim:PRESET`` or ``sim:FILE.toml``: a software endpoint, started for this use and ended with it.
+To add a transport, write its :class:`~rcdrv.device.Device` and a row of :data:`SCHEMES`.
 """
 
 from __future__ import annotations
@@ -10,15 +8,16 @@ from __future__ import annotations
 import os
 import sys
 
-from rcdrv import pci
 from rcdrv.device import Device
 from rcdrv.errors import HostError, RcdrvError, UsageError
 from rcdrv.function import Function
+from rcdrv.record import record
 from rcdrv.wait import Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
 
 # Starting a software endpoint starts a Python interpreter, which a busy host may take long for.
 _SIM_START = 20.0
@@ -26,10 +25,26 @@ _SIM_REPLY = 5.0
 _SIM_END = 5.0
 
 
+@record
+class Scheme:
+    """A way to name a device, and to open what it names."""
+
+    name: str
+    """What stands before the colon; empty for PCI addresses, which need none."""
+    forms: tuple[tuple[str, str], ...]
+    """What an address looks like, and what it means, for manual and help."""
+    open: Callable[[str], Device]
+    """Open the device, given the whole address."""
+    is_local: bool = False
+    """A PCI function of this host, which can be bound, rescanned and removed."""
+    is_started: bool = False
+    """A software endpoint, started anew by each open: it seals its memory, and is no board."""
+
+
 def open_function(address: str | None = None, *, cancel: Cancel | None = None) -> Function:
     """Open a function; the caller closes it, best with ``with``.
 
-    :param address: see above; default ``$RCDRV_DEVICE``, else the only endpoint on this host
+    :param address: see :data:`SCHEMES`; default ``$RCDRV_DEVICE``, else the only endpoint here
     :param cancel: ends every wait on the function
     :raises UsageError: this is not an address, or there is no such preset or file
     :raises HostError: the host is not ready; the hint says the cure
@@ -39,23 +54,32 @@ def open_function(address: str | None = None, *, cancel: Cancel | None = None) -
 
 
 def open_device(address: str) -> Device:
-    """The backend alone, for an address that is not None. See :func:`open_function`."""
-    # The backends are imported where they are used: `ring` starts for one of them only.
-    scheme, _, rest = address.partition(":")
-    if scheme == "sim" and rest:
-        return _spawn(rest)
-    if scheme == "vfio-user" and rest:
-        from rcdrv.vfio_user.client import Client
+    """Open the backend alone, for an address that is not None. See :func:`open_function`."""
+    return scheme_of(address).open(address)
 
-        return Client.connect(rest)
-    if pci.is_address(address):
-        from rcdrv.vfio import open_device as open_vfio
 
-        return open_vfio(address, os.environ.get("RCDRV_BACKEND"))
+def scheme_of(address: str) -> Scheme:
+    """Return the row of :data:`SCHEMES` for an address.
+
+    :raises UsageError: it is not a device address
+    """
+    name, _, rest = address.partition(":")
+    for scheme in SCHEMES:
+        if name and scheme.name == name and rest:
+            return scheme
+    from rcdrv.sysfs import is_address
+
+    if is_address(address):
+        return PCI
     raise UsageError(
         f"{address!r} is not a device address",
-        hint="a PCI address (0000:01:00.0), vfio-user:/path/to.sock, or sim:rk3588",
+        hint=f"it is one of: {forms()}",
     )
+
+
+def forms() -> str:
+    """Return what an address looks like, for help and hints."""
+    return ", ".join(form for scheme in SCHEMES for form, _ in scheme.forms)
 
 
 def default_address() -> str:
@@ -78,6 +102,21 @@ def default_address() -> str:
     )
 
 
+# The backends are imported where they are used: `ring` starts for one of them only.
+
+
+def _open_vfio(address: str) -> Device:
+    from rcdrv.vfio import open_device as open_vfio
+
+    return open_vfio(address, os.environ.get("RCDRV_BACKEND"))
+
+
+def _connect(address: str) -> Device:
+    from rcdrv.vfio_user.client import Client
+
+    return Client.connect(address.partition(":")[2])
+
+
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 
 # ``-m`` would look for modules in the working directory first, and Python 3.10 has no -P. So the
@@ -96,12 +135,14 @@ def _sim_command() -> list[str]:
     return [sys.executable, *flags, "-c", _SIM_MAIN, _ROOT]
 
 
-def _spawn(spec: str) -> Device:
+def _spawn(address: str) -> Device:
     """Start a software endpoint and connect to it over a socket that has no name."""
     import socket
     import subprocess
 
     from rcdrv.vfio_user.client import Client
+
+    spec = address.partition(":")[2]
 
     class Spawned(Client):
         """The client of an endpoint that ends with it."""
@@ -117,13 +158,14 @@ def _spawn(spec: str) -> Device:
         process = subprocess.Popen(
             [*_sim_command(), spec, "--fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C at a terminal is for us; it ends when our socket does
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=output,
         )
         theirs.close()  # the child's end: when it dies, ours must see that
         try:
-            client = Spawned(ours, f"sim:{spec}", timeout=_SIM_START)
+            client = Spawned(ours, address, timeout=_SIM_START)
         except BaseException as error:
             ours.close()
             _end(process)
@@ -157,3 +199,39 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except TimeoutExpired:
         process.kill()
         process.wait()
+
+
+PCI = Scheme(
+    "",
+    (("0000:01:00.0", "a PCI function of this host, through kernel VFIO; 01:00.0 is the same"),),
+    _open_vfio,
+    is_local=True,
+)
+SCHEMES = (
+    PCI,
+    Scheme(
+        "vfio-user",
+        (
+            (
+                "vfio-user:PATH",
+                "an endpoint that is served over vfio-user on the UNIX socket PATH",
+            ),
+        ),
+        _connect,
+    ),
+    Scheme(
+        "sim",
+        (
+            (
+                "sim:PRESET",
+                "a software endpoint, started for this command and ended with it; with changes"
+                " behind commas: sim:rk3588,hz=250,fault=irq-lost. rcdrv sim --list names presets"
+                " and faults",
+            ),
+            ("sim:FILE.toml", "the same from a layout of your own"),
+        ),
+        _spawn,
+        is_started=True,
+    ),
+)
+"""Every way to name a device. Help, manual and the commands' rules derive from it."""

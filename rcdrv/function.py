@@ -9,193 +9,19 @@ are those of ``include/uapi/linux/vfio.h``.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
-import resource
 import select
-import sys
 from collections.abc import Sequence
 from types import TracebackType
 
 from rcdrv import pci
-from rcdrv.device import (
-    CONFIG_REGION,
-    Device,
-    IrqKind,
-    PhysicalDma,
-    SetIrqs,
-    sealed_memory,
-)
+from rcdrv.device import CONFIG_REGION, Device, IrqKind, SetIrqs
+from rcdrv.dma import DmaAllocator, DmaBuffer
 from rcdrv.errors import DeviceLost, EndpointError, HostError, RcdrvError, UsageError
+from rcdrv.interrupts import Interrupts
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow, Window
 from rcdrv.verdict import NotPassed, Reason
 from rcdrv.wait import MONOTONIC, Cancel, Clock, Deadline
-
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    from typing import Any
-
-    import numpy as np
-
-
-def allow_descriptors(count: int) -> None:
-    """Raise the soft limit of open files, as far as the hard one allows, for ``count`` more.
-
-    2048 MSI-X vectors are 2048 eventfds, and the usual soft limit is 1024.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256  # what a program has open besides
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
-
-
-class DmaBuffer:
-    """Host memory that the device can reach; give it back with :meth:`close` or ``with``."""
-
-    def __init__(
-        self, function: Function, iova: int, memory: mmap.mmap, size: int, mapped: int
-    ) -> None:
-        self._function = function
-        self._mapped = mapped
-        self.iova = iova
-        """The bus address of the first byte, for the device's address registers."""
-        self.size = size
-        """The bytes asked for. The mapping behind them is whole pages."""
-        self._mapping = memory
-        self.memory = memoryview(memory)[:size]
-        """The bytes themselves. Call :func:`rcdrv.mmio.barrier` before the device reads them."""
-
-    def array(self, dtype: np.typing.DTypeLike = "u1") -> np.ndarray[Any, np.dtype[Any]]:
-        """Return the bytes as an array: a view, not a copy.
-
-        It stays valid memory after :meth:`close`, but the device does not reach it any more.
-
-        :param dtype: a numpy type; what remains of an element at the end is left out
-        :raises ImportError: numpy is not installed
-        """
-        import numpy as np
-
-        kind = np.dtype(dtype)
-        return np.frombuffer(self.memory, kind, self.size // kind.itemsize)
-
-    def close(self) -> None:
-        """Unmap from the device first, then free. Closing twice is harmless."""
-        if self._function._buffers.get(self.iova) is self:
-            self._function._free_dma(self)
-
-    def __enter__(self) -> DmaBuffer:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-
-def _take(eventfd: int) -> int:
-    """Read an eventfd's counter.
-
-    Never blocks: a vfio-user server has the same file description, so it may clear O_NONBLOCK and
-    read the counter first.
-
-    :raises BlockingIOError: it is 0
-    """
-    counter = bytearray(8)
-    try:
-        os.preadv(eventfd, (counter,), -1, os.RWF_NOWAIT)
-    except BlockingIOError:
-        raise
-    except OSError:  # before Linux 5.8 (fs/eventfd.c) it cannot be asked so
-        return os.eventfd_read(eventfd)
-    return int.from_bytes(counter, sys.byteorder)
-
-
-class Interrupts:
-    """The armed vectors of one kind, one eventfd each. Made by :meth:`Function.interrupts`."""
-
-    def __init__(self, function: Function, kind: IrqKind, count: int) -> None:
-        self._function = function
-        self.kind = kind
-        self.count = count
-        """Vectors armed, numbered from 0. The endpoint's IRQ_NUMBER counts from 1."""
-        self._eventfds: list[int] = []
-        self._masked = False
-
-    def _arm(self, fewer: bool) -> None:
-        function = self._function
-        allow_descriptors(self.count)
-        try:
-            for _ in range(self.count):
-                self._eventfds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        except OSError as error:
-            raise HostError(
-                f"{self.count} vectors need as many open files: {error.strerror}",
-                hint="raise the hard limit of open files: ulimit -Hn",
-            ) from error
-        flags = SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER
-        available = function.device.set_irqs(self.kind, flags, 0, self.count, self._eventfds)
-        if fewer and 0 < available < self.count:
-            # Nothing is armed yet (VFIO_DEVICE_SET_IRQS): ask again for what can be had.
-            for fd in self._eventfds[available:]:
-                os.close(fd)
-            del self._eventfds[available:]
-            self.count = available
-            available = function.device.set_irqs(self.kind, flags, 0, self.count, self._eventfds)
-        if available:
-            raise HostError(
-                f"{function.address}: only {available} of {self.count} {self.kind.name} vectors"
-                " can be had here",
-                hint=f"ask for {available} vectors, or check that interrupt remapping is on",
-            )
-        for vector, fd in enumerate(self._eventfds):
-            function._watch(fd, vector)
-
-    def wait(self, deadline: Deadline) -> dict[int, int]:
-        """Sleep until a vector fires.
-
-        INTx is a level: VFIO masks it when it fires, and it is unmasked here, in the next call.
-        Whoever waits has by then looked at the device, which is what makes it drop the line; one
-        that still holds it fires again, so the count of INTx says nothing.
-
-        :returns: {vector: how often}, everything that was pending; empty when the time is up
-        :raises DeviceLost: the device went, or the host wants it back
-        :raises Interrupted: the user asked to stop
-        """
-        self._unmask()
-        while True:
-            fired = self._function._poll(deadline.remaining)
-            if fired or deadline.expired:
-                return self._collect(fired)
-
-    def take(self) -> dict[int, int]:
-        """What has fired since the last look, without sleeping."""
-        self._unmask()
-        return self._collect(self._function._poll(0.0))
-
-    def _collect(self, vectors: Sequence[int]) -> dict[int, int]:
-        counts: dict[int, int] = {}
-        for vector in vectors:
-            with contextlib.suppress(BlockingIOError):
-                counts[vector] = _take(self._eventfds[vector])
-        self._masked = bool(counts) and self.kind is IrqKind.INTX
-        return counts
-
-    def _unmask(self) -> None:
-        if self._masked:
-            self._masked = False
-            flags = SetIrqs.DATA_NONE | SetIrqs.ACTION_UNMASK
-            self._function.device.set_irqs(IrqKind.INTX, flags, 0, 1)
-
-    def close(self) -> None:
-        """Disarm. Also safe on a device that is gone; closing twice is harmless."""
-        if self._function._interrupts is self:
-            eventfds, self._eventfds = self._eventfds, []
-            self._function._release_interrupts(self, eventfds)
-
-    def __enter__(self) -> Interrupts:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
 
 def lost_by_reset(address: str, what: Sequence[str]) -> NotPassed:
@@ -226,9 +52,6 @@ class Function:
     # Keys of the epoll set that are not interrupt vectors.
     _ERR, _REQ, _TRANSPORT, _CANCEL = -1, -2, -3, -4
 
-    # Low addresses are left alone: 0 is what an endpoint shows for "no address".
-    _LOWEST_IOVA = 1 << 20
-
     def __init__(
         self, device: Device, cancel: Cancel | None = None, clock: Clock = MONOTONIC
     ) -> None:
@@ -241,10 +64,9 @@ class Function:
             self._stack.callback(self.cancel.close)
         self.clock = clock
         self._windows: dict[int, Window] = {}
-        self._buffers: dict[int, DmaBuffer] = {}
+        self._dma = DmaAllocator(device)
         self._interrupts: Interrupts | None = None
         self._watched: dict[int, int] = {}
-        self._cursor = self._LOWEST_IOVA
         try:
             self._epoll = select.epoll()
             self._stack.callback(self._epoll.close)
@@ -357,12 +179,14 @@ class Function:
             )
         if self._interrupts is not None:
             raise UsageError(f"{self._interrupts.kind.name} is armed already")
-        interrupts = Interrupts(self, kind, count)
+        interrupts = Interrupts(self.device, kind, count, self._poll, self._release_interrupts)
         self._interrupts = interrupts
         try:
             if kind is IrqKind.INTX:
                 self.config.command &= ~pci.Command.INTX_DISABLE
-            interrupts._arm(fewer)
+            interrupts.arm(fewer)
+            for vector, fd in enumerate(interrupts.eventfds):
+                self._watch(fd, vector)
         except BaseException:
             interrupts.close()
             raise
@@ -372,8 +196,11 @@ class Function:
         if self._interrupts is not None:
             self._interrupts.close()
 
-    def _release_interrupts(self, interrupts: Interrupts, eventfds: Sequence[int]) -> None:
+    def _release_interrupts(self, interrupts: Interrupts) -> None:
+        if self._interrupts is not interrupts:
+            return
         self._interrupts = None
+        eventfds, interrupts.eventfds = interrupts.eventfds, []
         try:
             flags = SetIrqs.DATA_NONE | SetIrqs.ACTION_TRIGGER
             self.device.set_irqs(interrupts.kind, flags, 0, 0)
@@ -470,81 +297,12 @@ class Function:
         """
         if size < 1 or align < 1 or align & (align - 1):
             raise UsageError(f"no DMA buffer of {size} bytes aligned to {align}")
-        length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        align = max(align, mmap.PAGESIZE)
-        if isinstance(self.device, PhysicalDma):
-            iova, memory = self.device.dma_allocate(length, align, 1 << address_bits)
-            length = len(memory)
-        else:
-            iova = self._find_iova(length, align, 1 << address_bits)
-            memory = self._map_memory(iova, length)
-        buffer = DmaBuffer(self, iova, memory, size, length)
-        self._buffers[iova] = buffer
-        return buffer
-
-    def _map_memory(self, iova: int, length: int) -> mmap.mmap:
-        if not self.device.dma_by_descriptor:
-            return self._mapped_memory(_contiguous(length), iova, length, -1)
-        fd = sealed_memory("rcdrv-dma", length)
-        try:
-            return self._mapped_memory(mmap.mmap(fd, length), iova, length, fd)
-        finally:
-            os.close(fd)
-
-    def _mapped_memory(self, memory: mmap.mmap, iova: int, length: int, fd: int) -> mmap.mmap:
-        try:
-            self.device.dma_map(iova, memory, length, fd)
-        except BaseException:
-            memory.close()
-            raise
-        return memory
-
-    def _find_iova(self, length: int, align: int, limit: int) -> int:
-        """The next free addresses behind the last ones that were given out, or any.
-
-        Going on instead of starting over keeps an address unused for long, so that what a slow
-        endpoint still writes to a buffer that is gone meets the IOMMU and not another buffer.
-        """
-        for lowest in (self._cursor, self._LOWEST_IOVA):
-            iova = self._fit(length, align, lowest, limit)
-            if iova is not None:
-                self._cursor = iova + length + mmap.PAGESIZE
-                return iova
-        raise HostError(
-            f"{self.address}: no room for {length:#x} bytes of DMA below {limit:#x}",
-            hint="the IOMMU's address ranges are shown by: rcdrv info",
-        )
-
-    def _fit(self, length: int, align: int, lowest: int, limit: int) -> int | None:
-        # A page between them: what is written beside one meets the IOMMU and not the next.
-        gap = mmap.PAGESIZE
-        taken = sorted((b.iova - gap, b.iova + b._mapped + gap) for b in self._buffers.values())
-        for first, last in self.device.dma_ranges():
-            start = max(first, lowest)
-            for begin, end in [*taken, (1 << 64, 1 << 64)]:
-                start = -(-start // align) * align
-                if start + length <= min(begin, last + 1, limit):
-                    return start
-                start = max(start, end)
-        return None
-
-    def _free_dma(self, buffer: DmaBuffer) -> None:
-        try:
-            self.device.dma_unmap(buffer.iova, buffer._mapped)
-        except DeviceLost:
-            pass
-        finally:
-            del self._buffers[buffer.iova]
-            # Somebody may still hold a view, for example in a traceback: then the memory goes
-            # with the last of them, and the device cannot reach it any more.
-            with contextlib.suppress(BufferError):
-                buffer.memory.release()
-                buffer._mapping.close()
+        return self._dma.allocate(size, align, 1 << address_bits)
 
     @property
     def dma_buffers(self) -> int:
-        """How many DMA buffers are mapped now."""
-        return len(self._buffers)
+        """Number of DMA buffers mapped now."""
+        return len(self._dma.buffers)
 
     # -- the whole function -------------------------------------------------------------------
 
@@ -583,7 +341,7 @@ class Function:
     def close(self) -> None:
         """Give everything back. Every step is tried, even after one failed."""
         with self.cancel.deferred():
-            for buffer in list(self._buffers.values()):
+            for buffer in list(self._dma.buffers.values()):
                 self._stack.callback(buffer.close)
             stack, self._stack = self._stack, contextlib.ExitStack()
             stack.close()
@@ -603,26 +361,6 @@ class Function:
             # What went wrong first is what the user has to read.
             if exc is None:
                 raise
-
-
-_HUGE_PAGE = 2 << 20
-
-
-def _contiguous(length: int) -> mmap.mmap:
-    """Zeroed memory of at least this length, in one piece if there is a huge page.
-
-    VFIO then pins it as one, and not page by page: a twentieth of the time.
-    """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    large = length > _HUGE_PAGE // 8
-    memory = mmap.mmap(-1, -(-length // _HUGE_PAGE) * _HUGE_PAGE if large else length, flags=flags)
-    # Before Linux 5.10 a write after fork(2) could move the parent to another page than the
-    # one that the device has.
-    memory.madvise(mmap.MADV_DONTFORK)
-    if large:
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
 
 
 class _RegionIo:

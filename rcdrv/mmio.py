@@ -14,6 +14,9 @@ are two ways to reach them:
 :class:`SplitWindow` joins both for a region of which only parts may be mapped (VFIO's sparse
 mmap capability).
 
+This module is longer than others on purpose: the promise of its first line is checked by reading
+one file, the only one that touches device memory.
+
 Bulk operations move whole, naturally aligned words, each once. libc's ``memcpy`` may touch a word
 twice, and on arm64, where a BAR is mapped as device memory, it can fault (unaligned tails, DC ZVA);
 so a loop of our own copies (:mod:`rcdrv.machine`).

@@ -47,6 +47,9 @@ class Part:
     """ATS does not work: an endpoint kernel that announces it makes the host wait for it."""
     linkup_notifier: bool = False
     """The endpoint function takes commands between link-up and link-down only."""
+    doorbell: str = ""
+    """``none``: neither an MSI domain nor an eDMA whose registers the driver knows. ``embedded``: a
+    register of the DesignWare eDMA (pci-ep-msi.c). Empty: not known."""
 
     def missing(self, bars: Sequence[SeenBar | None]) -> tuple[int, ...]:
         """Return the BARs that this part has and ``bars``, six by number, lack.
@@ -101,7 +104,9 @@ _TEGRA = (2, 4)
 KNOWN_PARTS: Mapping[tuple[int, int], Part] = MappingProxyType(
     {
         # pci_endpoint_test_tbl of drivers/misc/pci_endpoint_test.c, Linux 7.3
-        (0x104C, 0xB500): Part("TI DRA74x, or configured by hand", align=4096),
+        (0x104C, 0xB500): Part(
+            "TI DRA74x, or configured by hand", align=4096, linkup_notifier=True
+        ),
         (0x104C, 0xB501): Part("TI DRA72x", align=4096, linkup_notifier=True),
         (0x104C, 0xB00C): Part(
             "TI AM654",
@@ -109,13 +114,18 @@ KNOWN_PARTS: Mapping[tuple[int, int], Part] = MappingProxyType(
             align=65536,
             untestable_bars=(0, 1),
             bars=MappingProxyType({2: _ANY, 3: 65536, 4: 256, 5: _ANY}),
+            doorbell="none",
         ),
-        (0x104C, 0xB00D): Part("TI J721E", align=256, bars=_free(*range(6))),
-        (0x104C, 0xB00F): Part("TI J7200", align=256, bars=_free(*range(6))),
-        (0x104C, 0xB010): Part("TI AM64", align=256, bars=_free(*range(6))),
-        (0x104C, 0xB013): Part("TI J721S2", align=256, bars=_free(*range(6))),
-        (0x1957, 0x81C0): Part("NXP LS1046A", align=4096, bars=_free(0, 2, 4)),
-        (0x1957, 0x80C0): Part("NXP LS1088A", align=4096, bars=_free(0, 2, 4)),
+        (0x104C, 0xB00D): Part("TI J721E", align=256, bars=_free(*range(6)), doorbell="none"),
+        (0x104C, 0xB00F): Part("TI J7200", align=256, bars=_free(*range(6)), doorbell="none"),
+        (0x104C, 0xB010): Part("TI AM64", align=256, bars=_free(*range(6)), doorbell="none"),
+        (0x104C, 0xB013): Part("TI J721S2", align=256, bars=_free(*range(6)), doorbell="none"),
+        (0x1957, 0x81C0): Part(
+            "NXP LS1046A", align=4096, bars=_free(0, 2, 4), linkup_notifier=True
+        ),
+        (0x1957, 0x80C0): Part(
+            "NXP LS1088A", align=4096, bars=_free(0, 2, 4), linkup_notifier=True
+        ),
         (0x1957, 0x0808): Part("NXP i.MX8", bars=_free(0, 2, 4)),
         (0x16C3, 0xEDDA): Part("Synopsys EDDA"),
         (0x1912, 0x0025): Part("Renesas RZ/G2H (R8A774E1)", bars=_RCAR_GEN3),
@@ -126,6 +136,7 @@ KNOWN_PARTS: Mapping[tuple[int, int], Part] = MappingProxyType(
             "Renesas R-Car S4 (R8A779F0)",
             align=4096,
             bars=MappingProxyType({0: _ANY, 2: _ANY, 4: 256}),
+            doorbell="embedded",
         ),
         (0x1D87, 0x3588): Part(
             "Rockchip RK3588",
@@ -134,13 +145,22 @@ KNOWN_PARTS: Mapping[tuple[int, int], Part] = MappingProxyType(
             bars=_free(*range(6)),
             msix_table=(4, 0x4000),
             broken_ats=True,
+            doorbell="embedded",
             linkup_notifier=True,
         ),
         (0x10DE, 0x1AD4): Part(
-            "NVIDIA Tegra194", untestable_bars=_TEGRA, bars=_free(0, 2, 4), linkup_notifier=True
+            "NVIDIA Tegra194",
+            untestable_bars=_TEGRA,
+            bars=_free(0, 2, 4),
+            linkup_notifier=True,
+            doorbell="none",
         ),
         (0x10DE, 0x229B): Part(
-            "NVIDIA Tegra234", untestable_bars=_TEGRA, bars=_free(0, 2, 4), linkup_notifier=True
+            "NVIDIA Tegra234",
+            untestable_bars=_TEGRA,
+            bars=_free(0, 2, 4),
+            linkup_notifier=True,
+            doorbell="none",
         ),
     }
 )

@@ -1,4 +1,4 @@
-"""PCI addresses, and config space: header, COMMAND, BARs, capabilities.
+"""Config space of a PCI function: header, COMMAND, BARs, capabilities.
 
 Offsets and bits are those of the PCI Local Bus 3.0 and PCI Express Base 6.0 specifications, with
 the names of ``include/uapi/linux/pci_regs.h``.
@@ -6,12 +6,11 @@ the names of ``include/uapi/linux/pci_regs.h``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum, IntFlag
 from types import MappingProxyType
 
-from rcdrv.errors import EndpointError, UsageError
+from rcdrv.errors import EndpointError
 from rcdrv.mmio import Window
 from rcdrv.record import record
 
@@ -21,29 +20,6 @@ CLASS_NO_MATCHING = 0xFF00
 """Base class 0xff, "does not fit in any defined class": what pci-epf-test gives itself."""
 CLASS_MEMORY_RAM = 0x0500
 """RAM memory controller: what pci-epf-vntb gives itself."""
-
-_ADDRESS = re.compile(
-    r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([01]?[0-9a-f])\.([0-7])", re.IGNORECASE
-)
-
-
-def is_address(text: str) -> bool:
-    """Whether ``text`` is a PCI address, with or without a domain and leading zeros."""
-    return bool(_ADDRESS.fullmatch(text))
-
-
-def canonical_address(text: str) -> str:
-    """``01:00.0`` as sysfs spells it, ``0000:01:00.0``.
-
-    :raises UsageError: it is not a PCI address
-    """
-    match = _ADDRESS.fullmatch(text)
-    if match is None:
-        raise UsageError(
-            f"{text!r} is not a PCI address", hint="write [domain:]bus:device.function, as lspci -D"
-        )
-    domain, bus, device, function = (int(part or "0", 16) for part in match.groups())
-    return f"{domain:04x}:{bus:02x}:{device:02x}.{function}"
 
 
 class Command(IntFlag):

@@ -1,4 +1,4 @@
-"""Reader of sysfs and /dev: is a PCI function there, its driver, IOMMU group and device nodes.
+"""PCI addresses, and the reader of sysfs and /dev: driver, IOMMU group, device nodes.
 
 Each check names the cure. They only read; handing a function over is the user's decision.
 """
@@ -6,12 +6,36 @@ Each check names the cure. They only read; handing a function over is the user's
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from rcdrv.errors import HostError
+from rcdrv.errors import HostError, UsageError
 from rcdrv.record import record
 
 DRIVER = "vfio-pci"
+
+_ADDRESS = re.compile(
+    r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([01]?[0-9a-f])\.([0-7])", re.IGNORECASE
+)
+
+
+def is_address(text: str) -> bool:
+    """Whether ``text`` is a PCI address, with or without a domain and leading zeros."""
+    return bool(_ADDRESS.fullmatch(text))
+
+
+def canonical_address(text: str) -> str:
+    """``01:00.0`` as sysfs spells it, ``0000:01:00.0``.
+
+    :raises UsageError: it is not a PCI address
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"{text!r} is not a PCI address", hint="write [domain:]bus:device.function, as lspci -D"
+        )
+    domain, bus, device, function = (int(part or "0", 16) for part in match.groups())
+    return f"{domain:04x}:{bus:02x}:{device:02x}.{function}"
 
 
 @record
@@ -60,7 +84,7 @@ def driver_of(function: Path) -> str | None:
 def iommu_group(paths: Paths, bdf: str) -> str:
     """The number of the IOMMU group of a function that is ready for VFIO.
 
-    ``bdf`` has to be canonical (:func:`rcdrv.pci.canonical_address`).
+    ``bdf`` has to be canonical (:func:`canonical_address`).
 
     :raises HostError: it is missing, not behind an IOMMU, or not bound to vfio-pci
     """

@@ -10,9 +10,11 @@ from hypothesis import settings
 from tests.unavailable import unavailable
 
 # Tests send Ctrl-C to programs that they start. Where the runner was started in the background of
-# a script, SIGINT is ignored, and so it would be in those (POSIX, 2.11 Signals and Error Handling).
+# a script, SIGINT is ignored, and so it would be in those (POSIX, 2.11 Signals and Error Handling);
+# with nohup, SIGHUP is.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # No test may fail because the machine is busy: pytest's own timeout ends what hangs.
 settings.register_profile("patient", deadline=None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rcdrv import __version__
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.pci import canonical_address, is_address
+from rcdrv.sysfs import canonical_address, is_address
 
 _SYS = Path("/sys")
 

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
-from rcdrv.address import default_address, open_function
+from rcdrv.address import default_address, forms, open_function, scheme_of
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
-from rcdrv.pci import is_address
 from rcdrv.verdict import classify
 from rcdrv.wait import Cancel
 
@@ -77,8 +76,7 @@ def common_options(*, top: bool) -> Parser:
     options.add_argument(
         *names,
         metavar="ADDRESS",
-        help="0000:01:00.0, vfio-user:/path/to.sock or sim:PRESET"
-        " (default: $RCDRV_DEVICE, else the only endpoint on this host)",
+        help=f"{forms()} (default: $RCDRV_DEVICE, else the only endpoint on this host)",
     )
     options.add_argument(
         "--json", action="store_true", default=default(False), help="print one JSON document"
@@ -170,7 +168,7 @@ def pause(text: str) -> float:
 def open_endpoint(args: argparse.Namespace, cancel: Cancel) -> Function:
     """The function that the command line names, open."""
     address = args.device or default_address()
-    if is_address(address):
+    if scheme_of(address).is_local:
         guard(args, address)
     function = open_function(address, cancel=cancel)
     # Not before: whether a server may truncate its BARs is known only now.
@@ -185,7 +183,7 @@ def guard(args: argparse.Namespace, address: str) -> None:
     That is a function of this host, or a server that may truncate the file of a BAR. A software
     endpoint seals its files, and nothing is needed.
     """
-    if not args.in_child and not address.startswith("sim:"):
+    if not args.in_child and not scheme_of(address).is_started:
         from rcdrv.cli.guard import continue_in_child
 
         continue_in_child(address)

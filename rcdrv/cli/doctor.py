@@ -16,8 +16,9 @@ from rcdrv.cli.host import add_address, named_address
 from rcdrv.epf_test.registers import Reg, decode
 from rcdrv.errors import HostError
 from rcdrv.host import find
-from rcdrv.host.doctor import Row, State, Subject, User, examine
+from rcdrv.host.doctor import examine
 from rcdrv.host.function import HostFunction
+from rcdrv.host.subject import Row, State, Subject, User
 from rcdrv.pci import CLASS_MEMORY_RAM
 from rcdrv.sysfs import Paths
 from rcdrv.wait import Cancel

@@ -137,10 +137,9 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
-    from rcdrv.address import default_address, open_function
+    from rcdrv.address import default_address, open_function, scheme_of
     from rcdrv.epf_test.driver import IrqChoice
     from rcdrv.fuzz import board
-    from rcdrv.pci import is_address
 
     layouts = board.draw_settings(args.seed, args.examples or 20)
     if args.dry_run:
@@ -150,12 +149,12 @@ def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
         return 0
     shell = board.Shell(args.ep, cancel=cancel)
     address = args.device or default_address()
-    if address.startswith("sim:"):
+    if scheme_of(address).is_started:
         raise UsageError("--ep sets up a board; what sim: starts has no configfs")
     guard(args, address)
 
     def returned() -> Function:
-        if is_address(address):
+        if scheme_of(address).is_local:
             _rescan(address, cancel)
         return board.wait_open(partial(open_function, address, cancel=cancel), cancel)
 
@@ -282,14 +281,14 @@ def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _replay_elsewhere(args: argparse.Namespace, cancel: Cancel) -> int:
-    from rcdrv.address import open_function
+    from rcdrv.address import open_function, scheme_of
     from rcdrv.fuzz.saved import reason_of
     from rcdrv.fuzz.trial import NotPresented, Report, run_elsewhere
     from rcdrv.sim.layout import load_layout
 
     if not args.where.is_file():
         raise UsageError(f"{args.where}: no such file", hint="--device takes one layout's file")
-    if args.device.startswith("sim:"):
+    if scheme_of(args.device).is_started:
         raise UsageError(
             "replay opens the endpoint twice, and sim: starts a new one each time",
             hint="leave --device out, or serve it: rcdrv sim FILE --socket PATH",
@@ -355,12 +354,12 @@ def _device(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _target(args: argparse.Namespace, cancel: Cancel, stack: ExitStack) -> Any:
-    from rcdrv.address import default_address, open_function
+    from rcdrv.address import default_address, open_function, scheme_of
     from rcdrv.fuzz.device.campaign import Software, Target
     from rcdrv.sim.layout import load_layout
 
     address = args.device or default_address()
-    if address.startswith("sim:"):
+    if scheme_of(address).is_started:
         software = Software(load_layout(address.removeprefix("sim:")), cancel)
         stack.callback(software.close)
         return Target(software.open, address, software.renew)

@@ -15,6 +15,7 @@ import signal
 import sys
 from types import FrameType
 
+from rcdrv.address import scheme_of
 from rcdrv.errors import DeviceLost
 from rcdrv.wait import heeded
 
@@ -66,7 +67,7 @@ def _wait(child: int, mask: set[signal.Signals | int]) -> int:
 
 def _outcome(address: str, status: int) -> BaseException:
     if status == -signal.SIGBUS:
-        if address.startswith("vfio-user:"):
+        if not scheme_of(address).is_local:
             return DeviceLost(
                 f"{address}: an access to a BAR failed (SIGBUS): the server truncated its file, or "
                 "no memory is left for it",

@@ -16,9 +16,9 @@ from rcdrv.cli.common import error_document, open_endpoint, print_json
 from rcdrv.describe import describe
 from rcdrv.errors import HostError, UsageError
 from rcdrv.host.function import HostFunction
-from rcdrv.pci import CLASS_MEMORY_RAM, canonical_address
+from rcdrv.pci import CLASS_MEMORY_RAM
 from rcdrv.results.units import size_text
-from rcdrv.sysfs import Paths
+from rcdrv.sysfs import Paths, canonical_address
 from rcdrv.wait import Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record

@@ -19,8 +19,8 @@ from rcdrv.errors import HostError, UsageError
 from rcdrv.function import Function, lost_by_reset
 from rcdrv.host.function import HostFunction
 from rcdrv.host.replug import bus_reset
-from rcdrv.pci import BASE_CLASS_OTHERS, canonical_address
-from rcdrv.sysfs import Paths
+from rcdrv.pci import BASE_CLASS_OTHERS
+from rcdrv.sysfs import Paths, canonical_address
 from rcdrv.verdict import NotPassed
 from rcdrv.wait import Cancel
 

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 
-from rcdrv.epf_test.doorbell import stale_doorbell
+from rcdrv.epf_test.doorbell import LEFT_ENABLED_HINT, stale_doorbell
 from rcdrv.epf_test.driver import ALL_ONES, EpfTest
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Reg, Status
@@ -137,7 +137,8 @@ def subrange_test(
 ) -> str:
     """Have the endpoint map the BAR's two halves swapped, and find its signature in each.
 
-    CLEAR follows whatever happens after a SETUP that was taken.
+    CLEAR follows whatever happens after a SETUP that was taken: a bus reset or an unbind in between
+    would cost the BAR until the endpoint function is made anew.
 
     :raises NotPassed: a skip (``bar-reserved``, ``no-caps``, ``register-bar``,
         ``bar-disabled``, ``no-resource``), or what failed
@@ -156,7 +157,8 @@ def subrange_test(
         if not isinstance(error, NotPassed) or error.reason not in _NOT_SET_UP:
             _clear_anyway(driver, index)
         raise
-    _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
+    with driver.function.cancel.deferred():
+        _subrange_command(driver, index, Command.BAR_SUBRANGE_CLEAR)
     return f"2 halves of {_how_much(window.size // 2, stretches)}"
 
 
@@ -298,7 +300,7 @@ def check_writable(driver: EpfTest, index: int) -> None:
             Reason.DISABLE_FAILED,
             f"BAR{index} shows the doorbell that an earlier run left enabled, so nothing is"
             " written there",
-            hint="unbind and start pci-epf-test on the endpoint again",
+            hint=LEFT_ENABLED_HINT,
         )
 
 

@@ -17,9 +17,10 @@ from rcdrv.mmio import Register, Window, barrier
 from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
-_ENABLE_HINT = (
-    "look in the endpoint's dmesg for \"Can't find MSI domain for EPC\" (no GIC ITS, and no"
-    ' fallback in that kernel) or "Using embedded (DMA) doorbell fallback"'
+LEFT_ENABLED_HINT = (
+    "DISABLE_DOORBELL has to free it: ring once, which tries that. Do not unbind pci-epf-test while"
+    " it is enabled: a ring would crash the endpoint, and no doorbell could be enabled until it"
+    " reboots. If DISABLE fails, reboot the endpoint"
 )
 
 
@@ -158,15 +159,31 @@ class Doorbell:
         if self._enabled and answer.good:
             return
         if answer.good:
-            raise NotPassed(
-                Reason.ENABLE_FAILED,
-                "the endpoint could not enable its doorbell (DOORBELL_ENABLE_FAIL)",
-                hint=_ENABLE_HINT,
-            )
+            after = driver.read(Reg.DB_BAR)
+            if after == NO_BAR and driver.read(Reg.STATUS) == ALL_ONES:
+                raise driver.all_ones()
+            raise self._enable_failed(before, after)
         named = stale_doorbell(driver)
         if not answer.command_left and named is not None and named != before:
             self._enabled = True  # it did enable, and only failed to say so
         raise driver.explain(answer, "ENABLE_DOORBELL")
+
+    def _enable_failed(self, before: int, after: int) -> NotPassed:
+        """The verdict after DOORBELL_ENABLE_FAIL: pci_epf_test_doorbell_cleanup() writes NO_BAR
+        once pci_epf_alloc_doorbell() has succeeded."""
+        from rcdrv.epf_test.causes import Symptom, hint
+
+        part = self._driver.part
+        message = "the endpoint could not enable its doorbell (DOORBELL_ENABLE_FAIL)"
+        if after != NO_BAR:
+            message, advice = f"{message}: it got none", hint(Symptom.REFUSED, part)
+        elif before != NO_BAR:
+            message += ": it got one and could not map it into a BAR"
+            advice = hint(Symptom.NOT_MAPPED, part)
+        else:
+            # An earlier DISABLE left NO_BAR: a doorbell was to be had then.
+            advice = hint(Symptom.NOT_MAPPED, part)
+        return NotPassed(Reason.ENABLE_FAILED, message, hint=advice)
 
     def _send_enable(self) -> Answer:
         answer = self._driver.command(Command.ENABLE_DOORBELL)
@@ -177,15 +194,15 @@ class Doorbell:
         """What the answer to ENABLE says of the doorbell's state."""
         success = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
         self._enabled = answer.answered and success and not answer.contradicts
-        # Without an answer the endpoint may still take it, or have taken it without a word.
-        self.left_enabled = not answer.answered or answer.contradicts
+        # Without an answer the endpoint may have taken it without a word.
+        self.left_enabled = (not answer.answered and not answer.command_left) or answer.contradicts
 
     def _check(self, said: Location) -> None:
         """Nothing is written to a place that cannot be the doorbell."""
         driver = self._driver
         bar, offset = said.bar, said.offset
-        if 0xFFFFFFFF in (bar, offset, said.data):
-            driver.function.check_alive()
+        if ALL_ONES in (bar, offset, said.data) and driver.read(Reg.STATUS) == ALL_ONES:
+            raise driver.all_ones()
         bars = driver.function.bars
         bar_info = bars[bar] if bar < len(bars) else None
         if bar_info is None or not bar_info.is_memory:
@@ -233,9 +250,6 @@ class Doorbell:
             answer = driver.settle()
             assert answer is not None
             self._note(answer)
-            if answer.command_left:
-                self.left_enabled = True
-                return
         if not self._enabled:
             return
         answer = driver.command(Command.DISABLE_DOORBELL)
@@ -244,10 +258,15 @@ class Doorbell:
             if answer.good and not answer.irq_lost:
                 return
         elif answer.answered:
+            message = "the endpoint could not disable its doorbell (DOORBELL_DISABLE_FAIL)"
+            if driver.read(Reg.DB_BAR) != NO_BAR:
+                raise NotPassed(Reason.DISABLE_FAILED, message, hint=LEFT_ENABLED_HINT)
+            # pci_epf_test_disable_doorbell() freed it and its interrupt before pci_epc_set_bar().
+            self._enabled = self.left_enabled = False
             raise NotPassed(
                 Reason.DISABLE_FAILED,
-                "the endpoint could not disable its doorbell (DOORBELL_DISABLE_FAIL)",
-                hint="unbind and start pci-epf-test on the endpoint again before the next run",
+                f"{message}: it is freed, but its BAR does not show memory again",
+                hint="unbind and bind pci-epf-test on the endpoint, which sets its BARs up anew",
             )
         raise driver.explain(answer, "DISABLE_DOORBELL")
 
@@ -314,7 +333,7 @@ class Doorbell:
         if not answer.answered or answer.irq_lost:
             failure = driver.explain(answer, "doorbell")
             if failure.reason is Reason.SILENT:
-                failure.hint = (
+                failure.hint = self._cut_off() or (
                     "does the endpoint's /proc/interrupts count pci-ep-test-doorbell up? If not,"
                     " the write does not arrive: is the BAR mapped where the endpoint thinks?"
                 )
@@ -333,6 +352,19 @@ class Doorbell:
                 hint="is the endpoint's interrupt level-triggered and acknowledged too late?",
             )
         return None
+
+    def _cut_off(self) -> str:
+        """The likeliest cause of silence in a BAR that DB_OFFSET does not reach all of: the
+        endpoint cuts the offset to 32 bits (cpu_to_le32() in pci_epf_test_enable_doorbell())."""
+        assert self.location is not None, "not entered"
+        bar = self.location.bar
+        size = self._driver.function.bar(bar).size
+        if self._override is not None or size <= 1 << 32:
+            return ""
+        return (
+            f"BAR{bar} has {size >> 30} GiB, and DB_OFFSET only 32 bits: the endpoint cuts off an"
+            f" offset beyond 4 GiB without a word. Give its BAR{bar} 4 GiB or less"
+        )
 
 
 def stale_doorbell(driver: EpfTest) -> int | None:

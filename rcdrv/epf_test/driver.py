@@ -27,7 +27,8 @@ from rcdrv.epf_test.registers import (
     swapped_caps,
 )
 from rcdrv.errors import UsageError
-from rcdrv.function import Function, Interrupts
+from rcdrv.function import Function
+from rcdrv.interrupts import Interrupts
 from rcdrv.mmio import Window, barrier
 from rcdrv.record import fresh, mutable_record
 from rcdrv.verdict import NotPassed, Reason, Verdict
@@ -52,6 +53,9 @@ _SPIN = 0.002
 _INTX_PULSE = 0.02
 # The endpoint reads IRQ_TYPE before COMMAND in one tick of 1-10 ms; two of them are enough.
 _TICKS = 0.02
+
+# A command that is late to be cleaned up with does no harm. All others are taken back.
+_LATE_IS_FINE = (Command.DISABLE_DOORBELL, Command.BAR_SUBRANGE_CLEAR)
 
 SETTLE = 0.002
 """A second interrupt for one answer follows the first within microseconds; this many seconds are
@@ -193,6 +197,9 @@ class EpfTest:
         self.in_flight: Command | None = None
         """A command that was written and whose answer nobody has seen yet, because waiting for
         it ended with an exception."""
+        self.not_taken = False
+        """The last command was not taken in time, whether it was taken back or not."""
+        self._asked_ns = 0
         self.spin = False
         """Look for interrupts without sleeping: sooner seen, at the price of a busy processor."""
         self.surplus = 0
@@ -343,9 +350,9 @@ class EpfTest:
         self.drop_interrupts()
         barrier()
         self.in_flight = command
-        start = self.function.clock.now_ns()
+        self._asked_ns = self.function.clock.now_ns()
         self.write(Reg.COMMAND, command)
-        return self._finish(command, self.wait_answer(start, ANSWERS.get(command), timeout))
+        return self._finish(command, self._await(command, timeout))
 
     def settle(self) -> Answer | None:
         """Wait for the answer of a command that was left :attr:`in_flight`.
@@ -354,15 +361,42 @@ class EpfTest:
         """
         if self.in_flight is None:
             return None
-        command, start = self.in_flight, self.function.clock.now_ns()
-        return self._finish(command, self.wait_answer(start, ANSWERS.get(command)))
+        return self._finish(self.in_flight, self._await(self.in_flight))
+
+    def wait_on(self, command: Command, timeout: float) -> Answer:
+        """Wait longer for the answer to the last command, which was taken.
+
+        :param timeout: seconds from now
+        """
+        return self._finish(command, self._await(command, timeout))
+
+    def _await(self, command: Command, timeout: float | None = None) -> Answer:
+        return self.wait_answer(self._asked_ns, ANSWERS.get(command), timeout)
 
     def _finish(self, command: Command, answer: Answer) -> Answer:
+        left = self.read(Reg.COMMAND)
+        if left == command and not answer.answered and command not in _LATE_IS_FINE:
+            answer = self._take_back(command)
+            # Answered after all: the endpoint was just taking it.
+            left = 0 if answer.answered else left
+        if left == ALL_ONES:
+            # The registers went away behind the answer, which says nothing any more.
+            answer = Answer(Status(ALL_ONES), False, interrupted=answer.interrupted)
         both = ANSWERS.get(command)
         answer.contradicts = both is not None and answer.status & both == both
-        answer.command_left = self.read(Reg.COMMAND) != 0
+        answer.command_left = self.not_taken = left != 0
         self.in_flight = None
         return answer
+
+    def _take_back(self, command: Command) -> Answer:
+        """Let a command that was not taken in time never be taken: a doorbell or a subrange would
+        come to be, or memory of this host be written, when nobody knows of it any more.
+
+        pci_epf_test_cmd_handler() does nothing with 0, and writes 0 itself behind its read. When
+        it has read the command already, the answer comes soon.
+        """
+        self.write(Reg.COMMAND, 0)
+        return self._await(command, min(self.timeout, _IRQ_GRACE))
 
     def _wait_until_idle(self) -> None:
         """A COMMAND that is still set must not be overwritten: the endpoint may be reading it."""
@@ -378,7 +412,7 @@ class EpfTest:
                     Reason.STUCK_COMMAND,
                     f"COMMAND still holds {decode(Reg.COMMAND, left)} after {self.timeout:g} s:"
                     " the endpoint does not take commands",
-                    hint=_LOOK_AT_EP,
+                    hint=self.not_taken_hint(),
                 )
             self.function.pause(0.001)
 
@@ -397,6 +431,12 @@ class EpfTest:
                 hint="a big-endian endpoint whose pci-epf-test writes the registers in its own byte"
                 " order; newer kernels convert each with cpu_to_le32()",
             )
+
+    def not_taken_hint(self) -> str:
+        """What may be wrong with an endpoint that takes no commands."""
+        from rcdrv.epf_test.causes import Symptom, hint
+
+        return hint(Symptom.NOT_TAKEN, self.part)
 
     def all_ones(self) -> NotPassed:
         """The verdict where the test registers read all ones, and the device is there."""
@@ -458,6 +498,9 @@ class EpfTest:
                 elif grace.expired:
                     return Answer(status, True, interrupted=interrupted, irq_lost=True)
             elif deadline.expired:
+                if bits == ALL_ONES and interrupted and self.irq_kind is not IrqKind.INTX:
+                    # One of them is that of the answer, which cannot be read any more.
+                    self.surplus -= 1
                 return Answer(status, False, interrupted=interrupted)
 
     def _next_interrupts(self, seconds: float) -> dict[int, int]:
@@ -514,7 +557,7 @@ class EpfTest:
                 Reason.SILENT,
                 f"{what}: no answer in time"
                 + ("; it was not even taken" if answer.command_left else ""),
-                hint=_LOOK_AT_EP,
+                hint=self.not_taken_hint() if answer.command_left else _LOOK_AT_EP,
             )
         return NotPassed(
             Reason.WRONG_STATUS,

@@ -18,9 +18,11 @@ def worst(report: RingReport, error: RcdrvError | None) -> RcdrvError | None:
     """The finding that counts, of what the rings came to and what ended them early.
 
     Of equals the rings' own: a ring that failed is what was asked for, and that disabling failed
-    too comes second.
+    too comes second. But interrupts that nobody can account for come last: what ended it early may
+    be why.
     """
-    findings = [one for one in (report.failure(), error) if one is not None]
+    both = (report.failure(), error) if report.failed else (error, report.failure())
+    findings = [one for one in both if one is not None]
     return max(findings, key=lambda one: _rank(one.exit_status), default=None)
 
 

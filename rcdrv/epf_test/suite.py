@@ -314,7 +314,8 @@ def _run_one(
 def _unwedge(driver: EpfTest) -> None:
     """Reset a function that does not take commands any more, so that the rest has a chance."""
     try:
-        if driver.read(Reg.COMMAND) and driver.function.device.can_reset():
+        stuck = driver.not_taken or driver.read(Reg.COMMAND)
+        if stuck and driver.function.device.can_reset():
             driver.disarm()
             driver.function.reset()
             # The endpoint's memory survives that. Unlike another command, a 0 cannot mislead an

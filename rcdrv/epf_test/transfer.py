@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 
 from rcdrv.device import PhysicalDma
+from rcdrv.dma import DmaBuffer
 from rcdrv.epf_test.driver import Answer, EpfTest
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Flags, Reg, Status
 from rcdrv.errors import UsageError
-from rcdrv.function import DmaBuffer
 from rcdrv.mmio import barrier, first_difference
 from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict
@@ -35,6 +35,7 @@ LARGEST = 4 << 20
 """Bytes; above it the endpoint's kernel warns of its allocation, and panics with panic_on_warn."""
 
 _SLOWEST = 1_000_000.0  # bytes a second that a transfer gets at the least
+_LATEST = 20_000.0  # bytes a second at which a late answer is still waited for, to say how late
 
 
 class Direction(Enum):
@@ -222,8 +223,10 @@ def _transfer(
         flags=Flags.USE_DMA if dma else Flags(0),
         timeout=driver.timeout + size / _SLOWEST,
     )
-    barrier()
     what = f"{direction.value} of {size} bytes" + (f" at +{shift:#x}" if shift else "")
+    if not answer.answered and not answer.command_left and not answer.status:
+        _check_late(driver, direction, what, size)
+    barrier()
     _check_answer(driver, direction, answer, what, dma)
     if target is None:
         return answer
@@ -239,6 +242,24 @@ def _transfer(
     _check_untouched(target, shift + size, shift + size + _PAGE, what)
     target.memory[inside] = bytes(size)
     return answer
+
+
+def _check_late(driver: EpfTest, direction: Direction, what: str, size: int) -> None:
+    """Tell an endpoint that is slow from one that does not answer: while it is at it, it takes no
+    other command.
+
+    :raises NotPassed: ``silent``: the answer came, too late
+    """
+    late = driver.wait_on(_KINDS[direction].command, size / _LATEST)
+    if late.answered and late.latency_ns is not None:
+        seconds = late.latency_ns / 1e9
+        raise NotPassed(
+            Reason.SILENT,
+            f"{what}: the answer came after {seconds:.1f} s, too late"
+            f" ({size / seconds / 1e3:.0f} KB/s)",
+            hint="give it more time, or find out what makes the endpoint slow: its processor copies"
+            " through an uncached outbound window, which its DMA engine is faster at",
+        )
 
 
 def _check_untouched(target: DmaBuffer, first: int, end: int, what: str) -> None:
@@ -316,14 +337,25 @@ def _check_answer(
         raise NotPassed(
             Reason.TRANSFER_FAILED,
             f"{what}: the endpoint says {kind.failure.name}",
-            hint="COPY with DMA needs a memcpy-capable engine, which DesignWare eDMA is not"
-            if direction is Direction.COPY and dma
-            else "the host's IOMMU may have refused the access: see this host's dmesg",
+            hint=_failed_hint(driver, direction, dma),
         )
     failure = driver.explain(answer, what)
-    if failure.reason is Reason.SILENT and dma:
-        failure.hint = "an endpoint without a DMA engine takes such a command and says nothing"
+    if failure.reason is Reason.SILENT and dma and not answer.command_left:
+        failure.hint = (
+            "an endpoint without a DMA engine takes such a command and says nothing (its dmesg:"
+            ' "Cannot transfer data using DMA")'
+        )
     raise failure
+
+
+def _failed_hint(driver: EpfTest, direction: Direction, dma: bool) -> str:
+    from rcdrv.epf_test.causes import Symptom, hint
+
+    symptom = Symptom.TRANSFER_FAILED
+    if dma:
+        copies = direction is Direction.COPY
+        symptom = Symptom.DMA_COPY_FAILED if copies else Symptom.DMA_FAILED
+    return hint(symptom, driver.part)
 
 
 def _mismatch(message: str) -> NotPassed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rcdrv.device import IrqKind
+from rcdrv.dma import DmaBuffer
 from rcdrv.epf_vntb.registers import (
     BLOCK_SIZE,
     FIRST_SLOT,
@@ -27,7 +28,8 @@ from rcdrv.epf_vntb.registers import (
     db_offset,
 )
 from rcdrv.errors import DeviceLost, UsageError
-from rcdrv.function import DmaBuffer, Function, Interrupts
+from rcdrv.function import Function
+from rcdrv.interrupts import Interrupts
 from rcdrv.mmio import Window, barrier
 from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict

@@ -12,12 +12,12 @@ import os
 import struct
 from collections.abc import Callable
 
+from rcdrv.dma import DmaBuffer
 from rcdrv.epf_vntb.driver import Doorbell, Vntb
 from rcdrv.epf_vntb.packets import OVERHEAD, EchoReply, Station
 from rcdrv.epf_vntb.ping import RoundTrip
 from rcdrv.epf_vntb.registers import MAX_WINDOWS
 from rcdrv.errors import UsageError
-from rcdrv.function import DmaBuffer
 from rcdrv.mmio import barrier
 from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason
@@ -189,8 +189,9 @@ class QueuePair:
         for index, size in enumerate(windows):
             buffer = vntb.window_buffer(size)
             self._buffers.append(buffer)
-            vntb.point_window(index, buffer)
+            # Before the command: one that is interrupted may be obeyed all the same.
             self._pointed.append(index)
+            vntb.point_window(index, buffer)
         # ntb_transport_init_queue(): pairs are dealt out to the windows in turn.
         shares = -(-queues // len(windows))
         self._memory = self._buffers[0].memory.cast("B")

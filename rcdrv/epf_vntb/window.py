@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from rcdrv.epf_vntb.driver import Vntb
+from rcdrv.errors import RcdrvError
 from rcdrv.mmio import Window, first_difference
 from rcdrv.verdict import NotPassed, Reason
 
@@ -19,7 +21,13 @@ def test_pointing(vntb: Vntb, index: int) -> int:
     """
     size = vntb.window(index).size
     with vntb.window_buffer(size) as buffer:
-        vntb.point_window(index, buffer)
+        try:
+            vntb.point_window(index, buffer)
+        except BaseException:
+            # The endpoint may obey all the same; the first error is the one to report.
+            with vntb.function.cancel.deferred(), contextlib.suppress(RcdrvError):
+                vntb.clear_window(index)
+            raise
         with vntb.function.cancel.deferred():
             vntb.clear_window(index)
     return size

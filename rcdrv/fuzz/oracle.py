@@ -14,7 +14,7 @@ from rcdrv import parts
 from rcdrv.epf_test.suite import Case
 from rcdrv.fuzz.sampling import covers
 from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
-from rcdrv.sim.layout import BarLayout, BarType, Dma, DoorbellBackend, Intx, Layout
+from rcdrv.sim.layout import BarLayout, BarType, Dma, DoorbellBackend, Intx, Layout, Reset
 
 Outcome = str
 """``pass``, or verdict and reason: ``fail data-mismatch``."""
@@ -90,12 +90,23 @@ class Oracle:
 
     def _visible(self) -> tuple[BarLayout | None, ...]:
         layout = self.layout
-        if "bar-empty" not in self.faults:
-            return layout.bars
-        present = [index for index, bar in enumerate(layout.bars) if bar is not None]
-        others = [index for index in present if index != layout.register_bar]
-        empty = self.faults.get("bar-empty", (others or present)[-1])
-        return tuple(None if index == empty else bar for index, bar in enumerate(layout.bars))
+        hidden = set(self._without_window)
+        if "bar-empty" in self.faults:
+            present = [index for index, bar in enumerate(layout.bars) if bar is not None]
+            others = [index for index in present if index != layout.register_bar]
+            hidden.add(self.faults.get("bar-empty", (others or present)[-1]))
+        return tuple(None if index in hidden else bar for index, bar in enumerate(layout.bars))
+
+    @cached_property
+    def _without_window(self) -> list[int]:
+        """pci_epf_test_set_bar(): the last BARs, where inbound windows are too few; it goes on
+        without them."""
+        usable = [
+            index
+            for index, bar in enumerate(self.layout.bars)
+            if bar is not None and bar.type is not BarType.RESERVED
+        ]
+        return usable[self.layout.inbound_windows :]
 
     @property
     def reachable(self) -> bool:
@@ -111,7 +122,7 @@ class Oracle:
         if self._part is not parts.UNKNOWN_PART:
             return None if self._part.reg_bar == layout.register_bar else layout.register_bar
         recognizable = 0 < self.caps < 1 << 12
-        lost = any(name in self.faults for name in _UNPREDICTABLE)
+        lost = self._unpredictable
         known = recognizable and not lost and self.reachable
         return None if known else layout.register_bar
 
@@ -143,7 +154,7 @@ class Oracle:
 
         :param again: in a second session with the same endpoint
         """
-        if any(name in self.faults for name in _UNPREDICTABLE):
+        if self._unpredictable:
             return ANY
         name = str(case.name)
         if case.name.fixture == "pci_ep_bar":
@@ -173,6 +184,12 @@ class Oracle:
                 return names[bit]
         return "poll"
 
+    @property
+    def _unpredictable(self) -> bool:
+        """Whether an access may find the device, or a BAR, gone at any time."""
+        stays_lost = self.layout.reset is Reset.NONE and "disable-clears-bar" in self.faults
+        return stays_lost or any(name in self.faults for name in _UNPREDICTABLE)
+
     def _heard(self, which: int) -> bool:
         """Whether interrupts of commands, or of rings, arrive."""
         if self.irq == "poll":
@@ -180,6 +197,8 @@ class Oracle:
         if self.irq == "intx" and self.layout.intx is Intx.NONE:
             return False
         if self.irq != "intx" and self.faults.hits("irq-wrong-vector", which):
+            return False
+        if self.irq == "msix" and "msix-dead" in self.faults:
             return False
         return not self.faults.hits("irq-lost", which)
 
@@ -309,6 +328,8 @@ class Oracle:
         for index in range(layout.register_bar + 1, 6):
             bar = layout.bars[index]
             if bar is not None and bar.type is not BarType.RESERVED:
+                if index in self._without_window:
+                    return None  # pci_epc_set_bar() refuses a size of 0
                 address = layout.doorbell_address
                 offset = address % bar.size
                 # The window's target has to be a multiple of the controller's granularity.
@@ -322,23 +343,13 @@ class Oracle:
     def _said(self, bar: int, offset: int) -> Place:
         """What DB_BAR and DB_OFFSET say; faults make them lie."""
         layout, faults = self.layout, self.faults
-        present = [index for index, entry in enumerate(layout.bars) if entry is not None]
-        said, where = bar, offset
-        if "wrong-bar" in faults:
-            others = [index for index in present if index not in (bar, layout.register_bar)]
-            said = faults.get("wrong-bar", (others or present)[0])
-        elif "db-bar-absent" in faults:
-            absent = next(index for index in range(7) if index not in present)
-            said = faults.get("db-bar-absent", absent)
-        if "bad-offset" in faults:
-            where = faults.get("bad-offset", layout.bar(bar).size)
-        elif "unaligned-offset" in faults:
-            where += faults.get("unaligned-offset", 0)
-        # The registers have 32 bits, however large the BAR.
+        sizes = [entry.size if entry else 0 for entry in layout.bars]
+        said, where = faults.said_place((bar, offset), sizes, layout.register_bar)
+        # pci_epf_test_enable_doorbell(): cpu_to_le32() cuts an offset beyond 4 GiB off.
         where &= 0xFFFF_FFFF
-        mapped = layout.doorbell.backend is not DoorbellBackend.EXPOSED
-        rings = (said, where) == (bar, offset) and not ("window-off" in faults and mapped)
-        return Place(said, where, rings)
+        if layout.doorbell.backend is not DoorbellBackend.EXPOSED:
+            offset -= faults.window_off(sizes[bar])
+        return Place(said, where, (said, where) == (bar, offset))
 
     def _location_fault(self, said: Place) -> Outcomes:
         """Why nothing may be written to what the endpoint says; PASS where it may."""
@@ -375,16 +386,18 @@ class Oracle:
                 return fail("disable-failed")
             if not self._heard(COMMANDS):
                 return fail("irq-lost")
+            if "disable-clears-bar" in faults:
+                return fail("disable-failed")
         return outcome
 
     def _ring(self, said: Place) -> Outcomes:
         faults = self.faults
         if not said.rings or "doorbell-dead" in faults:
             return fail("silent")
+        if "no-status" in faults:  # STATUS is looked at first
+            return fail("wrong-status")
         if not self._heard(DOORBELL):
             return fail("irq-lost")
-        if "no-status" in faults:
-            return fail("wrong-status")
         if self.irq in ("msi", "msix") and faults.hits("irq-twice", DOORBELL):
             return fail("irq-twice")
         return PASS

@@ -1,4 +1,4 @@
-"""What has to be right on a host before rcdrv can drive an endpoint, and the cure of what is not.
+"""Diagnosis of a host: what keeps rcdrv from driving an endpoint, and the cure for it.
 
 Each row of the table is one small function. It reads a :class:`Subject` and changes nothing, so a
 made-up host shows each of its outcomes.
@@ -7,95 +7,16 @@ made-up host shows each of its outcomes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import Enum
-from pathlib import Path
 
 from rcdrv import parts, pci
 from rcdrv.describe import missing_bars
 from rcdrv.errors import RcdrvError
 from rcdrv.host.function import HostFunction
-from rcdrv.sysfs import DRIVER, Paths
+from rcdrv.host.subject import Finding, Row, State, Subject, bad, ok, skip
+from rcdrv.sysfs import DRIVER
 
 ENOUGH_LOCKED = 8 << 20
 """Bytes: two buffers of the largest transfer that `rcdrv test` makes."""
-
-
-class State(Enum):
-    OK = "ok"
-    NOT_OK = "not ok"
-    NOT_APPLICABLE = "not applicable"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one row comes to."""
-
-    state: State
-    detail: str
-    cure: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    finding: Finding
-
-
-@dataclass(frozen=True)
-class User:
-    """Who runs this, and what that one may."""
-
-    name: str
-    may_open: Callable[[Path], bool]
-    """Whether reading and writing a device node is allowed."""
-    locked_memory: int | None
-    """Bytes that may be locked for DMA; None for as much as there is."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The host, and the function on it that is meant, if there is one."""
-
-    paths: Paths
-    machine: str
-    """As uname says it: ``x86_64``, ``aarch64``."""
-    user: User
-    function: HostFunction | None
-    read_caps: Callable[[str], str]
-    """Open the function and say what its endpoint can do."""
-
-    def text(self, path: Path) -> str:
-        try:
-            return path.read_text()
-        except OSError:
-            return ""
-
-    @property
-    def is_x86(self) -> bool:
-        return self.machine in ("x86_64", "i686")
-
-    @property
-    def command_line(self) -> list[str]:
-        return self.text(self.paths.proc / "cmdline").split()
-
-    def has_table(self, name: str) -> bool:
-        """Whether the firmware has an ACPI table of this name."""
-        return (self.paths.sys / "firmware/acpi/tables" / name).exists()
-
-
-def _ok(detail: str) -> Finding:
-    return Finding(State.OK, detail)
-
-
-def _bad(detail: str, cure: str) -> Finding:
-    return Finding(State.NOT_OK, detail, cure)
-
-
-def _skip(detail: str) -> Finding:
-    return Finding(State.NOT_APPLICABLE, detail)
 
 
 # -- the host ------------------------------------------------------------------------------------
@@ -103,11 +24,11 @@ def _skip(detail: str) -> Finding:
 
 def check_module(subject: Subject) -> Finding:
     if not (subject.paths.sys / "bus/pci/drivers" / DRIVER).exists():
-        return _bad(
+        return bad(
             f"the driver {DRIVER} is not loaded",
             f"modprobe {DRIVER}; if there is no such module, the kernel needs CONFIG_VFIO_PCI",
         )
-    return _ok(f"{DRIVER} is loaded")
+    return ok(f"{DRIVER} is loaded")
 
 
 def check_lockdown(subject: Subject) -> Finding:
@@ -115,16 +36,16 @@ def check_lockdown(subject: Subject) -> Finding:
     modes = subject.text(subject.paths.sys / "kernel/security/lockdown").split()
     mode = next((word.strip("[]") for word in modes if word.startswith("[")), "")
     if not mode:
-        return _skip("the kernel has none, or securityfs is not mounted")
+        return skip("the kernel has none, or securityfs is not mounted")
     if mode == "none":
-        return _ok("none")
+        return ok("none")
     if check_module(subject).state is State.NOT_OK:
-        return _bad(
+        return bad(
             f"{mode}: only signed modules load, and {DRIVER} is not there",
             "install the distribution's own signed modules for this kernel; or turn Secure Boot "
             "off in the firmware",
         )
-    return _ok(f"{mode}: VFIO works; setpci, resourceN and unsigned modules do not")
+    return ok(f"{mode}: VFIO works; setpci, resourceN and unsigned modules do not")
 
 
 def check_iommu(subject: Subject) -> Finding:
@@ -133,14 +54,14 @@ def check_iommu(subject: Subject) -> Finding:
     names = sorted(unit.name for unit in units.iterdir()) if units.is_dir() else []
     if function is None:
         if names:
-            return _ok(", ".join(names))
-        return _bad("the kernel runs none", _iommu_cure(subject))
+            return ok(", ".join(names))
+        return bad("the kernel runs none", _iommu_cure(subject))
     if function.group is None:
-        return _bad(f"none in front of {function.address}", _iommu_cure(subject))
+        return bad(f"none in front of {function.address}", _iommu_cure(subject))
     # vfio_noiommu_group_alloc() in drivers/vfio/group.c names the groups that it makes up.
     if subject.text(paths.group(function.group) / "name").strip() == "vfio-noiommu":
-        return _ok("none, by this host's own choice (noiommu): the endpoint's DMA is unchecked")
-    return _ok(f"group {function.group}" + (f", {', '.join(names)}" if names else ""))
+        return ok("none, by this host's own choice (noiommu): the endpoint's DMA is unchecked")
+    return ok(f"group {function.group}" + (f", {', '.join(names)}" if names else ""))
 
 
 def _iommu_cure(subject: Subject) -> str:
@@ -183,21 +104,21 @@ def _arm_cure(subject: Subject) -> str:
 def check_remapping(subject: Subject) -> Finding:
     """VFIO refuses devices that could forge interrupts (vfio_iommu_type1_attach_group())."""
     if not subject.is_x86:
-        return _skip(f"{subject.machine} has no interrupt remapping to turn on")
+        return skip(f"{subject.machine} has no interrupt remapping to turn on")
     if check_iommu(subject).state is State.NOT_OK:
-        return _skip("it is part of the IOMMU")
+        return skip("it is part of the IOMMU")
     # Both remapping drivers call their interrupt chips "IR-...".
     if " IR-" in subject.text(subject.paths.proc / "interrupts"):
-        return _ok("on")
+        return ok("on")
     modules = subject.paths.sys / "module"
     for module in ("vfio_iommu_type1", "iommufd"):
         parameter = modules / module / "parameters/allow_unsafe_interrupts"
         if subject.text(parameter).strip() == "Y":
-            return _ok(f"off, and accepted ({module}.allow_unsafe_interrupts)")
+            return ok(f"off, and accepted ({module}.allow_unsafe_interrupts)")
     off = [word for word in subject.command_line if word in ("intremap=off", "nointremap")]
     how = f"take {' '.join(off)} off the kernel's command line" if off else "turn it on in the"
     how += "" if off else " firmware's setup (with VT-d or AMD-Vi, and x2APIC)"
-    return _bad(
+    return bad(
         "off: VFIO refuses every device",
         f"{how}; or accept that an endpoint could forge interrupts: echo 1 > "
         f"{modules}/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
@@ -207,10 +128,10 @@ def check_remapping(subject: Subject) -> Finding:
 def check_locked_memory(subject: Subject) -> Finding:
     limit = subject.user.locked_memory
     if limit is None:
-        return _ok("unlimited")
+        return ok("unlimited")
     if limit >= ENOUGH_LOCKED:
-        return _ok(f"{limit >> 10} KiB")
-    return _bad(
+        return ok(f"{limit >> 10} KiB")
+    return bad(
         f"{subject.user.name} may lock {limit >> 10} KiB for DMA; {ENOUGH_LOCKED >> 10} KiB are "
         "enough for all tests",
         "echo '@rcdrv - memlock 65536' > /etc/security/limits.d/rcdrv.conf, and log in again "
@@ -223,12 +144,12 @@ def check_locked_memory(subject: Subject) -> Finding:
 
 def check_present(subject: Subject) -> Finding:
     if subject.function is None:
-        return _bad(
+        return bad(
             "no function on this host looks like one",
             "start it (with its link up), then: rcdrv rescan PORT, with the port it is behind; "
             "rcdrv list --all shows what there is, and --device takes any of it",
         )
-    return _ok(str(subject.function))
+    return ok(str(subject.function))
 
 
 def _of_function(check: Callable[[Subject, HostFunction], Finding]) -> Callable[[Subject], Finding]:
@@ -236,7 +157,7 @@ def _of_function(check: Callable[[Subject, HostFunction], Finding]) -> Callable[
 
     def row(subject: Subject) -> Finding:
         if subject.function is None:
-            return _skip("no endpoint")
+            return skip("no endpoint")
         return check(subject, subject.function)
 
     return row
@@ -244,31 +165,31 @@ def _of_function(check: Callable[[Subject, HostFunction], Finding]) -> Callable[
 
 def check_driver(_subject: Subject, function: HostFunction) -> Finding:
     if function.driver == DRIVER:
-        return _ok(DRIVER)
+        return ok(DRIVER)
     owner = f"bound to {function.driver}" if function.driver else "not bound"
-    return _bad(owner, f"rcdrv bind {function.address}")
+    return bad(owner, f"rcdrv bind {function.address}")
 
 
 def check_group(_subject: Subject, function: HostFunction) -> Finding:
     if function.group is None:
-        return _skip("no IOMMU")
+        return skip("no IOMMU")
     others = [address for address, _ in function.others_in_group]
     if function.blocking:
         listed = ", ".join(f"{address} ({driver})" for address, driver in function.blocking)
-        return _bad(
+        return bad(
             f"group {function.group} also has {listed}",
             f"rcdrv bind {function.address} --group takes them from the host, too; or move the "
             "endpoint to a slot with a group of its own",
         )
-    return _ok(f"group {function.group}" + (f" with {', '.join(others)}" if others else ", alone"))
+    return ok(f"group {function.group}" + (f" with {', '.join(others)}" if others else ", alone"))
 
 
 def check_node(subject: Subject, function: HostFunction) -> Finding:
     if function.driver != DRIVER:
-        return _skip(f"not bound to {DRIVER}")
+        return skip(f"not bound to {DRIVER}")
     ways = function.ways_in
     if not ways:
-        return _bad(
+        return bad(
             f"there is none in {subject.paths.dev}/vfio",
             "is udev or devtmpfs running? Into a container, pass /dev/vfio",
         )
@@ -276,8 +197,8 @@ def check_node(subject: Subject, function: HostFunction) -> Finding:
     open_ways = [way for way in ways if not any(node in closed for node in way)]
     if open_ways:
         listed = ", or ".join(" with ".join(map(str, way)) for way in open_ways)
-        return _ok(listed + (f"; not {', '.join(map(str, closed))}" if closed else ""))
-    return _bad(
+        return ok(listed + (f"; not {', '.join(map(str, closed))}" if closed else ""))
+    return bad(
         f"{subject.user.name} may not open {closed[0]}",
         f"{_udev_cure(function)}; then, as root: groupadd --system rcdrv; usermod --append "
         f"--groups rcdrv {subject.user.name}; udevadm control --reload; udevadm trigger "
@@ -302,39 +223,39 @@ def _udev_cure(function: HostFunction) -> str:
 
 def check_holders(_subject: Subject, function: HostFunction) -> Finding:
     if function.driver != DRIVER:
-        return _skip(f"not bound to {DRIVER}")
+        return skip(f"not bound to {DRIVER}")
     held = function.holders
     if held:
-        return _bad(f"by {', '.join(held)}", "end it: only one process can have it open")
-    return _ok("no")
+        return bad(f"by {', '.join(held)}", "end it: only one process can have it open")
+    return ok("no")
 
 
 def check_power(_subject: Subject, function: HostFunction) -> Finding:
     state = function.text("power_state")
     if function.command is not None and int(function.command) == 0xFFFF:
-        return _bad(
+        return bad(
             "its config space reads all ones: nothing answers",
             f"the endpoint is off or has rebooted: start it, then: rcdrv rescan {function.address}",
         )
     if state is None or state == "unknown":
-        return _skip("the kernel does not say")
+        return skip("the kernel does not say")
     if state == "D0":
-        return _ok("D0")
+        return ok("D0")
     if state != "D3cold" and function.driver == DRIVER:
         # vfio_pci_core_enable() resumes what vfio-pci has let sleep while nobody used it.
-        return _ok(f"{state}, and opening it wakes it up")
+        return ok(f"{state}, and opening it wakes it up")
     cure = f"echo on > {function.path}/power/control"
     if state == "D3cold":
         cure += f"; if that does not wake it: rcdrv rescan {function.address}"
-    return _bad(f"{state}: it does not decode its BARs", cure)
+    return bad(f"{state}: it does not decode its BARs", cure)
 
 
 def check_link(subject: Subject, function: HostFunction) -> Finding:
     link = function.link
     if link is None:
-        return _skip("not PCI Express")
+        return skip("not PCI Express")
     if not link.speed or not link.width:
-        return _bad("down", f"is the endpoint started? Then: rcdrv rescan {function.address}")
+        return bad("down", f"is the endpoint started? Then: rcdrv rescan {function.address}")
     speed, width = link.max_speed, link.max_width
     for port in function.ports[:1]:
         try:
@@ -344,30 +265,30 @@ def check_link(subject: Subject, function: HostFunction) -> Finding:
         if above is not None:
             speed, width = min(speed, above.max_speed), min(width, above.max_width)
     if link.speed < speed or link.width < width:
-        return _bad(
+        return bad(
             f"{link}, although both ends can do {speed:g} GT/s x{width}",
             "reseat the card or the cable; look for max-link-speed and num-lanes in the device "
             "trees of both ends, and for AER errors in dmesg",
         )
-    return _ok(str(link))
+    return ok(str(link))
 
 
 def check_bars(_subject: Subject, function: HostFunction) -> Finding:
     bars = function.bars
     if not bars:
-        return _bad(
+        return bad(
             "it has none", "configure and start the endpoint function before this host scans it"
         )
     lost = [f"BAR{bar.index} ({bar.size:#x} bytes)" for bar in bars if not bar.address]
     if lost:
-        return _bad(
+        return bad(
             f"no address was found for {', '.join(lost)}",
             f"rcdrv rescan {function.address}; if that is not enough: boot with pci=realloc, or "
             "turn Above 4G Decoding on in the firmware's setup",
         )
     if function.lost_bars:
         gone = ", ".join(f"BAR{index}" for index in function.lost_bars)
-        return _bad(
+        return bad(
             f"{gone} lost by a reset: the address that this host gave is gone",
             f"rcdrv rescan {function.address}; does the endpoint's controller driver set its BARs"
             " up again after a reset of the link?",
@@ -376,11 +297,11 @@ def check_bars(_subject: Subject, function: HostFunction) -> Finding:
     missing = missing_bars(function.class_code, part, [*map(seen.get, range(6))])
     if missing:
         listed = " and ".join(map(part.bar_text, missing))
-        return _bad(
+        return bad(
             f"{part.name} has {listed}, this endpoint does not",
             f'look in the endpoint\'s dmesg for "Failed to set BAR{missing[0]}"',
         )
-    return _ok(", ".join(f"BAR{bar.index}" for bar in bars) + " have addresses")
+    return ok(", ".join(f"BAR{bar.index}" for bar in bars) + " have addresses")
 
 
 def check_decoding(subject: Subject, function: HostFunction) -> Finding:
@@ -400,46 +321,46 @@ def check_decoding(subject: Subject, function: HostFunction) -> Finding:
                 )
                 if not command & bit
             )
-            return _bad(f"{off} off in the port {port}", f"setpci -s {port} COMMAND=6:6")
-    return _ok("on in the ports above; opening the function turns on its own")
+            return bad(f"{off} off in the port {port}", f"setpci -s {port} COMMAND=6:6")
+    return ok("on in the ports above; opening the function turns on its own")
 
 
 def check_reset(_subject: Subject, function: HostFunction) -> Finding:
     methods = function.reset_methods
     if not methods:
-        return _ok("none: opening and closing it changes nothing")
+        return ok("none: opening and closing it changes nothing")
     if methods[0] in ("bus", "cxl_bus"):
-        return _bad(
+        return bad(
             f"{methods[0]}: each open and close bounces the endpoint's link, and may undo its "
             "set-up",
             f"rcdrv bind {function.address} --no-reset",
         )
-    return _ok(methods[0])
+    return ok(methods[0])
 
 
 def check_ats(_subject: Subject, function: HostFunction) -> Finding:
     config, part = function.config, function.part
     if config is None or config.window.size <= 0x100:
-        return _skip("only root may see it")
+        return skip("only root may see it")
     try:
         announced = config.find(pci.ExtCapId.ATS) is not None
     except RcdrvError as error:
-        return _skip(error.message)
+        return skip(error.message)
     if not announced:
-        return _ok("not announced")
+        return ok("not announced")
     if part.broken_ats:
-        return _bad(part.ats_note, parts.ATS_CURE)
-    return _ok("announced: this host's IOMMU may send invalidations to the endpoint")
+        return bad(part.ats_note, parts.ATS_CURE)
+    return ok("announced: this host's IOMMU may send invalidations to the endpoint")
 
 
 def check_caps(subject: Subject, function: HostFunction) -> Finding:
     """The only row that opens the function, so only when nothing is in the way."""
     if function.driver != DRIVER or function.holders:
-        return _skip("it cannot be opened now")
+        return skip("it cannot be opened now")
     try:
-        return _ok(subject.read_caps(function.address))
+        return ok(subject.read_caps(function.address))
     except RcdrvError as error:
-        return _bad(error.message, error.hint or "the rows above come first")
+        return bad(error.message, error.hint or "the rows above come first")
 
 
 ROWS: dict[str, Callable[[Subject], Finding]] = {
@@ -461,10 +382,10 @@ ROWS: dict[str, Callable[[Subject], Finding]] = {
     "ATS": _of_function(check_ats),
     "CAPS": _of_function(check_caps),
 }
-"""Every row, in an order in which each cure helps those behind it."""
+"""Every row, in an order in which each cure helps those after it."""
 
 
 def examine(subject: Subject) -> Iterator[Row]:
-    """The table, row by row."""
+    """Return the table, row by row."""
     for name, check in ROWS.items():
         yield Row(name, check(subject))

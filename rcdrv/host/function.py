@@ -11,7 +11,16 @@ from pathlib import Path
 from rcdrv import parts, pci
 from rcdrv.mmio import TrappedWindow
 from rcdrv.record import record
-from rcdrv.sysfs import DRIVER, Paths, driver_of, group_members, group_of, holders, no_such_device
+from rcdrv.sysfs import (
+    DRIVER,
+    Paths,
+    driver_of,
+    group_members,
+    group_of,
+    holders,
+    is_address,
+    no_such_device,
+)
 
 # Drivers that leave the DMA of their IOMMU group to user space: those that VFIO itself brings, and
 # every other in Linux 7.3 with .driver_managed_dma (iommu_device_use_default_domain()).
@@ -182,7 +191,7 @@ class HostFunction:
     def ports(self) -> list[str]:
         """The bridges above it, the nearest first."""
         above = [parent.name for parent in self.path.resolve().parents]
-        return [name for name in above if pci.is_address(name)]
+        return [name for name in above if is_address(name)]
 
     @property
     def reset_methods(self) -> tuple[str, ...]:

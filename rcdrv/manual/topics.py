@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-ADDRESSES = (
-    ("0000:01:00.0", "a PCI function of this host, through kernel VFIO; 01:00.0 is the same"),
-    ("vfio-user:PATH", "an endpoint that is served over vfio-user on the UNIX socket PATH"),
-    (
-        "sim:PRESET",
-        "a software endpoint, started for this command and ended with it; with changes behind"
-        " commas: sim:rk3588,hz=250,fault=irq-lost. rcdrv sim --list names presets and faults",
-    ),
-    ("sim:FILE.toml", "the same from a layout of your own"),
-)
+from rcdrv.address import SCHEMES
+
+ADDRESSES = tuple(form for scheme in SCHEMES for form in scheme.forms)
 """What ``--device`` takes."""
 
 EXIT_STATUSES = {

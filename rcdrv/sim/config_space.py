@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rcdrv.sim.layout import BarType, Layout, Reset
+from rcdrv.sim.layout import BarLayout, BarType, Layout, Reset
 
 SIZE = 4096
 
@@ -70,7 +70,7 @@ class ConfigSpace:
             self._set(ATS, 4, 0x000F | 1 << 16 | end << 20)
             self._set(ATS + 4, 2, 1 << 5)  # page-aligned requests
             self._set(ATS + 6, 2, 0, writable=0x801F)
-        self._power_on = bytes(self._data)
+        self._power_on = bytearray(self._data)
         self._decode()
 
     # -- accesses -----------------------------------------------------------------------------
@@ -103,6 +103,16 @@ class ConfigSpace:
         """Everything as at power-on."""
         self._data[:] = self._power_on
         self._decode()
+
+    def set_bar(self, index: int, bar: BarLayout, *, present: bool) -> None:
+        """Let a host that enumerates find the BAR, or none in its place
+        (__dw_pcie_ep_reset_bar())."""
+        if present:
+            self._bar(index, bar)
+        else:
+            self._set(BAR0 + 4 * index, 8 if bar.wide else 4, 0)
+        first, end = BAR0 + 4 * index, BAR0 + 4 * index + (8 if bar.wide else 4)
+        self._power_on[first:end] = self._data[first:end]
 
     # -- what the rest of the controller acts on ----------------------------------------------
 
@@ -149,15 +159,17 @@ class ConfigSpace:
         self._set(0x0A, 2, layout.class_code)
         self._set(0x0C, 1, 0, writable=0xFF)  # CACHE_LINE_SIZE
         for index, bar in enumerate(layout.bars):
-            if bar is None:
-                continue
-            flags = (0x4 if bar.wide else 0) | (0x8 if bar.prefetchable else 0)
-            # Writing all ones and reading back must give the size: its bits are read-only.
-            width = 8 if bar.wide else 4
-            mask = (1 << 8 * width) - bar.size & ~0xF
-            self._set(BAR0 + 4 * index, width, flags, writable=mask)
+            if bar is not None:
+                self._bar(index, bar)
         self._set(0x3C, 1, 0xFF, writable=0xFF)  # INTERRUPT_LINE
         self._set(INTERRUPT_PIN, 1, layout.intx_pin)
+
+    def _bar(self, index: int, bar: BarLayout) -> None:
+        flags = (0x4 if bar.wide else 0) | (0x8 if bar.prefetchable else 0)
+        # Writing all ones and reading back must give the size: its bits are read-only.
+        width = 8 if bar.wide else 4
+        mask = (1 << 8 * width) - bar.size & ~0xF
+        self._set(BAR0 + 4 * index, width, flags, writable=mask)
 
     def _power_management(self, _layout: Layout) -> None:
         self._set(PM, 1, 0x01)

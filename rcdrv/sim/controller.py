@@ -18,7 +18,7 @@ from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, ConfigSpace
 from rcdrv.sim.doorbell import Doorbells, RegisterPage
-from rcdrv.sim.faults import CAP_LISTS, COMMANDS, DOORBELL, WINDOW_OFF, Faults
+from rcdrv.sim.faults import CAP_LISTS, COMMANDS, DOORBELL, Faults
 from rcdrv.sim.layout import (
     EP_PAGE,
     MSIX_ENTRY_SIZE,
@@ -69,8 +69,11 @@ class Controller:
         loop = CAP_LISTS[faults.get("cap-loop", 0)] if "cap-loop" in faults else ""
         seen = replace(layout, bars=self._seen_bars(layout, faults))
         self.config = ConfigSpace(seen, loop=loop, rebar_empty="rebar-empty" in faults)
-        self.seen_bars = seen.bars
-        """The BARs that the host finds."""
+        self._seen = seen.bars
+        # BARs that the endpoint function has configured, as ep_func->epf_bar[], and those that it
+        # had and lost: no host finds them any more.
+        self._configured: set[int] = set()
+        self._gone: set[int] = set()
         self._doorbells = doorbells
         self._faults = faults
         self._log = log
@@ -96,6 +99,11 @@ class Controller:
         self._masked = False
         self._pulse_end: float | None = None
         self._repeat = False
+
+    @property
+    def seen_bars(self) -> tuple[BarLayout | None, ...]:
+        """The BARs that the host finds."""
+        return tuple(None if n in self._gone else bar for n, bar in enumerate(self._seen))
 
     @staticmethod
     def _seen_bars(layout: Layout, faults: Faults) -> tuple[BarLayout | None, ...]:
@@ -163,8 +171,8 @@ class Controller:
         else:
             self._msi_lost = True
 
-    def clear_bar(self, bar: int) -> None:
-        """pci_epc_clear_bar(): the BAR loses its address (__dw_pcie_ep_reset_bar)."""
+    def reset_bar(self, bar: int) -> None:
+        """Take a BAR's address, as a fault of __dw_pcie_ep_reset_bar() did."""
         self._cleared.add(bar)
 
     # -- BARs, from the bus ---------------------------------------------------------------------
@@ -200,7 +208,7 @@ class Controller:
             yield layout.msix_pba, layout.msix_pba + -(-layout.msix // 8) - 1
 
     def _responds(self, bar: int) -> bool:
-        return self.config.responds and bar not in self._cleared | self._lost
+        return self.config.responds and bar not in self._cleared | self._lost | self._gone
 
     def read_bar(self, bar: int, offset: int, size: int) -> bytes:
         """A read that arrived at the controller. All ones while BARs are not decoded."""
@@ -272,18 +280,47 @@ class Controller:
     def map_memory(self, bar: int, order: tuple[int, ...] = STRAIGHT) -> None:
         """pci_epc_set_bar() to the BAR's own memory, in parts if ``order`` has several.
 
-        :raises OSError: EINVAL: a part is not a multiple of the controller's granularity; ENOSPC:
-            not enough inbound windows. The BAR has to be mapped again then
+        :raises OSError: EINVAL: a part is not a multiple of the controller's granularity, there
+            are parts though the BAR was not configured before, or no inbound window is free for
+            the whole BAR; ENOSPC: too few are for its parts. The BAR has to be mapped again then
         """
         size = self.layout.bar(bar).size
         self._windows[bar] = 0
         if len(order) > 1:
+            if bar not in self._configured:
+                raise OSError(errno.EINVAL, "parts only of a BAR that is configured")
             # dw_pcie_ep_validate_submap()
             part = size // len(order)
             if size % len(order) or part % self.layout.align:
                 raise OSError(errno.EINVAL, f"parts of {part:#x} bytes cannot be mapped")
         self._take_windows(bar, len(order))
+        if bar not in self._configured:
+            self._configured.add(bar)
+            if bar in self._gone:
+                self._gone.discard(bar)
+                self._find(bar, present=True)
         self._show(bar, order, None)
+
+    def clear_bar(self, bar: int) -> None:
+        """pci_epc_clear_bar(): the BAR takes no inbound window and is not configured. What it
+        shows stays until :meth:`map_memory` or :meth:`lose_bar`, which follows at once."""
+        self._windows[bar] = 0
+        self._configured.discard(bar)
+
+    def lose_bar(self, bar: int) -> None:
+        """pci_epf_free_space() of a BAR that is not configured: its memory is gone, and so is the
+        BAR for every host. Through a mapping of before it reads zero."""
+        if bar not in self._gone:
+            self._gone.add(bar)
+            self._shown.pop(bar, None)
+            self._memory[bar].forget()
+            self._find(bar, present=False)
+            self._log.event("inbound", bar=bar, shows="nothing")
+
+    def _find(self, bar: int, *, present: bool) -> None:
+        layout = self._seen[bar]
+        if layout is not None:
+            self.config.set_bar(bar, layout, present=present)
 
     def map_nothing(self, bar: int) -> None:
         """pci_epc_set_bar() to an address at which nothing of the endpoint's is meant to be
@@ -295,8 +332,10 @@ class Controller:
     def map_registers(self, bar: int, base: int) -> None:
         """pci_epc_set_bar() to ``base`` on the endpoint's bus, a multiple of the BAR's size.
 
-        :raises OSError: EINVAL, ENOSPC: as for :meth:`map_memory`
+        :raises OSError: EINVAL: as for :meth:`map_memory`, or ``base`` cannot be mapped
         """
+        if bar in self._gone:
+            raise OSError(errno.EINVAL, f"BAR{bar} has no size")
         if base % self.layout.align:
             # dw_pcie_prog_ep_inbound_atu()
             raise OSError(errno.EINVAL, f"{base:#x} is not a multiple of {self.layout.align:#x}")
@@ -304,12 +343,13 @@ class Controller:
         self._take_windows(bar, 1)
         page = self._doorbells.page
         assert page is not None, "only a doorbell is ever mapped"
-        offset = page.base - base - self._window_off(bar)
+        offset = page.base - base - self._faults.window_off(self.layout.bar(bar).size)
         self._show(bar, REGISTERS, _Shown(page, offset, offset, offset + EP_PAGE))
 
     def _take_windows(self, bar: int, count: int) -> None:
         if sum(self._windows.values()) + count > self.layout.inbound_windows:
-            raise OSError(errno.ENOSPC, "no free inbound window")
+            # dw_pcie_ep_ib_atu_addr() for parts, dw_pcie_ep_ib_atu_bar() for the whole
+            raise OSError(errno.ENOSPC if count > 1 else errno.EINVAL, "no free inbound window")
         self._windows[bar] = count
 
     def _show(self, bar: int, order: tuple[int, ...], shown: _Shown | None) -> None:
@@ -334,16 +374,9 @@ class Controller:
             return (0, 1)
         if "window-off" not in self._faults:
             return order
-        off = self._window_off_by(size)
+        off = self._faults.window_off(size)
         count = size // off
         return tuple((part + count // 2 + 1) % count for part in range(count))
-
-    def _window_off(self, bar: int) -> int:
-        return self._window_off_by(self.layout.bar(bar).size) if "window-off" in self._faults else 0
-
-    def _window_off_by(self, size: int) -> int:
-        by = WINDOW_OFF[self._faults.get("window-off", 0)]
-        return min(EP_PAGE, size // 2) if by == "page" else size // 2
 
     # -- interrupts -----------------------------------------------------------------------------
 

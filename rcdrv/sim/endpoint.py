@@ -115,6 +115,16 @@ class Endpoint(ServedDevice):
             self._function.set_up()
             self._function.start()
 
+    def unbind(self) -> None:
+        """What taking pci-epf-test's link from its controller does, in the endpoint's configfs."""
+        assert isinstance(self._function, EpfTest)
+        self._function.unbind()
+
+    def bind(self) -> None:
+        """Link it there again; its directory, and so its struct pci_epf, is the same."""
+        assert isinstance(self._function, EpfTest)
+        self._function.bind()
+
     def irqs_changed(self, kind: IrqKind) -> None:
         if kind is IrqKind.INTX:
             self.controller.irqs_changed()

@@ -5,6 +5,7 @@ Names and order of operations are those of that file; each handler cites its fun
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -143,8 +144,13 @@ class EpfTest:
         self._dead = False
         self._stuck = 0
         self._silent = "silent" in faults
-        # epf->bar[].submap
+        # epf->bar[].submap: nothing clears it but BAR_SUBRANGE_CLEAR, no reset and no rebind.
         self._submaps: dict[int, tuple[int, ...]] = {}
+        # epf_test->reg[]: the BARs that have memory
+        self._allocated = self._alloc_space()
+        self._bound = True
+        # The doorbell's interrupt thread crashed.
+        self._handler_died = False
         # epf_test->db_bar_programmed
         self._doorbell_mapped = False
         # When the handlers of rings run that the doorbell-late fault holds back.
@@ -156,18 +162,53 @@ class EpfTest:
 
     # -- life -------------------------------------------------------------------------------------
 
+    def _alloc_space(self) -> set[int]:
+        """pci_epf_test_alloc_space(): the BARs that an endpoint function may use."""
+        return {
+            index
+            for index, bar in enumerate(self._layout.bars)
+            if bar is not None and bar.type is not BarType.RESERVED
+        }
+
     def set_up(self) -> None:
-        """pci_epf_test_epc_init(): CAPS and the BARs. Nothing else is initialized: registers,
-        doorbell and everything in memory stay as they are."""
+        """pci_epf_test_epc_init(), after pci_epf_test_epc_deinit() where it was set up: CAPS and
+        the BARs. Nothing else is initialized: registers, doorbell and everything in memory stay
+        as they are. A BAR that cannot be configured is lost."""
+        if not self._bound:
+            return
         self._regs.write32(Register.CAPS, self._caps())
-        self._submaps.clear()
-        for index, bar in enumerate(self._layout.bars):
-            if bar is not None and bar.type is not BarType.RESERVED:
-                self._controller.map_memory(index)
+        for index in self._allocated:
+            self._controller.clear_bar(index)
+        for index in sorted(self._allocated):
+            try:
+                self._controller.map_memory(index, self._submaps.get(index, STRAIGHT))
+            except OSError as error:
+                self._log.event("bar-lost", bar=index, reason=str(error.strerror))
+                self._allocated.discard(index)
+                self._controller.lose_bar(index)
+
+    def unbind(self) -> None:
+        """pci_epf_test_unbind(): no command is looked for, and all BARs and their memory go. A
+        doorbell and its interrupt stay allocated, and so do subrange mappings."""
+        self.stop()
+        for index in sorted(self._allocated):
+            self._controller.clear_bar(index)
+            self._controller.lose_bar(index)
+        self._allocated.clear()
+        self._bound = False
+        self._log.event("unbind")
+
+    def bind(self) -> None:
+        """pci_epf_test_bind() and what follows: other memory, which reads zero."""
+        self._bound = True
+        self._log.event("bind")
+        self._allocated = self._alloc_space()
+        self.set_up()
+        self.start()
 
     def start(self) -> None:
         """The link is up: begin to look for commands (pci_epf_test_link_up)."""
-        if not self._dead:
+        if self._bound and not self._dead:
             self._queue()
 
     def stop(self) -> None:
@@ -262,13 +303,13 @@ class EpfTest:
         """pci_epf_test_cmd_handler(), behind its first two reads"""
         regs, faults = self._regs, self._faults
         self._log.event("command", command=command)
-        if "slow" in faults:
-            yield faults.get("slow", 0) / 1000
         if "stuck-command" in faults:
             self._stuck = command
         else:
             regs.write32(Register.COMMAND, 0)
         regs.write32(Register.STATUS, 0)
+        if "slow" in faults:
+            yield faults.get("slow", 0) / 1000
         reason = self._swallows(command, irq_type)
         if reason:
             self._log.event("swallowed", command=command, reason=reason)
@@ -456,6 +497,11 @@ class EpfTest:
 
     def _handle_ring(self) -> None:
         """pci_epf_test_doorbell_handler()"""
+        if not self._bound:
+            self._log.event("oops", reason="a ring while pci-epf-test is not bound")
+            self._handler_died = True
+        if self._handler_died:
+            return
         status = 0 if "no-status" in self._faults else Status.DOORBELL_SUCCESS
         self._log.event("doorbell")
         self._add_status(status)
@@ -478,8 +524,9 @@ class EpfTest:
                 bar = self._layout.next_free_bar(self._layout.register_bar + 1)
                 if bar is None:
                     raise OSError(errno.ENODEV, "no BAR left for the doorbell")
-                # pci_epf_align_inbound_addr()
-                offset = doorbell.address % self._layout.bar(bar).size
+                # pci_epf_align_inbound_addr(), which does the same with a size of 0
+                size = self._layout.bar(bar).size if bar in self._allocated else 1 << 64
+                offset = doorbell.address % size
                 self._announce(bar, offset, doorbell.data)
                 self._controller.map_registers(bar, doorbell.address - offset)
                 self._doorbell_mapped = True
@@ -494,23 +541,13 @@ class EpfTest:
 
     def _announce(self, bar: int, offset: int, data: int) -> None:
         """DB_BAR, DB_OFFSET, DB_DATA; faults change what is said, not what is."""
-        faults, layout = self._faults, self._layout
-        said = bar
-        present = [index for index, entry in enumerate(layout.bars) if entry is not None]
-        if "wrong-bar" in faults:
-            others = [index for index in present if index not in (bar, layout.register_bar)]
-            said = faults.get("wrong-bar", (others or present)[0])
-        elif "db-bar-absent" in faults:
-            absent = next(index for index in range(7) if index not in present)
-            said = faults.get("db-bar-absent", absent)
-        if "bad-offset" in faults:
-            offset = faults.get("bad-offset", layout.bar(bar).size)
-        elif "unaligned-offset" in faults:
-            offset += faults.get("unaligned-offset", 0)
+        sizes = [entry.size if entry else 0 for entry in self._layout.bars]
+        said, offset = self._faults.said_place((bar, offset), sizes, self._layout.register_bar)
         said &= 0xFFFF_FFFF
         self._said_bar = (said, bar)
         self._regs.write32(Register.DB_DATA, data)
         self._regs.write32(Register.DB_BAR, said)
+        # cpu_to_le32(offset), however large the BAR
         self._regs.write32(Register.DB_OFFSET, offset & 0xFFFF_FFFF)
 
     def _disable_doorbell(self) -> _Steps:
@@ -534,17 +571,20 @@ class EpfTest:
         self._doorbells.free()
         self._regs.write32(Register.DB_BAR, NO_BAR)
         if self._doorbell_mapped:
-            if bar >= 6 or self._layout.bars[bar] is None:
+            if bar > 6:
                 # epf->bar[bar], with whatever the host wrote into DB_BAR.
                 yield from self._oops(f"DB_BAR was overwritten with {bar:#x}")
             try:
+                # What follows the array, and a BAR without memory, have no size: -EINVAL.
+                if bar not in self._allocated:
+                    raise OSError(errno.EINVAL, f"BAR{bar} has no size")
                 self._controller.map_memory(bar, self._submaps.get(bar, STRAIGHT))
             except OSError:
                 self._add_status(Status.DOORBELL_DISABLE_FAIL)
                 return
             self._doorbell_mapped = False
         if "disable-clears-bar" in self._faults:
-            self._controller.clear_bar(bar)
+            self._controller.reset_bar(bar)
         self._add_status(Status.DOORBELL_DISABLE_SUCCESS)
 
     def _oops(self, reason: str) -> _Steps:
@@ -556,9 +596,9 @@ class EpfTest:
 
     def _subrange_setup(self) -> _Steps:
         """pci_epf_test_bar_subrange_setup()"""
-        yield from ()
         index = self._regs.read32(Register.SIZE)
         status = Status.BAR_SUBRANGE_SETUP_FAIL
+        yield from self._check_index(index)
         if self._may_subrange(index):
             try:
                 if "no-resource" in self._faults:
@@ -567,7 +607,8 @@ class EpfTest:
             except OSError as error:
                 if error.errno == errno.ENOSPC:
                     status |= Status.NO_RESOURCE
-                self._controller.map_memory(index, self._submaps.get(index, STRAIGHT))
+                with contextlib.suppress(OSError):
+                    self._controller.map_memory(index, self._submaps.get(index, STRAIGHT))
             else:
                 self._submaps[index] = SWAPPED
                 half = self._layout.bar(index).size // 2
@@ -580,28 +621,31 @@ class EpfTest:
 
     def _may_subrange(self, index: int) -> bool:
         layout = self._layout
-        if index >= 1 << 31:
-            # A signed comparison lets it pass.
-            self._log.event("harm", reason=f"BAR_SUBRANGE with BAR number {index:#x}")
         if index >= 6 or index == layout.register_bar:
             return False
         if not (layout.dynamic_inbound and layout.subrange):
             return False
-        bar = layout.bars[index]
-        if bar is None or bar.type is BarType.RESERVED:
-            return False
-        return bar.size <= LARGEST_SUBRANGE
+        return index in self._allocated and layout.bar(index).size <= LARGEST_SUBRANGE
+
+    def _check_index(self, index: int) -> _Steps:
+        """enum pci_barno is signed, so a negative one indexes epf->bar[]: what is just in front of
+        it has no size, so that both commands fail; far away there is no memory."""
+        if index >= 1 << 31:
+            self._log.event("harm", reason=f"BAR_SUBRANGE with BAR number {index:#x}")
+            if index < (1 << 32) - 64:
+                yield from self._oops(f"epf->bar[{index - (1 << 32)}]")
 
     def _subrange_clear(self) -> _Steps:
         """pci_epf_test_bar_subrange_clear()"""
-        yield from ()
         index = self._regs.read32(Register.SIZE)
         status = Status.BAR_SUBRANGE_CLEAR_FAIL
-        if index >= 1 << 31:
-            self._log.event("harm", reason=f"BAR_SUBRANGE with BAR number {index:#x}")
-        if self._submaps.pop(index, None) is not None:
-            self._controller.map_memory(index)
-            status = Status.BAR_SUBRANGE_CLEAR_SUCCESS
+        yield from self._check_index(index)
+        # A BAR that was lost has no size, which pci_epc_set_bar() refuses: it keeps its submap.
+        if index in self._submaps and index in self._allocated:
+            with contextlib.suppress(OSError):
+                self._controller.map_memory(index)
+                del self._submaps[index]
+                status = Status.BAR_SUBRANGE_CLEAR_SUCCESS
         self._add_status(status)
 
 

@@ -7,7 +7,7 @@ can be active at once. What a fault does is done where the thing happens, with o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rcdrv.errors import UsageError
@@ -37,6 +37,8 @@ _WHICH = ("commands", "doorbell", "all")
 
 WINDOW_OFF = ("page", "half")
 """By how much: 4 KiB, or half of the BAR, of a smaller BAR its half in any case."""
+
+_PAGE = 4096
 
 CAP_LISTS = ("standard", "extended")
 
@@ -155,6 +157,36 @@ class Faults:
     def hits(self, name: str, which: int) -> bool:
         """Whether an irq-... fault is active for interrupts of kind ``which``."""
         return name in self._active and self._active[name] in (which, BOTH)
+
+    def said_place(
+        self, place: tuple[int, int], sizes: Sequence[int], register_bar: int
+    ) -> tuple[int, int]:
+        """DB_BAR and DB_OFFSET that are announced of a doorbell at ``place``, not yet cut to
+        32 bits.
+
+        :param sizes: bytes of each BAR, 0 where there is none
+        """
+        bar, offset = place
+        said = bar
+        present = [index for index, size in enumerate(sizes) if size]
+        if "wrong-bar" in self:
+            others = [index for index in present if index not in (bar, register_bar)]
+            said = self.get("wrong-bar", (others or present)[0])
+        elif "db-bar-absent" in self:
+            absent = next(index for index in range(7) if index not in present)
+            said = self.get("db-bar-absent", absent)
+        if "bad-offset" in self:
+            offset = self.get("bad-offset", sizes[bar])
+        elif "unaligned-offset" in self:
+            offset += self.get("unaligned-offset", 0)
+        return said, offset
+
+    def window_off(self, size: int) -> int:
+        """Bytes by which windows into a BAR of ``size`` begin too late."""
+        if "window-off" not in self:
+            return 0
+        by = WINDOW_OFF[self.get("window-off", 0)]
+        return min(_PAGE, size // 2) if by == "page" else size // 2
 
     @property
     def traps(self) -> bool:

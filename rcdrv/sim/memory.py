@@ -100,6 +100,14 @@ class BarMemory:
             for index, part in enumerate(self._order):
                 yield index * size, part * size, size
 
+    def forget(self) -> None:
+        """Free what the endpoint had there: it reads zero when it is shown again."""
+        if self._store >= 0:
+            os.close(self._store)
+            self._store = -1
+        self._view.madvise(mmap.MADV_REMOVE)
+        self._order = STRAIGHT
+
     def fill(self, offset: int, size: int, value: int) -> None:
         """Set endpoint memory to the byte ``value``, wherever the BAR shows it now."""
         if self._store >= 0:

@@ -11,11 +11,12 @@ from types import FrameType
 
 from rcdrv.errors import UsageError
 from rcdrv.files import open_output
-from rcdrv.function import allow_descriptors
+from rcdrv.interrupts import allow_descriptors
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.endpoint import Endpoint
 from rcdrv.sim.layout import Layout
-from rcdrv.vfio_user.server import Server, listen
+from rcdrv.vfio_user.listen import listen
+from rcdrv.vfio_user.server import Server
 from rcdrv.wait import heeded
 
 _TICK = 1.0

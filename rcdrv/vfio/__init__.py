@@ -9,8 +9,7 @@ from importlib import import_module
 
 from rcdrv.device import Device
 from rcdrv.errors import UsageError
-from rcdrv.pci import canonical_address
-from rcdrv.sysfs import Paths, may_use_iommufd
+from rcdrv.sysfs import Paths, canonical_address, may_use_iommufd
 
 BACKENDS = ("group", "iommufd", "noiommu")
 

@@ -12,9 +12,16 @@ import stat
 from collections.abc import Iterator
 
 from rcdrv.record import record
-from rcdrv.vfio_user import wire
+from rcdrv.vfio_user.messages import (
+    UNMAP_ALL,
+    UNMAP_GET_DIRTY_BITMAP,
+    DmaFlag,
+    DmaMap,
+    DmaUnmap,
+)
 from rcdrv.vfio_user.served import DmaFault
-from rcdrv.vfio_user.wire import DmaFlag, Refused
+from rcdrv.vfio_user.version import MAX_DMA_MAPS, PAGE_SIZE
+from rcdrv.vfio_user.wire import Refused
 
 _ADDRESS_END = 1 << 64
 
@@ -118,7 +125,7 @@ def _scratch(data: memoryview) -> Iterator[int]:
 
 @record
 class Mapping:
-    """``size`` bytes at ``address``, from ``offset`` of ``file``; None: reached by messages."""
+    """``size`` bytes at ``address``, from ``offset`` of ``file``; None: reached by"""
 
     address: int
     size: int
@@ -134,20 +141,20 @@ class Mapping:
 class DmaSpace:
     """All mappings of one client, without overlap."""
 
-    def __init__(self, limit: int = wire.MAX_DMA_MAPS) -> None:
+    def __init__(self, limit: int = MAX_DMA_MAPS) -> None:
         self._limit = limit
         self._starts: list[int] = []
         self._mappings: dict[int, Mapping] = {}
         self._files: dict[tuple[int, int, int], SharedFile] = {}
 
-    def map(self, request: wire.DmaMap, fd: int) -> None:
+    def map(self, request: DmaMap, fd: int) -> None:
         """Add a mapping; ``fd`` is -1 without a file and stays the caller's.
 
         :raises Refused: the numbers or the file make no sense (EINVAL, or what mmap says),
             it lies over another mapping (EEXIST), there are too many (ENOSPC)
         """
         address, size, flags = request.address, request.size, request.flags
-        if not size or (address | size) % wire.PAGE_SIZE or address + size > _ADDRESS_END:
+        if not size or (address | size) % PAGE_SIZE or address + size > _ADDRESS_END:
             raise Refused(errno.EINVAL)
         if not 0 < flags <= DmaFlag.READ | DmaFlag.WRITE:
             raise Refused(errno.EINVAL)
@@ -160,7 +167,7 @@ class DmaSpace:
         bisect.insort(self._starts, address)
         self._mappings[address] = mapping
 
-    def _share(self, fd: int, request: wire.DmaMap) -> SharedFile:
+    def _share(self, fd: int, request: DmaMap) -> SharedFile:
         status = os.fstat(fd)
         access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
         if not stat.S_ISREG(status.st_mode):
@@ -176,7 +183,7 @@ class DmaSpace:
         file.users += 1
         return file
 
-    def unmap(self, request: wire.DmaUnmap) -> None:
+    def unmap(self, request: DmaUnmap) -> None:
         """Take away all mappings inside a range, or every one with UNMAP_ALL.
 
         The specification asks for the very numbers of one mapping; as in VFIO type 1 a range
@@ -186,9 +193,9 @@ class DmaSpace:
             bitmap was asked for (ENOTSUP)
         """
         address, size = request.address, request.size
-        if request.flags & wire.UNMAP_GET_DIRTY_BITMAP:
+        if request.flags & UNMAP_GET_DIRTY_BITMAP:
             raise Refused(errno.ENOTSUP)
-        if request.flags == wire.UNMAP_ALL:
+        if request.flags == UNMAP_ALL:
             if address or size:
                 raise Refused(errno.EINVAL)
             self.clear()

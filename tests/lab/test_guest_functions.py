@@ -90,7 +90,7 @@ echo $1 >/sys/bus/pci/drivers_probe
 USE = """
 import sys
 from rcdrv.address import open_function
-from rcdrv.function import IrqKind
+from rcdrv.device import IrqKind
 
 with open_function(sys.argv[1]) as function:
     # VTCTRL and VTSTATUS of an 82576: full duplex, link up.

@@ -18,16 +18,17 @@ import rcdrv.sim.memory
 from rcdrv.device import IrqKind
 from rcdrv.sim.endpoint import Endpoint
 from rcdrv.sim.layout import load_layout
-from rcdrv.vfio_user import server, wire
-from rcdrv.vfio_user.wire import Command, Message, Refused
+from rcdrv.vfio_user import messages, server, session, wire
+from rcdrv.vfio_user.listen import listen
+from rcdrv.vfio_user.wire import Message, Refused, WireCommand
 from rcdrv.wait import Deadline
 
 SOCKET, SPEC, MODE, *REST = sys.argv[1:]
 BAR = 2
 BAD_ERRNO = 0x8000_0001
 FLOOD = 1000 * (
-    wire.HEADER.pack(0, Command.DMA_READ, wire.HEADER.size + 16, wire.NO_REPLY, 0)
-    + wire.DmaAccess(0, 4).pack()
+    wire.HEADER.pack(0, WireCommand.DMA_READ, wire.HEADER.size + 16, wire.NO_REPLY, 0)
+    + messages.DmaAccess(0, 4).pack()
 )
 
 
@@ -43,20 +44,20 @@ def _has_mapped(pid: int | str) -> bool:
     return False
 
 
-class Hostile(server._Session):
+class Hostile(session.Session):
     shown = -1
     """The file of BAR 2, once the client has it."""
     flooding = False
 
-    def _handle(self, message: Message) -> server._Reply:
+    def _handle(self, message: Message) -> session._Reply:
         if MODE == "truncate-early" and self.shown >= 0:
             os.ftruncate(self.shown, 0)
-        if MODE == "errno" and message.command == Command[REST[0]]:
+        if MODE == "errno" and message.command == WireCommand[REST[0]]:
             raise Refused(BAD_ERRNO)
-        if message.command == Command.DEVICE_SET_IRQS:
+        if message.command == WireCommand.DEVICE_SET_IRQS:
             self.flooding = True
         body, fds = super()._handle(message)
-        if fds and message.body == wire.RegionInfoRequest(BAR, 4096).pack():
+        if fds and message.body == messages.RegionInfoRequest(BAR, 4096).pack():
             self.shown = fds[0]
             if MODE == "truncate":
                 Thread(target=self._truncate_when_mapped, daemon=True).start()
@@ -78,7 +79,7 @@ class Hostile(server._Session):
         self._flood(finish=True)
         super()._reply(message, body, deadline, fds, error)
 
-    def _dma_map(self, message: Message) -> server._Reply:
+    def _dma_map(self, message: Message) -> session._Reply:
         if MODE == "truncate-dma":
             try:
                 os.ftruncate(message.fds[0], 0)
@@ -93,7 +94,7 @@ class Hostile(server._Session):
         # What the endpoint is to do is late by some milliseconds, and the client has no rest.
         if MODE == "interrupts":
             for _ in range(100):
-                self._vectors.fire(IrqKind.MSI, 0)
+                self._irqs._vectors.fire(IrqKind.MSI, 0)
         else:
             self._flood()
         super()._turn(0)
@@ -113,6 +114,6 @@ class Hostile(server._Session):
 
 if MODE.startswith("truncate"):
     rcdrv.sim.memory.sealed_memory = unsealed  # type: ignore[attr-defined]
-server._Session = Hostile  # type: ignore[misc]
-with server.listen(SOCKET) as listener:
+server.Session = Hostile  # type: ignore[attr-defined]
+with listen(SOCKET) as listener:
     server.Server(Endpoint(load_layout(SPEC))).serve(listener)

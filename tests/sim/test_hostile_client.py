@@ -19,7 +19,8 @@ from rcdrv import pci
 from rcdrv.device import CONFIG_REGION, IrqKind, SetIrqs
 from rcdrv.epf_test.registers import Command, Reg, Status
 from rcdrv.errors import HostError, RcdrvError
-from rcdrv.vfio_user import wire
+from rcdrv.vfio_user import messages, wire
+from rcdrv.vfio_user.caller import ClientMemory
 from rcdrv.vfio_user.client import Client
 from rcdrv.wait import Deadline
 
@@ -89,7 +90,7 @@ def check(served: Endpoint) -> None:
 
 
 def map_file(client: Client, fd: int, iova: int = IOVA, size: int = SIZE) -> None:
-    client._ask(wire.Command.DMA_MAP, wire.DmaMap(3, 0, iova, size).pack(), (fd,))
+    client._ask(wire.WireCommand.DMA_MAP, messages.DmaMap(3, 0, iova, size).pack(), (fd,))
 
 
 def test_the_file_of_a_bar_is_sealed(served: Endpoint) -> None:
@@ -175,8 +176,8 @@ def test_an_errno_of_32_bits(
     def refuse(*_: object) -> bytes:
         raise wire.Refused(0xFFFF_FFFF)
 
-    monkeypatch.setattr(Client, "_serve_read", refuse)
-    monkeypatch.setattr(Client, "_serve_write", refuse)
+    monkeypatch.setattr(ClientMemory, "_read", refuse)
+    monkeypatch.setattr(ClientMemory, "_write", refuse)
     with host(served) as client, mmap.mmap(-1, SIZE) as memory:
         client.dma_map(IOVA, memory, SIZE, -1)
         assert client.transfer(command) & FAILED

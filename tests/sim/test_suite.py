@@ -272,6 +272,7 @@ def test_no_mapping_is_left_behind(endpoint: Callable[..., Endpoint]) -> None:
             "rcdrv-dma"
         )
 
+    assert rcdrv("info", "--device", board.address).status == 0  # it has started for certain
     before = state()
     for arguments in ([], ["-f", "pci_ep_data_transfer", "--boundaries"]):
         assert rcdrv("test", "--device", board.address, *arguments).status == 0

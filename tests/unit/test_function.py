@@ -14,7 +14,8 @@ import pytest
 
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import DeviceLost, HostError, Interrupted, UsageError
-from rcdrv.function import Function, _take
+from rcdrv.function import Function
+from rcdrv.interrupts import _take
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow
 from rcdrv.wait import Cancel, Deadline
 
@@ -279,7 +280,7 @@ def test_nothing_is_mapped_beside_a_buffer(cursor: int | None) -> None:
         buffers = [function.dma_buffer(size) for size in (1, 4096, 5000, 1 << 20, 4097)]
         buffers[1].close()
         if cursor is not None:
-            function._cursor = cursor
+            function._dma._cursor = cursor
         for _ in range(3):
             function.dma_buffer(4096)
         mapped = sorted(device.mappings.items())

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from rcdrv.errors import HostError, RcdrvError, UsageError
-from rcdrv.pci import canonical_address
-from rcdrv.sysfs import Paths, device_name, group_members, holders, iommu_group
+from rcdrv.sysfs import Paths, canonical_address, device_name, group_members, holders, iommu_group
 from rcdrv.vfio import default_backend, open_device
 from rcdrv.vfio.refusals import cannot_open, no_isolation, not_given, not_viable
 

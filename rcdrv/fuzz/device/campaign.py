@@ -18,15 +18,16 @@ from rcdrv.errors import HostError, Interrupted, RcdrvError, UsageError
 from rcdrv.files import make_folder, replace_file
 from rcdrv.function import Function
 from rcdrv.fuzz.device.draw import Draw
+from rcdrv.fuzz.device.facts import Wrong
 from rcdrv.fuzz.device.harm import check_sense, harm_of
-from rcdrv.fuzz.device.model import Model, Wrong
+from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.session import Opener, Session
 from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import Irq, Step
 from rcdrv.fuzz.direct import Direct, Hang
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.layout import Layout
-from rcdrv.verdict import classify
+from rcdrv.verdict import NotPassed, classify
 from rcdrv.wait import Cancel
 
 STEPS = 30
@@ -171,20 +172,20 @@ class DeviceFuzzer:
         for _ in range(self._options.steps):
             yield draw.next(model)
             if model.tainted:  # what comes of it shows now, or never
-                if model.enabled:
-                    yield Step("disable")
+                yield Step("disable")
                 yield Step("raise")
-                return
         # What was hidden comes back, and what was written is still there.
         if model.enabled:
             yield Step("disable", irq=Irq(IrqChoice.POLL))
         for bar, memory in model.memory.items():
+            if bar in model.hidden:
+                continue
             for offset in memory.known():
                 yield Step("peek", bar=bar, offset=offset, width=8)
 
     def _sequence(self, choose: Callable[[Model], Iterator[Step]]) -> _Run:
         """Steps as ``choose`` has them, up to the first that goes wrong."""
-        options, run = self._options, _Run()
+        options, run, dead = self._options, _Run(), False
         self._target.renew()
         try:
             with Session(
@@ -200,14 +201,18 @@ class DeviceFuzzer:
                     run.steps.append(step)
                     if options.trace is not None:
                         options.trace(f"step  {step}")
-                    self._step(session, model, step)
+                    try:
+                        self._step(session, model, step)
+                    except (Wrong, NotPassed):
+                        dead = session.takes_nothing()
+                        raise
         except Wrong as wrong:
-            run.found = _found(run.steps, wrong.kind, str(wrong))
+            run.found = _found(run.steps, wrong.kind, str(wrong), dead)
         except (Interrupted, HostError, UsageError):
             raise
         except RcdrvError as error:
             reason = classify(error)[1]
-            run.found = _found(run.steps, reason.value if reason else "", error.message)
+            run.found = _found(run.steps, reason.value if reason else "", error.message, dead)
         except Hang as hang:
             run.found = _found(run.steps, "hang", f"hangs: {hang}")
         except Exception as error:
@@ -236,7 +241,7 @@ class DeviceFuzzer:
 
     def _shorten(self, found: Found) -> tuple[Found, bool]:
         """Without what it takes no part in; and whether it could not be seen again."""
-        tries, begun, repeats = 0, time.monotonic(), _CONFIRM
+        tries, begun, repeats = 0, time.monotonic(), 1 if found.dead else _CONFIRM
 
         def once(steps: Sequence[Step]) -> Found | None:
             nonlocal tries
@@ -254,15 +259,17 @@ class DeviceFuzzer:
 
         first = shows(found.steps)
         if first is None:
-            return found, True
+            return found, not found.dead  # a board that is dead shows nothing any more
         # What is seen now and then only has to be looked for as often as it took.
         found, repeats = first, tries
         return shorten(found, shows), False
 
 
-def _found(steps: Sequence[Step], kind: str, message: str) -> Found:
+def _found(steps: Sequence[Step], kind: str, message: str, dead: bool = False) -> Found:
     where = str(steps[-1]) if steps else "before the first step"
-    return Found(tuple(steps), kind, f"{where}: {' '.join(message.split())}")
+    if dead:
+        message += "; the endpoint is dead: it takes no command any more, so reboot it"
+    return Found(tuple(steps), kind, f"{where}: {' '.join(message.split())}", dead)
 
 
 # -- what is kept of it ----------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection
 from rcdrv.epf_test.driver import IrqChoice
 from rcdrv.epf_test.registers import ANSWERS, NO_BAR, Command, Reg, Status
 from rcdrv.errors import UsageError
+from rcdrv.fuzz.device.facts import LARGEST_SIZE
 from rcdrv.fuzz.device.harm import check_sense, harm_of
-from rcdrv.fuzz.device.model import LARGEST_SIZE, Model
+from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.steps import Irq, Step, command_of
 from rcdrv.mmio import WIDTHS
 
@@ -191,7 +192,8 @@ class Draw:
     def _write_db_bar(self, model: Model) -> Step | None:
         if not model.enabled:
             return None
-        return Step("db_bar", value=self._rng.choice((0, 5, 6, 0x7FFFFFFF, NO_BAR)))
+        # A BAR that is not the doorbell's, what is behind the array, far behind, in front of it.
+        return Step("db_bar", value=self._rng.choice((*range(6), 6, *[0x7FFFFFFF] * 8, NO_BAR)))
 
     def _doorbell_bar(self, model: Model) -> Step | None:
         bar = model.doorbell_bar

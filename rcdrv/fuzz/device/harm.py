@@ -6,45 +6,142 @@ unchecked. A model that knows the endpoint's state is needed: DISABLE is harmles
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from rcdrv.epf_test.driver import IrqChoice
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg
 from rcdrv.errors import UsageError
-from rcdrv.fuzz.device.model import LARGEST_SIZE, Model
+from rcdrv.fuzz.device.facts import LARGEST_SIZE
+from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.steps import TRANSFERS, Step, command_of
 
-CLASSES = {
-    "disable-without-enable": "DISABLE_DOORBELL where none was enabled: a null pointer is followed",
-    "subrange-index": "a BAR number of 0x80000000 and more: it indexes an array, signed",
-    "large-size": "a transfer of more than 4 MiB: its allocation warns, panics with panic_on_warn",
-    "irq-zero": "IRQ_NUMBER 0 with MSI or MSI-X: what precedes the table is used as an entry",
-    "write-db-bar": "DB_BAR overwritten: DISABLE_DOORBELL indexes an array with it",
-    "doorbell-bar": "accesses to a BAR that shows the endpoint's interrupt controller",
-    "iommu-fault": "a transfer to a bus address that the host refuses: some parts do worse than"
-    " to fail it, and DMA has no time-out",
+_Test = Callable[[Step, Model], object]
+
+
+class Harm(NamedTuple):
+    """A class of it."""
+
+    what: str
+    done_by: _Test
+    """Whether a step does it now."""
+
+
+HARMS = {
+    "disable-without-enable": Harm(
+        "DISABLE_DOORBELL where none was enabled: a null pointer is followed",
+        # The endpoint itself refuses NO_BAR; anything else it takes for an enabled doorbell.
+        lambda step, model: (
+            command_of(step) & Command.DISABLE_DOORBELL
+            and not model.enabled
+            and model.registers[Reg.DB_BAR] != NO_BAR
+        ),
+    ),
+    "subrange-index": Harm(
+        "a BAR number of 0x80000000 and more: it indexes an array, signed",
+        lambda step, _model: step.verb in ("setup", "clear") and step.bar >= 1 << 31,
+    ),
+    "large-size": Harm(
+        "a transfer of more than 4 MiB: its allocation warns, panics with panic_on_warn",
+        lambda step, _model: step.verb in TRANSFERS and step.size > LARGEST_SIZE,
+    ),
+    "irq-zero": Harm(
+        "IRQ_NUMBER 0 with MSI or MSI-X: what precedes the table is used as an entry",
+        lambda step, _model: (
+            step.irq and not step.irq.number and step.irq.choice is not IrqChoice.INTX
+        ),
+    ),
+    "write-db-bar": Harm(
+        "DB_BAR overwritten: DISABLE_DOORBELL indexes an array with it",
+        lambda step, model: step.verb == "db_bar" or (step.verb == "disable" and model.tainted),
+    ),
+    "doorbell-bar": Harm(
+        "accesses to a BAR that shows the endpoint's interrupt controller",
+        # One that is always exposed is in a reserved BAR, and so never accessed either.
+        lambda step, model: step.verb in ("peek", "poke") and step.bar in model.hidden,
+    ),
+    "iommu-fault": Harm(
+        "a transfer to a bus address that the host refuses: some parts do worse than"
+        " to fail it, and DMA has no time-out",
+        lambda step, _model: step.verb in TRANSFERS and step.unmapped,
+    ),
 }
+
+CLASSES = {name: harm.what for name, harm in HARMS.items()}
 """Every class that ``--destructive`` can name, and what it does."""
 
 
 def harm_of(step: Step, model: Model) -> str:
     """The class of what ``step`` could do now; empty when it is harmless."""
-    # The endpoint itself refuses NO_BAR; anything else it takes for an enabled doorbell.
-    free = not model.enabled and model.registers[Reg.DB_BAR] != NO_BAR
-    if free and command_of(step) & Command.DISABLE_DOORBELL:
-        return "disable-without-enable"
-    if step.verb == "db_bar" or (step.verb == "disable" and model.tainted):
-        return "write-db-bar"
-    if step.verb in ("setup", "clear") and step.bar >= 1 << 31:
-        return "subrange-index"
-    if step.verb in TRANSFERS and step.size > LARGEST_SIZE:
-        return "large-size"
-    if step.irq and not step.irq.number and step.irq.choice is not IrqChoice.INTX:
-        return "irq-zero"
-    if step.verb in TRANSFERS and step.unmapped:
-        return "iommu-fault"
-    if step.bar == model.doorbell_bar and step.verb in ("peek", "poke"):
-        # One that is always exposed is in a reserved BAR, and so never accessed either.
-        return "doorbell-bar"
-    return ""
+    return next((name for name, harm in HARMS.items() if harm.done_by(step, model)), "")
+
+
+_RINGS = ("ring", "threads")
+_DOORBELL = ("enable", "disable", "cycle", "expect")
+_SUBRANGE = ("setup", "clear")
+
+# The verbs, when it makes no sense, and why.
+_NONSENSE: tuple[tuple[tuple[str, ...], _Test, str], ...] = (
+    (
+        ("peek", "poke"),
+        lambda step, model: model.facts.in_window(step) and step.bar in model.facts.reserved,
+        "BAR{step.bar} is reserved",
+    ),
+    (
+        ("poke",),
+        lambda step, model: (
+            model.facts.in_window(step)
+            and step.bar == model.facts.reg_bar
+            and step.offset + step.width // 8 > 4
+        ),
+        "the test registers are not for poking",
+    ),
+    # What is not announced, an older kernel may not know, or do without saying so.
+    (
+        _DOORBELL,
+        lambda _step, model: not model.facts.caps & Caps.DYNAMIC_INBOUND_MAPPING,
+        "CAPS does not announce DYNAMIC_INBOUND_MAPPING",
+    ),
+    (
+        _SUBRANGE,
+        lambda _step, model: not model.facts.caps & Caps.SUBRANGE_MAPPING,
+        "CAPS does not announce SUBRANGE_MAPPING",
+    ),
+    (_RINGS, lambda _step, model: not model.enabled, "no doorbell is enabled"),
+    (
+        (*_RINGS, "cycle", "expect"),
+        lambda _step, model: model.tainted,
+        "DB_BAR was overwritten, so nobody knows where the doorbell is",
+    ),
+    (
+        _SUBRANGE,
+        lambda step, model: step.bar == model.doorbell_bar,
+        "BAR{step.bar} holds the doorbell",
+    ),
+    (
+        ("expect",),
+        lambda step, model: step.bar == model.facts.reg_bar,
+        "BAR{step.bar} holds the test registers",
+    ),
+    (
+        (),
+        lambda step, model: step.irq and step.irq.choice not in model.facts.vectors,
+        "this function has no {step.irq.choice.value}",
+    ),
+    (
+        ("command",),
+        lambda step, _model: step.type <= 2 and step.value in [int(one) for one in Command],
+        "that is a command",
+    ),
+    (("reset",), lambda _step, model: not model.facts.can_reset, "the function has no reset"),
+    # epf->bar[].submap outlives it, and the first pci_epc_set_bar() behind it is -EINVAL.
+    (
+        ("reset", "reopen"),
+        lambda _step, model: model.swapped and not model.facts.keeps_state,
+        "it would cost the BARs that have a subrange mapping",
+    ),
+    ((), lambda step, _model: step.size + step.shift > 64 << 20, "no buffer is that large"),
+)
 
 
 def check_sense(step: Step, model: Model) -> None:
@@ -52,33 +149,6 @@ def check_sense(step: Step, model: Model) -> None:
 
     :raises UsageError: there is no such thing to do, or now is not the time
     """
-    facts = model.facts
-    if step.verb in ("peek", "poke") and model.in_window(step):
-        if step.bar in facts.reserved:
-            raise UsageError(f"{step}: BAR{step.bar} is reserved")
-        behind_magic = step.bar == facts.reg_bar and step.offset + step.width // 8 > 4
-        if step.verb == "poke" and behind_magic:
-            raise UsageError(f"{step}: the test registers are not for poking")
-    for verbs, cap in (
-        (("enable", "disable", "cycle", "expect"), Caps.DYNAMIC_INBOUND_MAPPING),
-        (("setup", "clear"), Caps.SUBRANGE_MAPPING),
-    ):
-        # What is not announced, an older kernel may not know, or do without saying so.
-        if step.verb in verbs and not facts.caps & cap:
-            raise UsageError(f"{step}: CAPS does not announce {cap.name}")
-    if step.verb in ("ring", "threads") and not model.enabled:
-        raise UsageError(f"{step}: no doorbell is enabled")
-    if step.verb in ("ring", "threads", "cycle", "expect") and model.tainted:
-        raise UsageError(f"{step}: DB_BAR was overwritten, so nobody knows where the doorbell is")
-    if step.verb in ("setup", "clear") and step.bar == model.doorbell_bar:
-        raise UsageError(f"{step}: BAR{step.bar} holds the doorbell")
-    if step.verb == "expect" and step.bar == facts.reg_bar:
-        raise UsageError(f"{step}: BAR{step.bar} holds the test registers")
-    if step.irq and step.irq.choice not in facts.vectors:
-        raise UsageError(f"{step}: this function has no {step.irq.choice.value}")
-    if step.verb == "command" and step.type <= 2 and step.value in [int(one) for one in Command]:
-        raise UsageError(f"{step}: that is a command")
-    if step.verb == "reset" and not facts.can_reset:
-        raise UsageError(f"{step}: the function has no reset")
-    if step.size + step.shift > 64 << 20:
-        raise UsageError(f"{step}: no buffer is that large")
+    for verbs, senseless, why in _NONSENSE:
+        if (not verbs or step.verb in verbs) and senseless(step, model):
+            raise UsageError(f"{step}: {why.format(step=step)}")

@@ -8,17 +8,13 @@ first answer of a sequence is taken, and every later one has to be the same.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from rcdrv.epf_test.driver import IrqChoice
-from rcdrv.epf_test.registers import NO_BAR, Caps, IrqType, Reg, Status, bit_names
+from rcdrv.epf_test.registers import NO_BAR, IrqType, Reg, Status, bit_names
+from rcdrv.fuzz.device.facts import LARGEST_SIZE, Facts, Seen, Wrong
 from rcdrv.fuzz.device.memory import Memory
 from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step
-
-LARGEST_SIZE = 4 << 20
-"""Bytes; what the endpoint's kzalloc() still gives, with pages of 4 KiB."""
 
 _SURELY_MAPPED = 1024001
 """Bytes; the largest transfer of the kselftest, which every part's outbound windows have to do."""
@@ -29,65 +25,6 @@ _IRQ_TYPES = {
     IrqChoice.MSIX: IrqType.MSIX,
     IrqChoice.POLL: IrqType.MSI,
 }
-
-
-class Wrong(Exception):
-    """A step came to what it must not."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        """The same for whatever shows the same; shrinking keeps it."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of the endpoint before anything was asked of it."""
-
-    bars: Mapping[int, int]
-    """Bytes of each memory BAR, by number."""
-    reg_bar: int
-    reserved: frozenset[int]
-    """BARs in which nothing is written."""
-    caps: Caps
-    vectors: Mapping[IrqChoice, int]
-    """How many interrupts of each kind there are, to be asked for by number; POLL is always in
-    it, with one."""
-    default_irq: IrqChoice
-    can_reset: bool
-    keeps_state: bool
-    """A reset leaves doorbell and mappings alone: it is a function level reset, or none."""
-    align: int
-    """What SRC and DST have to be a multiple of."""
-
-    @property
-    def writable(self) -> list[int]:
-        """BARs with nothing but memory in them."""
-        return [bar for bar in self.bars if bar not in {self.reg_bar, *self.reserved}]
-
-
-@dataclass
-class Seen:
-    """What a step came to, as the session saw it."""
-
-    registers: Mapping[Reg, int] = field(default_factory=dict)
-    """All of them afterwards; empty after a step that does not concern them."""
-    answered: bool = False
-    """STATUS had IRQ_RAISED and a bit that belongs to the command."""
-    command_left: bool = False
-    vectors: dict[int, int] = field(default_factory=dict)
-    """Interrupts that came, {vector from 0: how often}."""
-    armed: int = 0
-    """Vectors that were ready for them."""
-    parameters: Mapping[Reg, int] = field(default_factory=dict)
-    """What the step wrote into registers besides FLAGS, IRQ_TYPE and IRQ_NUMBER."""
-    sent: bytes = b""
-    """What the source buffer had, and ``received`` all of the target buffer afterwards."""
-    received: bytes = b""
-    value: int | None = None
-    """What an access read."""
-    outcome: str = ""
-    """``pass``, or how rcdrv's driver ended: ``fail wrong-bar``; of an access ``refused``."""
 
 
 class Model:
@@ -107,11 +44,18 @@ class Model:
         self.memory[facts.reg_bar] = Memory(4)  # MAGIC, which nobody uses
         self.learned: dict[str, object] = {}
         self.tainted = False
-        """DB_BAR was overwritten: nothing can be said any more but that it has to answer."""
+        """The host has overwritten DB_BAR of an enabled doorbell."""
+        self.lost: set[int] = set()
+        """BARs that were not given back when a doorbell was: what they show is not known."""
 
     @property
     def enabled(self) -> bool:
         return self.doorbell_bar is not None
+
+    @property
+    def hidden(self) -> set[int]:
+        """BARs that do not show their memory, as far as is known."""
+        return self.lost if self.doorbell_bar is None else {*self.lost, self.doorbell_bar}
 
     def restart(self, registers: Mapping[Reg, int]) -> None:
         """After a reset that undoes mappings, once doorbell and subranges were cleared."""
@@ -120,6 +64,8 @@ class Model:
         for bar in self.swapped:
             self.memory[bar].swapped = False
         self.swapped.clear()
+        self.lost.clear()
+        self.tainted = False
 
     def judge(self, step: Step, seen: Seen) -> None:
         """Compare, and go on from there.
@@ -279,20 +225,7 @@ class Model:
         if step.verb == "copy" and step.dma:
             self._learn("COPY by DMA", got, "fails" if got == bad else "succeeds")
         if got == good and not step.unmapped:
-            self._check_data(step, seen)
-
-    def _check_data(self, step: Step, seen: Seen) -> None:
-        inside = slice(step.shift, step.shift + step.size)
-        received = seen.received[inside]
-        if step.verb == "copy" and received != seen.sent[inside]:
-            raise Wrong("data", f"{step.size} bytes were copied, and are not the same")
-        if step.verb == "read":
-            # crc32_le(~0, data), which has no inversion at the end
-            checksum = zlib.crc32(received) ^ 0xFFFFFFFF
-            if seen.registers[Reg.CHECKSUM] != checksum:
-                raise Wrong("data", f"the data has the CRC {checksum:#x}, which CHECKSUM is not")
-        if step.verb != "write" and any(seen.received[: step.shift] + seen.received[inside.stop :]):
-            raise Wrong("data", "something was written outside of the buffer")
+            seen.check_data(step)
 
     # -- doorbell ---------------------------------------------------------------------------------
 
@@ -312,12 +245,28 @@ class Model:
             # Nothing was allocated, or all of it was given back.
             if doorbell[Reg.DB_BAR] not in (before[Reg.DB_BAR], NO_BAR):
                 raise Wrong("register DB_BAR", f"DB_BAR is {doorbell[Reg.DB_BAR]:#x} after a FAIL")
-            if self.swapped:
+            short = self.swapped or self.lost
+            if doorbell[Reg.DB_BAR] == NO_BAR:
+                # dw_pcie_ep_set_bar() takes the BAR's window away before it fails.
+                self.lost.add(self._likely_bar())
+            if short:
                 return  # no inbound window may be left
         self._learn("doorbell", got, bit_names(Status(got)))
         if got == success:
             self._check_place(doorbell)
             self.doorbell_bar = doorbell[Reg.DB_BAR]
+
+    def _likely_bar(self) -> int:
+        """Where a doorbell comes: where it was, or pci_epc_get_next_free_bar()."""
+        behind = [bar for bar in self.facts.writable if bar > self.facts.reg_bar]
+        bar = self.learned.get("DB_BAR", min(behind, default=NO_BAR))
+        assert isinstance(bar, int)
+        return bar
+
+    def _may_lack_window(self, bar: int) -> bool:
+        """Whether no inbound window may be left to show the BAR's memory: while a doorbell was in
+        place of its two halves, those of another BAR may have taken one."""
+        return bar in self.lost or (bar in self.swapped and len(self.swapped) > 1)
 
     def _check_place(self, doorbell: Mapping[Reg, int]) -> None:
         bar, offset = doorbell[Reg.DB_BAR], doorbell[Reg.DB_OFFSET]
@@ -333,14 +282,34 @@ class Model:
         if self._no_dma(step, seen):
             return
         success, fail = Status.DOORBELL_DISABLE_SUCCESS, Status.DOORBELL_DISABLE_FAIL
-        answers = [success, fail] if self.tainted else [success] if self.enabled else [fail]
-        if self.enabled:
-            self.registers[Reg.DB_BAR] = NO_BAR
-        if self.tainted:  # DB_BAR says which BAR to give back, and whether to
-            self.registers[Reg.DB_BAR] = seen.registers[Reg.DB_BAR]
-        self._answer(step, seen, answers)
-        if not self.tainted:  # else nobody knows what its BAR shows now
-            self.doorbell_bar = None
+        named = self.registers[Reg.DB_BAR]
+        if self.doorbell_bar is None:
+            self._answer(step, seen, [fail])
+            return
+        if named >= 1 << 31:  # enum pci_barno is signed
+            self._answer(step, seen, [fail])
+            raise Wrong(
+                "doorbell lost",
+                f"DB_BAR was overwritten with {named:#x}, so the doorbell stays enabled",
+            )
+        self.registers[Reg.DB_BAR] = NO_BAR
+        bar = self.doorbell_bar
+        got = self._answer(step, seen, [success, *self._disable_fails(named)])
+        self.doorbell_bar, self.tainted = None, False
+        # pci_epc_set_bar() of the BAR that DB_BAR names, whichever the doorbell is in.
+        self.lost.add(bar)
+        if got == success:
+            self.lost.discard(named)
+
+    def _disable_fails(self, named: int) -> list[Status]:
+        """DOORBELL_DISABLE_FAIL, where pci_epc_set_bar() may fail: a BAR that has no memory, what
+        is behind epf->bar[], or no inbound window."""
+        usable = named in self.facts.bars and named not in self.facts.reserved
+        if self.doorbell_bar in self.facts.reserved or (
+            usable and not self._may_lack_window(named)
+        ):
+            return []
+        return [Status.DOORBELL_DISABLE_FAIL]
 
     def _ring(self, step: Step, seen: Seen) -> None:
         """pci_epf_test_doorbell_handler(): adds to STATUS; rings that come close together may be
@@ -372,22 +341,30 @@ class Model:
     def _whole_doorbell(self, seen: Seen, good: Sequence[str]) -> None:
         """The driver's own way from ENABLE to DISABLE, whatever is in between."""
         works = seen.outcome in good
+        bar = self._likely_bar()
+        if seen.outcome == "fail disable-failed" and self._may_lack_window(bar):
+            self.doorbell_bar = None
+            self.lost.add(bar)
+            self.registers = dict(seen.registers)
+            return
         if not works and seen.outcome != "fail enable-failed":
             raise Wrong("outcome", f"rcdrv ring comes to {seen.outcome!r}, not {good[0]!r}")
         if not works and self.enabled:
             raise Wrong("outcome", "a doorbell that was enabled could not be had again")
-        if works or not self.swapped:
+        if works or not (self.swapped or self.lost):
             fail = Status.DOORBELL_ENABLE_FAIL
             got = Status.DOORBELL_ENABLE_SUCCESS if works else fail
             self._learn("doorbell", got, bit_names(got))
-        bar = seen.registers[Reg.DB_BAR]
-        if bar not in ([NO_BAR] if works else [NO_BAR, self.registers[Reg.DB_BAR]]):
-            raise Wrong("left enabled", f"DB_BAR is {bar:#x}: the doorbell is left enabled")
+        said = seen.registers[Reg.DB_BAR]
+        if said not in ([NO_BAR] if works else [NO_BAR, self.registers[Reg.DB_BAR]]):
+            raise Wrong("left enabled", f"DB_BAR is {said:#x}: the doorbell is left enabled")
+        if works:
+            self.lost.discard(bar)
         self.doorbell_bar = None
         self.registers = dict(seen.registers)
 
     def _db_bar(self, step: Step, seen: Seen) -> None:
-        self.tainted = True
+        self.tainted = self.enabled and step.value != self.doorbell_bar
         self.registers[Reg.DB_BAR] = step.value
         self._compare(seen)
 
@@ -407,6 +384,7 @@ class Model:
             # Whether the controller can map halves of this size does not change.
             self._learn(f"halves of BAR{step.bar}", got, bit_names(Status(got)))
         if got == success:
+            self.lost.discard(step.bar)
             self.swapped.add(step.bar)
             memory.swapped = True
             # pci_epf_test_subrange_sig_byte()
@@ -417,14 +395,13 @@ class Model:
         """pci_epf_test_bar_subrange_clear()"""
         if self._no_dma(step, seen):
             return
-        mapped = step.bar in self.swapped
-        self._answer(
-            step,
-            seen,
-            [Status.BAR_SUBRANGE_CLEAR_SUCCESS if mapped else Status.BAR_SUBRANGE_CLEAR_FAIL],
-        )
-        if mapped:
+        success, fail = Status.BAR_SUBRANGE_CLEAR_SUCCESS, Status.BAR_SUBRANGE_CLEAR_FAIL
+        answers = [success] if step.bar in self.swapped else [fail]
+        if step.bar in self.lost:
+            answers = [success, fail]  # no inbound window may be left
+        if self._answer(step, seen, answers) == success:
             self.swapped.discard(step.bar)
+            self.lost.discard(step.bar)
             self.memory[step.bar].swapped = False
 
     # -- the rest ---------------------------------------------------------------------------------
@@ -435,22 +412,14 @@ class Model:
         if self.facts.keeps_state:
             self._compare(seen)
 
-    def in_window(self, step: Step) -> bool:
-        """Whether there is such an access: inside its BAR, a multiple of its own width."""
-        size = step.width // 8
-        bar = self.facts.bars.get(step.bar, 0)
-        return step.width in (8, 16, 32, 64) and (
-            not step.offset % size and step.offset + size <= bar
-        )
-
     def _access(self, step: Step, seen: Seen) -> None:
-        if not self.in_window(step):
+        if not self.facts.in_window(step):
             if seen.outcome != "refused":
                 raise Wrong("refusal", "no such access is possible, and it was not refused")
             return
         if seen.outcome:
             raise Wrong("refusal", f"the access is {seen.outcome}")
-        if step.bar == self.doorbell_bar:
+        if step.bar in self.hidden:
             return  # it went to the endpoint's hardware
         memory = self.memory.get(step.bar)
         size = step.width // 8

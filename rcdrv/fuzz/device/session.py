@@ -14,15 +14,21 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 
 from rcdrv.device import IrqKind
+from rcdrv.dma import DmaBuffer
 from rcdrv.epf_test.bars import is_reserved
-from rcdrv.epf_test.doorbell import Doorbell, free_stale_doorbell, stale_doorbell
+from rcdrv.epf_test.doorbell import (
+    LEFT_ENABLED_HINT,
+    Doorbell,
+    free_stale_doorbell,
+    stale_doorbell,
+)
 from rcdrv.epf_test.driver import SETTLE, EpfTest, IrqChoice
 from rcdrv.epf_test.registers import ANSWERS, Caps, Command, IrqType, Reg, Status
 from rcdrv.epf_test.ring import RingPlan, RingRun
 from rcdrv.epf_test.transfer import ADDRESS_BITS, default_align
 from rcdrv.errors import AccessError, HostError, RcdrvError
-from rcdrv.function import DmaBuffer, Function
-from rcdrv.fuzz.device.model import Facts, Seen
+from rcdrv.function import Function
+from rcdrv.fuzz.device.facts import Facts, Seen
 from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step, command_of
 from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason, classify
@@ -61,6 +67,10 @@ class Session:
         self._timeout = timeout
         self._trace = trace
         self._swallows_dma = False
+        # Where the doorbell is whose DB_BAR was overwritten, and whether its BAR still shows it
+        # although it was disabled.
+        self._overwritten: int | None = None
+        self._misplaced = False
         self._stack = contextlib.ExitStack()
         self._open()
         try:
@@ -127,12 +137,19 @@ class Session:
         """
         driver = self.driver
         driver.use_irq(IrqChoice.POLL)
+        if self._overwritten is not None:
+            driver.write(Reg.DB_BAR, self._overwritten)
+            self._overwritten = None
         free_stale_doorbell(driver)
+        if self._misplaced:
+            self._misplaced = False
+            with contextlib.suppress(NotPassed), Doorbell(driver):
+                pass  # DISABLE gives the BAR back
         if stale_doorbell(driver) is not None:
             raise NotPassed(
                 Reason.DISABLE_FAILED,
                 f"DB_BAR is {driver.read(Reg.DB_BAR)}: a doorbell is enabled, and stays so",
-                hint="unbind and start pci-epf-test on the endpoint again",
+                hint=LEFT_ENABLED_HINT,
             )
         if not driver.caps & Caps.SUBRANGE_MAPPING:
             return
@@ -178,12 +195,33 @@ class Session:
         if step.verb in ("reset", "reopen"):
             return self._reset(step)
         if step.verb == "db_bar":
-            self.driver.write(Reg.DB_BAR, step.value)
-            return Seen(self.registers())
+            return self._write_db_bar(step)
         if step.verb in TRANSFERS:
             return self._transfer(step)
         parameters = {Reg.SIZE: step.bar} if step.verb in ("setup", "clear") else {}
+        overwritten = step.verb == "disable" and self._overwritten is not None
+        # enum pci_barno is signed: the endpoint refuses a negative one, and keeps the doorbell.
+        if overwritten and self.driver.read(Reg.DB_BAR) < 1 << 31:
+            self._overwritten, self._misplaced = None, True
         return self._command(step, parameters)
+
+    def _write_db_bar(self, step: Step) -> Seen:
+        if self._overwritten is None:
+            self._overwritten = stale_doorbell(self.driver)
+        self.driver.write(Reg.DB_BAR, step.value)
+        return Seen(self.registers())
+
+    def takes_nothing(self) -> bool:
+        """Whether the endpoint takes no command any more, so that only a reboot of it helps."""
+        driver = self.driver
+        try:
+            driver.use_irq(IrqChoice.POLL)
+            answer = driver.command(Command.RAISE_MSI_IRQ)
+        except NotPassed as error:
+            return error.reason is Reason.STUCK_COMMAND
+        except RcdrvError:
+            return False
+        return answer.command_left and not answer.answered
 
     def _access(self, step: Step) -> Seen:
         try:

@@ -21,6 +21,8 @@ class Found:
     kind: str
     """What is wrong, in a word or two; the same for whatever shows the same."""
     message: str
+    dead: bool = False
+    """The endpoint takes no command any more."""
 
     @property
     def key(self) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from rcdrv.epf_test.ring import ring_blind
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import MappedWindow
+from rcdrv.verdict import Reason
 from tests.unit.epf_test.virtual import endpoint
 
 
@@ -35,3 +37,26 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_done(
         assert not sent
         assert window.read32(0x40) == 0
         window.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "size", "named"),
+    [(0x1_FFFF_F0A0, 8 << 30, True), (0xFFFF_F0A0, 4 << 30, False)],
+)
+def test_an_offset_that_is_cut_off_is_named(
+    tmp_path: Path, address: int, size: int, named: bool
+) -> None:
+    """cpu_to_le32(offset) in pci_epf_test_enable_doorbell()"""
+    path = tmp_path / "large.toml"
+    path.write_text(
+        f"[bar0]\n[bar2]\nsize = {size}\nwide = true\n"
+        f'[doorbell]\nbackend = "embedded"\naddress = {address}\n'
+    )
+    spec = str(path) if named else f"{path},fault=doorbell-dead"
+    with endpoint(spec) as device, Function(device.attach(), clock=device.clock) as function:
+        driver = EpfTest(function, timeout=0.1)
+        with Doorbell(driver) as doorbell:
+            failure = doorbell.judge(doorbell.ring())
+    assert failure is not None
+    assert failure.reason is Reason.SILENT
+    assert ("8 GiB, and DB_OFFSET only 32 bits" in failure.hint) == named

@@ -25,8 +25,9 @@ from rcdrv.fuzz.device.campaign import (
     script,
 )
 from rcdrv.fuzz.device.draw import Draw
+from rcdrv.fuzz.device.facts import Facts
 from rcdrv.fuzz.device.harm import CLASSES
-from rcdrv.fuzz.device.model import Facts, Model
+from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.session import Session
 from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import VERBS, Step, parse_step
@@ -211,22 +212,92 @@ def test_nothing_harmful_reaches_an_endpoint(spec: str) -> None:
     assert watch.writes > 100
 
 
-# Those for which the software endpoint does what the kernel does: it dies.
-CRASHES = ("disable-without-enable", "write-db-bar")
-
-
 @pytest.mark.parametrize("name", CLASSES)
 def test_what_is_named_is_done(name: str) -> None:
-    """And nothing of another class; so the test above can fail."""
+    """And nothing of another class; so the test above can fail. An endpoint that dies of it, as
+    the kernel does, is a finding."""
     watch = HarmWatch(load_layout("generic"))
     with fuzzer("generic", Options(destructive=[name]), watch) as fuzz:
-        found = fuzz.run(1, examples=8).found
+        found = fuzz.run(1, examples=16).found
     assert set(watch.harm) == {name}
-    if found is None:
-        assert name not in CRASHES
-        return
-    assert name in CRASHES
-    assert f"--destructive={name}" in script(found, "sim:generic", Options(destructive=[name]), "")
+    assert (found is not None) == ("oops" in watch.noticed), found
+    if name in ("disable-without-enable", "write-db-bar"):
+        assert found is not None
+    if found is not None:
+        assert found.dead
+        text = script(found, "sim:generic", Options(destructive=[name]), "")
+        assert f"--destructive={name}" in text
+
+
+def replayed(steps: str, spec: str = "generic", *destructive: str) -> Found | None:
+    with fuzzer(spec, Options(destructive=destructive)) as fuzz:
+        return fuzz.replay([parse_step(text) for text in steps.split()])
+
+
+@pytest.mark.parametrize("seed", range(21, 27))
+def test_the_crash_behind_an_overwritten_db_bar_is_found(seed: int) -> None:
+    """pci_epf_test_disable_doorbell(): &epf->bar[bar], with any bar that is not negative."""
+    with fuzzer("generic", Options(destructive=["write-db-bar"])) as fuzz:
+        found = fuzz.run(seed, examples=10).found
+    assert found is not None
+    if found.dead:
+        assert [step.verb for step in found.steps] == ["enable", "db_bar", "disable"]
+        assert "the endpoint is dead" in found.message
+    else:
+        assert found.kind == "doorbell lost"
+
+
+@pytest.mark.parametrize("value", [0xFFFFFFFF, 0x80000000])
+def test_a_lost_doorbell_is_noticed_and_disabled_all_the_same(value: int) -> None:
+    """pci_epf_test_disable_doorbell(): if (bar < BAR_0) goto set_status_err"""
+    software = Software(load_layout("generic"))
+    fuzz = DeviceFuzzer(
+        Target(software.open, "sim:generic", software.renew), Options(destructive=["write-db-bar"])
+    )
+    found = fuzz.replay([Step("enable"), Step("db_bar", value=value), Step("disable")])
+    assert found is not None
+    assert (found.kind, found.dead) == ("doorbell lost", False)
+    assert not software.device.endpoint.doorbell_enabled
+    software.close()
+
+
+@pytest.mark.parametrize("end", ["", " disable", " disable raise enable disable"])
+def test_a_bar_that_another_was_taken_for_is_given_back(end: str) -> None:
+    """DISABLE maps the memory of the BAR that DB_BAR names, whichever shows the doorbell."""
+    software = Software(load_layout("generic"))
+    fuzz = DeviceFuzzer(
+        Target(software.open, "sim:generic", software.renew), Options(destructive=["write-db-bar"])
+    )
+    steps = f"enable db_bar,value=3{end}".split()
+    assert fuzz.replay([parse_step(text) for text in steps]) is None
+    endpoint = software.device.endpoint
+    assert not endpoint.doorbell_enabled
+    assert all(memory.order == (0,) for memory in endpoint.controller._memory.values())
+    software.close()
+
+
+@pytest.mark.parametrize(
+    "end", ["", " raise enable disable", " cycle", " clear,bar=1 peek,bar=1,offset=0,width=8"]
+)
+def test_a_doorbell_cannot_always_give_its_window_back(end: str) -> None:
+    """dw_pcie_ep_ib_atu_addr(): -ENOSPC, so DISABLE fails, and the doorbell is free."""
+    few = "generic,inbound_windows=7"
+    assert replayed(f"setup,bar=1 enable setup,bar=2 disable{end}", few) is None
+    assert replayed("setup,bar=1 enable setup,bar=2 cycle", few) is None
+
+
+def test_a_board_that_died_is_called_dead() -> None:
+    """It is not there to be shown the same again."""
+    software = Software(load_layout("generic"))
+    fuzz = DeviceFuzzer(
+        Target(software.open, "a board"), Options(destructive=["write-db-bar"], timeout=0.1)
+    )
+    done = fuzz.run(21, examples=10)
+    assert done.found is not None
+    assert done.found.dead
+    assert not done.flaky
+    assert "the endpoint is dead" in done.found.message
+    software.close()
 
 
 @pytest.mark.parametrize(
@@ -292,6 +363,7 @@ ALLOWED = {
     "enable-fail": "as an endpoint without any doorbell answers",
     "bar-empty": "as a host that has no room for a BAR sees it",
     "no-resource": "as a controller with few inbound windows answers",
+    "rebar-empty": "the capability is not for commands: rcdrv info reports it",
 }
 # Found, by the kind of finding; the least steps that show it.
 FOUND = {

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from rcdrv.errors import DeviceLost
-from rcdrv.host.doctor import ENOUGH_LOCKED, ROWS, Finding, State, Subject, User, examine
+from rcdrv.host.doctor import ENOUGH_LOCKED, ROWS, examine
 from rcdrv.host.function import HostFunction
+from rcdrv.host.subject import Finding, State, Subject, User
 from tests.unit.host.tree import ENDPOINT, MEM, PORT, UNSET, Tree
 
 SETPCI = f"setpci -s {PORT} COMMAND=6:6"

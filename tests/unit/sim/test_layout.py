@@ -127,7 +127,7 @@ def test_a_layout_that_exists_can_be_built(layout: Layout) -> None:
         ("doorbell.backend=bell", "doorbell.backend"),
         ("doorbell.backend=msi,doorbell.address=0x42", "doorbell.address"),
         ("doorbell=3", "doorbell"),
-        ("inbound_windows=4", "inbound_windows"),
+        ("register_bar=2,inbound_windows=2", "inbound_windows"),
         ("function=epf_mhi", "function"),
         ("fault=irq-lots", "faults[0]"),
         ("fault=silent=1", "faults[0]"),

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag
-from rcdrv.vfio_user import wire
+from rcdrv.vfio_user import messages, version, wire
 from rcdrv.vfio_user.client import Client
 from rcdrv.vfio_user.served import Peer, ServedRegion
 from rcdrv.vfio_user.server import Server
-from rcdrv.vfio_user.wire import Command, Connection, Message
+from rcdrv.vfio_user.wire import Connection, Message, WireCommand
 from rcdrv.wait import Deadline
 
 TIMEOUT = 60.0
@@ -181,7 +181,7 @@ class RawClient:
         self.connection = Connection(sock)
         self._id = 100
         if negotiate:
-            reply = self.ask(Command.VERSION, wire.Version().pack())
+            reply = self.ask(WireCommand.VERSION, version.Version().pack())
             assert not reply.flags & wire.ERROR
 
     def send(self, command: int, body: bytes = b"", flags: int = 0, fds: Sequence[int] = ()) -> int:
@@ -213,10 +213,10 @@ class RawClient:
 
 def good_replies(request: Message) -> bytes | None:
     """What a decent server says of a device without anything but a config space."""
-    if request.command == Command.VERSION:
-        return wire.Version().pack()
-    if request.command == Command.DEVICE_GET_INFO:
-        return wire.DeviceInfo(wire.DEVICE_PCI_FLAG, 9, 5).pack()
+    if request.command == WireCommand.VERSION:
+        return version.Version().pack()
+    if request.command == WireCommand.DEVICE_GET_INFO:
+        return messages.DeviceInfo(messages.DEVICE_PCI_FLAG, 9, 5).pack()
     return None
 
 

@@ -25,10 +25,10 @@ from rcdrv.device import (
     sealed_memory,
 )
 from rcdrv.errors import DeviceLost, EndpointError, HostError, RcdrvError
-from rcdrv.vfio_user import wire
+from rcdrv.vfio_user import messages, version, wire
 from rcdrv.vfio_user.client import Client
 from rcdrv.vfio_user.served import ServedRegion
-from rcdrv.vfio_user.wire import Command, Message
+from rcdrv.vfio_user.wire import Message, WireCommand
 from rcdrv.wait import Deadline
 
 from .fake import (
@@ -148,13 +148,13 @@ def test_write_many_to_a_server_that_cannot() -> None:
     seen = []
 
     def act(script: Script, message: Message) -> bool:
-        if message.command == Command.VERSION:
-            script.reply(message, wire.Version(0, 0, wire.Capabilities()).pack())
+        if message.command == WireCommand.VERSION:
+            script.reply(message, version.Version(0, 0, version.Capabilities()).pack())
             return True
-        if message.command == Command.REGION_WRITE:
-            access = wire.RegionAccess.unpack(message.body, with_data=True)
+        if message.command == WireCommand.REGION_WRITE:
+            access = messages.RegionAccess.unpack(message.body, with_data=True)
             seen.append(access.data)
-            done = wire.RegionAccess(access.offset, access.region, access.count)
+            done = messages.RegionAccess(access.offset, access.region, access.count)
             script.reply(message, done.pack())
             return True
         return False
@@ -279,24 +279,24 @@ def test_requests_that_the_client_refuses() -> None:
     """One REGION_READ, during which the server asks for what it may not have."""
     errors = []
     requests = [
-        (Command.DMA_READ, wire.DmaAccess(0x100000, 4).pack()),
-        (Command.DMA_WRITE, wire.DmaAccess(0x100000, 4, b"1234").pack()),
-        (Command.DMA_WRITE, wire.DmaAccess(0x100000, 4, b"123").pack()),
-        (Command.DMA_READ, wire.DmaAccess(0, 1 << 40).pack()),
-        (Command.DMA_READ, b""),
-        (Command.REGION_READ, bytes(16)),
+        (WireCommand.DMA_READ, messages.DmaAccess(0x100000, 4).pack()),
+        (WireCommand.DMA_WRITE, messages.DmaAccess(0x100000, 4, b"1234").pack()),
+        (WireCommand.DMA_WRITE, messages.DmaAccess(0x100000, 4, b"123").pack()),
+        (WireCommand.DMA_READ, messages.DmaAccess(0, 1 << 40).pack()),
+        (WireCommand.DMA_READ, b""),
+        (WireCommand.REGION_READ, bytes(16)),
     ]
 
     def act(script: Script, message: Message) -> bool:
-        if message.command != Command.REGION_READ:
+        if message.command != WireCommand.REGION_READ:
             return False
         for command, body in requests:
             script.connection.send(command, 9, 0, body, Deadline(TIMEOUT))
             reply = script.connection.receive(Deadline(TIMEOUT))
             assert reply is not None
             errors.append(reply.error)
-        access = wire.RegionAccess.unpack(message.body, with_data=False)
-        data = wire.RegionAccess(access.offset, access.region, access.count, b"done").pack()
+        access = messages.RegionAccess.unpack(message.body, with_data=False)
+        data = messages.RegionAccess(access.offset, access.region, access.count, b"done").pack()
         script.reply(message, data)
         return True
 
@@ -378,11 +378,13 @@ def test_a_server_that_vanishes_while_nobody_asks(device: FakeDevice) -> None:
 
 def test_the_page_size_of_the_server() -> None:
     def act(script: Script, message: Message) -> bool:
-        if message.command == Command.VERSION:
-            script.reply(message, wire.Version(0, 0, wire.Capabilities(pgsizes=0x110000)).pack())
-        elif message.command == Command.DMA_MAP:
+        if message.command == WireCommand.VERSION:
+            script.reply(
+                message, version.Version(0, 0, version.Capabilities(pgsizes=0x110000)).pack()
+            )
+        elif message.command == WireCommand.DMA_MAP:
             script.reply(message)
-        return message.command in (Command.VERSION, Command.DMA_MAP)
+        return message.command in (WireCommand.VERSION, WireCommand.DMA_MAP)
 
     with scripted(act) as client, mmap.mmap(-1, 0x10000) as memory:
         client.dma_map(0x10000, memory, 0x10000, -1)
@@ -398,8 +400,10 @@ def test_a_wait_handles_one_message_at_a_time(monkeypatch: pytest.MonkeyPatch) -
         served: list[Message] = []
         monkeypatch.setattr(client, "_serve", lambda message, _deadline: served.append(message))
         for number in range(3):
-            body = wire.DmaAccess(0, 4).pack()
-            script.connection.send(Command.DMA_READ, number, wire.NO_REPLY, body, Deadline(TIMEOUT))
+            body = messages.DmaAccess(0, 4).pack()
+            script.connection.send(
+                WireCommand.DMA_READ, number, wire.NO_REPLY, body, Deadline(TIMEOUT)
+            )
         for number in range(3):
             client.on_readable()
             assert [message.id for message in served] == list(range(number + 1))
@@ -410,7 +414,7 @@ def test_a_server_that_talks_but_never_answers(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its requests must not keep the client waiting beyond the time-out."""
-    request = Message(1, Command.DMA_READ, wire.NO_REPLY, 0, wire.DmaAccess(0, 4).pack())
+    request = Message(1, WireCommand.DMA_READ, wire.NO_REPLY, 0, messages.DmaAccess(0, 4).pack())
     monkeypatch.setattr(client, "timeout", 0.1)
     monkeypatch.setattr(client._connection, "receive", lambda _deadline: request)
     with pytest.raises(DeviceLost, match="no answer to DEVICE_RESET"):
@@ -423,12 +427,12 @@ def test_a_server_that_talks_but_never_answers(
 @pytest.mark.parametrize("lie", ["id", "command", "type", "frame"])
 def test_an_answer_to_another_question(lie: str) -> None:
     def act(script: Script, message: Message) -> bool:
-        if message.command != Command.DEVICE_RESET:
+        if message.command != WireCommand.DEVICE_RESET:
             return False
         if lie == "id":
             script.reply(message, number=message.id ^ 1)
         elif lie == "command":
-            script.reply(message, command=Command.REGION_READ)
+            script.reply(message, command=WireCommand.REGION_READ)
         elif lie == "type":
             script.connection.send(message.command, message.id, 3, b"", Deadline(TIMEOUT))
         else:
@@ -457,17 +461,17 @@ def answer_with(command: int, body: bytes, fds: tuple[int, ...] = ()) -> Act:
     "body",
     [
         b"",
-        wire.RegionAccess(0, 0, 4, b"123").pack(),
-        wire.RegionAccess(0, 0, 4, b"12345").pack(),
-        wire.RegionAccess(0, 0, 3, b"123").pack(),
-        wire.RegionAccess(0, 0, 8, b"12345678").pack(),
-        wire.RegionAccess(0, 0, 0xFFFFFFFF, b"1234").pack(),
-        wire.RegionAccess(4, 0, 4, b"1234").pack(),
-        wire.RegionAccess(0, 1, 4, b"1234").pack(),
+        messages.RegionAccess(0, 0, 4, b"123").pack(),
+        messages.RegionAccess(0, 0, 4, b"12345").pack(),
+        messages.RegionAccess(0, 0, 3, b"123").pack(),
+        messages.RegionAccess(0, 0, 8, b"12345678").pack(),
+        messages.RegionAccess(0, 0, 0xFFFFFFFF, b"1234").pack(),
+        messages.RegionAccess(4, 0, 4, b"1234").pack(),
+        messages.RegionAccess(0, 1, 4, b"1234").pack(),
     ],
 )
 def test_a_wrong_answer_to_a_read(body: bytes) -> None:
-    with scripted(answer_with(Command.REGION_READ, body)) as client:
+    with scripted(answer_with(WireCommand.REGION_READ, body)) as client:
         with pytest.raises(DeviceLost, match="a wrong answer to an access of 4 bytes"):
             client.read(0, 0, 4)
         with pytest.raises(DeviceLost):
@@ -475,11 +479,12 @@ def test_a_wrong_answer_to_a_read(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", wire.RegionAccess(0, 0, 3).pack(), wire.RegionAccess(0, 0, 4, b"1234").pack()]
+    "body",
+    [b"", messages.RegionAccess(0, 0, 3).pack(), messages.RegionAccess(0, 0, 4, b"1234").pack()],
 )
 def test_a_wrong_answer_to_a_write(body: bytes) -> None:
     with (
-        scripted(answer_with(Command.REGION_WRITE, body)) as client,
+        scripted(answer_with(WireCommand.REGION_WRITE, body)) as client,
         pytest.raises(DeviceLost, match="a wrong answer"),
     ):
         client.write(0, 0, b"1234")
@@ -487,7 +492,7 @@ def test_a_wrong_answer_to_a_write(body: bytes) -> None:
 
 def test_an_error_without_a_reason() -> None:
     def act(script: Script, message: Message) -> bool:
-        if message.command != Command.DEVICE_RESET:
+        if message.command != WireCommand.DEVICE_RESET:
             return False
         flags = wire.TYPE_REPLY | wire.ERROR
         script.connection.send(message.command, message.id, flags, b"", Deadline(TIMEOUT))
@@ -500,7 +505,7 @@ def test_an_error_without_a_reason() -> None:
 def region_info(
     index: int = 0, flags: int = 15, size: int = 4 * PAGE, offset: int = 0, *areas: Area
 ) -> bytes:
-    return wire.RegionInfo(index, flags, size, offset, areas or None).pack(room=65536)
+    return messages.WireRegionInfo(index, flags, size, offset, areas or None).pack(room=65536)
 
 
 LOOP = struct.pack("=IIIIQQ", 40, 15, 0, 32, 4096, 0) + struct.pack("=HHI", 9, 1, 32)
@@ -525,7 +530,7 @@ LOOP = struct.pack("=IIIIQQ", 40, 15, 0, 32, 4096, 0) + struct.pack("=HHI", 9, 1
     ],
 )
 def test_region_info_that_lies(device: FakeDevice, body: bytes) -> None:
-    act = answer_with(Command.DEVICE_GET_REGION_INFO, body, (device.shared,))
+    act = answer_with(WireCommand.DEVICE_GET_REGION_INFO, body, (device.shared,))
     with scripted(act) as client:
         with pytest.raises(EndpointError, match="fake: "):
             client.region(0)
@@ -550,13 +555,13 @@ def test_what_cannot_be_mapped_is_trapped(
     device: FakeDevice, body: bytes, descriptors: int, areas: tuple[Area, ...]
 ) -> None:
     fds = (device.shared,) * descriptors
-    with scripted(answer_with(Command.DEVICE_GET_REGION_INFO, body, fds)) as client:
+    with scripted(answer_with(WireCommand.DEVICE_GET_REGION_INFO, body, fds)) as client:
         assert client.region(0).areas == areas
 
 
 def test_a_region_that_the_server_will_not_describe() -> None:
     def act(script: Script, message: Message) -> bool:
-        if message.command in (Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_IRQ_INFO):
+        if message.command in (WireCommand.DEVICE_GET_REGION_INFO, WireCommand.DEVICE_GET_IRQ_INFO):
             script.reply(message, error=errno.EINVAL)
             return True
         return False
@@ -566,10 +571,12 @@ def test_a_region_that_the_server_will_not_describe() -> None:
         assert client.irq_count(IrqKind.ERR) == 0
 
 
-@pytest.mark.parametrize("body", [b"", wire.IrqInfo(2, 1, 4).pack(), wire.IrqInfo(1, 1, 33).pack()])
+@pytest.mark.parametrize(
+    "body", [b"", messages.IrqInfo(2, 1, 4).pack(), messages.IrqInfo(1, 1, 33).pack()]
+)
 def test_irq_info_that_lies(body: bytes) -> None:
     with (
-        scripted(answer_with(Command.DEVICE_GET_IRQ_INFO, body)) as client,
+        scripted(answer_with(WireCommand.DEVICE_GET_IRQ_INFO, body)) as client,
         pytest.raises(EndpointError),
     ):
         client.irq_count(IrqKind.MSI)
@@ -586,11 +593,11 @@ def test_irq_info_that_lies(body: bytes) -> None:
         (struct.pack("=HH", 1, 0), HostError, "speaks vfio-user 1.0"),
         (struct.pack("=HH", 0, 1), HostError, "speaks vfio-user 0.1"),
         (
-            wire.Version(0, 0, wire.Capabilities(max_data_xfer_size=4)).pack(),
+            version.Version(0, 0, version.Capabilities(max_data_xfer_size=4)).pack(),
             HostError,
             "4 bytes in a message",
         ),
-        (wire.Version(0, 0, wire.Capabilities(pgsizes=0)).pack(), HostError, "no page size"),
+        (version.Version(0, 0, version.Capabilities(pgsizes=0)).pack(), HostError, "no page size"),
     ],
 )
 def test_a_version_that_does_not_fit(body: bytes, error: type[RcdrvError], match: str) -> None:
@@ -602,13 +609,13 @@ def test_a_version_that_does_not_fit(body: bytes, error: type[RcdrvError], match
 @pytest.mark.parametrize(
     ("info", "error"),
     [
-        (wire.DeviceInfo(0, 9, 5), HostError),
-        (wire.DeviceInfo(2, 101, 5), EndpointError),
-        (wire.DeviceInfo(2, 9, 0xFFFFFFFF), EndpointError),
+        (messages.DeviceInfo(0, 9, 5), HostError),
+        (messages.DeviceInfo(2, 101, 5), EndpointError),
+        (messages.DeviceInfo(2, 9, 0xFFFFFFFF), EndpointError),
     ],
 )
-def test_a_device_that_is_none(info: wire.DeviceInfo, error: type[RcdrvError]) -> None:
-    with pytest.raises(error), scripted(answer_with(Command.DEVICE_GET_INFO, info.pack())):
+def test_a_device_that_is_none(info: messages.DeviceInfo, error: type[RcdrvError]) -> None:
+    with pytest.raises(error), scripted(answer_with(WireCommand.DEVICE_GET_INFO, info.pack())):
         pass
 
 

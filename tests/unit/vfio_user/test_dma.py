@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from rcdrv.device import IrqKind
-from rcdrv.vfio_user import wire
+from rcdrv.vfio_user import messages, version, wire
 from rcdrv.vfio_user.dma import DmaSpace, SharedFile
 from rcdrv.vfio_user.served import DmaFault, Peer
-from rcdrv.vfio_user.wire import Command, Message
+from rcdrv.vfio_user.wire import Message, WireCommand
 from rcdrv.wait import Deadline
 
 from .fake import BAR_TRAPPED, TIMEOUT, FakeDevice, RawClient, open_fds, served
@@ -35,15 +35,15 @@ def memory() -> Iterator[int]:
 def dma_map(
     raw: RawClient, address: int, size: int, fd: int = -1, offset: int = 0, flags: int = 3
 ) -> None:
-    body = wire.DmaMap(flags, offset, address, size).pack()
-    assert raw.error(Command.DMA_MAP, body, fds=[fd] if fd >= 0 else []) == 0
+    body = messages.DmaMap(flags, offset, address, size).pack()
+    assert raw.error(WireCommand.DMA_MAP, body, fds=[fd] if fd >= 0 else []) == 0
 
 
 def job(device: FakeDevice, raw: RawClient, work: Callable[[Peer], object]) -> None:
     """Have the device do ``work`` after the answer to a register write."""
     device.job_done.clear()
     device.soon(work)
-    raw.ask(Command.REGION_WRITE, wire.RegionAccess(0, BAR_TRAPPED, 1, b"!").pack()).close()
+    raw.ask(WireCommand.REGION_WRITE, messages.RegionAccess(0, BAR_TRAPPED, 1, b"!").pack()).close()
 
 
 def outcome(device: FakeDevice) -> object:
@@ -67,8 +67,8 @@ def test_memory_shared_page_by_page(device: FakeDevice, raw: RawClient, memory: 
     assert outcome(device) is None
     assert os.pread(memory, 6, pages[0] * 4096 + 4090) == b"across"
     assert os.pread(memory, 9, pages[1] * 4096) == b" the edge"
-    body = wire.DmaUnmap(0, BASE, SIZE).pack()
-    assert raw.error(Command.DMA_UNMAP, body) == 0
+    body = messages.DmaUnmap(0, BASE, SIZE).pack()
+    assert raw.error(WireCommand.DMA_UNMAP, body) == 0
     assert len(open_fds()) == before
     job(device, raw, lambda peer: peer.dma_read(BASE, 1))
     assert isinstance(outcome(device), DmaFault)
@@ -133,12 +133,12 @@ def test_rights_of_a_mapping(device: FakeDevice, raw: RawClient, memory: int) ->
 def test_mappings_are_limited(memory: int) -> None:
     space = DmaSpace(limit=2)
     for page in range(2):
-        space.map(wire.DmaMap(3, 0, page * 4096, 4096), memory)
+        space.map(messages.DmaMap(3, 0, page * 4096, 4096), memory)
     with pytest.raises(wire.Refused) as refused:
-        space.map(wire.DmaMap(3, 0, 8192, 4096), memory)
+        space.map(messages.DmaMap(3, 0, 8192, 4096), memory)
     assert refused.value.error == errno.ENOSPC
     space.clear()
-    space.map(wire.DmaMap(3, 0, 0, 4096), memory)
+    space.map(messages.DmaMap(3, 0, 0, 4096), memory)
     space.clear()
 
 
@@ -150,11 +150,11 @@ def answer(raw: RawClient, request: Message, body: bytes = b"", error: int = 0) 
     raw.connection.send(request.command, request.id, flags, body, Deadline(TIMEOUT), error=error)
 
 
-def expect_read(raw: RawClient) -> tuple[Message, wire.DmaAccess]:
+def expect_read(raw: RawClient) -> tuple[Message, messages.DmaAccess]:
     request = raw.receive()
     assert request.is_command
-    assert request.command == Command.DMA_READ
-    return request, wire.DmaAccess.unpack(request.body, with_data=False)
+    assert request.command == WireCommand.DMA_READ
+    return request, messages.DmaAccess.unpack(request.body, with_data=False)
 
 
 def test_reads_in_chunks(device: FakeDevice, raw: RawClient) -> None:
@@ -166,7 +166,7 @@ def test_reads_in_chunks(device: FakeDevice, raw: RawClient) -> None:
         request, access = expect_read(raw)
         assert (access.address, access.count) == (BASE + 5 + done, size)
         data = content[done : done + size]
-        answer(raw, request, wire.DmaAccess(access.address, size, data).pack())
+        answer(raw, request, messages.DmaAccess(access.address, size, data).pack())
         done += size
     assert outcome(device) == content
 
@@ -174,13 +174,13 @@ def test_reads_in_chunks(device: FakeDevice, raw: RawClient) -> None:
 def test_chunks_no_longer_than_the_client_takes(device: FakeDevice) -> None:
     with served(device) as sock:
         raw = RawClient(sock, negotiate=False)
-        capabilities = wire.Capabilities(max_data_xfer_size=4096)
-        raw.ask(Command.VERSION, wire.Version(0, 0, capabilities).pack()).close()
+        capabilities = version.Capabilities(max_data_xfer_size=4096)
+        raw.ask(WireCommand.VERSION, version.Version(0, 0, capabilities).pack()).close()
         dma_map(raw, BASE, SIZE)
         job(device, raw, lambda peer: peer.dma_write(BASE, b"x" * 5000))
         for size in (4096, 904):
             request = raw.receive()
-            assert wire.DmaAccess.unpack(request.body, with_data=True).count == size
+            assert messages.DmaAccess.unpack(request.body, with_data=True).count == size
             answer(raw, request)
         assert outcome(device) is None
         raw.connection.close()
@@ -191,8 +191,8 @@ def test_answers_to_a_write(device: FakeDevice, raw: RawClient, length: int) -> 
     dma_map(raw, BASE, SIZE)
     job(device, raw, lambda peer: peer.dma_write(BASE + 1, b"data"))
     request = raw.receive()
-    access = wire.DmaAccess.unpack(request.body, with_data=True)
-    assert access == wire.DmaAccess(BASE + 1, 4, b"data")
+    access = messages.DmaAccess.unpack(request.body, with_data=True)
+    assert access == messages.DmaAccess(BASE + 1, 4, b"data")
     answer(raw, request, request.body[:length])
     assert outcome(device) is None
 
@@ -204,15 +204,15 @@ def test_requests_are_served_while_an_answer_is_outstanding(
     dma_map(raw, BASE, SIZE)
     job(device, raw, lambda peer: peer.dma_read(BASE, 4))
     request, _ = expect_read(raw)
-    body = wire.RegionAccess(4, BAR_TRAPPED, 4, b"more").pack()
-    raw.ask(Command.REGION_WRITE, body).close()
-    read = wire.RegionAccess(4, BAR_TRAPPED, 4).pack()
-    assert raw.ask(Command.REGION_READ, read).body.endswith(b"more")
+    body = messages.RegionAccess(4, BAR_TRAPPED, 4, b"more").pack()
+    raw.ask(WireCommand.REGION_WRITE, body).close()
+    read = messages.RegionAccess(4, BAR_TRAPPED, 4).pack()
+    assert raw.ask(WireCommand.REGION_READ, read).body.endswith(b"more")
     dma_map(raw, BASE + SIZE, SIZE, memory)
-    irqs = wire.IrqSet(0x24, IrqKind.MSI, 0, 1).pack()
-    assert raw.error(Command.DEVICE_SET_IRQS, irqs, eventfds[:1]) == 0
+    irqs = messages.IrqSet(0x24, IrqKind.MSI, 0, 1).pack()
+    assert raw.error(WireCommand.DEVICE_SET_IRQS, irqs, eventfds[:1]) == 0
     assert not device.job_done.is_set()
-    answer(raw, request, wire.DmaAccess(BASE, 4, b"late").pack())
+    answer(raw, request, messages.DmaAccess(BASE, 4, b"late").pack())
     assert outcome(device) == b"late"
 
 
@@ -220,19 +220,19 @@ def test_memory_that_is_unmapped_while_it_is_read(device: FakeDevice, raw: RawCl
     dma_map(raw, BASE, SIZE)
     job(device, raw, lambda peer: peer.dma_read(BASE, 100000))
     request, access = expect_read(raw)
-    assert raw.error(Command.DMA_UNMAP, wire.DmaUnmap(0, BASE, SIZE).pack()) == 0
-    answer(raw, request, wire.DmaAccess(BASE, access.count, bytes(access.count)).pack())
+    assert raw.error(WireCommand.DMA_UNMAP, messages.DmaUnmap(0, BASE, SIZE).pack()) == 0
+    answer(raw, request, messages.DmaAccess(BASE, access.count, bytes(access.count)).pack())
     assert isinstance(outcome(device), DmaFault)
 
 
 @pytest.mark.parametrize(
     ("command", "body", "error"),
     [
-        (Command.DMA_READ, b"", errno.EFAULT),
-        (Command.DMA_READ, b"", 0),
-        (Command.DMA_READ, wire.DmaAccess(BASE, 3, b"123").pack(), 0),
-        (Command.DMA_READ, wire.DmaAccess(BASE, 4, b"123").pack(), 0),
-        (Command.DMA_WRITE, wire.DmaAccess(BASE, 4, b"1234").pack(), 0),
+        (WireCommand.DMA_READ, b"", errno.EFAULT),
+        (WireCommand.DMA_READ, b"", 0),
+        (WireCommand.DMA_READ, messages.DmaAccess(BASE, 3, b"123").pack(), 0),
+        (WireCommand.DMA_READ, messages.DmaAccess(BASE, 4, b"123").pack(), 0),
+        (WireCommand.DMA_WRITE, messages.DmaAccess(BASE, 4, b"1234").pack(), 0),
     ],
 )
 def test_answers_that_are_a_fault(
@@ -244,7 +244,7 @@ def test_answers_that_are_a_fault(
     request.command = command
     answer(raw, request, body, error)
     assert isinstance(outcome(device), DmaFault)
-    assert raw.error(Command.DEVICE_RESET) == 0
+    assert raw.error(WireCommand.DEVICE_RESET) == 0
 
 
 def test_an_answer_that_does_not_come(device: FakeDevice) -> None:
@@ -257,11 +257,11 @@ def test_an_answer_that_does_not_come(device: FakeDevice) -> None:
         request, access = expect_read(raw)
         assert isinstance(outcome(device), DmaFault)
         session._timeout = TIMEOUT
-        answer(raw, request, wire.DmaAccess(access.address, 4, b"late").pack())
+        answer(raw, request, messages.DmaAccess(access.address, 4, b"late").pack())
         # The next request is not confused by it.
         job(device, raw, lambda peer: peer.dma_read(BASE, 4))
         request, _ = expect_read(raw)
-        answer(raw, request, wire.DmaAccess(access.address, 4, b"good").pack())
+        answer(raw, request, messages.DmaAccess(access.address, 4, b"good").pack())
         assert outcome(device) == b"good"
         raw.connection.close()
 
@@ -316,7 +316,9 @@ def test_dma_before_the_answer_to_a_write_is_a_mistake_of_the_device() -> None:
         with served(device) as sock:
             raw = RawClient(sock)
             dma_map(raw, BASE, SIZE)
-            raw.send(Command.REGION_WRITE, wire.RegionAccess(0, BAR_TRAPPED, 1, b"!").pack())
+            raw.send(
+                WireCommand.REGION_WRITE, messages.RegionAccess(0, BAR_TRAPPED, 1, b"!").pack()
+            )
             with pytest.raises(wire.Disconnected):
                 raw.receive()
             raw.connection.close()

@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, SetIrqs
-from rcdrv.vfio_user import wire
+from rcdrv.vfio_user import messages, version, wire
 from rcdrv.vfio_user.client import Client
-from rcdrv.vfio_user.server import Server, listen
-from rcdrv.vfio_user.wire import Command
+from rcdrv.vfio_user.listen import listen
+from rcdrv.vfio_user.server import Server
+from rcdrv.vfio_user.wire import WireCommand
 
 from .fake import BAR_MAPPED, BAR_TRAPPED, PAGE, TIMEOUT, FakeDevice, Thread, open_fds
 
@@ -64,24 +65,24 @@ def message(command: int, body: bytes, number: int = 1, flags: int = 0) -> bytes
     return wire.HEADER.pack(number, command, wire.HEADER.size + len(body), flags, 0) + body
 
 
-VERSION = message(Command.VERSION, wire.Version().pack())
+VERSION = message(WireCommand.VERSION, version.Version().pack())
 
 SENSIBLE = [
-    (Command.VERSION, wire.Version().pack()),
-    (Command.DMA_MAP, wire.DmaMap(3, 0, 0x10000, 4096).pack()),
-    (Command.DMA_UNMAP, wire.DmaUnmap(0, 0x10000, 4096).pack()),
-    (Command.DEVICE_GET_INFO, wire.DeviceInfo().pack()),
-    (Command.DEVICE_GET_REGION_INFO, wire.RegionInfoRequest(BAR_MAPPED, 4096).pack()),
-    (Command.DEVICE_GET_IRQ_INFO, wire.IrqInfo(1).pack()),
-    (Command.DEVICE_SET_IRQS, wire.IrqSet(0x24, IrqKind.MSI, 0, 2).pack()),
-    (Command.DEVICE_SET_IRQS, wire.IrqSet(0x14, IrqKind.INTX, 0, 1).pack()),
-    (Command.REGION_READ, wire.RegionAccess(0, BAR_TRAPPED, 65536).pack()),
-    (Command.REGION_WRITE, wire.RegionAccess(0, BAR_TRAPPED, 4, b"abcd").pack()),
+    (WireCommand.VERSION, version.Version().pack()),
+    (WireCommand.DMA_MAP, messages.DmaMap(3, 0, 0x10000, 4096).pack()),
+    (WireCommand.DMA_UNMAP, messages.DmaUnmap(0, 0x10000, 4096).pack()),
+    (WireCommand.DEVICE_GET_INFO, messages.DeviceInfo().pack()),
+    (WireCommand.DEVICE_GET_REGION_INFO, messages.RegionInfoRequest(BAR_MAPPED, 4096).pack()),
+    (WireCommand.DEVICE_GET_IRQ_INFO, messages.IrqInfo(1).pack()),
+    (WireCommand.DEVICE_SET_IRQS, messages.IrqSet(0x24, IrqKind.MSI, 0, 2).pack()),
+    (WireCommand.DEVICE_SET_IRQS, messages.IrqSet(0x14, IrqKind.INTX, 0, 1).pack()),
+    (WireCommand.REGION_READ, messages.RegionAccess(0, BAR_TRAPPED, 65536).pack()),
+    (WireCommand.REGION_WRITE, messages.RegionAccess(0, BAR_TRAPPED, 4, b"abcd").pack()),
     (
-        Command.REGION_WRITE_MULTI,
-        wire.WriteMulti((wire.RegionAccess(0, BAR_TRAPPED, 4, b"abcd"),)).pack(),
+        WireCommand.REGION_WRITE_MULTI,
+        messages.WriteMulti((messages.RegionAccess(0, BAR_TRAPPED, 4, b"abcd"),)).pack(),
     ),
-    (Command.DEVICE_RESET, b""),
+    (WireCommand.DEVICE_RESET, b""),
 ]
 
 
@@ -188,7 +189,7 @@ def test_vanishing_after_each_step(service: Service, steps: int) -> None:
 
 @pytest.mark.parametrize(("command", "body"), SENSIBLE)
 def test_vanishing_in_the_midst_of_a_message(
-    service: Service, command: Command, body: bytes
+    service: Service, command: WireCommand, body: bytes
 ) -> None:
     whole = message(command, body)
     for length in sorted(
@@ -206,10 +207,10 @@ def test_a_message_byte_by_byte(service: Service) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(TIMEOUT)
         sock.connect(str(service.path))
-        for byte in VERSION + message(Command.DEVICE_GET_INFO, wire.DeviceInfo().pack(), 2):
+        for byte in VERSION + message(WireCommand.DEVICE_GET_INFO, messages.DeviceInfo().pack(), 2):
             sock.send(bytes([byte]))
         replies = b""
-        while not replies.endswith(wire.DeviceInfo(3, 9, 5).pack()):
+        while not replies.endswith(messages.DeviceInfo(3, 9, 5).pack()):
             replies += sock.recv(1)
     service.check()
 
@@ -223,7 +224,9 @@ def test_a_client_that_does_not_read(device: FakeDevice, tmp_path: Path) -> None
             sock.settimeout(TIMEOUT)
             sock.connect(str(path))
             sock.sendall(VERSION)
-            read = message(Command.REGION_READ, wire.RegionAccess(0, BAR_TRAPPED, 65536).pack())
+            read = message(
+                WireCommand.REGION_READ, messages.RegionAccess(0, BAR_TRAPPED, 65536).pack()
+            )
             with contextlib.suppress(ConnectionError):
                 for _ in range(100):
                     sock.sendall(read)

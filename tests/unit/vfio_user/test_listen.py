@@ -14,7 +14,8 @@ import pytest
 from rcdrv.device import IrqKind, SetIrqs
 from rcdrv.errors import HostError
 from rcdrv.vfio_user.client import Client
-from rcdrv.vfio_user.server import Server, listen
+from rcdrv.vfio_user.listen import listen
+from rcdrv.vfio_user.server import Server
 
 from .fake import BAR_TRAPPED, TIMEOUT, FakeDevice, Thread
 

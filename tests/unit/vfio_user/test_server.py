@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, SetIrqs
-from rcdrv.vfio_user import wire
+from rcdrv.vfio_user import messages, version, wire
 from rcdrv.vfio_user.irqs import EventFd
 from rcdrv.vfio_user.served import ServedRegion
 from rcdrv.vfio_user.server import Server
-from rcdrv.vfio_user.wire import Command
+from rcdrv.vfio_user.wire import WireCommand
 from rcdrv.wait import Deadline
 
 from .fake import (
@@ -55,21 +55,21 @@ def test_version(device: FakeDevice) -> None:
     with served(device) as sock:
         raw = RawClient(sock, negotiate=False)
         assert not device.attached.is_set()
-        reply = wire.Version.unpack(raw.ask(Command.VERSION, wire.Version().pack()).body)
+        reply = version.Version.unpack(raw.ask(WireCommand.VERSION, version.Version().pack()).body)
         assert device.attached.is_set()
         assert (reply.major, reply.minor) == (0, 0)
-        assert reply.capabilities == wire.Capabilities(16, 65536, 65535, 4096, True)
+        assert reply.capabilities == version.Capabilities(16, 65536, 65535, 4096, True)
         raw.connection.close()
 
 
 def test_version_offers_only_what_the_client_knows(device: FakeDevice) -> None:
     with served(device) as sock:
         raw = RawClient(sock, negotiate=False)
-        body = raw.ask(Command.VERSION, struct.pack("=HH", 0, 7)).body
+        body = raw.ask(WireCommand.VERSION, struct.pack("=HH", 0, 7)).body
         for name in (b"write_multiple", b"max_dma_maps", b"pgsizes"):
             assert name not in body
         assert body.endswith(b"\0")
-        assert wire.Version.unpack(body).minor == 0
+        assert version.Version.unpack(body).minor == 0
         raw.connection.close()
 
 
@@ -87,23 +87,23 @@ def test_version_offers_only_what_the_client_knows(device: FakeDevice) -> None:
 def test_version_that_is_refused(device: FakeDevice, body: bytes) -> None:
     with served(device) as sock:
         raw = RawClient(sock, negotiate=False)
-        assert raw.error(Command.VERSION, body) == errno.EINVAL
+        assert raw.error(WireCommand.VERSION, body) == errno.EINVAL
         assert not device.attached.is_set()
         # The stream is intact, so a better proposal is welcome.
-        assert raw.error(Command.VERSION, wire.Version().pack()) == 0
+        assert raw.error(WireCommand.VERSION, version.Version().pack()) == 0
         raw.connection.close()
 
 
 def test_no_descriptors_for_a_client_that_takes_none(device: FakeDevice) -> None:
     with served(device) as sock:
         raw = RawClient(sock, negotiate=False)
-        proposal = wire.Version(0, 0, wire.Capabilities(max_msg_fds=0))
-        raw.ask(Command.VERSION, proposal.pack()).close()
+        proposal = version.Version(0, 0, version.Capabilities(max_msg_fds=0))
+        raw.ask(WireCommand.VERSION, proposal.pack()).close()
         for bar in (BAR_MAPPED, BAR_SPARSE):
-            request = wire.RegionInfoRequest(bar, 4096).pack()
-            with raw.ask(Command.DEVICE_GET_REGION_INFO, request) as reply:
+            request = messages.RegionInfoRequest(bar, 4096).pack()
+            with raw.ask(WireCommand.DEVICE_GET_REGION_INFO, request) as reply:
                 assert not reply.fds
-                info = wire.RegionInfo.unpack(reply.body)
+                info = messages.WireRegionInfo.unpack(reply.body)
                 assert (info.flags, info.areas) == (RW, None)
         raw.connection.close()
 
@@ -111,12 +111,12 @@ def test_no_descriptors_for_a_client_that_takes_none(device: FakeDevice) -> None
 def test_nothing_is_served_before_version(device: FakeDevice) -> None:
     with served(device) as sock:
         raw = RawClient(sock, negotiate=False)
-        assert raw.error(Command.DEVICE_GET_INFO, wire.DeviceInfo().pack()) == errno.EINVAL
+        assert raw.error(WireCommand.DEVICE_GET_INFO, messages.DeviceInfo().pack()) == errno.EINVAL
         raw.connection.close()
 
 
 def test_version_only_once(raw: RawClient) -> None:
-    assert raw.error(Command.VERSION, wire.Version().pack()) == errno.EINVAL
+    assert raw.error(WireCommand.VERSION, version.Version().pack()) == errno.EINVAL
 
 
 def test_a_client_that_never_says_its_version_is_dropped(device: FakeDevice) -> None:
@@ -133,27 +133,27 @@ def test_a_client_that_never_says_its_version_is_dropped(device: FakeDevice) -> 
 @pytest.mark.parametrize("resettable", [True, False])
 def test_device_info(device: FakeDevice, raw: RawClient, resettable: bool) -> None:
     device.resettable = resettable
-    reply = raw.ask(Command.DEVICE_GET_INFO, wire.DeviceInfo().pack())
-    assert wire.DeviceInfo.unpack(reply.body) == wire.DeviceInfo(2 | resettable, 9, 5)
+    reply = raw.ask(WireCommand.DEVICE_GET_INFO, messages.DeviceInfo().pack())
+    assert messages.DeviceInfo.unpack(reply.body) == messages.DeviceInfo(2 | resettable, 9, 5)
     assert len(reply.body) == 16
 
 
 def test_device_info_in_too_little_room(raw: RawClient) -> None:
-    assert raw.error(Command.DEVICE_GET_INFO, struct.pack("=IIII", 15, 0, 0, 0)) == errno.EINVAL
-    assert raw.error(Command.DEVICE_GET_INFO) == errno.EINVAL
+    assert raw.error(WireCommand.DEVICE_GET_INFO, struct.pack("=IIII", 15, 0, 0, 0)) == errno.EINVAL
+    assert raw.error(WireCommand.DEVICE_GET_INFO) == errno.EINVAL
 
 
 def test_region_info_of_a_sparse_region(device: FakeDevice, raw: RawClient) -> None:
     # QEMU asks with room for the bare structure first.
     with raw.ask(
-        Command.DEVICE_GET_REGION_INFO, wire.RegionInfoRequest(BAR_SPARSE).pack()
+        WireCommand.DEVICE_GET_REGION_INFO, messages.RegionInfoRequest(BAR_SPARSE).pack()
     ) as reply:
-        info = wire.RegionInfo.unpack(reply.body)
-        assert info.argsz > wire.REGION_INFO_SIZE == len(reply.body)
+        info = messages.WireRegionInfo.unpack(reply.body)
+        assert info.argsz > messages.REGION_INFO_SIZE == len(reply.body)
         assert not reply.fds
-    request = wire.RegionInfoRequest(BAR_SPARSE, info.argsz).pack()
-    with raw.ask(Command.DEVICE_GET_REGION_INFO, request) as reply:
-        info = wire.RegionInfo.unpack(reply.body)
+    request = messages.RegionInfoRequest(BAR_SPARSE, info.argsz).pack()
+    with raw.ask(WireCommand.DEVICE_GET_REGION_INFO, request) as reply:
+        info = messages.WireRegionInfo.unpack(reply.body)
         assert info.argsz == len(reply.body)
         assert info.flags == RW | RegionFlag.MMAP | RegionFlag.CAPS
         assert (info.size, info.offset) == (4 * PAGE, 0)
@@ -164,9 +164,9 @@ def test_region_info_of_a_sparse_region(device: FakeDevice, raw: RawClient) -> N
 
 def test_region_info_of_a_region_that_is_mapped_whole(raw: RawClient) -> None:
     with raw.ask(
-        Command.DEVICE_GET_REGION_INFO, wire.RegionInfoRequest(BAR_MAPPED).pack()
+        WireCommand.DEVICE_GET_REGION_INFO, messages.RegionInfoRequest(BAR_MAPPED).pack()
     ) as reply:
-        info = wire.RegionInfo.unpack(reply.body)
+        info = messages.WireRegionInfo.unpack(reply.body)
         assert (info.flags, info.areas, len(reply.fds)) == (RW | RegionFlag.MMAP, None, 1)
 
 
@@ -177,28 +177,30 @@ def test_region_info_of_other_regions(raw: RawClient) -> None:
         (BAR_READ_ONLY, 100, RegionFlag.READ),
         (CONFIG_REGION, 256, RW),
     ):
-        with raw.ask(Command.DEVICE_GET_REGION_INFO, wire.RegionInfoRequest(index).pack()) as reply:
-            info = wire.RegionInfo.unpack(reply.body)
+        with raw.ask(
+            WireCommand.DEVICE_GET_REGION_INFO, messages.RegionInfoRequest(index).pack()
+        ) as reply:
+            info = messages.WireRegionInfo.unpack(reply.body)
             assert (info.index, info.size, info.flags, reply.fds) == (index, size, flags, [])
     for index in (9, 0xFFFFFFFF):
-        body = wire.RegionInfoRequest(index).pack()
-        assert raw.error(Command.DEVICE_GET_REGION_INFO, body) == errno.EINVAL
+        body = messages.RegionInfoRequest(index).pack()
+        assert raw.error(WireCommand.DEVICE_GET_REGION_INFO, body) == errno.EINVAL
 
 
 def test_irq_info(raw: RawClient) -> None:
     for kind, count in zip(IrqKind, (1, 32, 2048, 1, 1), strict=True):
-        reply = raw.ask(Command.DEVICE_GET_IRQ_INFO, wire.IrqInfo(kind).pack())
+        reply = raw.ask(WireCommand.DEVICE_GET_IRQ_INFO, messages.IrqInfo(kind).pack())
         flags = 7 if kind is IrqKind.INTX else 1
-        assert wire.IrqInfo.unpack(reply.body) == wire.IrqInfo(kind, flags, count)
-    assert raw.error(Command.DEVICE_GET_IRQ_INFO, wire.IrqInfo(5).pack()) == errno.EINVAL
+        assert messages.IrqInfo.unpack(reply.body) == messages.IrqInfo(kind, flags, count)
+    assert raw.error(WireCommand.DEVICE_GET_IRQ_INFO, messages.IrqInfo(5).pack()) == errno.EINVAL
 
 
 def test_reset(device: FakeDevice, raw: RawClient) -> None:
-    assert raw.error(Command.DEVICE_RESET) == 0
+    assert raw.error(WireCommand.DEVICE_RESET) == 0
     assert device.take() == [("reset",)]
-    assert raw.error(Command.DEVICE_RESET, b"?") == errno.EINVAL
+    assert raw.error(WireCommand.DEVICE_RESET, b"?") == errno.EINVAL
     device.resettable = False
-    assert raw.error(Command.DEVICE_RESET) == errno.EINVAL
+    assert raw.error(WireCommand.DEVICE_RESET) == errno.EINVAL
     assert device.take() == []
 
 
@@ -208,11 +210,11 @@ def test_reset(device: FakeDevice, raw: RawClient) -> None:
         0,
         14,
         999,
-        Command.DEVICE_GET_REGION_IO_FDS,
-        Command.DEVICE_FEATURE,
-        Command.MIG_DATA_READ,
-        Command.DMA_READ,
-        Command.DMA_WRITE,
+        WireCommand.DEVICE_GET_REGION_IO_FDS,
+        WireCommand.DEVICE_FEATURE,
+        WireCommand.MIG_DATA_READ,
+        WireCommand.DMA_READ,
+        WireCommand.DMA_WRITE,
     ],
 )
 def test_commands_that_are_not_served(raw: RawClient, command: int) -> None:
@@ -220,32 +222,32 @@ def test_commands_that_are_not_served(raw: RawClient, command: int) -> None:
 
 
 def test_a_message_that_is_neither_command_nor_reply(raw: RawClient) -> None:
-    raw.send(Command.DEVICE_GET_INFO, wire.DeviceInfo().pack(), flags=2)
+    raw.send(WireCommand.DEVICE_GET_INFO, messages.DeviceInfo().pack(), flags=2)
     reply = raw.receive()
     assert (reply.flags & wire.ERROR, reply.error) == (wire.ERROR, errno.EINVAL)
 
 
 def test_a_reply_that_nobody_waits_for_is_ignored(raw: RawClient) -> None:
-    raw.send(Command.DMA_READ, bytes(20), flags=wire.TYPE_REPLY)
-    assert raw.error(Command.DEVICE_RESET) == 0
+    raw.send(WireCommand.DMA_READ, bytes(20), flags=wire.TYPE_REPLY)
+    assert raw.error(WireCommand.DEVICE_RESET) == 0
 
 
 def test_descriptors_with_a_command_that_takes_none(device: FakeDevice, raw: RawClient) -> None:
-    body = wire.RegionAccess(0, 0, 4, b"abcd").pack()
-    assert raw.error(Command.REGION_WRITE, body, fds=[device.shared]) == errno.EINVAL
+    body = messages.RegionAccess(0, 0, 4, b"abcd").pack()
+    assert raw.error(WireCommand.REGION_WRITE, body, fds=[device.shared]) == errno.EINVAL
     assert device.take() == []
 
 
 def test_more_descriptors_than_were_agreed_on(device: FakeDevice, raw: RawClient) -> None:
-    body = wire.IrqSet(EVENTFD_TRIGGER, IrqKind.MSI, 0, 17).pack()
-    assert raw.error(Command.DEVICE_SET_IRQS, body, fds=[device.shared] * 17) == errno.EMFILE
-    assert raw.error(Command.DEVICE_RESET) == 0
+    body = messages.IrqSet(EVENTFD_TRIGGER, IrqKind.MSI, 0, 17).pack()
+    assert raw.error(WireCommand.DEVICE_SET_IRQS, body, fds=[device.shared] * 17) == errno.EMFILE
+    assert raw.error(WireCommand.DEVICE_RESET) == 0
 
 
 def test_a_broken_stream_drops_the_client(device: FakeDevice) -> None:
     with served(device) as sock:
         raw = RawClient(sock)
-        sock.send(wire.HEADER.pack(1, Command.DEVICE_RESET, 15, 0, 0))
+        sock.send(wire.HEADER.pack(1, WireCommand.DEVICE_RESET, 15, 0, 0))
         with pytest.raises(wire.Disconnected):
             raw.connection.receive(Deadline(TIMEOUT))
         assert device.detached.wait(TIMEOUT)
@@ -257,48 +259,48 @@ def test_a_broken_stream_drops_the_client(device: FakeDevice) -> None:
 
 def test_region_read(device: FakeDevice, raw: RawClient) -> None:
     device.memory[BAR_TRAPPED][8:12] = b"\x01\x02\x03\x04"
-    reply = raw.ask(Command.REGION_READ, wire.RegionAccess(8, BAR_TRAPPED, 4).pack())
-    expected = wire.RegionAccess(8, BAR_TRAPPED, 4, b"\x01\x02\x03\x04")
-    assert wire.RegionAccess.unpack(reply.body, with_data=True) == expected
+    reply = raw.ask(WireCommand.REGION_READ, messages.RegionAccess(8, BAR_TRAPPED, 4).pack())
+    expected = messages.RegionAccess(8, BAR_TRAPPED, 4, b"\x01\x02\x03\x04")
+    assert messages.RegionAccess.unpack(reply.body, with_data=True) == expected
     assert device.take() == [("read", BAR_TRAPPED, 8, 4)]
 
 
 def test_region_write(device: FakeDevice, raw: RawClient) -> None:
-    body = wire.RegionAccess(12, BAR_TRAPPED, 4, b"abcd").pack()
-    reply = raw.ask(Command.REGION_WRITE, body)
-    done = wire.RegionAccess.unpack(reply.body, with_data=False)
-    assert done == wire.RegionAccess(12, BAR_TRAPPED, 4)
+    body = messages.RegionAccess(12, BAR_TRAPPED, 4, b"abcd").pack()
+    reply = raw.ask(WireCommand.REGION_WRITE, body)
+    done = messages.RegionAccess.unpack(reply.body, with_data=False)
+    assert done == messages.RegionAccess(12, BAR_TRAPPED, 4)
     assert device.take() == [("write", BAR_TRAPPED, 12, b"abcd")]
 
 
 def test_region_write_without_reply(device: FakeDevice, raw: RawClient) -> None:
-    good = wire.RegionAccess(0, BAR_TRAPPED, 4, b"abcd").pack()
-    raw.send(Command.REGION_WRITE, good, flags=wire.NO_REPLY)
-    bad = wire.RegionAccess(1 << 30, BAR_TRAPPED, 4, b"abcd").pack()
-    raw.send(Command.REGION_WRITE, bad, flags=wire.NO_REPLY)
+    good = messages.RegionAccess(0, BAR_TRAPPED, 4, b"abcd").pack()
+    raw.send(WireCommand.REGION_WRITE, good, flags=wire.NO_REPLY)
+    bad = messages.RegionAccess(1 << 30, BAR_TRAPPED, 4, b"abcd").pack()
+    raw.send(WireCommand.REGION_WRITE, bad, flags=wire.NO_REPLY)
     # ask() checks that the next message is the answer to its own command.
-    assert raw.error(Command.DEVICE_RESET) == 0
+    assert raw.error(WireCommand.DEVICE_RESET) == 0
     assert device.take() == [("write", BAR_TRAPPED, 0, b"abcd"), ("reset",)]
 
 
 def test_region_write_multi(device: FakeDevice, raw: RawClient) -> None:
     writes = (
-        wire.RegionAccess(0, BAR_TRAPPED, 4, b"abcd"),
-        wire.RegionAccess(8, BAR_TRAPPED, 8, b"12345678"),
-        wire.RegionAccess(4, CONFIG_REGION, 1, b"!"),
+        messages.RegionAccess(0, BAR_TRAPPED, 4, b"abcd"),
+        messages.RegionAccess(8, BAR_TRAPPED, 8, b"12345678"),
+        messages.RegionAccess(4, CONFIG_REGION, 1, b"!"),
     )
-    reply = raw.ask(Command.REGION_WRITE_MULTI, wire.WriteMulti(writes).pack())
-    assert wire.unpack_multi_reply(reply.body) == 3
+    reply = raw.ask(WireCommand.REGION_WRITE_MULTI, messages.WriteMulti(writes).pack())
+    assert messages.unpack_multi_reply(reply.body) == 3
     assert device.take() == [("write", w.region, w.offset, w.data) for w in writes]
 
 
 def test_region_write_multi_does_all_or_nothing(device: FakeDevice, raw: RawClient) -> None:
     writes = (
-        wire.RegionAccess(0, BAR_TRAPPED, 4, b"abcd"),
-        wire.RegionAccess(256, CONFIG_REGION, 1, b"!"),
+        messages.RegionAccess(0, BAR_TRAPPED, 4, b"abcd"),
+        messages.RegionAccess(256, CONFIG_REGION, 1, b"!"),
     )
-    body = wire.WriteMulti(writes).pack()
-    assert raw.error(Command.REGION_WRITE_MULTI, body) == errno.EINVAL
+    body = messages.WriteMulti(writes).pack()
+    assert raw.error(WireCommand.REGION_WRITE_MULTI, body) == errno.EINVAL
     assert device.take() == []
 
 
@@ -323,10 +325,10 @@ LAST = (1 << 64) - 1
 def test_accesses_outside(
     device: FakeDevice, raw: RawClient, region: int, offset: int, count: int
 ) -> None:
-    read = wire.RegionAccess(offset, region, count).pack()
-    write = wire.RegionAccess(offset, region, count, bytes(count)).pack()
-    assert raw.error(Command.REGION_READ, read) == errno.EINVAL
-    assert raw.error(Command.REGION_WRITE, write) == errno.EINVAL
+    read = messages.RegionAccess(offset, region, count).pack()
+    write = messages.RegionAccess(offset, region, count, bytes(count)).pack()
+    assert raw.error(WireCommand.REGION_READ, read) == errno.EINVAL
+    assert raw.error(WireCommand.REGION_WRITE, write) == errno.EINVAL
     assert device.take() == []
 
 
@@ -336,20 +338,20 @@ def test_accesses_at_the_edges(device: FakeDevice, raw: RawClient) -> None:
         (BAR_READ_ONLY, 99, 1),
         (BAR_SPARSE, PAGE, 4),  # mapped regions can be read by messages too
     ):
-        body = wire.RegionAccess(offset, region, count).pack()
-        assert len(raw.ask(Command.REGION_READ, body).body) == 16 + count
+        body = messages.RegionAccess(offset, region, count).pack()
+        assert len(raw.ask(WireCommand.REGION_READ, body).body) == 16 + count
         assert device.take() == [("read", region, offset, count)]
 
 
 def test_accesses_of_nothing_do_not_reach_the_device(device: FakeDevice, raw: RawClient) -> None:
-    for command in (Command.REGION_READ, Command.REGION_WRITE):
-        assert len(raw.ask(command, wire.RegionAccess(0, BAR_TRAPPED, 0).pack()).body) == 16
+    for command in (WireCommand.REGION_READ, WireCommand.REGION_WRITE):
+        assert len(raw.ask(command, messages.RegionAccess(0, BAR_TRAPPED, 0).pack()).body) == 16
     assert device.take() == []
 
 
 def test_writing_what_is_read_only(device: FakeDevice, raw: RawClient) -> None:
-    body = wire.RegionAccess(0, BAR_READ_ONLY, 4, b"abcd").pack()
-    assert raw.error(Command.REGION_WRITE, body) == errno.EINVAL
+    body = messages.RegionAccess(0, BAR_READ_ONLY, 4, b"abcd").pack()
+    assert raw.error(WireCommand.REGION_WRITE, body) == errno.EINVAL
     assert device.take() == []
 
 
@@ -357,8 +359,8 @@ def test_writing_what_is_read_only(device: FakeDevice, raw: RawClient) -> None:
 def test_a_write_whose_data_is_not_as_long_as_it_says(
     device: FakeDevice, raw: RawClient, length: int
 ) -> None:
-    body = wire.RegionAccess(0, BAR_TRAPPED, 4, bytes(length)).pack()
-    assert raw.error(Command.REGION_WRITE, body) == errno.EINVAL
+    body = messages.RegionAccess(0, BAR_TRAPPED, 4, bytes(length)).pack()
+    assert raw.error(WireCommand.REGION_WRITE, body) == errno.EINVAL
     assert device.take() == []
 
 
@@ -374,8 +376,8 @@ def set_irqs(
     fds: list[int] | None = None,
     data: bytes = b"",
 ) -> int:
-    body = wire.IrqSet(flags, kind, start, count, data).pack()
-    return raw.error(Command.DEVICE_SET_IRQS, body, fds=fds or [])
+    body = messages.IrqSet(flags, kind, start, count, data).pack()
+    return raw.error(WireCommand.DEVICE_SET_IRQS, body, fds=fds or [])
 
 
 def test_32_msi_vectors_come_as_two_messages(
@@ -585,18 +587,18 @@ def dma_map(
     offset: int = 0,
     fds: tuple[int, ...] = (),
 ) -> int:
-    body = wire.DmaMap(flags, offset, address, size).pack()
-    return raw.error(Command.DMA_MAP, body, fds=list(fds))
+    body = messages.DmaMap(flags, offset, address, size).pack()
+    return raw.error(WireCommand.DMA_MAP, body, fds=list(fds))
 
 
 def dma_unmap(raw: RawClient, address: int, size: int, flags: int = 0) -> int:
-    return raw.error(Command.DMA_UNMAP, wire.DmaUnmap(flags, address, size).pack())
+    return raw.error(WireCommand.DMA_UNMAP, messages.DmaUnmap(flags, address, size).pack())
 
 
 def test_dma_map_and_unmap(raw: RawClient) -> None:
     assert dma_map(raw, 0x10000, 0x4000) == 0
-    body = wire.DmaUnmap(0, 0x10000, 0x4000).pack()
-    assert raw.ask(Command.DMA_UNMAP, body).body == body
+    body = messages.DmaUnmap(0, 0x10000, 0x4000).pack()
+    assert raw.ask(WireCommand.DMA_UNMAP, body).body == body
     assert dma_unmap(raw, 0x10000, 0x4000) == errno.ENOENT
 
 
@@ -663,15 +665,15 @@ def test_dma_unmap_of_ranges(raw: RawClient) -> None:
 
 def test_dma_unmap_all(raw: RawClient) -> None:
     assert dma_map(raw, 0x10000, 4096) == 0
-    assert dma_unmap(raw, 0x10000, 4096, wire.UNMAP_ALL) == errno.EINVAL
-    assert dma_unmap(raw, 0, 0, wire.UNMAP_ALL) == 0
+    assert dma_unmap(raw, 0x10000, 4096, messages.UNMAP_ALL) == errno.EINVAL
+    assert dma_unmap(raw, 0, 0, messages.UNMAP_ALL) == 0
     assert dma_unmap(raw, 0x10000, 4096) == errno.ENOENT
-    assert dma_unmap(raw, 0, 0, wire.UNMAP_ALL) == 0
+    assert dma_unmap(raw, 0, 0, messages.UNMAP_ALL) == 0
 
 
 def test_dma_unmap_has_no_dirty_bitmap(raw: RawClient) -> None:
     assert dma_map(raw, 0x10000, 4096) == 0
-    assert dma_unmap(raw, 0x10000, 4096, wire.UNMAP_GET_DIRTY_BITMAP) == errno.ENOTSUP
+    assert dma_unmap(raw, 0x10000, 4096, messages.UNMAP_GET_DIRTY_BITMAP) == errno.ENOTSUP
     assert dma_unmap(raw, 0x10000, 4096, 8) == errno.EINVAL
     assert dma_unmap(raw, 0x10000, 4096) == 0
 
@@ -713,7 +715,7 @@ def test_events_are_run_on_time(device: FakeDevice, monkeypatch: pytest.MonkeyPa
     with served(device) as sock:
         raw = RawClient(sock)
         device.due = time.monotonic() + 0.001
-        raw.ask(Command.DEVICE_RESET).close()
+        raw.ask(WireCommand.DEVICE_RESET).close()
         assert device.job_done.wait(TIMEOUT)
         raw.connection.close()
     assert min(lateness) >= 0
@@ -726,17 +728,17 @@ def test_a_busy_client_does_not_starve_events(device: FakeDevice) -> None:
     with served(device) as sock:
         raw = RawClient(sock)
         device.soon(lambda _peer: time.monotonic())
-        body = wire.RegionAccess(0, BAR_TRAPPED, 4, b"abcd").pack()
+        body = messages.RegionAccess(0, BAR_TRAPPED, 4, b"abcd").pack()
         for _ in range(100):
-            raw.send(Command.REGION_WRITE, body, flags=wire.NO_REPLY)
-        raw.ask(Command.DEVICE_RESET).close()
+            raw.send(WireCommand.REGION_WRITE, body, flags=wire.NO_REPLY)
+        raw.ask(WireCommand.DEVICE_RESET).close()
         assert device.job_done.is_set()
         raw.connection.close()
 
 
 def test_mapped_regions_are_shared(device: FakeDevice, raw: RawClient) -> None:
     with raw.ask(
-        Command.DEVICE_GET_REGION_INFO, wire.RegionInfoRequest(BAR_MAPPED).pack()
+        WireCommand.DEVICE_GET_REGION_INFO, messages.RegionInfoRequest(BAR_MAPPED).pack()
     ) as reply:
         memory = mmap.mmap(reply.fds[0], PAGE)
     with memory:
@@ -769,9 +771,9 @@ def test_an_eventfd_that_is_filled_after_the_look_at_it() -> None:
 def test_descriptors_that_cannot_be_sent(device: FakeDevice, raw: RawClient) -> None:
     """sendmsg() fails before anything is sent: EBADF here, else ETOOMANYREFS."""
     device.layout[BAR_MAPPED] = ServedRegion(PAGE, RW, (Area(0, PAGE),), 1 << 20)
-    body = wire.RegionInfoRequest(BAR_MAPPED, 4096).pack()
-    assert raw.error(Command.DEVICE_GET_REGION_INFO, body) == errno.EBADF
-    assert raw.error(Command.DEVICE_RESET) == 0
+    body = messages.RegionInfoRequest(BAR_MAPPED, 4096).pack()
+    assert raw.error(WireCommand.DEVICE_GET_REGION_INFO, body) == errno.EBADF
+    assert raw.error(WireCommand.DEVICE_RESET) == 0
 
 
 class Exhausted(FakeDevice):
@@ -792,11 +794,11 @@ class Exhausted(FakeDevice):
 def test_nothing_left_on_the_host(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.closing(Exhausted(error)) as device, served(device) as sock:
         raw = RawClient(sock)
-        read = wire.RegionAccess(0, BAR_TRAPPED, 4).pack()
+        read = messages.RegionAccess(0, BAR_TRAPPED, 4).pack()
         expected = getattr(error, "errno", errno.ENOMEM)
-        assert raw.error(Command.REGION_READ, read) == expected
+        assert raw.error(WireCommand.REGION_READ, read) == expected
         device.due = time.monotonic()
-        raw.send(Command.REGION_WRITE, wire.RegionAccess(0, BAR_TRAPPED, 1, b"!").pack())
+        raw.send(WireCommand.REGION_WRITE, messages.RegionAccess(0, BAR_TRAPPED, 1, b"!").pack())
         assert device.detached.wait(TIMEOUT)
         raw.connection.close()
     assert "the client is dropped: " in capsys.readouterr().err

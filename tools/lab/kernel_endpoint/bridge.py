@@ -15,7 +15,8 @@ from rcdrv.errors import RcdrvError
 from rcdrv.files import open_output
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.layout import load_layout
-from rcdrv.vfio_user.server import Server, listen
+from rcdrv.vfio_user.listen import listen
+from rcdrv.vfio_user.server import Server
 from tools.lab.kernel_endpoint.hardware import Hardware
 
 

@@ -1,0 +1,244 @@
+"""Requests and replies of a vfio-user client, and the server's requests for DMA meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import socket
+from collections.abc import Callable, Sequence
+
+from rcdrv.errors import DeviceLost, HostError
+from rcdrv.vfio_user import wire
+from rcdrv.vfio_user.messages import DmaAccess
+from rcdrv.vfio_user.wire import Connection, Message, ProtocolError, Refused, WireCommand
+from rcdrv.wait import Deadline
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    _T = TypeVar("_T")
+
+_OPEN_FILES = "the limit of open files may be too low: ulimit -n"
+SERVER_HINT = "is it a vfio-user server? one is started with: rcdrv sim PRESET --socket PATH"
+
+
+class ClientMemory:
+    """Mapped buffers, by bus address."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, tuple[mmap.mmap, int]] = {}
+        self._commands = {WireCommand.DMA_READ: self._read, WireCommand.DMA_WRITE: self._write}
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def add(self, iova: int, memory: mmap.mmap, size: int) -> None:
+        """Let the server reach the first ``size`` bytes of ``memory`` at ``iova``."""
+        self._buffers[iova] = memory, size
+
+    def remove(self, iova: int) -> None:
+        """Remove the buffer at ``iova``, if there is one."""
+        self._buffers.pop(iova, None)
+
+    def clear(self) -> None:
+        """Remove all buffers."""
+        self._buffers.clear()
+
+    def serve(self, request: Message) -> tuple[bytes, int]:
+        """Serve a request of the server. Return the reply's body and errno."""
+        try:
+            if request.fds or request.fds_lost:
+                raise Refused(errno.EINVAL)
+            if request.command not in self._commands:
+                raise Refused(errno.ENOTSUP)
+            return self._commands[WireCommand(request.command)](request.body), 0
+        except ProtocolError:
+            return b"", errno.EINVAL
+        except Refused as refused:
+            return b"", refused.error
+
+    def _read(self, body: bytes) -> bytes:
+        access = DmaAccess.unpack(body, with_data=False)
+        if access.count > wire.MAX_DATA_XFER_SIZE:
+            raise Refused(errno.E2BIG)
+        data = b"".join(
+            memory[start : start + size]
+            for memory, start, size in self._find(access.address, access.count)
+        )
+        return DmaAccess(access.address, access.count, data).pack()
+
+    def _write(self, body: bytes) -> bytes:
+        access = DmaAccess.unpack(body, with_data=True)
+        done = 0
+        for memory, start, size in self._find(access.address, access.count):
+            memory[start : start + size] = access.data[done : done + size]
+            done += size
+        return DmaAccess(access.address, access.count).pack()
+
+    def _find(self, address: int, size: int) -> list[tuple[mmap.mmap, int, int]]:
+        """Return the stretches of the buffers that make up a range of bus addresses.
+
+        :raises Refused: EFAULT, some byte is not mapped
+        """
+        stretches = []
+        while size:
+            found = [
+                (iova, memory, mapped)
+                for iova, (memory, mapped) in self._buffers.items()
+                if iova <= address < iova + mapped
+            ]
+            if not found:
+                raise Refused(errno.EFAULT)
+            iova, memory, mapped = found[0]
+            start = address - iova
+            step = min(size, mapped - start)
+            stretches.append((memory, start, step))
+            address, size = address + step, size - step
+        return stretches
+
+
+class Caller:
+    """The client's end of a connection.
+
+    A server that does not answer within ``timeout``, has gone or speaks another protocol is lost:
+    from then on every call raises the same :class:`DeviceLost`.
+    """
+
+    def __init__(self, sock: socket.socket, address: str, timeout: float) -> None:
+        self.address = address
+        """The address as the user wrote it."""
+        self.timeout = timeout
+        """Seconds to wait for each reply; may be changed at any time."""
+        self._connection = Connection(sock)
+        self._memory = ClientMemory()
+        self._next_id = 0
+        self._lost: tuple[str, str] | None = None
+
+    def _fail(self, message: str, hint: str = "") -> DeviceLost:
+        """Give the connection up; every later call raises the same."""
+        if self._lost is None:
+            self._lost = (f"{self.address}: {message}", hint)
+            self._connection.shutdown()
+        return DeviceLost(self._lost[0], hint=self._lost[1])
+
+    def _check_lost(self) -> None:
+        if self._lost is not None:
+            raise DeviceLost(self._lost[0], hint=self._lost[1])
+
+    def _call(self, command: WireCommand, body: bytes = b"", fds: Sequence[int] = ()) -> Message:
+        """Send a command and return its reply, whose descriptors the caller then owns.
+
+        :raises Refused: an error reply
+        """
+        self._check_lost()
+        self._next_id = number = (self._next_id + 1) & 0xFFFF
+        deadline = Deadline(self.timeout)
+        try:
+            self._connection.send(command, number, 0, body, deadline, fds=fds)
+            message = self._await_reply(deadline)
+        except (wire.Disconnected, ProtocolError, TimeoutError) as error:
+            raise self._end(error, command) from error
+        except OSError as error:
+            raise HostError(
+                f"{self.address}: cannot send {command.name}: {error.strerror}", hint=_OPEN_FILES
+            ) from error
+        try:
+            if not message.is_reply or message.id != number or message.command != command:
+                raise self._fail(
+                    f"{command.name} {number} was answered by "
+                    f"{wire.command_name(message.command)} {message.id}",
+                    SERVER_HINT,
+                )
+            if message.flags & wire.ERROR:
+                raise Refused(message.error)
+            if message.fds_lost:
+                raise HostError(
+                    f"{self.address}: the descriptors that came with {command.name} did not fit",
+                    hint=_OPEN_FILES,
+                )
+        except BaseException:
+            message.close()
+            raise
+        return message
+
+    def _await_reply(self, deadline: Deadline) -> Message:
+        """Serve the server's requests until a message comes that is none."""
+        while not deadline.expired:
+            message = self._connection.receive(deadline)
+            if message is None:
+                break
+            if not message.is_command:
+                return message
+            self._serve(message, deadline)
+        raise TimeoutError
+
+    def _ask(self, command: WireCommand, body: bytes = b"", fds: Sequence[int] = ()) -> bytes:
+        """:meth:`_call` for the commands whose reply brings no descriptors."""
+        try:
+            with self._call(command, body, fds) as message:
+                return message.body
+        except Refused as refused:
+            raise HostError(f"{self.address}: {command.name} was refused: {refused}") from refused
+
+    def _end(self, error: Exception, command: WireCommand | None = None) -> DeviceLost:
+        """Return the error for a connection that ended during ``command``."""
+        doing = f" to {command.name}" if command else ""
+        if isinstance(error, TimeoutError):
+            return self._fail(
+                f"no answer{doing} within {self.timeout:g} s",
+                "the endpoint's process hangs, or it serves another client (QEMU?): "
+                "a vfio-user server has one at a time",
+            )
+        if isinstance(error, ProtocolError):
+            return self._fail(f"no vfio-user answer{doing}: {error}", SERVER_HINT)
+        return self._fail(
+            f"the server has gone{' before its answer' + doing if doing else ''}",
+            "the endpoint's process ended: look at its output, start it again",
+        )
+
+    def _serve(self, message: Message, deadline: Deadline) -> None:
+        """Answer a request of the server."""
+        with message:
+            body, error = self._memory.serve(message)
+            if not message.flags & wire.NO_REPLY:
+                flags = wire.TYPE_REPLY | (wire.ERROR if error else 0)
+                self._connection.send(
+                    message.command, message.id, flags, body, deadline, error=error
+                )
+
+    def _lie(self, what: str) -> ProtocolError:
+        return ProtocolError(f"{self.address}: {what}", hint="the server is at fault")
+
+    def _unpack(self, unpack: Callable[[bytes], _T], body: bytes) -> _T:
+        try:
+            return unpack(body)
+        except ProtocolError as error:
+            raise self._lie(error.message) from error
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def on_readable(self) -> None:
+        self._check_lost()
+        try:
+            # One message only: the wait that calls this has a bound of its own, and a server may
+            # send for ever.
+            message = self._connection.try_receive()
+            if message is None:
+                return
+            if not message.is_command:
+                message.close()
+                raise ProtocolError(
+                    f"a reply to {wire.command_name(message.command)} that nobody waits for"
+                )
+            self._serve(message, Deadline(self.timeout))
+        except (wire.Disconnected, ProtocolError, TimeoutError) as error:
+            raise self._end(error) from error
+
+    def close(self) -> None:
+        """Close the connection. Closing twice is harmless."""
+        if self._lost is None:
+            self._lost = (f"{self.address}: closed", "")
+        self._memory.clear()
+        self._connection.close()

@@ -1,0 +1,450 @@
+"""One client of a vfio-user server, from its VERSION to its end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from rcdrv.device import Area, IrqKind, RegionFlag
+from rcdrv.vfio_user import wire
+from rcdrv.vfio_user.dma import DmaSpace
+from rcdrv.vfio_user.irqs import ServedIrqs
+from rcdrv.vfio_user.messages import (
+    DEVICE_PCI_FLAG,
+    DEVICE_RESET_FLAG,
+    REGION_INFO_SIZE,
+    DeviceInfo,
+    DmaAccess,
+    DmaFlag,
+    DmaMap,
+    DmaUnmap,
+    IrqFlag,
+    IrqInfo,
+    IrqSet,
+    RegionAccess,
+    RegionInfoRequest,
+    WireRegionInfo,
+    WriteMulti,
+    pack_multi_reply,
+)
+from rcdrv.vfio_user.served import DmaFault, ServedDevice, ServedRegion
+from rcdrv.vfio_user.version import MAJOR, MINOR, Capabilities, Version
+from rcdrv.vfio_user.wire import Connection, Message, Refused, WireCommand
+from rcdrv.wait import Deadline
+
+_Reply = tuple[bytes, Sequence[int]]
+_DONE: _Reply = (b"", ())
+
+_FD_SETSIZE = 1024
+
+
+class Stop:
+    """An eventfd that is readable from :meth:`set` on."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.requested = False
+        self._poll = select.poll()
+        self._poll.register(self.fd, select.POLLIN)
+
+    def wait(self, seconds: float) -> None:
+        self._poll.poll(seconds * 1000)
+
+    def set(self) -> None:
+        self.requested = True
+        if self.fd >= 0:
+            os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Session:
+    """One client, from its VERSION to its end. It is the served device's ``Peer``."""
+
+    def __init__(
+        self, device: ServedDevice, sock: socket.socket, stop: Stop, timeout: float, wake: int
+    ) -> None:
+        self._device = device
+        self._stop = stop
+        self._timeout = timeout
+        self._connection = Connection(sock)
+        self._regions: Sequence[ServedRegion] = device.regions()
+        self._dma = DmaSpace()
+        self._client = Capabilities()
+        self.attached = False
+        """Whether the client has agreed on a version."""
+        self._gone = False
+        self._serving = False
+        self._next_id = 0
+        self._awaited: int | None = None
+        self._answer: Message | None = None
+        self._epoll = select.epoll()
+        self._epoll.register(self._connection, select.EPOLLIN)
+        self._epoll.register(stop.fd, select.EPOLLIN)
+        if wake >= 0:
+            # Every write is an edge, so it need not be read.
+            self._epoll.register(wake, select.EPOLLIN | select.EPOLLET)
+        self._irqs = ServedIrqs(device, self._epoll)
+        self._handlers: dict[int, Callable[[Message], _Reply]] = {
+            WireCommand.DMA_MAP: self._dma_map,
+            WireCommand.DMA_UNMAP: self._dma_unmap,
+            WireCommand.DEVICE_GET_INFO: self._get_info,
+            WireCommand.DEVICE_GET_REGION_INFO: self._get_region_info,
+            WireCommand.DEVICE_GET_IRQ_INFO: self._get_irq_info,
+            WireCommand.DEVICE_SET_IRQS: self._set_irqs,
+            WireCommand.REGION_READ: self._region_read,
+            WireCommand.REGION_WRITE: self._region_write,
+            WireCommand.REGION_WRITE_MULTI: self._region_write_multi,
+            WireCommand.DEVICE_RESET: self._reset,
+        }
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until the client has gone or the server is stopped."""
+        negotiation = Deadline(self._timeout)
+        while not self._over:
+            if not self.attached:
+                if negotiation.expired:
+                    return
+                self._turn(negotiation.remaining)
+                continue
+            due = self._device.next_event()
+            if due is None:
+                self._turn(-1)
+                continue
+            wait = due - time.monotonic()
+            self._turn(max(0.0, wait))
+            # The message just served may have brought the event forward, or put it off.
+            due = self._device.next_event()
+            if due is not None and due <= time.monotonic() and not self._over:
+                self._run_device()
+
+    def _run_device(self) -> None:
+        try:
+            self._device.run()
+        except (OSError, MemoryError) as error:
+            # Out of descriptors or memory. Most of both that is taken is this client's, and given
+            # back with it.
+            complain(error)
+            self._gone = True
+
+    @property
+    def _over(self) -> bool:
+        return self._gone or self._stop.requested
+
+    def _turn(self, seconds: float) -> None:
+        """Sleep until something arrives, at most ``seconds`` (-1: no limit), and deal with it."""
+        if seconds > 0 and self._epoll.fileno() < _FD_SETSIZE:
+            # epoll_wait() rounds up to whole milliseconds, select() to microseconds.
+            select.select([self._epoll], [], [], seconds)
+            seconds = 0
+        for fd, _ in self._epoll.poll(seconds):
+            if fd == self._irqs.unmask_fd:
+                self._irqs.mask_intx(False)
+            elif fd == self._connection.fileno():
+                try:
+                    self._receive()
+                except (wire.Disconnected, wire.ProtocolError, TimeoutError):
+                    self._gone = True
+
+    def _receive(self) -> None:
+        message = self._connection.try_receive()
+        if message is None:
+            return
+        if message.is_reply:
+            if message.id == self._awaited:
+                self._answer, self._awaited = message, None
+            else:
+                message.close()  # the answer to a request that was given up
+            return
+        with message:
+            serving, self._serving = self._serving, True
+            try:
+                self._serve(message)
+            finally:
+                self._serving = serving
+
+    def _serve(self, message: Message) -> None:
+        body: bytes = b""
+        fds: Sequence[int] = ()
+        error = 0
+        try:
+            body, fds = self._handle(message)
+        except Refused as refused:
+            error = refused.error
+        except wire.ProtocolError:
+            error = errno.EINVAL
+        except (OSError, MemoryError) as failed:  # out of descriptors or memory
+            error = getattr(failed, "errno", 0) or errno.ENOMEM
+        if message.flags & wire.NO_REPLY:
+            return
+        deadline = Deadline(self._timeout)
+        try:
+            self._reply(message, body, deadline, fds, error)
+        except TimeoutError:
+            raise
+        except OSError as failed:  # the descriptors cannot be sent
+            self._reply(message, b"", deadline, (), failed.errno or errno.EMFILE)
+
+    def _reply(
+        self, message: Message, body: bytes, deadline: Deadline, fds: Sequence[int], error: int
+    ) -> None:
+        flags = wire.TYPE_REPLY | (wire.ERROR if error else 0)
+        self._connection.send(
+            message.command, message.id, flags, body, deadline, fds=fds, error=error
+        )
+
+    def _handle(self, message: Message) -> _Reply:
+        if not message.is_command:
+            raise Refused(errno.EINVAL)
+        if message.fds_lost:
+            raise Refused(errno.EMFILE)
+        if message.command == WireCommand.VERSION:
+            return self._version(message)
+        if not self.attached:
+            raise Refused(errno.EINVAL)
+        handler = self._handlers.get(message.command)
+        if handler is None:
+            raise Refused(errno.ENOTSUP)
+        if message.fds and message.command not in (
+            WireCommand.DMA_MAP,
+            WireCommand.DEVICE_SET_IRQS,
+        ):
+            raise Refused(errno.EINVAL)
+        return handler(message)
+
+    def close(self) -> None:
+        """Close all that the client left here, then tell the device."""
+        self._gone = True
+        if self._answer is not None:
+            self._answer.close()
+        self._irqs.close()
+        self._dma.clear()
+        self._connection.close()
+        self._epoll.close()
+        if self.attached:
+            self._device.detach()
+
+    # -- what the device is -------------------------------------------------------------------
+
+    def _version(self, message: Message) -> _Reply:
+        if self.attached or message.fds:
+            raise Refused(errno.EINVAL)
+        asked = Version.unpack(message.body)
+        if asked.major != MAJOR or asked.capabilities.max_data_xfer_size < 1:
+            raise Refused(errno.EINVAL)
+        self._client = asked.capabilities
+        self._device.attach(self)
+        self.attached = True
+        # What a client does not know must not be offered (VFIO_USER_VERSION, rule 3). But these two
+        # it has to know: their defaults are beyond what is taken here.
+        capabilities = Capabilities(
+            max_msg_fds=wire.MAX_MSG_FDS,
+            max_data_xfer_size=wire.MAX_DATA_XFER_SIZE,
+            write_multiple=self._client.write_multiple,
+            unknown=self._client.unknown - {"max_msg_fds", "max_data_xfer_size"},
+        )
+        return Version(MAJOR, min(asked.minor, MINOR), capabilities).pack(), ()
+
+    def _get_info(self, message: Message) -> _Reply:
+        DeviceInfo.unpack(message.body)
+        flags = DEVICE_PCI_FLAG
+        if self._device.can_reset():
+            flags |= DEVICE_RESET_FLAG
+        return DeviceInfo(flags, len(self._regions), len(IrqKind)).pack(), ()
+
+    def _get_region_info(self, message: Message) -> _Reply:
+        request = RegionInfoRequest.unpack(message.body)
+        region = self._region(request.index)
+        areas = None
+        flags = region.flags
+        mappable = bool(region.areas) and self._client.max_msg_fds > 0
+        if mappable:
+            flags |= RegionFlag.MMAP
+            if region.areas != (Area(0, region.size),):
+                areas = region.areas
+        start = region.start if mappable else 0
+        info = WireRegionInfo(request.index, flags, region.size, start, areas).pack(request.argsz)
+        # A client with too little room asks again, and would have to close a descriptor.
+        complete = areas is None or len(info) > REGION_INFO_SIZE
+        return info, (region.fd,) if mappable and complete else ()
+
+    def _get_irq_info(self, message: Message) -> _Reply:
+        index = IrqInfo.unpack(message.body).index
+        if index >= len(IrqKind):
+            raise Refused(errno.EINVAL)
+        # Vectors may be armed one at a time. With NORESIZE, QEMU would disarm all of MSI-X and arm
+        # it again for each one that a guest adds (vfio_msix_vector_do_use in hw/vfio/pci.c).
+        flags = IrqFlag.EVENTFD
+        if index == IrqKind.INTX:
+            flags |= IrqFlag.MASKABLE | IrqFlag.AUTOMASKED
+        return IrqInfo(index, flags, self._irqs.count(index)).pack(), ()
+
+    def _reset(self, message: Message) -> _Reply:
+        if message.body or not self._device.can_reset():
+            raise Refused(errno.EINVAL)
+        self._device.reset()
+        return _DONE
+
+    # -- regions ------------------------------------------------------------------------------
+
+    def _region(self, index: int) -> ServedRegion:
+        if index >= len(self._regions):
+            raise Refused(errno.EINVAL)
+        return self._regions[index]
+
+    def _check_access(self, access: RegionAccess, needed: RegionFlag) -> None:
+        region = self._region(access.region)
+        if not region.flags & needed or access.count > wire.MAX_DATA_XFER_SIZE:
+            raise Refused(errno.EINVAL)
+        if access.offset + access.count > region.size:
+            raise Refused(errno.EINVAL)
+
+    def _region_read(self, message: Message) -> _Reply:
+        access = RegionAccess.unpack(message.body, with_data=False)
+        self._check_access(access, RegionFlag.READ)
+        data = b""
+        if access.count:
+            data = self._device.read(access.region, access.offset, access.count)
+        return RegionAccess(access.offset, access.region, access.count, data).pack(), ()
+
+    def _region_write(self, message: Message) -> _Reply:
+        access = RegionAccess.unpack(message.body, with_data=True)
+        self._check_access(access, RegionFlag.WRITE)
+        if access.count:
+            self._device.write(access.region, access.offset, access.data)
+        return RegionAccess(access.offset, access.region, access.count).pack(), ()
+
+    def _region_write_multi(self, message: Message) -> _Reply:
+        writes = WriteMulti.unpack(message.body).writes
+        for access in writes:
+            self._check_access(access, RegionFlag.WRITE)
+        for access in writes:
+            self._device.write(access.region, access.offset, access.data)
+        return pack_multi_reply(len(writes)), ()
+
+    # -- interrupts ---------------------------------------------------------------------------
+
+    def armed(self, kind: IrqKind) -> int:
+        return self._irqs.armed(kind)
+
+    def trigger(self, kind: IrqKind, vector: int) -> bool:
+        return self._irqs.trigger(kind, vector)
+
+    def _set_irqs(self, message: Message) -> _Reply:
+        self._irqs.set(IrqSet.unpack(message.body), message.fds)
+        return _DONE
+
+    # -- DMA ----------------------------------------------------------------------------------
+
+    def _dma_map(self, message: Message) -> _Reply:
+        request = DmaMap.unpack(message.body)
+        if len(message.fds) > 1:
+            raise Refused(errno.EINVAL)
+        self._dma.map(request, message.fds[0] if message.fds else -1)
+        return _DONE
+
+    def _dma_unmap(self, message: Message) -> _Reply:
+        request = DmaUnmap.unpack(message.body)
+        self._dma.unmap(request)
+        return request.pack(), ()
+
+    def dma_read(self, address: int, size: int) -> bytes:
+        self._dma.check(address, size, DmaFlag.READ)
+        parts = []
+        done = 0
+        while done < size:
+            here = address + done
+            mapping, length = self._dma.find(here, size - done, DmaFlag.READ)
+            if mapping.file is not None:
+                parts.append(mapping.file.read(mapping.offset + here - mapping.address, length))
+            else:
+                length = min(length, self._chunk)
+                parts.append(self._ask(WireCommand.DMA_READ, DmaAccess(here, length)))
+            done += length
+        return b"".join(parts)  # a single part is not copied
+
+    def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
+        mapping, length = self._dma.find(address, size, DmaFlag.READ)
+        if mapping.file is None or length < size:
+            return None
+        return mapping.file.fd, mapping.offset + address - mapping.address
+
+    def dma_write(self, address: int, data: bytes) -> None:
+        self._dma.check(address, len(data), DmaFlag.WRITE)
+        done = 0
+        while done < len(data):
+            here = address + done
+            mapping, length = self._dma.find(here, len(data) - done, DmaFlag.WRITE)
+            if mapping.file is not None:
+                offset = mapping.offset + here - mapping.address
+                mapping.file.write(offset, data[done : done + length])
+            else:
+                length = min(length, self._chunk)
+                chunk = data[done : done + length]
+                self._ask(WireCommand.DMA_WRITE, DmaAccess(here, length, chunk))
+            done += length
+
+    @property
+    def _chunk(self) -> int:
+        return min(wire.MAX_DATA_XFER_SIZE, self._client.max_data_xfer_size)
+
+    def _ask(self, command: WireCommand, access: DmaAccess) -> bytes:
+        """Send DMA_READ or DMA_WRITE and serve the client's own requests until it answers.
+
+        QEMU may be waiting for the answer to a region access just then, with the lock held that
+        its DMA needs; were it not served, both sides would run into their time-outs.
+        """
+        if self._serving:
+            raise RuntimeError("a device must not do DMA before its register write is answered")
+        deadline = Deadline(self._timeout)
+        self._next_id = (self._next_id + 1) & 0xFFFF
+        self._awaited = self._next_id
+        try:
+            if not self._over:
+                self._connection.send(command, self._next_id, 0, access.pack(), deadline)
+            while self._answer is None:
+                if self._over:
+                    raise DmaFault("the client has gone, or the server ends")
+                if deadline.expired:
+                    raise DmaFault(f"{command.name} was not answered in {self._timeout:g} s")
+                self._turn(deadline.remaining)
+            with self._answer as answer:
+                return self._check_answer(command, access, answer)
+        except (wire.Disconnected, TimeoutError) as error:
+            self._gone = True
+            raise DmaFault("the client has gone") from error
+        finally:
+            self._awaited = self._answer = None
+
+    @staticmethod
+    def _check_answer(command: WireCommand, access: DmaAccess, answer: Message) -> bytes:
+        where = f"{command.name} at {access.address:#x}"
+        if answer.flags & wire.ERROR:
+            raise DmaFault(f"{where}: {wire.error_text(answer.error)}")
+        if answer.command != command:
+            raise DmaFault(f"{where} was answered by {wire.command_name(answer.command)}")
+        if command is WireCommand.DMA_WRITE:
+            return b""  # QEMU answers with a bare header, libvfio-user with the request's fields
+        try:
+            data = DmaAccess.unpack(answer.body, with_data=True).data
+        except wire.ProtocolError as error:
+            raise DmaFault(f"{where}: {error}") from error
+        if len(data) != access.count:
+            raise DmaFault(f"{where}: {len(data)} bytes instead of {access.count}")
+        return data
+
+
+def complain(error: OSError | MemoryError) -> None:
+    """Say on stderr why a client is dropped."""
+    reason = error.strerror if isinstance(error, OSError) else "out of memory"
+    print(f"rcdrv: the client is dropped: {reason}", file=sys.stderr)
