@@ -1,0 +1,189 @@
+"""The kernel's own endpoint functions: what is built, and that rcdrv finds them as it should.
+
+The software endpoint of the same layout is the other judge: the verdicts of both are equal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.unavailable import unavailable
+from tools.lab.endpoint import environment
+from tools.lab.errors import LabError
+from tools.lab.guest import Guest
+from tools.lab.image import image
+from tools.lab.kbuild import series, source
+from tools.lab.kernel_endpoint.build import (
+    CHANGED,
+    DRIVER,
+    SOURCES,
+    UNCHANGED,
+    kernel_endpoint_modules,
+)
+from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
+
+DOORBELL_BAR = {"rk3588": "4", "rcar-s4": "2"}
+"""Of a register that a reserved BAR always shows, and of one that is mapped on demand."""
+
+
+def started(spec: str, **options: Any) -> KernelEndpoint:
+    """An endpoint; where it does not start, the test fails in CI and is skipped elsewhere."""
+    try:
+        return KernelEndpoint(spec, **options).__enter__()
+    except LabError as error:
+        unavailable(f"the lab does not start: {error}")
+
+
+@pytest.fixture(scope="module", params=list(DOORBELL_BAR))
+def endpoint(request: pytest.FixtureRequest) -> Iterator[KernelEndpoint]:
+    with started(request.param) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def vntb() -> Iterator[KernelEndpoint]:
+    with started("rcar-s4-vntb,vntb.peer_delay_ms=0") as one:
+        yield one
+
+
+def rcdrv(device: str | KernelEndpoint, *arguments: str) -> subprocess.CompletedProcess[str]:
+    if isinstance(device, KernelEndpoint):
+        device = f"vfio-user:{device.socket}"
+    return subprocess.run(
+        [sys.executable, "-m", "rcdrv", "--device", device, "--timeout", "10", *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def verdicts(device: str | KernelEndpoint) -> dict[str, tuple[str, str]]:
+    done = rcdrv(device, "--json", "test")
+    results = json.loads(done.stdout)["results"]
+    return {case["name"]: (case["verdict"], case["reason"]) for case in results}
+
+
+# -- what is built ------------------------------------------------------------------------------
+
+
+def test_sources_are_the_kernels_but_for_the_initcalls() -> None:
+    built = kernel_endpoint_modules()
+    whole = source(series(image("x86_64").release))
+    compared = set()
+    for path in whole.rglob("*.c"):
+        if not SOURCES.fullmatch(str(path.relative_to(whole))):
+            continue
+        name = "ntb_core.c" if path.match("ntb/core.c") else path.name
+        compared.add(name)
+        before = path.read_text().splitlines()
+        after = (built / name).read_text().splitlines()
+        if name in CHANGED:
+            kept = [line for line in before if not re.match(r"module_(init|exit)\(pci_ep", line)]
+            assert len(before) - len(kept) == 2
+            pairs = [pair for pair in zip(kept, after, strict=True) if pair[0] != pair[1]]
+            assert len(pairs) == 2
+            assert all(one == f"static {other}" for one, other in pairs)
+        else:
+            assert before == after, name
+    assert compared == {*CHANGED, *UNCHANGED}
+
+
+def test_driver_is_in_the_kernels_style() -> None:
+    perl = shutil.which("perl")
+    if perl is None:
+        unavailable("checkpatch.pl needs perl")
+    script = source(series(image("x86_64").release)) / "scripts" / "checkpatch.pl"
+    for path in sorted(DRIVER.glob("*.[ch]")):
+        done = subprocess.run(
+            [perl, str(script), "--no-tree", "--terse", "-f", str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "total: 0 errors, 0 warnings" in done.stdout, done.stdout
+
+
+# -- pci-epf-test -------------------------------------------------------------------------------
+
+
+def test_ring_is_acknowledged_and_cycles_leave_nothing_behind(endpoint: KernelEndpoint) -> None:
+    bar = DOORBELL_BAR[endpoint.spec]
+    done = rcdrv(endpoint, "ring", "--bar", bar)
+    assert done.returncode == 0, done.stdout + done.stderr
+    before = handlers(endpoint)
+    done = rcdrv(endpoint, "ring", "--bar", bar, "--cycles", "100")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "100 rings, 100 acknowledged" in done.stdout
+    assert handlers(endpoint) == before
+    assert not endpoint.crash()
+
+
+def handlers(endpoint: KernelEndpoint) -> list[str]:
+    """Who handles interrupts in the endpoint's kernel."""
+    lines = endpoint.shell("cat /proc/interrupts").stdout.splitlines()
+    return [line.split()[-1] for line in lines if re.match(r" *\d+:", line)]
+
+
+def test_cases_end_as_on_the_software_endpoint(endpoint: KernelEndpoint) -> None:
+    found = verdicts(endpoint)
+    assert len(found) == 23
+    assert found == verdicts(f"sim:{endpoint.spec}")
+    failed = {name for name, (verdict, _) in found.items() if verdict == "fail"}
+    # Neither controller can raise INTx, and an eDMA cannot copy (pcie-designware-ep.c, dw-edma).
+    assert {name.partition(".")[2] for name in failed} >= {"LEGACY_IRQ_TEST", "dma.COPY_TEST"}
+
+
+def test_stopped_endpoint_has_no_socket_and_reads_all_ones(endpoint: KernelEndpoint) -> None:
+    endpoint.stop()
+    assert not endpoint.socket.exists()
+    endpoint.start()
+    assert rcdrv(endpoint, "info").returncode == 0
+
+
+def test_attributes_can_be_set() -> None:
+    with pytest.raises(LabError, match="has no msi_interrupt:"):
+        KernelEndpoint("rk3588", settings={"msi_interrupt": "8"}).__enter__()
+
+
+# -- pci-epf-vntb -------------------------------------------------------------------------------
+
+
+def test_vntb_is_found_and_answers(vntb: KernelEndpoint) -> None:
+    info = rcdrv(vntb, "ntb", "info")
+    assert "doorbells    2 in BAR4, interrupt-driven" in info.stdout, info.stderr
+    ping = rcdrv(vntb, "ntb", "ping", "--count", "3")
+    assert ping.returncode == 0, ping.stdout + ping.stderr
+    assert "3 sent, 3 received" in ping.stdout
+    assert not vntb.crash()
+
+
+# -- in a root complex's guest, and when it crashes -----------------------------------------------
+
+
+def test_guests_have_it_as_an_endpoint() -> None:
+    try:
+        guest = Guest(endpoints=["kernel:rk3588"]).__enter__()
+    except LabError as error:
+        unavailable(f"the lab does not start: {error}")
+    with guest:
+        done = guest.run(["rcdrv", "-d", guest.endpoints[0].address, "ring", "--irq", "msi"])
+        assert done.status == 0, done.stderr
+
+
+def test_crash_of_its_kernel_is_reported() -> None:
+    """DISABLE_DOORBELL without ENABLE: pci_epf_test_disable_doorbell() has no db_msg."""
+    with started("rcar-s4") as one:
+        rcdrv(one, "poke", "0", "0x4", "0x80")
+        one.shell("sleep 1")
+        assert "NULL pointer dereference" in one.crash()
+        assert not one.crash()
