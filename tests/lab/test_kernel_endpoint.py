@@ -5,9 +5,11 @@ The software endpoint of the same layout is the other judge: the verdicts of bot
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from rcdrv.device import CONFIG_REGION
+from rcdrv.vfio_user.client import Client
 from tests.unavailable import unavailable
 from tools.lab.endpoint import environment
 from tools.lab.errors import LabError
@@ -144,9 +148,15 @@ def test_cases_end_as_on_the_software_endpoint(endpoint: KernelEndpoint) -> None
 
 
 def test_stopped_endpoint_has_no_socket_and_reads_all_ones(endpoint: KernelEndpoint) -> None:
-    endpoint.stop()
-    assert not endpoint.socket.exists()
-    endpoint.start()
+    """Nothing answers then, as behind a link that is down; the client may stay."""
+    with contextlib.closing(Client.connect(endpoint.socket)) as client:
+        ids = client.read(CONFIG_REGION, 0, 4)
+        assert ids == struct.pack("<HH", endpoint.layout.vendor, endpoint.layout.device)
+        endpoint.stop()
+        assert not endpoint.socket.exists()
+        assert client.read(CONFIG_REGION, 0, 4) == b"\xff" * 4
+        endpoint.start()
+        assert client.read(CONFIG_REGION, 0, 4) == ids
     assert rcdrv(endpoint, "info").returncode == 0
 
 

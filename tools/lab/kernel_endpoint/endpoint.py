@@ -65,7 +65,7 @@ class KernelEndpoint:
         self.socket = socket.absolute() if socket else self._folder / "ep.sock"
         self._bridge: Child | None = None
         self._guest: Guest | None = None
-        self._reported = 0
+        self._reported = ""  # the end of the console that was looked at last
 
     def __enter__(self) -> KernelEndpoint:
         try:
@@ -111,9 +111,9 @@ class KernelEndpoint:
         if self._guest is None:
             return ""
         console = self._guest.console
-        new = console[self._reported :]
+        new = console.rpartition(self._reported)[2] if self._reported else console
         found = _CRASH.search(new)
-        self._reported = len(console)
+        self._reported = console[-400:]
         if found is None:
             return ""
         start = new.rfind("\n", 0, found.start()) + 1
@@ -173,8 +173,10 @@ class KernelEndpoint:
         result = self.shell(command)
         if result.status:
             problem = result.stderr.strip() or f"status {result.status}"
+            said = self._bridge.err.tail() if self._bridge else ""
             log = self.shell("dmesg | tail -n 15").stdout
-            raise LabError(f"the endpoint refuses: {problem}\nthe end of its log:\n{log}")
+            parts = (f"the endpoint refuses: {problem}", said, "the end of its log:", log)
+            raise LabError("\n".join(filter(None, parts)))
         return result.stdout
 
 

@@ -10,10 +10,12 @@ import errno
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, sealed_memory
+from rcdrv.errors import HostError
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
@@ -416,8 +418,9 @@ class Hardware(ServedDevice):
     def _start(self, _given: Sequence[int]) -> int:
         try:
             self._set_started(True)
-        except OSError as error:
-            return -(error.errno or errno.EIO)
+        except (HostError, OSError) as error:
+            print(f"rcdrv: {error}", file=sys.stderr, flush=True)
+            return -errno.EIO
         self.notify(LINK_UP)
         return 0
 
@@ -429,9 +432,9 @@ class Hardware(ServedDevice):
         if started == self.started:
             return
         self._log.event("start" if started else "stop")
-        self.started = started
         self.function.power(self._seen if started else None)
         self._listen(started)
+        self.started = started
 
     def _place(self, given: Sequence[int]) -> int:
         self._doorbell = _wide(given, 0)
