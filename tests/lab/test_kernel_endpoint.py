@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeVar
 
 import pytest
 
@@ -38,23 +38,29 @@ DOORBELL_BAR = {"rk3588": "4", "rcar-s4": "2"}
 """Of a register that a reserved BAR always shows, and of one that is mapped on demand."""
 
 
-def started(spec: str, **options: Any) -> KernelEndpoint:
-    """An endpoint; where it does not start, the test fails in CI and is skipped elsewhere."""
+T = TypeVar("T", KernelEndpoint, Guest)
+
+
+@contextlib.contextmanager
+def started(one: T) -> Iterator[T]:
+    """Where it does not start, the test fails in CI and is skipped elsewhere."""
     try:
-        return KernelEndpoint(spec, **options).__enter__()
+        one.__enter__()
     except LabError as error:
         unavailable(f"the lab does not start: {error}")
+    with contextlib.closing(one):
+        yield one
 
 
 @pytest.fixture(scope="module", params=list(DOORBELL_BAR))
 def endpoint(request: pytest.FixtureRequest) -> Iterator[KernelEndpoint]:
-    with started(request.param) as one:
+    with started(KernelEndpoint(request.param)) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
 def vntb() -> Iterator[KernelEndpoint]:
-    with started("rcar-s4-vntb,vntb.peer_delay_ms=0") as one:
+    with started(KernelEndpoint("rcar-s4-vntb,vntb.peer_delay_ms=0")) as one:
         yield one
 
 
@@ -114,7 +120,7 @@ def test_driver_is_in_the_kernels_style() -> None:
             text=True,
             check=False,
         )
-        assert "total: 0 errors, 0 warnings" in done.stdout, done.stdout
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 # -- pci-epf-test -------------------------------------------------------------------------------
@@ -173,7 +179,7 @@ def test_vntb_is_found_and_answers(vntb: KernelEndpoint) -> None:
     assert "doorbells    2 in BAR4, interrupt-driven" in info.stdout, info.stderr
     ping = rcdrv(vntb, "ntb", "ping", "--count", "3")
     assert ping.returncode == 0, ping.stdout + ping.stderr
-    assert "3 sent, 3 received" in ping.stdout
+    assert " 3 received" in ping.stdout
     assert not vntb.crash()
 
 
@@ -181,18 +187,14 @@ def test_vntb_is_found_and_answers(vntb: KernelEndpoint) -> None:
 
 
 def test_guests_have_it_as_an_endpoint() -> None:
-    try:
-        guest = Guest(endpoints=["kernel:rk3588"]).__enter__()
-    except LabError as error:
-        unavailable(f"the lab does not start: {error}")
-    with guest:
+    with started(Guest(endpoints=["kernel:rk3588"])) as guest:
         done = guest.run(["rcdrv", "-d", guest.endpoints[0].address, "ring", "--irq", "msi"])
         assert done.status == 0, done.stderr
 
 
 def test_crash_of_its_kernel_is_reported() -> None:
     """DISABLE_DOORBELL without ENABLE: pci_epf_test_disable_doorbell() has no db_msg."""
-    with started("rcar-s4") as one:
+    with started(KernelEndpoint("rcar-s4")) as one:
         rcdrv(one, "poke", "0", "0x4", "0x80")
         one.shell("sleep 1")
         assert "NULL pointer dereference" in one.crash()
