@@ -10,8 +10,8 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from rcdrv.record import record
 from rcdrv.vfio_user.messages import (
     UNMAP_ALL,
     UNMAP_GET_DIRTY_BITMAP,
@@ -119,7 +119,7 @@ def _scratch(data: memoryview) -> Iterator[int]:
         os.close(fd)
 
 
-@record
+@dataclass(frozen=True)
 class Mapping:
     """``size`` bytes at ``address``, from ``offset`` of ``file``; None: reached by"""
 
