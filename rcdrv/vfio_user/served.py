@@ -1,4 +1,4 @@
-"""What a device has to be so that :mod:`rcdrv.vfio_user.server` can serve it."""
+"""Interfaces of a served device: what :mod:`rcdrv.vfio_user.server` calls, and what it offers."""
 
 from __future__ import annotations
 

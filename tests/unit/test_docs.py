@@ -270,7 +270,7 @@ def test_the_architecture_names_every_part() -> None:
 
 def test_the_architecture_names_files_that_are_there() -> None:
     text = (DOCS / "architecture.md").read_text()
-    named = [path for path in re.findall(r"`((?:rcdrv|docs|tests)/[^`]*)`", text)]
+    named = re.findall(r"`((?:rcdrv|docs|tests)/[^`]*)`", text)
     assert len(named) > 10
     assert [path for path in named if not list(ROOT.glob(path.replace("NAME", "*")))] == []
 
