@@ -7,22 +7,20 @@ place and extent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from operator import ne
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rcdrv.mmio import first_difference
-from rcdrv.record import record
 
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
-    from typing import Any, TypeAlias
-
     import numpy as np
 
     Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-@record
+@dataclass(frozen=True)
 class Mismatch:
     """One comparison that failed."""
 
