@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from rcdrv import parts, pci
 from rcdrv.device import Area, IrqKind, RegionFlag
 from rcdrv.function import Function
-
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
 
 
 def describe(function: Function) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class SetIrqs(IntFlag):
 
 @record
 class Area:
-    """A stretch of a region, in bytes from the region's start."""
+    """Part of a region, in bytes from the region's start."""
 
     offset: int
     size: int
@@ -105,16 +105,16 @@ class Device(Protocol):
     """The address as the user wrote it."""
 
     backend: str
-    """How it is reached: ``group``, ``iommufd``, ``noiommu`` or ``vfio-user``."""
+    """Name of the backend: ``group``, ``iommufd``, ``noiommu`` or ``vfio-user``."""
 
     dma_by_descriptor: bool
     """The device is another process, which reaches memory by a descriptor of it."""
 
     def region(self, index: int) -> RegionInfo:
-        """One region; one that the device does not have has size 0."""
+        """Return one region; a region that the device lacks has size 0."""
 
     def irq_count(self, kind: IrqKind) -> int:
-        """How many vectors of this kind the device has; 0 when it has none."""
+        """Return the number of vectors of this kind; 0 if the device has none."""
 
     def read(self, region: int, offset: int, size: int) -> bytes:
         """Read a region: one aligned access when ``size`` is 1, 2, 4 or 8."""
@@ -135,7 +135,7 @@ class Device(Protocol):
         """
 
     def dma_ranges(self) -> Sequence[tuple[int, int]]:
-        """The usable IOVAs, as ascending (first, last) pairs, both inclusive."""
+        """Return the usable IOVAs as ascending (first, last) pairs, both inclusive."""
 
     def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
         """Let the device reach the first ``size`` bytes of ``memory``, whole pages, at ``iova``.
@@ -147,7 +147,7 @@ class Device(Protocol):
         """Remove a mapping made with exactly these numbers."""
 
     def can_reset(self) -> bool:
-        """Whether the device has a function reset."""
+        """Return whether the device has a function reset."""
 
     def reset(self) -> None:
         """VFIO_DEVICE_RESET."""

@@ -16,13 +16,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rcdrv.errors import HostError, UsageError
 
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
-    from typing import Any, TextIO
-
     from rcdrv.wait import Cancel
 
 LARGEST = 1 << 20

@@ -1,9 +1,7 @@
 """A PCI function that is held open: config space, BARs, interrupts, DMA.
 
-:class:`Function` is all that a driver knows of the outside. It is built on a :class:`Device`,
-the VFIO device model as both of its transports offer it: the kernel's ioctls
-(:mod:`rcdrv.vfio`) and the vfio-user messages (:mod:`rcdrv.vfio_user`). Constants and semantics
-are those of ``include/uapi/linux/vfio.h``.
+:class:`Function` is all that a driver knows of the outside. It is built on a
+:class:`~rcdrv.device.Device`, which kernel VFIO or vfio-user provides.
 """
 
 from __future__ import annotations
@@ -36,14 +34,14 @@ def lost_by_reset(address: str, what: Sequence[str]) -> NotPassed:
 
 
 class Function:
-    """One open PCI function, and the way to give it back as it was.
+    """One open PCI function, given back as it was found.
 
     Opening turns memory decoding and bus mastering on and INTx off; :meth:`close`, or the end
     of ``with``, takes every mapping, buffer and interrupt back and restores the COMMAND
     register.
 
-    :param device: what it stands on; closed with it
-    :param cancel: ends every wait when somebody asks to stop
+    :param device: the device below; closed with the function
+    :param cancel: ends every wait when the user asks to stop
     :param clock: what all waits go by
     :raises DeviceLost: config space reads all ones
     :raises EndpointError: config space contradicts itself
@@ -125,7 +123,7 @@ class Function:
     # -- BARs ---------------------------------------------------------------------------------
 
     def bar(self, index: int) -> Window:
-        """The memory of BAR ``index``, mapped as far as the host allows; made once, then kept.
+        """Return the memory of BAR ``index``, mapped as far as the host allows; the same each time.
 
         :raises UsageError: there is no such BAR, or it is an I/O BAR
         """
@@ -225,10 +223,10 @@ class Function:
                 self._epoll.unregister(fd)
 
     def _poll(self, seconds: float) -> list[int]:
-        """Sleep at most ``seconds``; the vectors whose eventfd is readable.
+        """Sleep at most ``seconds``; return the vectors whose eventfd is readable.
 
-        Whatever else can happen to an open function is dealt with here, so that it ends every
-        wait at once.
+        Errors, a request for the device, the transport and the user's wish to stop are handled
+        here, so that each ends every wait at once.
         """
         if self.cancel.pending:
             self.cancel.check()
@@ -262,7 +260,7 @@ class Function:
         self._poll(0.0)
 
     def deadline(self, seconds: float) -> Deadline:
-        """The bound of a wait that begins now."""
+        """Return the bound of a wait that begins now."""
         return Deadline(seconds, self.clock)
 
     def pause(self, seconds: float) -> None:
@@ -339,7 +337,7 @@ class Function:
         return found
 
     def close(self) -> None:
-        """Give everything back. Every step is tried, even after one failed."""
+        """Release everything. A step that fails does not keep the others from being tried."""
         with self.cancel.deferred():
             for buffer in list(self._dma.buffers.values()):
                 self._stack.callback(buffer.close)

@@ -1,6 +1,6 @@
 """PCI addresses, and the reader of sysfs and /dev: driver, IOMMU group, device nodes.
 
-Each check names the cure. They only read; handing a function over is the user's decision.
+Checks name the cure and only read: handing a function over is the user's decision.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def canonical_address(text: str) -> str:
 
 @record
 class Paths:
-    """Where the kernel's file systems are mounted. Tests put a made-up host there."""
+    """Mount points of the kernel's file systems. Tests put a made-up host there."""
 
     sys: Path = Path("/sys")
     dev: Path = Path("/dev")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from rcdrv.address import default_address
 from rcdrv.cli import list as list_command
@@ -20,10 +21,6 @@ from rcdrv.pci import CLASS_MEMORY_RAM
 from rcdrv.results.units import size_text
 from rcdrv.sysfs import Paths, canonical_address
 from rcdrv.wait import Cancel
-
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from rcdrv.cli.common import drive, print_json, seconds
 from rcdrv.cli.reconnect import add_reconnect, persist
@@ -12,10 +13,6 @@ from rcdrv.epf_test.registers import Reg, decode
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.wait import Cancel
-
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import drive, number, open_endpoint, print_json
@@ -36,10 +37,6 @@ from rcdrv.results.observer import Observer, Observers
 from rcdrv.results.result import Run
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
-
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    from typing import Any
 
 
 class _Filter(argparse.Action):

@@ -7,10 +7,10 @@ line confirms only where the kernel does not print it on success too.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 from rcdrv.parts import Part
-from rcdrv.record import record
 
 
 class Symptom(Enum):
@@ -24,7 +24,7 @@ class Symptom(Enum):
     TRANSFER_FAILED = "a transfer without DMA failed"
 
 
-@record
+@dataclass(frozen=True)
 class Cause:
     """One thing that can be behind a symptom."""
 

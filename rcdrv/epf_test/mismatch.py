@@ -7,22 +7,20 @@ place and extent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from operator import ne
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rcdrv.mmio import first_difference
-from rcdrv.record import record
 
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
-    from typing import Any, TypeAlias
-
     import numpy as np
 
     Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-@record
+@dataclass(frozen=True)
 class Mismatch:
     """One comparison that failed."""
 
@@ -180,9 +178,12 @@ def _stuck_bits(wanted: Bytes, found: Bytes) -> str:
     one, other = _words(wanted, 32), _words(found, 32)
     if len(one) < 2 or not _equal(wanted[4 * len(one) :], found[4 * len(one) :]):
         return ""
-    changed = int(np.bitwise_or.reduce(one ^ other))
-    low = changed & ~int(np.bitwise_or.reduce(other))
-    high = changed & int(np.bitwise_and.reduce(other))
+    # numpy's own types of reduce() differ from release to release.
+    any_bit: Any = np.bitwise_or.reduce
+    every_bit: Any = np.bitwise_and.reduce
+    changed = int(any_bit(one ^ other))
+    low = changed & ~int(any_bit(other))
+    high = changed & int(every_bit(other))
     if changed != low | high or changed.bit_count() > 8:
         return ""
     return " and ".join(

@@ -7,6 +7,7 @@ Names, order and selection are those of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -16,7 +17,6 @@ from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.transfer import Direction, Placement
 from rcdrv.errors import DeviceLost, Interrupted, RcdrvError, UsageError
-from rcdrv.record import record
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseName, CaseResult, Run
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify
@@ -28,7 +28,7 @@ Body = Callable[[EpfTest, Progress], str]
 MSI_VECTORS, MSIX_VECTORS = 32, 2048
 
 
-@record
+@dataclass(frozen=True)
 class Case:
     """One test."""
 
@@ -37,7 +37,7 @@ class Case:
     summary: str
 
 
-@record
+@dataclass(frozen=True)
 class Options:
     """What can be varied within the cases."""
 

@@ -11,6 +11,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 from rcdrv.device import PhysicalDma
@@ -20,7 +21,6 @@ from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Flags, Reg, Status
 from rcdrv.errors import UsageError
 from rcdrv.mmio import barrier, first_difference
-from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
 SIZES = (1, 1024, 1025, 1024000, 1024001)
@@ -49,7 +49,7 @@ class Direction(Enum):
     """Root complex to root complex, through the endpoint."""
 
 
-@record
+@dataclass(frozen=True)
 class _Kind:
     command: Command
     success: Status
@@ -73,7 +73,7 @@ def default_align(driver: EpfTest) -> int:
     return 1 if driver.caps & Caps.UNALIGNED_ACCESS else driver.part.align
 
 
-@record
+@dataclass(frozen=True)
 class Placement:
     """How much to transfer, and where the buffers begin."""
 

@@ -7,6 +7,7 @@ says is checked before it is used, and every wait has a bound.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from rcdrv.device import IrqKind
 from rcdrv.dma import DmaBuffer
@@ -31,7 +32,6 @@ from rcdrv.errors import DeviceLost, UsageError
 from rcdrv.function import Function
 from rcdrv.interrupts import Interrupts
 from rcdrv.mmio import Window, barrier
-from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason, Verdict
 from rcdrv.wait import Deadline
 
@@ -51,7 +51,7 @@ _LOOK_AT_PROBE = (
 )
 
 
-@record
+@dataclass(frozen=True)
 class Doorbell:
     """One doorbell of the endpoint's, checked: where to write what."""
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import struct
-
-from rcdrv.record import record
+from dataclasses import dataclass
 
 BROADCAST = b"\xff" * 6
 _ARP, _IPV4 = 0x0806, 0x0800
@@ -28,7 +27,7 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-@record
+@dataclass(frozen=True)
 class EchoReply:
     """An ICMP echo reply to us."""
 

@@ -11,6 +11,7 @@ import contextlib
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from rcdrv.dma import DmaBuffer
 from rcdrv.epf_vntb.driver import Doorbell, Vntb
@@ -19,7 +20,6 @@ from rcdrv.epf_vntb.ping import RoundTrip
 from rcdrv.epf_vntb.registers import MAX_WINDOWS
 from rcdrv.errors import UsageError
 from rcdrv.mmio import barrier
-from rcdrv.record import record
 from rcdrv.verdict import NotPassed, Reason
 from rcdrv.wait import Deadline
 
@@ -42,7 +42,7 @@ _RETRY = 0.01
 _LARGEST_WINDOW = 1 << 30
 
 
-@record
+@dataclass(frozen=True)
 class Ring:
     """How a queue pair's share of a window is cut (ntb_transport_setup_qp_mw)."""
 

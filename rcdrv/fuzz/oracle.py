@@ -122,7 +122,7 @@ class Oracle:
         if self._part is not parts.UNKNOWN_PART:
             return None if self._part.reg_bar == layout.register_bar else layout.register_bar
         recognizable = 0 < self.caps < 1 << 12
-        lost = self._unpredictable
+        lost = self.unpredictable
         known = recognizable and not lost and self.reachable
         return None if known else layout.register_bar
 
@@ -154,7 +154,7 @@ class Oracle:
 
         :param again: in a second session with the same endpoint
         """
-        if self._unpredictable:
+        if self.unpredictable:
             return ANY
         name = str(case.name)
         if case.name.fixture == "pci_ep_bar":
@@ -185,10 +185,14 @@ class Oracle:
         return "poll"
 
     @property
-    def _unpredictable(self) -> bool:
+    def unpredictable(self) -> bool:
         """Whether an access may find the device, or a BAR, gone at any time."""
-        stays_lost = self.layout.reset is Reset.NONE and "disable-clears-bar" in self.faults
-        return stays_lost or any(name in self.faults for name in _UNPREDICTABLE)
+        layout, faults = self.layout, self.faults
+        # Nothing gives the BAR back; it may be that of the registers.
+        stays_lost = layout.reset is Reset.NONE and "disable-clears-bar" in faults
+        # A subrange that looks as if it was not set up meets a reset, which costs the BAR.
+        meets_reset = layout.reset is Reset.BUS and layout.subrange and "stuck-command" in faults
+        return stays_lost or meets_reset or any(name in faults for name in _UNPREDICTABLE)
 
     def _heard(self, which: int) -> bool:
         """Whether interrupts of commands, or of rings, arrive."""

@@ -6,11 +6,11 @@ makes no sense is None, 0 or empty: a function may go away at any moment, and en
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from rcdrv import parts, pci
 from rcdrv.mmio import TrappedWindow
-from rcdrv.record import record
 from rcdrv.sysfs import (
     DRIVER,
     Paths,
@@ -34,7 +34,7 @@ _IORESOURCE_MEM_64 = 0x100000
 _IORESOURCE_UNSET = 0x20000000
 
 
-@record
+@dataclass(frozen=True)
 class HostBar:
     """One BAR, as the kernel has assigned it."""
 
@@ -47,7 +47,7 @@ class HostBar:
     prefetchable: bool
 
 
-@record
+@dataclass(frozen=True)
 class Link:
     """A PCI Express link, seen from one of its ends."""
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TextIO
 
 from rcdrv.results.observer import Observer
-
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    from typing import TextIO
 
 
 def for_terminal(stream: TextIO) -> Observer:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TextIO
 
 from rcdrv.report.text import details, headline, one_line
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseName, CaseResult, Run
 from rcdrv.results.summary import not_run
 from rcdrv.verdict import Verdict
-
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    from typing import TextIO
 
 
 class Tap(Observer):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TextIO
+
 from rcdrv.report.text import details, headline, one_line
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.results.summary import CASE_VERDICTS, not_run, totals
 from rcdrv.verdict import Verdict
-
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    from typing import TextIO
 
 Part = tuple[str, str]
 """Some text and how it looks, in rich's words; ``""`` is as it is."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.results.summary import not_run, overall, totals
-
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    from typing import Any
 
 
 def to_document(run: Run) -> dict[str, Any]:

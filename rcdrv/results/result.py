@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from rcdrv.record import fresh, mutable_record, record
+from dataclasses import dataclass, field
+
 from rcdrv.verdict import Reason, Verdict
 
 
-@record
+@dataclass(frozen=True)
 class CaseName:
     """A test's name, in the three parts that the kernel's kselftest harness gives it."""
 
@@ -19,7 +20,7 @@ class CaseName:
         return ".".join(part for part in (self.fixture, self.variant, self.test) if part)
 
 
-@record
+@dataclass(frozen=True)
 class CaseResult:
     """Outcome of one case."""
 
@@ -37,7 +38,7 @@ class CaseResult:
     seconds: float = 0.0
 
 
-@mutable_record
+@dataclass
 class Run:
     """All results of a run, in order."""
 
@@ -46,7 +47,7 @@ class Run:
     description: str = ""
     """The endpoint: part, ID, kind of interrupts."""
     planned: tuple[CaseName, ...] = ()
-    results: list[CaseResult] = fresh(factory=list)
+    results: list[CaseResult] = field(default_factory=list)
 
     def count(self, *verdicts: Verdict) -> int:
         return sum(result.verdict in verdicts for result in self.results)

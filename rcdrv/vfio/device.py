@@ -1,7 +1,7 @@
 """A VFIO device descriptor as a :class:`rcdrv.device.Device`.
 
-How the descriptor was had, and what translates the device's DMA addresses, is the business of a
-backend: it hands both over, the latter as an :class:`AddressSpace`.
+A backend opens the descriptor and hands it over, with an :class:`AddressSpace` that translates the
+device's DMA addresses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ else:
 
 
 class AddressSpace(Protocol):
-    """What stands between the device's DMA and this process's memory."""
+    """Translation of the device's DMA addresses to this process's memory."""
 
     def ranges(self) -> Sequence[tuple[int, int]]:
         """The usable IOVAs, as ascending (first, last) pairs, both inclusive."""
@@ -196,7 +196,7 @@ class VfioDevice:
     # -- interrupts ---------------------------------------------------------------------------
 
     def irq_count(self, kind: IrqKind) -> int:
-        """How many vectors of this kind the device has; 0 when it has none."""
+        """Return the number of vectors of this kind; 0 if the device has none."""
         try:
             info, _ = query(self._fd, uapi.DEVICE_GET_IRQ_INFO, uapi.IrqInfo(index=kind))
         except OSError as error:

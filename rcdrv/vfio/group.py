@@ -58,7 +58,7 @@ class Container:
         return sorted(pairs(body))
 
     def mappings_left(self) -> int | None:
-        """How many more mappings can be made; None if the kernel (before 5.10) does not tell."""
+        """Return the number of mappings left; None if the kernel (before 5.10) does not tell."""
         body = self._capability(uapi.IommuCap.DMA_AVAIL)
         return None if body is None else int.from_bytes(body[:4], sys.byteorder)
 

@@ -112,7 +112,7 @@ class Ioas:
         del self._mapped[iova]
 
     def physical(self, iova: int, size: int) -> tuple[int, int]:
-        """Where mapped memory lies, for a device without an IOMMU.
+        """Physical addresses of mapped memory, for a device without an IOMMU.
 
         :returns: the physical address, and how many of ``size`` bytes are contiguous from there
         """

@@ -45,7 +45,7 @@ _CAP_SYS_RAWIO = 1 << 17  # as in the CapEff line of /proc/<pid>/status
 _PRESENT, _FRAME = 1 << 63, (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
 
 Locate = Callable[[mmap.mmap], tuple[int, int]]
-"""Where memory lies: its physical address, and how many bytes are contiguous from there."""
+"""Place of memory: its physical address, and the number of contiguous bytes from there."""
 
 
 @mutable_record
@@ -254,7 +254,7 @@ def _address(memory: mmap.mmap) -> int:
 
 
 def look_up(memory: mmap.mmap) -> tuple[int, int]:
-    """Where memory lies, by this process's page map.
+    """Physical addresses of memory, by this process's page map.
 
     :raises HostError: the kernel does not tell
     """
@@ -301,7 +301,7 @@ def _no_memory(size: int, page: int, error: OSError) -> HostError:
 
 
 def _not_enabled(paths: Paths, bdf: str) -> HostError:
-    """Why VFIO has not made a group up for the function, which has no IOMMU."""
+    """Return the error for a function without an IOMMU for which VFIO has no group."""
     module = paths.sys / "module" / "vfio"
     parameter = module / "parameters" / "enable_unsafe_noiommu_mode"
     problem = f"{bdf}: VFIO does not offer it without an IOMMU"

@@ -54,7 +54,7 @@ def rivals(paths: Paths, bdf: str) -> list[str]:
 
 
 def not_viable(paths: Paths, bdf: str, number: str) -> HostError:
-    """Why an IOMMU group cannot be had: its other members, with their drivers."""
+    """Return the error for a busy IOMMU group: its other members, with their drivers."""
     others = [
         f"{member} ({driver or 'no driver'})"
         for member, driver in group_members(paths, number)

@@ -96,7 +96,7 @@ class IommuCap(IntEnum):
 
 
 class Argument(Structure):
-    """How each structure begins: with the size that the caller provides.
+    """Start of each structure: the size that the caller provides.
 
     So a later kernel can add fields, and the request numbers carry no size (``_IO``, not
     ``_IOWR``).
@@ -251,7 +251,7 @@ class MapFlag(IntFlag):
 
 
 class Command(Structure):
-    """How each of iommufd's structures begins."""
+    """Start of each of iommufd's structures."""
 
     _fields_: ClassVar[Sequence[tuple[str, type[c_uint32 | c_uint64]]]] = (("size", c_uint32),)
 

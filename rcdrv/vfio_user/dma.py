@@ -10,8 +10,8 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from rcdrv.record import record
 from rcdrv.vfio_user.messages import (
     UNMAP_ALL,
     UNMAP_GET_DIRTY_BITMAP,
@@ -123,8 +123,8 @@ def _scratch(data: memoryview) -> Iterator[int]:
         os.close(fd)
 
 
-@record
-class Mapping:
+@dataclass(frozen=True)
+class DmaMapping:
     """``size`` bytes at ``address``, from ``offset`` of ``file``; None: reached by"""
 
     address: int
@@ -144,7 +144,7 @@ class DmaSpace:
     def __init__(self, limit: int = MAX_DMA_MAPS) -> None:
         self._limit = limit
         self._starts: list[int] = []
-        self._mappings: dict[int, Mapping] = {}
+        self._mappings: dict[int, DmaMapping] = {}
         self._files: dict[tuple[int, int, int], SharedFile] = {}
 
     def map(self, request: DmaMap, fd: int) -> None:
@@ -163,7 +163,7 @@ class DmaSpace:
         if len(self._starts) >= self._limit:
             raise Refused(errno.ENOSPC)
         file = self._share(fd, request) if fd >= 0 else None
-        mapping = Mapping(address, size, DmaFlag(flags), file, request.offset)
+        mapping = DmaMapping(address, size, DmaFlag(flags), file, request.offset)
         bisect.insort(self._starts, address)
         self._mappings[address] = mapping
 
@@ -212,14 +212,14 @@ class DmaSpace:
         for mapping in found:
             self._release(self._mappings.pop(mapping.address))
 
-    def _overlapping(self, address: int, size: int) -> list[Mapping]:
+    def _overlapping(self, address: int, size: int) -> list[DmaMapping]:
         first = bisect.bisect_right(self._starts, address)
         if first and self._mappings[self._starts[first - 1]].end > address:
             first -= 1
         last = bisect.bisect_left(self._starts, address + size)
         return [self._mappings[start] for start in self._starts[first:last]]
 
-    def _release(self, mapping: Mapping) -> None:
+    def _release(self, mapping: DmaMapping) -> None:
         file = mapping.file
         if file is None:
             return
@@ -234,7 +234,7 @@ class DmaSpace:
         for mapping in mappings.values():
             self._release(mapping)
 
-    def find(self, address: int, size: int, access: DmaFlag) -> tuple[Mapping, int]:
+    def find(self, address: int, size: int, access: DmaFlag) -> tuple[DmaMapping, int]:
         """The mapping that holds ``address``, and how many of the ``size`` bytes it holds.
 
         :raises DmaFault: it is not mapped, or not for this access

@@ -29,10 +29,10 @@ class EventFd:
         self._writable.register(fd, select.POLLOUT)
 
     def fire(self) -> None:
-        """Add one. A full counter is as good as fired, and writing to it would block.
+        """Add one, unless the counter is full: then it has fired, and a write would block.
 
         O_NONBLOCK is not set on the client's own file description, which it may read blocking.
-        Where it fills the counter after the look at it, a signal ends the write.
+        If it fills the counter after the poll, a signal ends the write.
         """
         if self._writable.poll(0):
             with contextlib.suppress(BlockingIOError, InterruptedError):
@@ -50,7 +50,7 @@ class Vectors:
         self._armed = [0] * len(counts)
 
     def count(self, kind: int) -> int:
-        """How many vectors the kind has."""
+        """Return the number of vectors of a kind."""
         return len(self._vectors[kind])
 
     def armed(self, kind: int) -> int:
@@ -58,7 +58,7 @@ class Vectors:
         return self._armed[kind]
 
     def active(self) -> int | None:
-        """Which of INTx, MSI and MSI-X is armed; a function uses one at a time."""
+        """Return which of INTx, MSI and MSI-X is armed, or None; a function uses one at a time."""
         for kind in (IrqKind.INTX, IrqKind.MSI, IrqKind.MSIX):
             if self.armed(kind):
                 return kind

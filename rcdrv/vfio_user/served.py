@@ -1,13 +1,15 @@
-"""What a device has to be so that :mod:`rcdrv.vfio_user.server` can serve it."""
+"""Interfaces of a served device: what :mod:`rcdrv.vfio_user.server` calls, and what it offers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from rcdrv.device import Area, IrqKind, RegionFlag
 from rcdrv.errors import RcdrvError
-from rcdrv.record import record
+
+_NO_FLAGS = RegionFlag(0)
 
 
 class DmaFault(RcdrvError):
@@ -17,12 +19,12 @@ class DmaFault(RcdrvError):
     """
 
 
-@record
+@dataclass(frozen=True)
 class ServedRegion:
     """One region of a served device."""
 
     size: int = 0
-    flags: RegionFlag = RegionFlag(0)
+    flags: RegionFlag = _NO_FLAGS
     areas: tuple[Area, ...] = ()
     """The parts that a client may map. Everything else arrives as read() and write()."""
     fd: int = -1

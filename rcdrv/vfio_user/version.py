@@ -23,7 +23,7 @@ _NUMBERS = ("max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes")
 
 @record
 class Capabilities:
-    """What a side can do; the defaults are what the specification says of a silent one."""
+    """Capabilities of a side; the defaults are the specification's for a side that names none."""
 
     max_msg_fds: int = 1
     max_data_xfer_size: int = 1 << 20
@@ -31,7 +31,7 @@ class Capabilities:
     pgsizes: int = PAGE_SIZE
     write_multiple: bool = False
     unknown: frozenset[str] = frozenset()
-    """Those of the numbers that a side has not named, and may not know."""
+    """The numbers that a side has not named, and may not know."""
 
     @classmethod
     def unpack(cls, text: bytes) -> Capabilities:
@@ -69,7 +69,7 @@ _DEFAULTS = Capabilities()
 OURS = Capabilities(
     max_msg_fds=MAX_MSG_FDS, max_data_xfer_size=MAX_DATA_XFER_SIZE, write_multiple=True
 )
-"""What both our sides announce."""
+"""Capabilities that both our sides announce."""
 
 
 @record

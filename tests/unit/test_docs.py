@@ -268,6 +268,13 @@ def test_the_architecture_names_every_part() -> None:
     assert sorted(rooms()) == sorted(parts - {"__init__", "__main__"})
 
 
+def test_the_architecture_names_files_that_are_there() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    named = re.findall(r"`((?:rcdrv|docs|tests)/[^`]*)`", text)
+    assert len(named) > 10
+    assert [path for path in named if not list(ROOT.glob(path.replace("NAME", "*")))] == []
+
+
 def test_imports_go_down() -> None:
     order = rooms()
     for source in (ROOT / "rcdrv").rglob("*.py"):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from rcdrv.record import fresh, mutable_record, record
+from rcdrv.vfio import BACKENDS
+
+ROOT = Path(__file__).parents[2]
 
 
 @record
@@ -105,3 +111,43 @@ def test_patterns_match_by_position() -> None:
     match Named(1, 2, "x"):
         case Named(bar, offset, name):
             assert (bar, offset, name) == (1, 2, "x")
+
+
+# -- the path of `rcdrv ring` ---------------------------------------------------------------------
+
+RING = """
+    address cli cli.common cli.reconnect cli.ring device dma epf_test epf_test.doorbell
+    epf_test.driver epf_test.outcome epf_test.registers epf_test.ring errors function interrupts
+    machine mmio parts pci record verdict vfio_user vfio_user.caller vfio_user.client
+    vfio_user.messages vfio_user.version vfio_user.wire wait
+"""
+"""What `rcdrv ring` imports of rcdrv, over vfio-user. Each module is a part of its start."""
+
+KERNEL = """
+    sysfs vfio vfio.device vfio.group vfio.ioctl vfio.iommufd vfio.noiommu vfio.refusals vfio.uapi
+"""
+"""What the backends of kernel VFIO import besides."""
+
+
+def loaded(*modules: str) -> set[str]:
+    code = f"import sys, {', '.join(f'rcdrv.{one}' for one in modules)}; print(*sys.modules)"
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path.append({str(ROOT)!r}); {code}"]
+    return set(subprocess.check_output(command, text=True).split())
+
+
+def test_what_ring_imports() -> None:
+    start = loaded("cli.ring", "vfio_user.client")
+    assert sorted(RING.split()) == sorted(name[6:] for name in start if name.startswith("rcdrv."))
+    assert not start & {"dataclasses", "inspect", "typing", "pathlib", "shutil", "ctypes.util"}
+    with_kernel = loaded("cli.ring", "vfio_user.client", *(f"vfio.{one}" for one in BACKENDS))
+    more = {name[6:] for name in with_kernel - start if name.startswith("rcdrv.")}
+    assert sorted(KERNEL.split()) == sorted(more)
+
+
+def test_others_use_dataclasses_and_typing() -> None:
+    for source in (ROOT / "rcdrv").rglob("*.py"):
+        name = ".".join(source.relative_to(ROOT / "rcdrv").with_suffix("").parts)
+        if name.removesuffix(".__init__") not in {"__init__", *RING.split(), *KERNEL.split()}:
+            text = source.read_text()
+            assert "from rcdrv.record" not in text, f"{source}: use dataclasses"
+            assert "\nTYPE_CHECKING = False" not in text, f"{source}: use typing"

@@ -72,6 +72,10 @@ class Host:
         start = self._dma("write", address, len(data))
         self.memory[start : start + len(data)] = data
 
+    def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
+        self._dma("file", address, size)
+        return None  # it is no file's
+
     def _dma(self, op: str, address: int, size: int) -> int:
         self.dma.append((op, address, size))
         if self.during_dma:
