@@ -74,6 +74,22 @@ def test_memory_shared_page_by_page(device: FakeDevice, raw: RawClient, memory: 
     assert isinstance(outcome(device), DmaFault)
 
 
+def test_the_file_of_memory_is_known_to_the_device(
+    device: FakeDevice, raw: RawClient, memory: int
+) -> None:
+    dma_map(raw, BASE, 8192, memory, 4096)
+
+    def file(peer: Peer) -> tuple[bool, int]:
+        found = peer.dma_file(BASE + 16, 4096)
+        assert found is not None
+        return os.path.sameopenfile(found[0], memory), found[1]
+
+    job(device, raw, file)
+    assert outcome(device) == (True, 4096 + 16)
+    job(device, raw, lambda peer: peer.dma_file(BASE + 4096, 8192))  # half of it is not mapped
+    assert outcome(device) is None
+
+
 def test_a_file_that_grew(device: FakeDevice, raw: RawClient, memory: int) -> None:
     dma_map(raw, BASE, SIZE, memory)
     os.ftruncate(memory, 2 * SIZE)

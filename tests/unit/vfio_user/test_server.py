@@ -8,6 +8,7 @@ import mmap
 import os
 import select
 import signal
+import socket
 import struct
 import sys
 import time
@@ -33,6 +34,8 @@ from .fake import (
     TIMEOUT,
     FakeDevice,
     RawClient,
+    Thread,
+    connected,
     served,
 )
 
@@ -802,3 +805,33 @@ def test_nothing_left_on_the_host(error: Exception, capsys: pytest.CaptureFixtur
         assert device.detached.wait(TIMEOUT)
         raw.connection.close()
     assert "the client is dropped: " in capsys.readouterr().err
+
+
+def test_another_thread_wakes_the_server(device: FakeDevice) -> None:
+    wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    ours, theirs = socket.socketpair()
+    server = Server(device, TIMEOUT, wake)
+    thread = Thread(lambda: server.serve_connected(theirs))
+    with ours:
+        raw = RawClient(ours)
+        for _ in range(2):
+            device.job_done.clear()
+            device.soon(lambda peer: peer.armed(IrqKind.MSI))
+            device.due = time.monotonic()
+            os.eventfd_write(wake, 1)
+            assert device.job_done.wait(TIMEOUT)
+        assert device.results == [0, 0]
+        raw.connection.close()
+    thread.finish()
+    server.close()
+    os.close(wake)
+
+
+def test_a_region_may_begin_anywhere_in_its_file(device: FakeDevice) -> None:
+    os.pwrite(device.shared, b"here", 3 * PAGE)
+    device.layout[BAR_MAPPED] = ServedRegion(PAGE, RW, (Area(0, PAGE),), device.shared, 3 * PAGE)
+    with (
+        connected(device) as client,
+        contextlib.closing(client.map(BAR_MAPPED, Area(0, PAGE))) as m,
+    ):
+        assert m[:4] == b"here"
