@@ -126,8 +126,9 @@ def endpoint(options: argparse.Namespace) -> int:
     ) as one:
         print(f"{one.spec}: started, --device vfio-user:{one.socket}", flush=True)
         try:
-            if options.shell or options.argv:
-                return _shell_in(one.guest, options.argv, "root", "endpoint")
+            if options.shell or options.run:
+                argv = ["sh", "-c", options.run] if options.run else []
+                return _shell_in(one.guest, argv, "root", "endpoint")
             while not one.deaths():
                 if crash := one.crash():
                     crashed = True
@@ -351,7 +352,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--access-log", type=Path, metavar="FILE")
     one.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs there")
     one.add_argument("--boot-timeout", type=float, default=BOOT_TIMEOUT, metavar="SECONDS")
-    one.add_argument("argv", nargs="*", metavar="CMD", help="run this in it instead of a shell")
+    one.add_argument("--run", metavar="COMMAND", help="run this in it instead of a shell")
     one.set_defaults(command=endpoint)
 
     one = commands.add_parser("replay", help="replay saved layouts of 'rcdrv fuzz' in a guest")
