@@ -22,7 +22,7 @@ from rcdrv.vfio_user.client import Client
 from tests.unavailable import unavailable
 from tools.lab.endpoint import environment
 from tools.lab.errors import LabError
-from tools.lab.guest import Guest
+from tools.lab.guest import Guest, json_device
 from tools.lab.image import image
 from tools.lab.kbuild import series, source
 from tools.lab.kernel_endpoint.build import (
@@ -184,6 +184,14 @@ def test_vntb_is_found_and_answers(vntb: KernelEndpoint) -> None:
 
 
 # -- in a root complex's guest, and when it crashes -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"), [("{", "not JSON"), ('{"bus": "rp0"}', 'no "driver"')]
+)
+def test_bad_device_in_json_is_named(spec: str, problem: str) -> None:
+    with pytest.raises(LabError, match=problem):
+        json_device(spec)
 
 
 def test_guests_have_it_as_an_endpoint() -> None:

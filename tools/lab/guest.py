@@ -54,7 +54,8 @@ def _places(specs: Sequence[str]) -> list[tuple[int, int]]:
     return places
 
 
-def _json_device(spec: str) -> dict[str, object]:
+def json_device(spec: str) -> dict[str, object]:
+    """A device in QEMU's JSON syntax."""
     try:
         device = json.loads(spec)
     except ValueError as error:
@@ -318,7 +319,7 @@ class Guest:
             if not spec.startswith("{"):
                 switch = "on" if many else "off"
                 return f"{spec},bus=rp{slot},addr=0.{function},multifunction={switch}"
-            options = {**_json_device(spec), "bus": f"rp{slot}"}
+            options = {**json_device(spec), "bus": f"rp{slot}"}
         else:
             options = {**self.endpoints[number].qemu_device(), "bus": f"rp{slot}"}
         if many:
