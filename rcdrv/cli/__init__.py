@@ -71,6 +71,9 @@ def _run(arguments: list[str], cancel: Cancel, *, in_child: bool) -> int:
     try:
         try:
             args = build_parser(arguments).parse_args(arguments)
+            from rcdrv.cli.common import refuse_unused
+
+            refuse_unused(args)
             args.in_child = in_child
             status = int(import_module(f"rcdrv.cli.{args.command}").run(args, cancel))
         except OSError as error:
@@ -189,7 +192,7 @@ def complain(text: str) -> None:
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for this command line: all commands by name, the named one in full."""
-    from rcdrv.cli.common import Parser, common_options
+    from rcdrv.cli.common import ENDPOINT, Parser, common_options
 
     parser = Parser(
         prog="rcdrv",
@@ -206,7 +209,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
                 command,
                 help=summary,
                 description=module.__doc__,
-                parents=[common_options(top=False)],
+                parents=[common_options(getattr(module, "COMMON_OPTIONS", ENDPOINT))],
             )
             module.add_arguments(child)
         else:

@@ -42,7 +42,7 @@ _DEFAULT_SIZES = (1024, 64 << 10, 1 << 20)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    shared = common_options(top=False)
+    shared = common_options()
 
     def bench(name: str, summary: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=summary, parents=[shared])

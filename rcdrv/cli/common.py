@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from rcdrv.address import default_address, forms, open_function, scheme_of
@@ -62,53 +62,86 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, hint=hint)
 
 
-def common_options(*, top: bool) -> Parser:
-    """The options that every subcommand has, before it (``top``) and behind it.
+ENDPOINT = ("device", "json", "verbose", "timeout", "reg_bar", "irq")
+"""The common options of a command that drives a pci-epf-test: all of them."""
+FUNCTION = ("device", "json")
+"""Those of a command that looks at a function, or hands it over."""
+HOST = ("json",)
+"""Those of a command that needs no function."""
+
+_DEFAULTS: dict[str, object] = {
+    "device": None,
+    "json": False,
+    "verbose": False,
+    "timeout": 1.0,
+    "reg_bar": None,
+    "irq": "auto",
+}
+
+
+def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Parser:
+    """Return the options of this name that several commands have, before them (``top``) and behind.
 
     Those behind have no defaults of their own, so that they do not undo the ones before.
     """
     options = Parser(add_help=False, argument_default=None if top else argparse.SUPPRESS)
-
-    def default(value: object) -> object:
-        return value if top else argparse.SUPPRESS
-
-    names = ["-d", "--device"] if top else ["--device"]
-    options.add_argument(
-        *names,
-        metavar="ADDRESS",
-        help=f"{forms()} (default: $RCDRV_DEVICE, else the only endpoint on this host)",
-    )
-    options.add_argument(
-        "--json", action="store_true", default=default(False), help="print one JSON document"
-    )
-    options.add_argument(
-        "-v" if top else "--verbose",
-        *(["--verbose"] if top else []),
-        action="store_true",
-        default=default(False),
-        help="show every register access, on stderr",
-    )
-    options.add_argument(
-        "--timeout",
-        type=seconds,
-        default=default(1.0),
-        metavar="SECONDS",
-        help="bound of every wait for the endpoint (default 1.0)",
-    )
-    options.add_argument(
-        "--reg-bar",
-        type=bar_number,
-        default=default(None),
-        metavar="N",
-        help="the BAR with the test registers (default: by the part's ID, else by looking)",
-    )
-    options.add_argument(
-        "--irq",
-        choices=[choice.value for choice in IrqChoice],
-        default=default("auto"),
-        help="how the endpoint answers (default auto)",
-    )
+    flags: dict[str, tuple[list[str], dict[str, Any]]] = {
+        "device": (
+            ["-d", "--device"] if top else ["--device"],
+            {
+                "metavar": "ADDRESS",
+                "help": f"{forms()} (default: $RCDRV_DEVICE, else the only endpoint on this host)",
+            },
+        ),
+        "json": (["--json"], {"action": "store_true", "help": "print one JSON document"}),
+        "verbose": (
+            ["-v", "--verbose"] if top else ["--verbose"],
+            {"action": "store_true", "help": "show every register access, on stderr"},
+        ),
+        "timeout": (
+            ["--timeout"],
+            {
+                "type": seconds,
+                "metavar": "SECONDS",
+                "help": "bound of every wait for the endpoint (default 1.0)",
+            },
+        ),
+        "reg_bar": (
+            ["--reg-bar"],
+            {
+                "type": bar_number,
+                "metavar": "N",
+                "help": "the BAR with the test registers"
+                " (default: by the part's ID, else by looking)",
+            },
+        ),
+        "irq": (
+            ["--irq"],
+            {
+                "choices": [choice.value for choice in IrqChoice],
+                "help": "how the endpoint answers (default auto)",
+            },
+        ),
+    }
+    for name in names:
+        spelled, how = flags[name]
+        default = _DEFAULTS[name] if top else argparse.SUPPRESS
+        options.add_argument(*spelled, default=default, **how)
+    options.set_defaults(common_options=tuple(names))
     return options
+
+
+def refuse_unused(args: argparse.Namespace) -> None:
+    """Refuse common options that stand before a command which has no use for them.
+
+    :raises UsageError: names the first of them
+    """
+    for name, default in _DEFAULTS.items():
+        if name not in args.common_options and getattr(args, name) != default:
+            raise UsageError(
+                f"{args.command} has no use for --{name.replace('_', '-')}",
+                hint=f"rcdrv {args.command} --help",
+            )
 
 
 def number(text: str) -> int:

@@ -19,21 +19,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rcdrv.cli.common import common_options, guard, number, positive, print_json, seconds, tracer
+from rcdrv.cli.common import (
+    FUNCTION,
+    HOST,
+    common_options,
+    guard,
+    number,
+    positive,
+    print_json,
+    refuse_unused,
+    seconds,
+    tracer,
+)
 from rcdrv.errors import HostError, UsageError
 from rcdrv.files import make_folder, open_output, replace_file
 from rcdrv.function import Function
 from rcdrv.wait import Cancel
 
+_OF_LAYOUT = ("device", "json", "timeout", "reg_bar", "irq")
+"""All but --json with --ep alone: without it, endpoints are made and not named."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    shared = common_options(top=False)
-
     layout = commands.add_parser(
         "layout",
         help="a campaign over layouts",
-        parents=[shared],
+        parents=[common_options(_OF_LAYOUT)],
         description="Makes software endpoints with layouts from the plausible to the hostile, and"
         "\nholds what comes out of each against what must come out. With --ep: layouts of a board.",
     )
@@ -55,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--configfs", default="/sys/kernel/config/pci_ep", metavar="DIR", help="there, with --ep")
     add("--dry-run", action="store_true", help="with --ep: show what would be run there")
 
-    replay = commands.add_parser("replay", help="run saved findings again", parents=[shared])
+    replay = commands.add_parser(
+        "replay", help="run saved findings again", parents=[common_options(FUNCTION)]
+    )
     replay.add_argument("where", type=Path, metavar="FILE|DIR")
     replay.description = (
         "Runs saved layouts again: in software endpoints of their own, or, with --device, the"
@@ -65,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device = commands.add_parser(
         "device",
         help="commands in every order",
-        parents=[shared],
+        parents=[common_options()],
         description="Sends commands in every order to the endpoint that --device names, and holds"
         " each answer against\na model of the protocol.",
     )
@@ -100,6 +114,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.ep is not None or args.dry_run:
         return _layout_on_board(args, cancel)
+    args.common_options = HOST
+    refuse_unused(args)
     # Imported here: a campaign needs more than the help does.
     from rcdrv.fuzz import campaign
 

@@ -9,11 +9,13 @@ import argparse
 import sys
 from typing import Any
 
-from rcdrv.cli.common import print_json
+from rcdrv.cli.common import HOST, print_json
 from rcdrv.host import find
 from rcdrv.host.function import HostFunction
 from rcdrv.results.units import size_text
 from rcdrv.wait import Cancel
+
+COMMON_OPTIONS = HOST
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,8 @@ from rcdrv.function import Function
 from rcdrv.verdict import NotPassed, Verdict, classify
 from rcdrv.wait import Cancel
 
+COMMON_OPTIONS = ("device", "json", "verbose", "timeout")
+
 COMPARED = (
     "sim:rcar-s4-vntb-polled,vntb.peer_delay_ms=0",
     "sim:rcar-s4-vntb,vntb.peer_delay_ms=0",
@@ -52,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def action(name: str, summary: str) -> argparse.ArgumentParser:
         return actions.add_parser(
-            name, help=summary, description=summary, parents=[common_options(top=False), _bars()]
+            name,
+            help=summary,
+            description=summary,
+            parents=[common_options(COMMON_OPTIONS), _bars()],
         )
 
     action("info", "show the control block, decoded")

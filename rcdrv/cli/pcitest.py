@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from rcdrv.cli import print_error
-from rcdrv.cli.common import bar_number, drive, number, open_endpoint
+from rcdrv.cli.common import ENDPOINT, bar_number, drive, number, open_endpoint
 from rcdrv.epf_test import bars, irqs, transfer
 from rcdrv.epf_test.doorbell import free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
@@ -22,6 +22,8 @@ from rcdrv.wait import Cancel
 
 _TYPES = (IrqChoice.INTX, IrqChoice.MSI, IrqChoice.MSIX)
 _TYPE_NAMES = ("LEGACY", "MSI", "MSI-X")
+
+COMMON_OPTIONS = tuple(name for name in ENDPOINT if name != "json")  # it prints lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    if args.json:
-        raise UsageError("pcitest prints lines", hint="rcdrv test --json prints a document")
     for name, value, most in (("-m", args.msi, 32), ("-x", args.msix, 2048)):
         if value is not None and not 1 <= value <= most:
             raise UsageError(f"{name} {value} is not 1 to {most}")

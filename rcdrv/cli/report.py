@@ -17,9 +17,11 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from rcdrv.cli.common import print_json
+from rcdrv.cli.common import HOST, print_json
 from rcdrv.errors import UsageError
 from rcdrv.wait import Cancel
+
+COMMON_OPTIONS = HOST
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

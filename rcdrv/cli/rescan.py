@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 
-from rcdrv.cli.common import seconds
+from rcdrv.cli.common import FUNCTION, seconds
 from rcdrv.cli.host import Steps, add_address, named_address
 from rcdrv.host.binding import Binder
 from rcdrv.host.replug import Rescan, port_above
 from rcdrv.sysfs import Paths
 from rcdrv.wait import Cancel
+
+COMMON_OPTIONS = FUNCTION
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import sys
 
 from rcdrv.address import open_function
-from rcdrv.cli.common import print_json
+from rcdrv.cli.common import FUNCTION, print_json
 from rcdrv.cli.host import Steps, add_address, named_address
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import KNOWN_CAPS, Command, Reg
@@ -23,6 +23,8 @@ from rcdrv.pci import BASE_CLASS_OTHERS
 from rcdrv.sysfs import Paths, canonical_address
 from rcdrv.verdict import NotPassed
 from rcdrv.wait import Cancel
+
+COMMON_OPTIONS = FUNCTION
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

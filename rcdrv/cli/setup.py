@@ -13,7 +13,7 @@ import argparse
 import os
 from pathlib import Path
 
-from rcdrv.cli.common import print_json
+from rcdrv.cli.common import HOST, print_json
 from rcdrv.errors import HostError, UsageError
 from rcdrv.files import make_folder, replace_file
 from rcdrv.wait import Cancel
@@ -28,6 +28,8 @@ then, as root:
     udevadm control --reload
     udevadm trigger --action=add --subsystem-match=pci --subsystem-match=vfio \\
         --subsystem-match=vfio-dev --subsystem-match=misc"""
+
+COMMON_OPTIONS = HOST
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from rcdrv.cli.common import print_json
+from rcdrv.cli.common import HOST, print_json
 from rcdrv.errors import UsageError
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import load_layout, preset_names
 from rcdrv.sim.serve import serve
 from rcdrv.wait import Cancel
+
+COMMON_OPTIONS = HOST
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

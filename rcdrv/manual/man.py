@@ -67,12 +67,10 @@ def _page(tree: Command, command: Command) -> str:
         lines += _parameters(leaf.parameters)
     if shared:
         lines += [".SS All of these", "They also take:", *_parameters(shared)]
-    names = [option.flags[-1] for option in tree.common if option.flags[-1] != "--help"]
+    names = [option.flags[-1] for option in command.common if option.flags[-1] != "--help"]
     lines += [
         ".SH COMMON OPTIONS",
-        r"\fBrcdrv\fR(1) has those that every command takes: "
-        + ", ".join(map(_bold, names[:-1]))
-        + f" and {_bold(names[-1])}.",
+        r"Described in \fBrcdrv\fR(1): " + ", ".join(map(_bold, names)) + ".",
         *_exit_status(),
         ".SH SEE ALSO",
         r"\fBrcdrv\fR(1)",

@@ -1,0 +1,37 @@
+"""Each command takes the common options that it uses, and refuses the others in both places."""
+
+from __future__ import annotations
+
+import pytest
+
+from rcdrv.cli import main, whole_parser
+from rcdrv.manual.grammar import Command, command_tree
+
+VALUES = {
+    "--device": ["sim:generic"],
+    "--verbose": [],
+    "--timeout": ["2"],
+    "--reg-bar": ["0"],
+    "--irq": ["poll"],
+}
+LEAVES = [one for one in command_tree(whole_parser()).walk() if not one.children]
+
+
+@pytest.mark.parametrize("command", LEAVES, ids=[one.name for one in LEAVES])
+def test_what_a_command_does_not_take_it_refuses(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = {flag for one in command.common for flag in one.flags}
+    needed = [one.words[0] if one.words else "0" for one in command.arguments if not one.optional]
+    for flag, value in VALUES.items():
+        if flag in taken:
+            continue
+        words = [*command.path[1:], *needed]
+        for line in ([flag, *value, *words], [*words, flag, *value]):
+            assert main(line) == 2, line
+            assert capsys.readouterr().err
+
+
+def test_a_campaign_over_layouts_names_no_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fuzz", "layout", "--examples", "1", "--timeout", "2"]) == 2
+    assert "no use for --timeout" in capsys.readouterr().err
