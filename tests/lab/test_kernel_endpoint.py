@@ -68,7 +68,7 @@ def rcdrv(device: str | KernelEndpoint, *arguments: str) -> subprocess.Completed
     if isinstance(device, KernelEndpoint):
         device = f"vfio-user:{device.socket}"
     return subprocess.run(
-        [sys.executable, "-m", "rcdrv", "--device", device, "--timeout", "10", *arguments],
+        [sys.executable, "-m", "rcdrv", "--device", device, *arguments],
         env=environment(),
         capture_output=True,
         text=True,
@@ -78,7 +78,7 @@ def rcdrv(device: str | KernelEndpoint, *arguments: str) -> subprocess.Completed
 
 
 def verdicts(device: str | KernelEndpoint) -> dict[str, tuple[str, str]]:
-    done = rcdrv(device, "--json", "test")
+    done = rcdrv(device, "--json", "test", "--timeout", "10")
     results = json.loads(done.stdout)["results"]
     return {case["name"]: (case["verdict"], case["reason"]) for case in results}
 
@@ -128,10 +128,10 @@ def test_driver_is_in_the_kernels_style() -> None:
 
 def test_ring_is_acknowledged_and_cycles_leave_nothing_behind(endpoint: KernelEndpoint) -> None:
     bar = DOORBELL_BAR[endpoint.spec]
-    done = rcdrv(endpoint, "ring", "--bar", bar)
+    done = rcdrv(endpoint, "ring", "--timeout", "10", "--bar", bar)
     assert done.returncode == 0, done.stdout + done.stderr
     before = handlers(endpoint)
-    done = rcdrv(endpoint, "ring", "--bar", bar, "--cycles", "100")
+    done = rcdrv(endpoint, "ring", "--timeout", "10", "--bar", bar, "--cycles", "100")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "100 rings, 100 acknowledged" in done.stdout
     assert handlers(endpoint) == before
@@ -177,7 +177,7 @@ def test_attributes_can_be_set() -> None:
 def test_vntb_is_found_and_answers(vntb: KernelEndpoint) -> None:
     info = rcdrv(vntb, "ntb", "info")
     assert "doorbells    2 in BAR4, interrupt-driven" in info.stdout, info.stderr
-    ping = rcdrv(vntb, "ntb", "ping", "--count", "3")
+    ping = rcdrv(vntb, "ntb", "ping", "--timeout", "10", "--count", "3")
     assert ping.returncode == 0, ping.stdout + ping.stderr
     assert " 3 received" in ping.stdout
     assert not vntb.crash()

@@ -46,6 +46,10 @@ class Endpoint:
         """What ended that should not have."""
         return [self.child.epitaph()] if self.child.died else []
 
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.child.terminate()
+
     def close(self) -> None:
         """End it."""
         self.child.stop()

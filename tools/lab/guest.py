@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from tools.lab.channel import Channel, Process, Result, Sink
 from tools.lab.child import Child
@@ -24,9 +23,6 @@ from tools.lab.iommufd import MODULES, iommufd
 from tools.lab.iommufd_kernel import iommufd_kernel
 from tools.lab.machine import LINKS_UP, MACHINES, SLOTS, root_port
 from tools.lab.toolbox import toolbox
-
-if TYPE_CHECKING:
-    from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
 
 BOOT_TIMEOUT = 300.0
 KERNEL_PREFIX = "kernel:"
@@ -101,7 +97,7 @@ class Guest:
         if self._places and self._places[-1][0] >= SLOTS:
             raise LabError(f"at most {SLOTS} endpoints and devices fit")
         self.arch = arch
-        self.endpoints: list[Endpoint | KernelEndpoint] = []
+        self.endpoints: list[Endpoint] = []
         self.devices: list[Device] = []
         self._endpoint_specs = tuple(spec.removeprefix("+") for spec in endpoints)
         self._device_specs = tuple(spec.removeprefix("+") for spec in devices)
@@ -216,8 +212,7 @@ class Guest:
             self._channel.close()
             self._channel = None
         for endpoint in self.endpoints:
-            if isinstance(endpoint, Endpoint):
-                endpoint.child.terminate()  # all of them, before waiting for each
+            endpoint.terminate()  # all of them, before waiting for each
         for endpoint in self.endpoints:
             endpoint.close()
         if self._folder:
@@ -262,7 +257,7 @@ class Guest:
         initramfs.unlink()  # QEMU has read it
         self._note_functions()
 
-    def _endpoint(self, spec: str, number: int, folder: Path) -> Endpoint | KernelEndpoint:
+    def _endpoint(self, spec: str, number: int, folder: Path) -> Endpoint:
         if not spec.startswith(KERNEL_PREFIX):
             return Endpoint(spec, number, folder, log_accesses=self._log_accesses)
         from tools.lab.kernel_endpoint.endpoint import KernelEndpoint  # which is a guest itself

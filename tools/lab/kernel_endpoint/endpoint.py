@@ -15,7 +15,7 @@ from types import TracebackType
 from rcdrv.sim.layout import load_layout
 from tools.lab.channel import Result
 from tools.lab.child import Child, wait_listening
-from tools.lab.endpoint import environment
+from tools.lab.endpoint import Endpoint, environment
 from tools.lab.errors import LabError
 from tools.lab.guest import BOOT_TIMEOUT, Guest
 from tools.lab.kernel_endpoint.build import kernel_endpoint_modules
@@ -26,7 +26,7 @@ _CRASH = re.compile(
 )
 
 
-class KernelEndpoint:
+class KernelEndpoint(Endpoint):
     """Boots on entry and ends on exit; ``socket`` is there while the endpoint is started.
 
     :param spec: a preset or TOML file, as for ``rcdrv sim``: it describes the controller, and what
@@ -58,10 +58,11 @@ class KernelEndpoint:
         self.address = ""
         self.group = ""
         self._settings = dict(settings or {})
-        self.access_log = access_log
         self._logs = logs
         self._boot_timeout = boot_timeout
         self._folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
+        self._log_accesses = access_log is not None
+        self.access_log = access_log.absolute() if access_log else self._folder / "access"
         self.socket = socket.absolute() if socket else self._folder / "ep.sock"
         self._bridge: Child | None = None
         self._guest: Guest | None = None
@@ -136,9 +137,8 @@ class KernelEndpoint:
             self._bridge = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def qemu_device(self) -> dict[str, object]:
-        """The function that it is in a guest."""
-        return _qemu_device(self.socket)
+    def terminate(self) -> None:
+        """Leave it to :meth:`close`: the guest has to end before its controller."""
 
     def _boot(self) -> None:
         self.wait_ready(time.monotonic() + self._boot_timeout)
@@ -149,7 +149,7 @@ class KernelEndpoint:
         controller = self._folder / "controller.sock"
         command = [sys.executable, "-m", "tools.lab.kernel_endpoint.bridge"]
         command += [self.spec, str(controller), str(self.socket)]
-        if self.access_log is not None:
+        if self._log_accesses:
             command += ["--access-log", str(self.access_log)]
         self._bridge = Child("controller", command, self._folder, env=environment())
         if problem := wait_listening(self._bridge, controller, deadline):
