@@ -18,7 +18,7 @@ from rcdrv.epf_vntb import registers as epf_vntb
 from rcdrv.errors import UsageError
 from rcdrv.host.doctor import ROWS
 from rcdrv.manual.grammar import command_tree
-from rcdrv.sim import layout
+from rcdrv.sim import layout, schema
 from rcdrv.verdict import EXIT_STATUS, Reason, Verdict
 from tools.docs import __main__ as docs
 from tools.docs import examples
@@ -199,9 +199,9 @@ def test_every_row_of_the_doctor_is_explained() -> None:
 @pytest.mark.parametrize(
     ("head", "table"),
     [
-        ("key", layout._SCHEMA),
-        ("key of a BAR", layout._BAR_SCHEMA),
-        ("key of the doorbell", layout._DOORBELL_SCHEMA),
+        ("key", schema.SCHEMA),
+        ("key of a BAR", schema.BAR_SCHEMA),
+        ("key of the doorbell", schema.DOORBELL_SCHEMA),
     ],
 )
 def test_every_key_of_a_layout_is_explained(head: str, table: dict[str, object]) -> None:
@@ -219,7 +219,7 @@ def test_every_key_of_a_vntb_layout_is_explained() -> None:
     for family in ("mw{}", "mw{}_bar"):
         if family.format(1) in told and family.format(4) in told:
             told |= {family.format(number) for number in range(1, 5)}
-    assert set(layout._VNTB_SCHEMA) <= told
+    assert set(schema.VNTB_SCHEMA) <= told
 
 
 def test_the_steps_for_a_board_make_what_its_preset_is() -> None:

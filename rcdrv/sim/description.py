@@ -1,0 +1,289 @@
+"""The dataclasses of an endpoint: its controller, its BARs and its endpoint function.
+
+:mod:`rcdrv.sim.layout` reads them from TOML and writes them to it; programs import them from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from rcdrv.errors import UsageError
+
+K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+REGISTERS_SIZE = 0x80
+"""The test registers, padded (pci_epf_test_alloc_space); the MSI-X table follows."""
+
+MSIX_ENTRY_SIZE = 16
+
+VNTB_CONTROL_SIZE = 0x134
+"""struct epf_ntb_ctrl of pci-epf-vntb; the scratchpads of both sides follow."""
+
+DEFAULT_BAR_SIZES = (128 * K, 128 * K, 128 * K, 128 * K, 128 * K, 1 * M)
+"""pci-epf-test.c, default_bar_size."""
+
+SMALLEST_EPF_BAR = 128
+"""pci-epf-core.c, pci_epf_get_required_bar_size."""
+
+EP_PAGE = 4 * K
+"""The page size of the endpoint's kernel and IOMMU."""
+
+_IOVA_TOP = 0xFFFF_F000
+"""Where dma_map_resource() puts a lone page: the last one below 4 GiB (drivers/iommu/iova.c)."""
+
+
+class BarType(str, Enum):
+    """enum pci_epc_bar_type."""
+
+    PROGRAMMABLE = "programmable"
+    FIXED = "fixed"
+    RESIZABLE = "resizable"
+    """Has the Resizable BAR capability and at least 1 MiB."""
+    RESERVED = "reserved"
+    """Shows the controller's own registers; no endpoint function may use it."""
+    DISABLED = "disabled"
+    """The same as leaving it out: there is no such BAR."""
+
+
+class Intx(str, Enum):
+    """What the controller's raise_irq does for INTx."""
+
+    NONE = "none"
+    """It answers an error (dw_pcie_ep_raise_intx_irq)."""
+    PULSE = "pulse"
+    """It asserts the line for 1-2 ms."""
+    LEVEL = "level"
+    """It holds the line until the host has handled the interrupt."""
+
+
+class Dma(str, Enum):
+    """What kind of channels the endpoint's DMA engine has."""
+
+    NONE = "none"
+    SLAVE = "slave"
+    """Between local and PCI memory, one direction a channel: DesignWare eDMA."""
+    MEMCPY = "memcpy"
+
+
+class Reset(str, Enum):
+    """How the function can be reset."""
+
+    FLR = "flr"
+    """Function level reset: config space only; the endpoint's software does not notice."""
+    BUS = "bus"
+    """The link is bounced, and the endpoint's software sets the function up again."""
+    NONE = "none"
+
+
+class DoorbellBackend(str, Enum):
+    """Where ENABLE_DOORBELL finds a doorbell (drivers/pci/endpoint/pci-ep-msi.c)."""
+
+    NONE = "none"
+    MSI = "msi"
+    """The endpoint's own MSI controller (GIC ITS), mapped into a BAR on demand."""
+    EMBEDDED = "embedded"
+    """An interrupt-emulation register of the DMA engine, mapped into a BAR on demand."""
+    EXPOSED = "exposed"
+    """The same register, in a reserved BAR that always shows it."""
+
+
+class VntbPeer(str, Enum):
+    """What runs on the endpoint, on top of pci-epf-vntb (one client a device, as in the kernel)."""
+
+    NONE = "none"
+    PINGPONG = "pingpong"
+    """ntb_pingpong: answers a doorbell with a scratchpad and a doorbell."""
+    NETDEV = "netdev"
+    """ntb_transport with ntb_netdev and a network stack that answers ARP and ICMP echo."""
+    TOOL = "tool"
+    """As ntb_tool with a translation set for every memory window."""
+
+
+class Trap(str, Enum):
+    """Which BAR accesses reach the endpoint as messages."""
+
+    AUTO = "auto"
+    """``all`` when there is an access log, else ``sparse``."""
+    SPARSE = "sparse"
+    """Those of the doorbell's and the MSI-X structures' pages, and BARs that cannot be mapped."""
+    ALL = "all"
+
+
+@dataclass(frozen=True)
+class BarLayout:
+    """One BAR. ``size`` is in bytes, a power of two from 16."""
+
+    type: BarType = BarType.PROGRAMMABLE
+    size: int = 0
+    wide: bool = False
+    """A 64-bit BAR: the next BAR register is its upper half."""
+    prefetchable: bool = False
+
+
+@dataclass(frozen=True)
+class DoorbellLayout:
+    """The doorbell register, in the endpoint's own address space or in a reserved BAR."""
+
+    backend: DoorbellBackend = DoorbellBackend.NONE
+    address: int = 0
+    """On demand: the endpoint's physical address of the 32-bit register."""
+    iova: int = 0
+    """On demand with ``ep_iommu``: the address instead; 0 takes the last page below 4 GiB."""
+    data: int = 0
+    """What rings it: the MSI data (the first event number), or 0 for an embedded one."""
+    bar: int = 0
+    """Exposed: the BAR and the offset in it."""
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class VntbLayout:
+    """What is set in configfs of pci-epf-vntb, under the names that it has there."""
+
+    db_count: int = 4
+    """Slots: 0 and 1 are no doorbells, so these are ``db_count - 2`` doorbells."""
+    spad_count: int = 64
+    num_mws: int = 1
+    mw1: int = 1 * M
+    mw2: int = 0
+    mw3: int = 0
+    mw4: int = 0
+    ctrl_bar: int = -1
+    """-1, here and below: the next BAR that is free, as epf_ntb_find_bar() looks for it."""
+    db_bar: int = -1
+    mw1_bar: int = -1
+    mw2_bar: int = -1
+    mw3_bar: int = -1
+    mw4_bar: int = -1
+    peer: VntbPeer = VntbPeer.PINGPONG
+    peer_delay_ms: int = 1000
+    """ntb_pingpong's ``delay_ms``."""
+    peer_ip: str = "192.0.2.2"
+    """The IPv4 address of the endpoint's ntb_netdev."""
+
+    @property
+    def mw_sizes(self) -> tuple[int, ...]:
+        return (self.mw1, self.mw2, self.mw3, self.mw4)[: self.num_mws]
+
+    @property
+    def mw_bars(self) -> tuple[int, ...]:
+        """-1 for a window that pci-epf-vntb leaves without a BAR."""
+        return (self.mw1_bar, self.mw2_bar, self.mw3_bar, self.mw4_bar)[: self.num_mws]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A whole endpoint. Build one with :func:`load_layout` or :func:`parse_layout`."""
+
+    description: str = ""
+    function: str = "epf_test"
+    """The endpoint function behind the controller."""
+
+    vendor: int = 0x104C
+    device: int = 0xB500
+    class_code: int = 0xFF00
+    """Base class and subclass."""
+    intx_pin: int = 1
+    """Config space INTERRUPT_PIN: 0 none, 1-4 INTA-INTD. pci-epf-test announces INTA always."""
+    link_speed: int = 3
+    """PCIe generation."""
+    link_width: int = 1
+
+    msi: int = 0
+    """MSI vectors; 0 leaves the capability out. The host sees the next power of two."""
+    msix: int = 0
+    """MSI-X vectors, likewise."""
+    msix_bar: int = -1
+    """BAR of the MSI-X table and PBA; -1: behind the registers, in the register BAR."""
+    msix_table: int = -1
+    msix_pba: int = -1
+    intx: Intx = Intx.NONE
+    announce_intx: bool = False
+    """CAPS has INTX (struct pci_epc_features.intx_capable)."""
+
+    bars: tuple[BarLayout | None, ...] = (None,) * 6
+    register_bar: int = -1
+    """-1: the first that an endpoint function may use, as pci-epf-test does."""
+    align: int = 4 * K
+    """Granularity of inbound windows: their targets and sizes are multiples of it."""
+    inbound_windows: int = 16
+    """One for each BAR that is not reserved, two while it is mapped in halves."""
+    dynamic_inbound: bool = True
+    """CAPS has DYNAMIC_INBOUND_MAPPING."""
+    subrange: bool = True
+    """A BAR can be mapped in pieces; CAPS has SUBRANGE_MAPPING."""
+    unaligned_access: bool = True
+    """The controller driver aligns outbound addresses itself; CAPS has UNALIGNED_ACCESS."""
+    outbound_align: int = 4 * K
+    """Granularity of outbound windows; where ``unaligned_access`` is off, address bits below it
+    are lost."""
+    outbound_size: int = 64 * M
+    """The endpoint's address space for all its outbound windows together."""
+    dma: Dma = Dma.NONE
+    ats: bool = False
+    """Config space announces Address Translation Services."""
+    reset: Reset = Reset.FLR
+    caps: int = -1
+    """-1: CAPS follows from the rest. Else its value, for endpoints with older kernels."""
+
+    doorbell: DoorbellLayout = field(default_factory=DoorbellLayout)
+    vntb: VntbLayout = field(default_factory=VntbLayout)
+    """Only for the function ``epf_vntb``."""
+    ep_iommu: bool = False
+    """The endpoint's own IOMMU translates what its PCIe controller accesses."""
+
+    hz: int = 1000
+    """CONFIG_HZ of the endpoint's kernel. A 1 ms delayed work takes one to two jiffies, so a
+    command is taken within 2 ms at 1000 and within 8 ms at 250, the default of arm64."""
+    trap: Trap = Trap.AUTO
+    faults: tuple[str, ...] = ()
+    """NAME or NAME=ARGUMENT, as :mod:`rcdrv.sim.faults` lists them."""
+
+    def bar(self, index: int) -> BarLayout:
+        """The BAR at ``index``, which must exist."""
+        bar = self.bars[index]
+        if bar is None:
+            raise UsageError(f"the layout has no BAR{index}")
+        return bar
+
+    def next_free_bar(self, start: int) -> int | None:
+        """The first BAR from ``start`` on that an endpoint function may use.
+
+        As pci_epc_get_next_free_bar(), but the upper half of any 64-bit BAR is passed over: the
+        kernel looks for one only before ``start``, and the hardware has no BAR there.
+        """
+        for index in range(start, 6):
+            bar = self.bars[index]
+            if bar is not None and bar.type is not BarType.RESERVED:
+                return index
+        return None
+
+    @property
+    def msi_capable(self) -> int:
+        """MSI vectors that config space announces."""
+        return 1 << (self.msi - 1).bit_length() if self.msi else 0
+
+    @property
+    def doorbell_address(self) -> int:
+        """The endpoint's bus address of an on-demand doorbell."""
+        doorbell = self.doorbell
+        if not self.ep_iommu:
+            return doorbell.address
+        return doorbell.iova or _IOVA_TOP | doorbell.address % EP_PAGE
+
+    def doorbell_place(self) -> tuple[int, int] | None:
+        """(BAR, offset) at which an enabled doorbell is, or None where ENABLE must fail."""
+        doorbell = self.doorbell
+        if doorbell.backend is DoorbellBackend.NONE:
+            return None
+        if doorbell.backend is DoorbellBackend.EXPOSED:
+            return doorbell.bar, doorbell.offset
+        if self.function == "epf_vntb":
+            bar = self.vntb.db_bar
+            return bar, self.doorbell_address % self.bar(bar).size
+        index = self.next_free_bar(self.register_bar + 1)
+        if index is None:
+            return None
+        # pci_epf_align_inbound_addr(): the BAR's base is aligned to its size.
+        return index, self.doorbell_address % self.bar(index).size
