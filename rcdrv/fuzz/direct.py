@@ -207,6 +207,9 @@ class Direct:
         memory, start = self._find(address, len(data))
         memory[start : start + len(data)] = data
 
+    def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
+        return None  # it is no file's
+
     def _find(self, address: int, size: int) -> tuple[mmap.mmap, int]:
         """Buffers are never adjacent on purpose, so what crosses their end is a fault."""
         for iova, (memory, length) in self._memory.items():
