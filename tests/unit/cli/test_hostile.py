@@ -57,6 +57,10 @@ SHORT = {
 """What makes a command end soon, and change nothing here; others take what :func:`typed` finds."""
 
 
+NO_DEVICE = ("fuzz replay", "fuzz layout")
+"""They take one, and do something else with it."""
+
+
 def typed(name: str, folder: Path) -> list[str]:
     """A command line that is all right."""
     result = folder / "result.json"
@@ -75,7 +79,8 @@ def typed(name: str, folder: Path) -> list[str]:
     if name == "sim":
         rest = ["rk3588", "--socket", str(folder / "socket")]
     spec = "rcar-s4-vntb" if name.startswith("ntb") else "rk3588"
-    device = [] if name == "fuzz replay" else ["--device", f"sim:{spec}"]
+    takes = any("--device" in one.flags for one in LEAVES[name].common)
+    device = ["--device", f"sim:{spec}"] if takes and name not in NO_DEVICE else []
     return [*name.split(), *rest, *device]
 
 
