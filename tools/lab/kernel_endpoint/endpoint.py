@@ -21,8 +21,11 @@ from tools.lab.guest import BOOT_TIMEOUT, Guest
 from tools.lab.kernel_endpoint.build import kernel_endpoint_modules
 from tools.lab.kernel_endpoint.setup import FOLDER, FUNCTIONS, START, STOP, script
 
+_STAMP = re.compile(r"^\[ *(\d+\.\d+)\]", re.M)
 _CRASH = re.compile(
-    r"^.*(BUG: |Oops: |general protection fault|Kernel panic|kernel BUG at |UBSAN: |KASAN: )", re.M
+    r"^\[ *(\d+\.\d+)\].*"
+    r"(?:BUG: |Oops: |general protection fault|Kernel panic|kernel BUG at |UBSAN: |KASAN: )",
+    re.M,
 )
 
 
@@ -66,7 +69,7 @@ class KernelEndpoint(Endpoint):
         self.socket = socket.absolute() if socket else self._folder / "ep.sock"
         self._bridge: Child | None = None
         self._guest: Guest | None = None
-        self._reported = ""  # the end of the console that was looked at last
+        self._reported = -1.0  # printk's time of the last line that was looked at, in seconds
 
     def __enter__(self) -> KernelEndpoint:
         try:
@@ -112,13 +115,10 @@ class KernelEndpoint(Endpoint):
         if self._guest is None:
             return ""
         console = self._guest.console
-        new = console.rpartition(self._reported)[2] if self._reported else console
-        found = _CRASH.search(new)
-        self._reported = console[-400:]
-        if found is None:
-            return ""
-        start = new.rfind("\n", 0, found.start()) + 1
-        return "\n".join(new[start:].splitlines()[:60])
+        found = [one for one in _CRASH.finditer(console) if float(one[1]) > self._reported]
+        stamps = _STAMP.findall(console)
+        self._reported = max(self._reported, *map(float, stamps)) if stamps else self._reported
+        return "\n".join(console[found[0].start() :].splitlines()[:60]) if found else ""
 
     def deaths(self) -> list[str]:
         """What ended that should not have."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -79,7 +80,7 @@ class Function(ServedDevice):
             )
             self._config = ConfigSpace(layout)
 
-        self._call(switch, None)
+        self._call(switch, None, late=True)
 
     def _bar(self, index: int) -> BarLayout | None:
         known = self._hardware.bars.get(index)
@@ -147,8 +148,12 @@ class Function(ServedDevice):
 
         self._call(write, None)
 
-    def _call(self, work: Callable[[], T], otherwise: T) -> T:
-        """Do it in the thread that serves the client; without a client, here."""
+    def _call(self, work: Callable[[], T], otherwise: T, *, late: bool = False) -> T:
+        """Do ``work`` in the thread that serves the client; without a client, here.
+
+        Return ``otherwise`` where it is not done in time. Unless it may come ``late``, it is
+        withdrawn then if it has not begun: the endpoint's kernel has moved on.
+        """
         with self._lock:
             if self._peer is None:
                 return work()
@@ -162,7 +167,9 @@ class Function(ServedDevice):
 
             self._work.append(job)
         os.eventfd_write(self.wake, 1)
-        done.wait(PATIENCE)
+        if not done.wait(PATIENCE) and not late:
+            with contextlib.suppress(ValueError):  # it has begun
+                self._work.remove(job)
         return result
 
     # -- a vfio-user device -----------------------------------------------------------------------
@@ -317,5 +324,9 @@ class Function(ServedDevice):
         self._work_off()
 
     def _work_off(self) -> None:
-        while self._work:
-            self._work.popleft()()
+        while True:
+            try:
+                job = self._work.popleft()
+            except IndexError:  # the last one may have been withdrawn meanwhile
+                return
+            job()
