@@ -15,7 +15,7 @@ from tools.lab.guest import Guest
 from tools.lab.kernel_ntb import kernel_ntb
 
 NETDEVS = ("rcar-s4-vntb,vntb.peer=netdev", "rcar-s4-vntb-polled,vntb.peer=netdev")
-PINGPONGS = ("rcar-s4-vntb", "rcar-s4-vntb-polled")
+PINGPONGS = ("rcar-s4-vntb,vntb.peer_delay_ms=10", "rcar-s4-vntb-polled,vntb.peer_delay_ms=10")
 
 # Interfaces by the endpoint that they belong to: who is eth0 depends on who linked up first.
 PING = """
