@@ -74,14 +74,16 @@ class Timing:
     rcdrv: Judgement
 
 
-def laboratory(presets: Sequence[str]) -> Guest:
-    """The guest for these presets, not booted yet. Its endpoints log no accesses: mapped BARs.
+def laboratory(presets: Sequence[str], *, log_accesses: bool = False) -> Guest:
+    """The guest for these presets, not booted yet.
+
+    :param log_accesses: trap every access, and log it; else BARs are mapped
 
     :raises LabError: the kernel's driver cannot be built here
     """
     files = {str(FOLDER).lstrip("/"): kernel_driver("x86_64")}
     # Bound to vfio-pci, or the module would take all of them when it is loaded.
-    return Guest("x86_64", endpoints=presets, files=files)
+    return Guest("x86_64", endpoints=presets, files=files, log_accesses=log_accesses)
 
 
 def prepare(guest: Guest) -> str:
