@@ -1,7 +1,7 @@
 """Files that a user names: every one that rcdrv writes or reads goes through here.
 
 rcdrv often runs as root, and its files often go to /tmp. So a draft has a random name and is made
-with O_EXCL, a path is never resolved before it is opened, and a symbolic link that somebody else
+with O_EXCL, a path is never resolved before it is opened, and a symbolic link that another user
 left in a directory open to everybody is refused. That is the rule of fs.protected_symlinks
 (may_follow_link() in Linux's fs/namei.c), here on hosts that have it switched off too. Any other
 link is followed by the kernel, in place.
@@ -44,7 +44,7 @@ def is_stream(path: Path) -> bool:
 
 
 def replace_file(path: Path, content: bytes, mode: int | None = None) -> None:
-    """Write a file so that nobody ever sees half of it.
+    """Write a file atomically.
 
     A symbolic link, a pipe or a device cannot be replaced, so it is written as it is.
 
@@ -88,9 +88,9 @@ def open_output(path: Path, *, append: bool = False) -> TextIO:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it; one that is there has to be trusted as a link has to be.
+    """Make a folder and its parents. An existing one is trusted under the rules for links.
 
-    :raises HostError: it cannot be made, or is somebody else's where everybody may put one
+    :raises HostError: it cannot be made, or is another user's in a world-writable folder
     """
     with _named(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def read_file(path: Path, limit: int = LARGEST, cancel: Cancel | None = None) ->
     :raises Interrupted: the user asked to stop
     """
     try:
-        # A FIFO that nobody writes would block open(2) for ever.
+        # A FIFO without a writer would block open(2) for ever.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
             state = os.fstat(fd)
@@ -167,7 +167,7 @@ def _too_large(limit: int) -> OSError:
 
 
 def parse_json(text: str, **options: Any) -> Any:
-    """Parse JSON that somebody else may have written.
+    """Parse JSON from an untrusted file.
 
     :raises ValueError: it is no JSON, or nested deeper than any document of rcdrv's
     """
@@ -193,7 +193,7 @@ def _open(path: Path, flags: int) -> int:
         fd = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno == errno.ENXIO:
-            raise OSError(errno.ENXIO, "nobody reads this pipe") from None
+            raise OSError(errno.ENXIO, "no process reads this pipe") from None
         raise
     os.set_blocking(fd, True)
     return fd
@@ -207,7 +207,7 @@ def _lstat(path: Path) -> os.stat_result | None:
 
 
 def _trusted(path: Path) -> None:
-    """Refuse what somebody else put where everybody may put something.
+    """Refuse another user's file in a world-writable folder.
 
     :raises PermissionError: a link or folder of another user's in a world-writable directory
     """

@@ -30,7 +30,7 @@ DEVICE = "sim:rk3588"
 
 
 class CheckFailed(Exception):
-    """Something is not as it has to be; the message says what."""
+    """A check failed; the message names it."""
 
 
 def main() -> int:
@@ -115,7 +115,7 @@ def installed(python: str, wheel: Path, place: Path) -> None:
 
 
 def works(env: Path, folder: Path) -> None:
-    """What a user would do first, and what a packager would look for."""
+    """Check a user's first commands, and the files that a packager expects."""
     rcdrv = env / "bin/rcdrv"
     where = run([env / "bin/python", "-c", "import rcdrv; print(rcdrv.__file__)"], cwd=folder)
     expect(Path(where.strip()).is_relative_to(env), f"another rcdrv is used: {where}")

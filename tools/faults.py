@@ -32,8 +32,8 @@ Cases that are skipped without any fault are left out. What no case catches is s
 """
 
 UNCAUGHT = {
-    "slow": "nothing: within the time-out, as it has to be",
-    "doorbell-late": "nothing: within the time-out, as it has to be",
+    "slow": "nothing: within the time-out, as it must be",
+    "doorbell-late": "nothing: within the time-out, as it must be",
     "offset-changes": "nothing: DB_OFFSET is read once, and what was read is checked and used",
     "no-resource": "nothing fails: the subrange cases skip, as in the kselftest",
     "cap-loop": "`rcdrv info`, exit 1: no case needs the capability list",

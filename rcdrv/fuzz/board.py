@@ -1,9 +1,9 @@
 """Layouts on a board: its kernel's configfs sets them, over a shell on the endpoint.
 
 What can be set is what pci-epf-test and the EPC core offer there: the sizes of the BARs and the
-numbers of vectors (``Documentation/PCI/endpoint/pci-test-howto.rst``). Which controller it is
-nobody says, so there is no oracle for all of it. A layout is held against what was asked for, and
-against what the same board came to with the settings that it had.
+numbers of vectors (``Documentation/PCI/endpoint/pci-test-howto.rst``). The controller is unknown,
+so no oracle covers all of it. A layout is compared with the request, and with the outcome of the
+same board in its original settings.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def show_script(root: str) -> str:
 def apply_script(settings: Settings, root: str) -> str:
     """A POSIX shell script that stops and unlinks the function, sets it up, and starts it again.
 
-    Where a value is not taken the function is linked and started all the same.
+    Where a value is refused the function is still linked and started.
     """
     lines = []
     for key, value in settings.items():
@@ -128,9 +128,9 @@ class Shell:
         self._timeout = timeout
 
     def run(self, script: str) -> list[str]:
-        """What a script prints, line by line.
+        """Run a script and return its output by line.
 
-        :raises HostError: it fails, does not end in time, or somebody else than a shell read it
+        :raises HostError: it fails, does not end in time, or something other than a shell read it
         """
         name = shlex.join(self._command)
         try:
@@ -258,16 +258,16 @@ class Board:
 
 
 def _cases() -> Sequence[Case]:
-    """What concerns a layout: not what raises 2048 interrupts, nor what may hang an endpoint
+    """Cases that concern a layout: none that raises 2048 interrupts, nor what may hang an endpoint
     without a DMA engine."""
     wanted = ("BAR_TEST", "BAR_SUBRANGE_TEST", "CONSECUTIVE_BAR_TEST", "MSI_TEST", "DOORBELL_TEST")
     return [c for c in cases() if c.name.test in wanted or c.name.variant == "memcpy"]
 
 
 def judge(settings: Settings, base: Seen, seen: Seen) -> list[Finding]:
-    """What is wrong with a layout that was set.
+    """Findings of a layout that was set.
 
-    :param base: what the board came to as it was found
+    :param base: outcome of the board in its original settings
     """
     found = []
     for index in range(6):

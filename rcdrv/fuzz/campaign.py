@@ -1,4 +1,4 @@
-"""Many layouts: in blocks, so that what is found depends on the seed and not on who ran it.
+"""Many layouts, in blocks: findings depend on the seed alone, not on the worker.
 
 Block n of a seed has always the same examples. Workers take blocks, and blocks are looked at in
 their order; so a campaign can be split over processes and machines, stopped and taken up again.
@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What a campaign that is resumed must have in common with this one."""
+        """Properties that a resumed campaign must share with this one."""
         return {
             "seed": self.seed,
             "block": BLOCK,
@@ -115,7 +115,7 @@ class Progress:
 
 
 def try_table(table: Table, *, real_time: bool = False) -> Example:
-    """Run one table. One that is no layout has no outcome and no finding.
+    """Run one table. An invalid layout has no outcome and no finding.
 
     :param real_time: as in :class:`Plan`
     """
@@ -130,7 +130,7 @@ def try_table(table: Table, *, real_time: bool = False) -> Example:
 
 
 def _compare(real: Report, virtual: Report) -> None:
-    """Note where virtual time came to something else than it may. It leaves out some cases of large
+    """Note where virtual time had an unacceptable outcome. It leaves out some cases of large
     BARs."""
     for name, outcome in virtual.outcomes.items():
         if name not in virtual.open and real.outcomes.get(name) != outcome:

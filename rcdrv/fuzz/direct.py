@@ -1,4 +1,4 @@
-"""A software endpoint as a device of this very process, on virtual time.
+"""A software endpoint in this process, on virtual time.
 
 No socket, no process, no sleep: an access is a method call, and a wait sets the clock to the next
 thing that the endpoint does. What the server of :mod:`rcdrv.vfio_user` does between the two sides
@@ -22,7 +22,7 @@ from rcdrv.vfio_user.served import DmaFault
 from rcdrv.wait import Clock
 
 ACCESS_TIME = 20e-6
-"""Seconds of virtual time that an access takes, so that also a loop without a pause ends. About
+"""Seconds of virtual time that an access takes, so that a loop without a pause ends too. About
 what it takes over a socket."""
 
 _IOVA_LAST = (1 << 48) - 1
@@ -33,14 +33,14 @@ class Hang(BaseException):
 
 
 class VirtualClock(Clock):
-    """Time that passes only when somebody waits, or accesses the device."""
+    """Clock that advances only with a wait or an access."""
 
     def __init__(self) -> None:
         self.time = 1000.0
         self.endpoint: Endpoint | None = None
         """Whose events happen as the time comes."""
         self.limit = math.inf
-        """When somebody waits beyond this moment, he hangs."""
+        """A wait beyond this moment is a hang."""
         self.signals = 0
         """How often the endpoint has made a descriptor readable."""
         self.now = lambda: self.time
@@ -74,7 +74,7 @@ class VirtualClock(Clock):
         if endpoint is None or due is None or due > end:
             self.time = end
             return False
-        # Of looks that find nothing, only the last before somebody writes makes a difference.
+        # Of polls without a result, only the last before a write makes a difference.
         self.time = end if endpoint.idle else max(self.time, due)
         endpoint.run()
         return True
@@ -172,7 +172,7 @@ class Direct:
             self.endpoint.detach()
 
     def left_behind(self) -> list[str]:
-        """What a closed session should have given back."""
+        """Resources that a closed session failed to release."""
         armed = [kind.name for kind, vectors in self._vectors.items() if vectors]
         left = [f"{' and '.join(armed)} still armed"] if armed else []
         if self._memory:

@@ -1,4 +1,4 @@
-"""What must come out of a layout, from the layout alone.
+"""Expected outcome of each case, derived from the layout alone.
 
 Written from the protocol (``pci-epf-test.c``, ``pci-epc-core.c``, ``pcie-designware-ep.c``) and
 not from the code of the two sides, which it is there to judge. Where a misbehaving endpoint leaves
@@ -113,7 +113,7 @@ class Oracle:
         """Whether the host sees the BAR with the registers."""
         return self.bars[self.layout.register_bar] is not None
 
-    # -- how the root complex has to be started ---------------------------------------------------
+    # -- how the root complex must be started ---------------------------------------------------
 
     @property
     def reg_bar(self) -> int | None:
@@ -150,7 +150,7 @@ class Oracle:
     # -- what must come out -----------------------------------------------------------------------
 
     def expect(self, case: Case, *, again: bool = False) -> Outcomes:
-        """The outcomes of a case that are right.
+        """Return the acceptable outcomes of a case.
 
         :param again: in a second session with the same endpoint
         """
@@ -336,7 +336,7 @@ class Oracle:
                     return None  # pci_epc_set_bar() refuses a size of 0
                 address = layout.doorbell_address
                 offset = address % bar.size
-                # The window's target has to be a multiple of the controller's granularity.
+                # The window's target must be a multiple of the controller's granularity.
                 return None if (address - offset) % layout.align else (index, offset)
         return None
 

@@ -44,7 +44,7 @@ def _value(value: object) -> str:
 
 
 def save(folder: Path, finding: Finding, table: Table) -> Path:
-    """Write a finding, under a name that says what it is."""
+    """Write a finding to a file named after its kind."""
     make_folder(folder)
     slug = re.sub(r"[^a-z0-9]+", "-", f"{finding.kind} {finding.what}".lower()).strip("-")
     path = folder / f"{slug[:80]}.toml"

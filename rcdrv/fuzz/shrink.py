@@ -1,4 +1,4 @@
-"""The smallest layout that still shows a finding: nothing in it is there by chance.
+"""Shrink a layout to the smallest that still shows a finding.
 
 Works on the table and not on what hypothesis drew, so that it is also the way to shorten a layout
 that was written by hand, and each key that is left has been tried without.
@@ -19,7 +19,7 @@ MOST_TRIES = 1000
 
 
 def shrink(table: Table, shows: Callable[[Table], bool]) -> Table:
-    """Drop keys and make values simple for as long as ``shows`` says that the finding is there."""
+    """Drop keys and simplify values while ``shows`` confirms the finding."""
     tries = 0
     changed = True
     while changed:

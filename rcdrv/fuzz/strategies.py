@@ -92,7 +92,7 @@ _TRANSFERS = st.sampled_from(
             [None, None, 4, 256, 1 * K, 64 * K],
             [None, None, None, False],
         )
-        # Where it is aligned by nobody, coarser windows depend on where the buffers are.
+        # Without a required alignment, coarser windows depend on the place of the buffers.
         if not (outbound == 64 * K and unaligned is False)
         for keys in [{"dma": dma, "outbound_align": outbound, "unaligned_access": unaligned}]
     ]
@@ -169,7 +169,7 @@ _ODD_CAPS = st.sampled_from(list(product(range(64), [0, 0x80, 0xFC0])))
 
 @st.composite
 def tables(draw: DrawFn, *, hostile: bool = True, largest: int = LARGEST) -> Table:
-    """The table of a layout. Not each one fits together: parse_layout() refuses the rest.
+    """Table of a layout. Some contradict themselves: parse_layout() refuses those.
 
     :param hostile: also what no controller has
     :param largest: bytes of a BAR at most; from 1 MiB on

@@ -66,7 +66,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """What one layout came to."""
+    """Outcome of one layout."""
 
     outcomes: dict[str, str] = field(default_factory=dict)
     """By case; those of the second session have ``again`` behind their name."""
@@ -348,7 +348,7 @@ def _walk_capabilities(report: Report, oracle: Oracle, function: Function) -> No
 
 
 def _check_rest(report: Report, oracle: Oracle, watch: Watch, device: Direct | None) -> None:
-    """What a closed session must have given back."""
+    """Resources that a closed session must have released."""
     if device is not None:
         for left in device.left_behind():
             report.find("left", left.lstrip("0123456789 "), left)

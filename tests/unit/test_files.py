@@ -127,7 +127,7 @@ def test_streams(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert capfd.readouterr().out == "shown"
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(HostError, match="nobody reads this pipe"):
+    with pytest.raises(HostError, match="no process reads this pipe"):
         replace_file(tmp_path / "fifo", b"")
 
 

@@ -15,7 +15,7 @@ from tools.lab.endpoint import Endpoint
 from tools.lab.errors import LabError
 from tools.lab.guest import Guest
 
-PRESET = "generic"  # everything passes there, so nobody waits for what does not come
+PRESET = "generic"  # everything passes there, so no judge waits in vain
 _HOME = "/opt/bench"
 _TICK = "both wait for two ticks of the endpoint; the rest is Python in an emulated processor"
 _PYTHON = (
@@ -24,7 +24,7 @@ _PYTHON = (
 )
 
 Medians = dict[str, list[float]]
-"""What was done, and the median of each round in nanoseconds."""
+"""Median of each round in nanoseconds, by operation."""
 
 
 def rows(library: Path, *, quick: bool) -> Iterator[Row]:

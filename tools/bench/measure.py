@@ -52,7 +52,7 @@ class Kind(Enum):
 
 
 class Target(NamedTuple):
-    """What is wanted of a row."""
+    """Target of a row."""
 
     kind: Kind
     limit: float

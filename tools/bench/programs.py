@@ -1,4 +1,4 @@
-"""rcdrv as a program: its start, its memory, and what a campaign of fuzz comes to."""
+"""rcdrv as a program: its start, its memory, and the rate of a fuzz campaign."""
 
 from __future__ import annotations
 

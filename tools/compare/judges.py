@@ -115,7 +115,7 @@ def measure(guest: Guest, endpoint: Endpoint, runs: int) -> Timing:
 
 
 def left_out(preset: str) -> tuple[str, ...]:
-    """Variants that hang the kernel's driver: it waits for ever where nobody does DMA."""
+    """Variants that hang the kernel's driver: it waits for ever on an endpoint without DMA."""
     return ("dma",) if load_layout(preset).dma is Dma.NONE else ()
 
 
@@ -149,7 +149,7 @@ def _timed(argv: Sequence[str]) -> list[str]:
 
 
 def _seconds(guest: Guest) -> float:
-    """What a timed command took; behind a line about its status, if that was not 0."""
+    """Seconds of a timed command, from the last line: a status other than 0 has a line before."""
     return float(guest.get(_SECONDS).split()[-1])
 
 

@@ -22,7 +22,7 @@ _TIMEOUT = "Test terminated by timeout"
 
 @dataclass(frozen=True)
 class Outcome:
-    """A verdict, and what it is based on."""
+    """A verdict and its evidence."""
 
     verdict: str
     """``pass``, ``fail``, ``skip`` or another verdict of rcdrv's; or one of the two below."""

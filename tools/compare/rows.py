@@ -23,7 +23,7 @@ class Row:
 
     @property
     def fine(self) -> bool:
-        """Both passed, or both skipped for the same reason: nothing has to be explained."""
+        """Whether both passed, or both skipped for the same reason: no explanation is needed."""
         if self.kernel.verdict == self.rcdrv.verdict == "skip":
             words = self.rcdrv.words[0] if self.rcdrv.words else ""
             return (
@@ -78,7 +78,7 @@ def rows_of(
 
 
 def explain(row: Row, known: Sequence[Explanation] = EXPLANATIONS) -> Explanation | None:
-    """What accounts for a row that is not fine; None where nothing does."""
+    """Explanation of a row that is not fine; None without one."""
     if row.fine:
         return None
     return next((entry for entry in known if row.is_explained_by(entry)), None)
@@ -94,7 +94,7 @@ def stale(
     presets: Iterable[str],
     known: Sequence[Explanation] = EXPLANATIONS,
 ) -> Iterator[Stale]:
-    """What is accounted for and did not happen on these presets."""
+    """Explanations that no row of these presets needs."""
     happened = {(row.preset, row.case): row for row in rows}
     present = set(presets)
     for entry in known:

@@ -67,13 +67,13 @@ def session(block: str) -> list[Step]:
 def run(steps: Sequence[Step]) -> list[list[str]]:
     """What each command prints.
 
-    :raises RuntimeError: a command failed whose status nobody asks for
+    :raises RuntimeError: a command failed, and the example does not show its status
     """
     lines = ["exec 2>&1", "status=0"]
     for step in steps:
         command = step.command
         if command.endswith("&"):
-            # What it says could come at any time.
+            # Its output could come at any time.
             command = f"{command[:-1]} >/dev/null 2>&1 &"
         lines += ["printf '\\036'", '(exit "$status")', command, "status=$?"]
         socket = re.search(r"--socket (\S+).*&$", command)

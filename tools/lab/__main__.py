@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def replay_saved(options: argparse.Namespace) -> int:
-    """Replay the fuzzer's saved layouts: 1 if one of them came to a finding."""
+    """Replay the fuzzer's saved layouts: 1 if one of them shows a finding."""
     found = False
     for one in replay(list(saved_files(options.where))):
         found = found or bool(one.findings)

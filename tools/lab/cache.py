@@ -1,4 +1,4 @@
-"""What is built once and kept: one folder for each part, named after the recipe that made it."""
+"""Cache of built parts: one folder each, named after the recipe that made it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _only_builder(home: Path) -> Iterator[None]:
             say("waiting for another builder to finish")
             fcntl.flock(lock, fcntl.LOCK_EX)
         for abandoned in home.glob(".building-*"):
-            shutil.rmtree(abandoned)  # we hold the lock: nobody is at work there
+            shutil.rmtree(abandoned)  # we hold the lock: no build is running there
         _is_builder = True
         try:
             yield

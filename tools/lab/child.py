@@ -13,7 +13,7 @@ from typing import IO
 
 
 class Log:
-    """What a program writes, kept in a file up to a size, and its last part in memory.
+    """Output of a program, kept in a file up to a size, and its tail in memory.
 
     QEMU writes without end when a vfio-user server dies under it.
     """
@@ -97,7 +97,7 @@ class Child:
 
     @property
     def died(self) -> bool:
-        """It ended, and nobody asked it to."""
+        """Whether it ended unasked."""
         return not self.stopped and self.status is not None
 
     @property

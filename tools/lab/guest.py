@@ -166,7 +166,7 @@ class Guest:
         )
 
     def wait(self, process: Process) -> Result:
-        """Wait for a command; a guest that hangs is ended, so that nobody waits for it again."""
+        """Wait for a command; a guest that hangs is ended, so that no later call waits for it."""
         try:
             return process.wait()
         except LabError as error:

@@ -1,4 +1,4 @@
-"""What a guest boots: Debian's stock kernel, and an initramfs with modules and Python."""
+"""Boot image of a guest: Debian's stock kernel, and an initramfs with modules and Python."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ACCOUNTS = {
 
 @dataclass(frozen=True)
 class Image:
-    """What a guest of one architecture boots."""
+    """Boot image of one architecture."""
 
     folder: Path
 

@@ -138,7 +138,7 @@ class DeviceFuzzer:
         seconds: float | None = None,
         on_sequence: Callable[[int, Sequence[Step], Found | None], None] = lambda *_: None,
     ) -> Campaign:
-        """Sequences until something is found, which is made short then.
+        """Run sequences until one shows a fault, and shorten that one.
 
         :param examples: at most so many sequences
         :param seconds: begin no other after so long
@@ -160,7 +160,7 @@ class DeviceFuzzer:
         return campaign
 
     def replay(self, steps: Sequence[Step]) -> Found | None:
-        """Do just these.
+        """Run only these.
 
         :raises UsageError: one of them makes no sense, or may harm what was not named
         """
@@ -174,7 +174,7 @@ class DeviceFuzzer:
             if model.tainted:  # what comes of it shows now, or never
                 yield Step("disable")
                 yield Step("raise")
-        # What was hidden comes back, and what was written is still there.
+        # Hidden memory comes back, and its contents are still there.
         if model.enabled:
             yield Step("disable", irq=Irq(IrqChoice.POLL))
         for bar, memory in model.memory.items():
@@ -260,7 +260,7 @@ class DeviceFuzzer:
         first = shows(found.steps)
         if first is None:
             return found, not found.dead  # a board that is dead shows nothing any more
-        # What is seen now and then only has to be looked for as often as it took.
+        # An intermittent fault needs as many tries as the first time took.
         found, repeats = first, tries
         return shorten(found, shows), False
 
@@ -276,7 +276,7 @@ def _found(steps: Sequence[Step], kind: str, message: str, dead: bool = False) -
 
 
 def script(found: Found, address: str, options: Options, origin: str) -> str:
-    """For a shell: does the same again, and exits with 1 where it comes to the same."""
+    """Shell script that repeats the steps, and exits with 1 where the fault shows."""
     device = '"${RCDRV_DEVICE:-' + re.sub(r'(["$`\\])', r"\\\1", address) + '}"'
     words = ["exec rcdrv fuzz device --device", device, *map(shlex.quote, options.words())]
     # Where not even the first step was reached, any will do.

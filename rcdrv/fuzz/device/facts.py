@@ -1,4 +1,4 @@
-"""What is known of a fuzzed device beforehand, and what a step of a sequence showed of it."""
+"""Facts about a fuzzed device before the first step, and the result of a step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the endpoint before the first step."""
+    """Facts about the endpoint before the first step."""
 
     bars: Mapping[int, int]
     """Bytes of each memory BAR, by number."""
@@ -76,7 +76,7 @@ class Seen:
     """What the source buffer had, and ``received`` all of the target buffer afterwards."""
     received: bytes = b""
     value: int | None = None
-    """What an access read."""
+    """Value that an access read."""
     outcome: str = ""
     """``pass``, or how rcdrv's driver ended: ``fail wrong-bar``; of an access ``refused``."""
 

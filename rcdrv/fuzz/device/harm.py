@@ -1,4 +1,4 @@
-"""What a step could do to an endpoint's kernel (Linux 7.3), and so is not done unless named.
+"""Harm that a step can do to an endpoint's kernel (Linux 7.3). Such a step needs consent by name.
 
 Each class is a thing that ``drivers/pci/endpoint/functions/pci-epf-test.c`` takes from the host
 unchecked. A model that knows the endpoint's state is needed: DISABLE is harmless behind an ENABLE.
@@ -96,7 +96,7 @@ _NONSENSE: tuple[tuple[tuple[str, ...], _Test, str], ...] = (
         ),
         "the test registers are not for poking",
     ),
-    # What is not announced, an older kernel may not know, or do without saying so.
+    # An older kernel may lack an unannounced command, or support it silently.
     (
         _DOORBELL,
         lambda _step, model: not model.facts.caps & Caps.DYNAMIC_INBOUND_MAPPING,
@@ -111,7 +111,7 @@ _NONSENSE: tuple[tuple[tuple[str, ...], _Test, str], ...] = (
     (
         (*_RINGS, "cycle", "expect"),
         lambda _step, model: model.tainted,
-        "DB_BAR was overwritten, so nobody knows where the doorbell is",
+        "DB_BAR was overwritten, so the place of the doorbell is unknown",
     ),
     (
         _SUBRANGE,
@@ -145,7 +145,7 @@ _NONSENSE: tuple[tuple[tuple[str, ...], _Test, str], ...] = (
 
 
 def check_sense(step: Step, model: Model) -> None:
-    """What is never done, whatever may be harmed.
+    """Steps that are never done, with any consent.
 
     :raises UsageError: there is no such thing to do, or now is not the time
     """

@@ -1,4 +1,4 @@
-"""What the memory behind a BAR has to hold, as far as anybody can know."""
+"""Expected contents of the memory behind a BAR, as far as they are known."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 class Memory:
     """``size`` bytes of the endpoint's memory, and in what order a BAR shows their halves.
 
-    Addressed as the BAR shows them. A byte that nobody has written or read yet is unknown.
+    Addressed as the BAR shows them. A byte that was neither written nor read yet is unknown.
     """
 
     def __init__(self, size: int) -> None:
@@ -21,7 +21,7 @@ class Memory:
             self._bytes[self._where(index)] = byte
 
     def expected(self, offset: int) -> int | None:
-        """The byte that has to be read there; None: any."""
+        """Return the expected byte; None: any."""
         where = self._where(offset)
         return self._bytes.get(where, self._fill[where * 2 // self.size])
 

@@ -1,9 +1,9 @@
-"""The protocol of pci-epf-test, as a model that says what each step must come to.
+"""Model of the pci-epf-test protocol: the expected outcome of each step.
 
 Written from ``drivers/pci/endpoint/functions/pci-epf-test.c`` (Linux 7.3) and from nothing of
 :mod:`rcdrv.sim`, so that the two can disagree. Where the protocol leaves it to the endpoint
 (whether it has a DMA engine, whether it can raise INTx, whether a BAR's halves can be mapped), the
-first answer of a sequence is taken, and every later one has to be the same.
+first answer of a sequence is taken, and every later one must equal it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _IRQ_TYPES = {
 
 
 class Model:
-    """What is so now. :meth:`judge` takes steps in the order in which they are done.
+    """Current state. :meth:`judge` takes steps in the order of execution.
 
     :param registers: all of them, as they were found
     """
@@ -41,7 +41,7 @@ class Model:
         self.swapped: set[int] = set()
         """BARs with a subrange mapping."""
         self.memory = {bar: Memory(facts.bars[bar]) for bar in facts.writable}
-        self.memory[facts.reg_bar] = Memory(4)  # MAGIC, which nobody uses
+        self.memory[facts.reg_bar] = Memory(4)  # MAGIC, which is unused
         self.learned: dict[str, object] = {}
         self.tainted = False
         """The host has overwritten DB_BAR of an enabled doorbell."""
@@ -68,9 +68,9 @@ class Model:
         self.tainted = False
 
     def judge(self, step: Step, seen: Seen) -> None:
-        """Compare, and go on from there.
+        """Compare a step with the model, and advance the model.
 
-        :raises Wrong: it came to something else
+        :raises Wrong: the outcome differs
         """
         checks = {
             "enable": self._enable,
@@ -93,7 +93,7 @@ class Model:
         checks[step.verb](step, seen)
 
     def _learn(self, what: str, value: object, text: str) -> None:
-        """The first answer counts; a later one has to be the same."""
+        """Record the first answer; a later one must equal it."""
         first = self.learned.setdefault(what, value)
         if first != value:
             raise Wrong(what, f"{what}: {text}, unlike before")
@@ -166,7 +166,7 @@ class Model:
             if value != wanted and register not in (Reg.COMMAND, Reg.STATUS):
                 raise Wrong(
                     f"register {register.name}",
-                    f"{register.name} reads {value:#x}, and has to be {wanted:#x}",
+                    f"{register.name} reads {value:#x}, expected {wanted:#x}",
                 )
 
     def _swallowed(self, seen: Seen) -> bool:
@@ -176,7 +176,7 @@ class Model:
         )
 
     def _no_dma(self, step: Step, seen: Seen) -> bool:
-        """Whether it was swallowed because of USE_DMA, which has to be so always or never."""
+        """Whether USE_DMA swallowed it, which must hold always or never."""
         if not step.dma:
             return False
         swallowed = self._swallowed(seen)

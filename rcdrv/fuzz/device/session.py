@@ -1,6 +1,6 @@
-"""The hands of the fuzzer: does steps on an endpoint, through rcdrv's driver.
+"""Execute steps on an endpoint through rcdrv's driver.
 
-Whatever it came to, at the end the doorbell is disabled and subrange mappings are cleared, as far
+In any case, at the end the doorbell is disabled and subrange mappings are cleared, as far
 as the endpoint answers.
 """
 
@@ -37,7 +37,7 @@ Opener = Callable[[], Function]
 """Opens the function."""
 
 _QUIET = 0.02
-"""Seconds after which nothing more comes of what was asked: two ticks of the slowest endpoint, and
+"""Seconds after which no more answer comes: two ticks of the slowest endpoint, and
 as long as the endpoint's doorbell thread may take for a ring that it did not merge."""
 
 _SLOWEST = 1_000_000.0  # bytes a second that a transfer gets at the least
@@ -120,7 +120,7 @@ class Session:
     # -- the beginning and the end ----------------------------------------------------------------
 
     def _revive(self) -> None:
-        """What an earlier run left in COMMAND goes with a reset, if the endpoint looks at it."""
+        """Clear a COMMAND that an earlier run left: a reset does, if the endpoint honours it."""
         driver = self.driver
         deadline = self.function.deadline(self._timeout)
         while driver.read(Reg.COMMAND) and not deadline.expired:
@@ -131,7 +131,7 @@ class Session:
             driver.write(Reg.COMMAND, 0)
 
     def clean(self) -> None:
-        """Disable the doorbell, clear subrange mappings: whoever made them.
+        """Disable the doorbell and clear subrange mappings, also those of another driver.
 
         :raises RcdrvError: the endpoint does not do that
         """
@@ -181,7 +181,7 @@ class Session:
     # -- steps ------------------------------------------------------------------------------------
 
     def do(self, step: Step) -> Seen:
-        """Do it, whatever it does: :func:`rcdrv.fuzz.device.harm.harm_of` is for the caller.
+        """Execute a step. The caller checks :func:`rcdrv.fuzz.device.harm.harm_of` first.
 
         :raises RcdrvError: what rcdrv itself has to say about the endpoint
         """

@@ -14,12 +14,12 @@ _PAIRS_UP_TO = 12
 
 @dataclass(frozen=True)
 class Found:
-    """A sequence whose last step comes to what it must not."""
+    """A sequence whose last step has a wrong outcome."""
 
     steps: tuple[Step, ...]
     """None where the endpoint could not even be made ready for the first one."""
     kind: str
-    """What is wrong, in a word or two; the same for whatever shows the same."""
+    """Kind of fault in a word or two; equal for sequences that show the same fault."""
     message: str
     dead: bool = False
     """The endpoint takes no command any more."""
@@ -36,11 +36,11 @@ class Found:
 
 
 Shows = Callable[[Sequence[Step]], "Found | None"]
-"""Does the steps, and says whether that comes to the same."""
+"""Run the steps; return whether they show the same fault."""
 
 
 def shorten(found: Found, shows: Shows) -> Found:
-    """Leave out steps and arguments, as long as it shows the same; the last step stays.
+    """Leave out steps and arguments while the fault remains; the last step stays.
 
     :param shows: is asked for nothing that makes no sense; ``found`` itself it has shown
     """

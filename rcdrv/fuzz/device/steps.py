@@ -1,4 +1,4 @@
-"""Steps: what a sequence consists of, and how a script writes them.
+"""Steps of a sequence, and their text form in a script.
 
 One word each, a verb with its arguments behind commas: ``setup,bar=2``,
 ``copy,size=1025,dma,irq=msix:3``, ``poke,bar=2,offset=0x10,width=16,value=0x1234``.
@@ -27,7 +27,7 @@ class Irq(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do. What a verb does not take is left at its default."""
+    """One step. Arguments that the verb does not take stay at their defaults."""
 
     verb: str
     bar: int = 0
@@ -145,7 +145,7 @@ def _text(key: str, value: object) -> str:
 
 
 def parse_step(text: str) -> Step:
-    """The step that ``text`` writes.
+    """Parse the step in ``text``.
 
     :raises UsageError: it is none
     """

@@ -245,7 +245,7 @@ class Agent:
         try:
             self._commands[number] = Command(self, number, start)
         except (OSError, ValueError, KeyError) as error:
-            # What a shell says: 127 for a command that is not there, 126 for one it cannot run.
+            # As a shell: 127 for a missing command, 126 for one that cannot be run.
             status = 127 if isinstance(error, FileNotFoundError) else 126
             self.send(Kind.STDERR, number, f"{start['argv'][0]}: {error}\n".encode())
             how = Exit(status=status, timed_out=False, error="")

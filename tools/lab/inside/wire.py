@@ -14,7 +14,7 @@ _HEADER = struct.Struct("!BII")
 
 
 class Kind(enum.IntEnum):
-    """What a message is about; its payload is raw bytes or the JSON of a class below."""
+    """Kind of a message; its payload is raw bytes or the JSON of a class below."""
 
     # to the guest
     START = 1  # Start

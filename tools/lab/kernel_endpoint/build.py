@@ -30,7 +30,7 @@ INITCALLS = (
     r" s/^static (int|void) (__init|__exit) (pci_epc|pci_epf|pci_ep_cfs)_(init|exit)\(/"
     r"\1 \2 \3_\4(/"
 )
-"""What is changed, by sed: the core's initcalls are no module's own."""
+"""Changes by sed: a module cannot have the initcalls of the core."""
 CHANGED = ("pci-epc-core.c", "pci-epf-core.c", "pci-ep-cfs.c")
 UNCHANGED = (
     *("pci-epc-mem.c", "pci-ep-msi.c", "pci-epf-test.c", "pci-epf-vntb.c", "ntb_core.c"),

@@ -270,7 +270,7 @@ class Function(ServedDevice):
     def read(self, region: int, offset: int, size: int) -> bytes:
         config = self._config
         if config is None:
-            return b"\xff" * size  # stopped: nobody answers
+            return b"\xff" * size  # stopped: no completer
         if region == CONFIG_REGION:
             return config.read(offset, size)
         data = self._read_bar(region, offset, size) if config.responds else b"\xff" * size
