@@ -98,22 +98,12 @@ class Doorbell:
         self.location: Location | None = None
         """Where it is rung."""
         self.left_enabled = False
-        self._surplus = driver.surplus
-        self._owed = 0
-
-    @property
-    def stray(self) -> int:
-        """Interrupts beyond one for each command and each ring.
-
-        A ring that nobody waited for, or for which the wait was too short, may still be answered
-        with one.
-        """
-        return max(0, self._driver.surplus - self._surplus - self._owed)
 
     # -- enable and disable -------------------------------------------------------------------
 
     def __enter__(self) -> Doorbell:
         driver = self._driver
+        driver.count_strays()
         if not driver.caps & Caps.DYNAMIC_INBOUND_MAPPING and not self._force:
             driver.check_caps_order()
             raise NotPassed(
@@ -121,7 +111,7 @@ class Doorbell:
                 f"the endpoint does not announce doorbells (CAPS {int(driver.caps):#010x} lacks"
                 " DYNAMIC_INBOUND_MAPPING)",
                 verdict=Verdict.SKIP,
-                hint="kernels 6.17 to 6.19 can do them without saying so: --force tries",
+                hint="kernels 6.17 to 6.19 can do them without saying so: `force` tries",
             )
         try:
             if self._override:
@@ -221,7 +211,7 @@ class Doorbell:
             raise NotPassed(
                 Reason.WRONG_BAR,
                 f"the endpoint's doorbell is in BAR{bar}, not in BAR{self._expect_bar}",
-                hint=f"ring it there with --bar {bar}, or leave --bar out",
+                hint=f"`bar={bar}` rings it there, and so does a ring without `bar`",
             )
         size = driver.function.bar(bar).size
         if offset % 4 or offset + 4 > size:
@@ -276,7 +266,7 @@ class Doorbell:
         """The ring itself: one 32-bit write, nothing else."""
         assert self._register is not None, "not entered"
         assert self.location is not None, "not entered"
-        self._owed += 1
+        self._driver.unanswered += 1
         self._register[0] = self.location.data
 
     def burst(self, count: int) -> None:
@@ -286,7 +276,7 @@ class Doorbell:
         interrupt is pending or it is not.
         """
         assert self.location is not None, "not entered"
-        self._owed += count
+        self._driver.unanswered += count
         window = self.location.window(self._driver.function)
         barrier()
         window.burst32(self.location.offset, self.location.data, count)
@@ -307,11 +297,12 @@ class Doorbell:
         self.write()
         answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
         if answer.answered and not answer.irq_lost:
-            self._owed -= 1
+            driver.unanswered -= 1
         return answer
 
     def settle(self) -> None:
-        """Give a second interrupt for the last ring the time to show up, as :attr:`stray`."""
+        """Give a second interrupt for the last ring the time to show up, as
+        :attr:`EpfTest.stray`."""
         self._driver.function.pause(SETTLE)
         self._driver.drop_interrupts()
 

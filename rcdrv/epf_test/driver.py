@@ -7,16 +7,16 @@ How the endpoint takes and answers a command is ``pci_epf_test_cmd_handler()`` o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import Enum
 from types import MappingProxyType
 
 from rcdrv import parts, pci
 from rcdrv.device import IrqKind
+from rcdrv.epf_test.answer import Answer as Answer
+from rcdrv.epf_test.answer import IrqChoice as IrqChoice
+from rcdrv.epf_test.probe import find_register_bar
 from rcdrv.epf_test.registers import (
     ANSWERS,
     BLOCK_SIZE,
-    KNOWN_CAPS,
-    NO_BAR,
     Caps,
     Command,
     Flags,
@@ -29,8 +29,7 @@ from rcdrv.epf_test.registers import (
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.interrupts import Interrupts
-from rcdrv.mmio import Window, barrier
-from rcdrv.record import fresh, mutable_record
+from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason, Verdict
 from rcdrv.wait import Deadline
 
@@ -61,67 +60,6 @@ SETTLE = 0.002
 """A second interrupt for one answer follows the first within microseconds; this many seconds are
 enough to see it."""
 
-_LOOK_AT_EP = "on the endpoint: is pci-epf-test bound and started, and what does its dmesg say?"
-
-
-class IrqChoice(Enum):
-    """How to learn that the endpoint has answered."""
-
-    AUTO = "auto"
-    MSI = "msi"
-    MSIX = "msix"
-    INTX = "intx"
-    POLL = "poll"
-
-
-@mutable_record
-class Answer:
-    """What came of one command, or of one ring."""
-
-    status: Status
-    """STATUS when the wait ended."""
-    answered: bool
-    """STATUS has IRQ_RAISED and one of the bits that belong to what was asked."""
-    latency_ns: int | None = None
-    """From the write to the answer as this program saw it; None without an answer."""
-    vectors: dict[int, int] = fresh(factory=dict)
-    """Interrupts that came with it: {vector, from 0: how often}."""
-    interrupted: bool = False
-    """Some interrupt came, with the answer or without."""
-    irq_lost: bool = False
-    """STATUS has the answer, the interrupt did not come."""
-    command_left: bool = False
-    """COMMAND was still set afterwards, which the endpoint clears before anything else."""
-    contradicts: bool = False
-    """STATUS says of a command both that it succeeded and that it failed."""
-
-    @property
-    def good(self) -> bool:
-        """Answered, and the command taken as it should be; what STATUS says is another matter."""
-        return self.answered and not self.command_left and not self.contradicts
-
-
-def find_register_bar(function: Function) -> int:
-    """The BAR with the test registers: the one of the part's ID, or BAR0, if it looks like them.
-
-    Else the only other one that does. Anybody can give an endpoint any ID, and what is at the
-    place of the registers on another part may be the controller's own. Looking is two to four
-    reads in a BAR and no write. Where none, or more than one, looks like them, the ID decides.
-    """
-    usual = parts.part_of(function.config.vendor_id, function.config.device_id).reg_bar
-    fitting = [
-        bar.index
-        for bar in function.bars
-        if bar is not None and bar.is_memory and bar.size >= BLOCK_SIZE
-    ]
-    # What an earlier run may have left in the others of its registers does not matter there.
-    if usual in fitting and _says_what_registers_say(function.bar(usual)):
-        return usual
-    others = [
-        index for index in fitting if index != usual and _looks_like_registers(function.bar(index))
-    ]
-    return others[0] if len(others) == 1 else usual
-
 
 # As plain integers: operations on flags take longer than a register read over a link.
 _RAISED = int(Status.IRQ_RAISED)
@@ -129,23 +67,6 @@ _RAISED = int(Status.IRQ_RAISED)
 
 def _is_answer(status: int, expected: int) -> bool:
     return status & _RAISED != 0 and status != ALL_ONES and status & expected != 0
-
-
-def _says_what_registers_say(window: Window) -> bool:
-    """Whether what only a pci-epf-test writes is there: CAPS and DB_BAR; memory of zeros is not."""
-    caps = window.read32(Reg.CAPS)
-    known = caps != 0 and not caps & ~KNOWN_CAPS
-    return known and window.read32(Reg.DB_BAR) in (*range(6), NO_BAR)
-
-
-def _looks_like_registers(window: Window) -> bool:
-    """Whether all of it could be a pci-epf-test, idle or stuck at a command that it does not
-    take."""
-    return (
-        _says_what_registers_say(window)
-        and window.read32(Reg.COMMAND) in (0, *Command)
-        and window.read32(Reg.IRQ_TYPE) <= IrqType.MSIX
-    )
 
 
 class EpfTest:
@@ -180,14 +101,14 @@ class EpfTest:
             # translation: a test of that BAR would write over whatever is there.
             raise UsageError(
                 f"{function.address} is no pci-epf-test: its class is that of pci-epf-vntb",
-                hint="rcdrv ntb drives it; --reg-bar N takes it for a pci-epf-test nevertheless",
+                hint="rcdrv ntb drives it; `reg_bar=N` takes it for a pci-epf-test nevertheless",
             )
         self.reg_bar = find_register_bar(function) if reg_bar is None else reg_bar
         self._regs = function.bar(self.reg_bar)
         if self._regs.size < BLOCK_SIZE:
             raise UsageError(
                 f"BAR{self.reg_bar} has {self._regs.size:#x} bytes, too few for the test registers",
-                hint="--reg-bar says where they are",
+                hint="`reg_bar` says where they are",
             )
         self.caps = Caps(self.read(Reg.CAPS))
         self.irq_choice = irq
@@ -202,10 +123,9 @@ class EpfTest:
         self._asked_ns = 0
         self.spin = False
         """Look for interrupts without sleeping: sooner seen, at the price of a busy processor."""
-        self.surplus = 0
-        """Interrupts so far that came without an answer to go with. Not counted for INTx: several
-        controllers assert the line for a millisecond or two, and it fires again and again
-        meanwhile, which is no fault."""
+        self._unmatched = 0
+        self.unanswered = 0
+        """Rings without an awaited answer. One interrupt each may still come."""
 
     # -- registers ----------------------------------------------------------------------------
 
@@ -262,7 +182,7 @@ class EpfTest:
                     Reason.NO_VECTORS,
                     f"{self.function.address} has no {kind.name}",
                     verdict=Verdict.SKIP,
-                    hint="--irq auto takes what there is",
+                    hint="`irq=auto` takes what there is",
                 )
             return IrqType[choice.name], kind
         # The order of pci_endpoint_test_set_irq() for IRQ_TYPE_AUTO: what CAPS announces, and
@@ -306,13 +226,26 @@ class EpfTest:
             self._interrupts.close()
             self._interrupts = None
 
+    @property
+    def stray(self) -> int:
+        """Interrupts beyond one for each command and each ring, since :meth:`count_strays`.
+
+        INTx is not counted: several controllers assert the line for a millisecond or two, and it
+        fires repeatedly meanwhile.
+        """
+        return max(0, self._unmatched - self.unanswered)
+
+    def count_strays(self) -> None:
+        """Start :attr:`stray` at 0."""
+        self._unmatched = self.unanswered = 0
+
     def drop_interrupts(self) -> None:
-        """Forget the interrupts that nobody has waited for, but for their number."""
+        """Discard pending interrupts, counting them as :attr:`stray`."""
         if self._interrupts is None:
             return
         dropped = sum(self._interrupts.take().values())
         if self.irq_kind is not IrqKind.INTX:
-            self.surplus += dropped
+            self._unmatched += dropped
             return
         deadline = self.function.deadline(_INTX_PULSE)
         while dropped and not deadline.expired:
@@ -408,11 +341,13 @@ class EpfTest:
             if left == ALL_ONES:
                 raise self.all_ones()
             if deadline.expired:
+                from rcdrv.epf_test.causes import Symptom, hint
+
                 raise NotPassed(
                     Reason.STUCK_COMMAND,
                     f"COMMAND still holds {decode(Reg.COMMAND, left)} after {self.timeout:g} s:"
                     " the endpoint does not take commands",
-                    hint=self.not_taken_hint(),
+                    hint=hint(Symptom.NOT_TAKEN, self.part),
                 )
             self.function.pause(0.001)
 
@@ -432,20 +367,17 @@ class EpfTest:
                 " order; newer kernels convert each with cpu_to_le32()",
             )
 
-    def not_taken_hint(self) -> str:
-        """What may be wrong with an endpoint that takes no commands."""
-        from rcdrv.epf_test.causes import Symptom, hint
+    def explain(self, answer: Answer, what: str) -> NotPassed:
+        """Return the verdict for ``what``, whose answer is not the expected one."""
+        from rcdrv.epf_test.explain import explain
 
-        return hint(Symptom.NOT_TAKEN, self.part)
+        return explain(self, answer, what)
 
     def all_ones(self) -> NotPassed:
-        """The verdict where the test registers read all ones, and the device is there."""
-        return NotPassed(
-            Reason.ALL_ONES,
-            f"the test registers in BAR{self.reg_bar} read all ones",
-            hint="is this the register BAR (--reg-bar)? Does the endpoint still map it? After a"
-            " reset, rcdrv doctor tells whether the BAR has lost its address",
-        )
+        """Return the verdict for test registers that read all ones on a device that is there."""
+        from rcdrv.epf_test.explain import all_ones
+
+        return all_ones(self)
 
     def _write_request(self, flags: Flags, vector: int) -> None:
         """FLAGS, IRQ_TYPE and IRQ_NUMBER: stale ones of an earlier run would spoil a command."""
@@ -491,7 +423,7 @@ class EpfTest:
             if answered and vectors:
                 return Answer(status, True, now - start_ns, vectors, interrupted=True)
             if self.irq_kind is not IrqKind.INTX:
-                self.surplus += sum(vectors.values())
+                self._unmatched += sum(vectors.values())
             if answered:
                 if grace is None:
                     grace = self.function.deadline(min(_IRQ_GRACE, deadline.remaining))
@@ -500,7 +432,7 @@ class EpfTest:
             elif deadline.expired:
                 if bits == ALL_ONES and interrupted and self.irq_kind is not IrqKind.INTX:
                     # One of them is that of the answer, which cannot be read any more.
-                    self.surplus -= 1
+                    self._unmatched -= 1
                 return Answer(status, False, interrupted=interrupted)
 
     def _next_interrupts(self, seconds: float) -> dict[int, int]:
@@ -524,56 +456,3 @@ class EpfTest:
                 return Answer(Status(bits), False)
             if spin.expired:
                 self.function.pause(0.001)
-
-    def explain(self, answer: Answer, what: str) -> NotPassed:
-        """The verdict for ``what`` when its answer is not the one that was hoped for."""
-        status = f"STATUS {int(answer.status):#010x} {decode(Reg.STATUS, int(answer.status))}"
-        if int(answer.status) == ALL_ONES:
-            return NotPassed(
-                Reason.ALL_ONES,
-                f"{what}: the test registers read all ones, though the device is there",
-                hint="the endpoint's inbound mapping of the register BAR may be gone",
-            )
-        if answer.command_left and answer.answered:
-            return NotPassed(
-                Reason.STUCK_COMMAND,
-                f"{what}: answered ({status}), but COMMAND is not cleared",
-                hint="pci-epf-test clears COMMAND first of all: what runs on the endpoint?",
-            )
-        if answer.contradicts:
-            return NotPassed(
-                Reason.WRONG_STATUS,
-                f"{what}: {status} says both success and failure",
-                hint="does the endpoint run another version of pci-epf-test, or another function?",
-            )
-        if answer.irq_lost:
-            return NotPassed(
-                Reason.IRQ_LOST,
-                f"{what}: answered ({status}), but no {self.irq_name} interrupt arrived",
-                hint=self._irq_hint(),
-            )
-        if not answer.answered and not answer.interrupted and not answer.status:
-            return NotPassed(
-                Reason.SILENT,
-                f"{what}: no answer in time"
-                + ("; it was not even taken" if answer.command_left else ""),
-                hint=self.not_taken_hint() if answer.command_left else _LOOK_AT_EP,
-            )
-        return NotPassed(
-            Reason.WRONG_STATUS,
-            f"{what}: {'an interrupt came, but ' if answer.interrupted else ''}"
-            f"{status} does not have the answer",
-            hint="does the endpoint run another version of pci-epf-test, or another function?",
-        )
-
-    def _irq_hint(self) -> str:
-        if self.irq_type is IrqType.INTX:
-            return "this controller may not be able to raise INTx (many cannot); try --irq msi"
-        msix = self.function.config.msix() if self.irq_type is IrqType.MSIX else None
-        hint = (
-            "does the endpoint's dmesg show 'Invalid MSI'? Is bus mastering on, and does the"
-            " path to the host pass memory writes? --irq poll works without interrupts"
-        )
-        if msix is not None and self.part.misplaces(msix.place):
-            hint += f". If --irq msi works: {self.part.msix_note(msix.place)}"
-        return hint

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from rcdrv.epf_test.doorbell import LOST_BAR_HINT, Doorbell, Location
-from rcdrv.epf_test.driver import Answer, EpfTest, find_register_bar
+from rcdrv.epf_test.driver import Answer, EpfTest
+from rcdrv.epf_test.probe import find_register_bar
 from rcdrv.epf_test.registers import Status
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
@@ -175,7 +176,7 @@ class RingRun:
                     self._announce(doorbell)
                     self._ring_cycle(doorbell)
             finally:
-                report.stray += doorbell.stray
+                report.stray += self._driver.stray
                 report.left_enabled = report.left_enabled or doorbell.left_enabled
             self._explain_silence(doorbell, rung, worked=acknowledged > 0)
         return report

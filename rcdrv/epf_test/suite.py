@@ -178,8 +178,8 @@ def _doorbell(driver: EpfTest, _progress: Progress) -> str:
         if failure is not None:
             raise failure
         doorbell.settle()
-        if doorbell.stray:
-            raise NotPassed(Reason.IRQ_TWICE, f"{doorbell.stray} interrupts too many for one ring")
+        if driver.stray:
+            raise NotPassed(Reason.IRQ_TWICE, f"{driver.stray} interrupts too many for one ring")
     assert doorbell.location is not None
     if doorbell.bar_is_lost():
         raise NotPassed(

@@ -274,7 +274,8 @@ class Session:
 
     def _command(self, step: Step, parameters: Mapping[Reg, int]) -> Seen:
         irq = self._arm(step)
-        driver, surplus = self.driver, self.driver.surplus
+        driver = self.driver
+        driver.count_strays()
         plain = not step.flags and step.type < 0 and not step.stale and irq.number > 0
         if plain and step.verb != "command" and not step.dma:
             answer = driver.command(
@@ -286,7 +287,7 @@ class Session:
             vectors, answered, left = answer.vectors, answer.answered, answer.command_left
         else:
             vectors, answered, left = self._raw(step, irq, parameters)
-        return self._settled(irq, vectors, surplus, answered, left, parameters)
+        return self._settled(irq, vectors, answered, left, parameters)
 
     def _raw(
         self, step: Step, irq: Irq, parameters: Mapping[Reg, int]
@@ -330,7 +331,6 @@ class Session:
         self,
         irq: Irq,
         vectors: dict[int, int],
-        surplus: int,
         answered: bool,
         left: bool,
         parameters: Mapping[Reg, int],
@@ -339,7 +339,7 @@ class Session:
         driver = self.driver
         self.function.pause(SETTLE)
         driver.drop_interrupts()
-        more = driver.surplus - surplus
+        more = driver.stray
         if more:
             first = min(vectors, default=irq.number - 1)
             vectors = {**vectors, first: vectors.get(first, 0) + more}
@@ -390,7 +390,8 @@ class Session:
 
     def _ring(self, step: Step) -> Seen:
         irq = self._arm(step)
-        driver, surplus = self.driver, self.driver.surplus
+        driver = self.driver
+        driver.count_strays()
         bar, offset, data = (
             driver.read(register) for register in (Reg.DB_BAR, Reg.DB_OFFSET, Reg.DB_DATA)
         )
@@ -423,4 +424,4 @@ class Session:
         answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
         if step.count > 1 or step.verb == "threads":
             self.function.pause(_QUIET)
-        return self._settled(irq, answer.vectors, surplus, answer.answered, False, {})
+        return self._settled(irq, answer.vectors, answer.answered, False, {})
