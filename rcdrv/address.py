@@ -98,7 +98,7 @@ def default_address() -> str:
     listed = "".join(f"\n  {candidate}" for candidate in found)
     raise HostError(
         "no endpoint found on this host" if not found else f"more than one endpoint here:{listed}",
-        hint="name one with --device ADDRESS; --device sim:rk3588 starts a software endpoint",
+        hint="name one: `address=ADDRESS`; `address=sim:rk3588` starts a software endpoint",
     )
 
 

@@ -41,14 +41,14 @@ def check(path: Path) -> None:
     :raises HostError: matplotlib is not installed
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--plot {path}: the name has to end in {', '.join(SUFFIXES)}")
+        raise UsageError(f"`path` {path}: the name has to end in {', '.join(SUFFIXES)}")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--plot {path}: there is no folder {path.parent}")
+        raise UsageError(f"`path` {path}: there is no folder {path.parent}")
     try:
         import matplotlib.figure  # noqa: F401 - only whether it is there
     except ImportError:
         raise HostError(
-            "--plot needs matplotlib, which is not installed", hint="pip install 'rcdrv[plot]'"
+            "`path` needs matplotlib, which is not installed", hint="pip install 'rcdrv[plot]'"
         ) from None
 
 

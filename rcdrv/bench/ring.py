@@ -30,7 +30,7 @@ class Method(Enum):
 
 
 def default_methods(driver: EpfTest) -> tuple[Method, ...]:
-    """All that this endpoint and the wish of the user (``--irq``) allow."""
+    """All that this endpoint and the wish of the user (``irq``) allow."""
     if driver.irq_choice is IrqChoice.POLL or driver.irq_kind is None:
         return Method.POLL, Method.WRITE, Method.BURST
     return tuple(Method)

@@ -175,7 +175,9 @@ def report_error(args: argparse.Namespace, error: RcdrvError) -> None:
 
 def print_error(error: RcdrvError) -> None:
     """One line what was wrong and one what to do, on stderr."""
-    complain(f"rcdrv: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
+    from rcdrv.cli.options import spell
+
+    complain(spell(f"rcdrv: {error.message}" + (f"\nhint: {error.hint}" if error.hint else "")))
 
 
 def complain(text: str) -> None:

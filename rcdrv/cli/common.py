@@ -254,10 +254,12 @@ class _Tracer:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """The one JSON document of this run."""
+    """Print the one JSON document of this run."""
     import json
 
-    json.dump(document, sys.stdout, indent=2)
+    from rcdrv.cli.options import spell_document
+
+    json.dump(spell_document(document), sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 

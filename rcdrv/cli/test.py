@@ -13,11 +13,13 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import drive, number, open_endpoint, print_json
+from rcdrv.cli.options import spell
 from rcdrv.cli.reconnect import add_reconnect, wait_until_back
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.suite import (
@@ -34,7 +36,7 @@ from rcdrv.report import for_terminal
 from rcdrv.report.tap import Tap, list_text
 from rcdrv.results.document import to_document
 from rcdrv.results.observer import Observer, Observers
-from rcdrv.results.result import Run
+from rcdrv.results.result import CaseResult, Run
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
 
@@ -145,6 +147,25 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     return 1 if result.failed else 0
 
 
+class _Spelled(Observers):
+    """Passes results on with options in the place of the parameters that they name."""
+
+    def case_finished(self, result: CaseResult) -> None:
+        super().case_finished(_spelled(result))
+
+    def finish(self, run: Run) -> None:
+        super().finish(replace(run, results=[_spelled(result) for result in run.results]))
+
+
+def _spelled(result: CaseResult) -> CaseResult:
+    return replace(
+        result,
+        message=spell(result.message),
+        hint=spell(result.hint),
+        diagnostics=tuple(spell(line) for line in result.diagnostics),
+    )
+
+
 class _Json(Observer):
     """One document at the end, also when the run is stopped."""
 
@@ -165,4 +186,4 @@ def _observer(args: argparse.Namespace) -> Observer:
         shown.append(Tap(sys.stdout))
     else:
         shown.append(for_terminal(sys.stdout))
-    return Observers(*shown)
+    return _Spelled(*shown)

@@ -122,9 +122,9 @@ class Shell:
         try:
             self._command = shlex.split(command)
         except ValueError as error:
-            raise UsageError(f"--ep {command!r}: {error}") from None
+            raise UsageError(f"`command` {command!r}: {error}") from None
         if not self._command:
-            raise UsageError("--ep: no command", hint="for instance --ep 'ssh root@board'")
+            raise UsageError("`command` is empty", hint="for instance ssh root@board")
         self._timeout = timeout
 
     def run(self, script: str) -> list[str]:
@@ -142,7 +142,7 @@ class Shell:
                 check=False,
             )
         except OSError as error:
-            raise UsageError(f"--ep: {self._command[0]}: {error.strerror}") from None
+            raise UsageError(f"`command`: {self._command[0]}: {error.strerror}") from None
         except subprocess.TimeoutExpired:
             raise HostError(
                 f"{name}: no end within {self._timeout:g} s",
@@ -160,7 +160,7 @@ class Shell:
                 status = f"ended by {signal.Signals(-done.returncode).name}"
             raise HostError(
                 f"{name}: {last or status}",
-                hint="what is run there is shown by --dry-run",
+                hint="rcdrv fuzz layout --ep COMMAND --dry-run shows what is run there",
             )
         return lines[:-1]
 

@@ -297,7 +297,7 @@ def _dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
         distributed: Any = import_module("distributed")  # it has no types
     except ImportError:
         raise HostError(
-            "--dask needs dask.distributed, which is not installed",
+            "`dask` needs dask.distributed, which is not installed",
             hint="pip install 'rcdrv[dask]'",
         ) from None
     try:
@@ -351,7 +351,9 @@ class _Record:
         except (ValueError, TypeError, LookupError, AttributeError):
             identity = None
         if identity != plan.identity:
-            raise UsageError(f"{path} is of another campaign: {head}", hint="choose another --out")
+            raise UsageError(
+                f"{path} is of another campaign: {head}", hint="choose another `folder`"
+            )
         self.blocks = [examples[start : start + BLOCK] for start in range(0, whole, BLOCK)]
         # A block that was cut off is run again.
         replace_file(path, ("\n".join([head, *lines[:whole]]) + "\n").encode())

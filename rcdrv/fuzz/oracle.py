@@ -117,7 +117,7 @@ class Oracle:
 
     @property
     def reg_bar(self) -> int | None:
-        """What ``--reg-bar`` a user has to give; None where the driver must find out itself."""
+        """The ``reg_bar`` that a user has to give; None where the driver must find it itself."""
         layout = self.layout
         if self._part is not parts.UNKNOWN_PART:
             return None if self._part.reg_bar == layout.register_bar else layout.register_bar

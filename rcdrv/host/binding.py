@@ -156,15 +156,15 @@ class Binder:
             listed = ", ".join(f"{one} ({driver})" for one, driver in blocking)
             raise HostError(
                 f"{address} shares IOMMU group {function.group} with {listed}",
-                hint="VFIO needs the whole group: --group binds them all, if you can do without "
-                "them; or move the endpoint to a slot with a group of its own",
+                hint="VFIO needs the whole group: `whole_group` binds them all, if you can do "
+                "without them; or move the endpoint to a slot with a group of its own",
             )
         for one in taken:
             kind = _PRECIOUS.get(one.class_code >> 16)
             if kind and one.driver not in (None, DRIVER) and not force:
                 raise HostError(
                     f"{one.address} is a {kind} device in use by {one.driver}",
-                    hint="this host may need it; if it does not, --force takes it",
+                    hint="this host may need it; if it does not, `force` takes it",
                 )
 
     def _noiommu_allowed(self) -> bool:
@@ -231,7 +231,7 @@ class Binder:
             if one.holders and not force:
                 raise HostError(
                     f"{one.address} is in use by {', '.join(one.holders)}",
-                    hint="end it, or let --force ask it to let go",
+                    hint="end it, or let `force` ask it to let go",
                 )
         for one in given:
             self._give_back(one, read_note(self._paths, one.address))

@@ -147,7 +147,7 @@ def check_present(subject: Subject) -> Finding:
         return bad(
             "no function on this host looks like one",
             "start it (with its link up), then: rcdrv rescan PORT, with the port it is behind; "
-            "rcdrv list --all shows what there is, and --device takes any of it",
+            "rcdrv list --all shows what there is; name any of it",
         )
     return ok(str(subject.function))
 

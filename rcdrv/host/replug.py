@@ -114,7 +114,7 @@ class Rescan:
         if used and not force:
             raise HostError(
                 f"behind {self.port.address} is in use: {', '.join(used)}",
-                hint="end or unbind it, or let --force take it away",
+                hint="end or unbind it, or let `force` take it away",
             )
         bound = {one.address for one in before if one.driver == DRIVER}
         for one in before:
@@ -169,11 +169,12 @@ class Rescan:
         if not link_is_up(self.port):
             return HostError(
                 f"waited {within:g} s for {what}: the link of {port} is down",
-                hint="is the endpoint powered, and its controller started? --wait waits longer",
+                hint="is the endpoint powered, and its controller started? `within` is how long"
+                " to wait",
             )
         return HostError(
             f"waited {within:g} s for {what}: the link of {port} is up, and nothing answers",
-            hint="has the endpoint a function bound and started? --wait waits longer",
+            hint="has the endpoint a function bound and started? `within` is how long to wait",
         )
 
 
@@ -197,14 +198,14 @@ def bus_reset(
     if used and not force:
         raise HostError(
             f"behind {port.address} is in use: {', '.join(used)}",
-            hint="end or unbind it, or let --force reset it all the same",
+            hint="end or unbind it, or let `force` reset it all the same",
         )
     # reset_subordinate_store() in drivers/pci/pci-sysfs.c: saves and restores config space.
     file = port.path / "reset_subordinate"
     if not file.exists():
         raise HostError(
             f"this kernel cannot reset all that is behind {port.address}",
-            hint="Linux 6.13 and later can; rcdrv reset without --bus resets the function alone",
+            hint="Linux 6.13 and later can; rcdrv reset ADDRESS resets the function alone",
         )
     try:
         write(file, "1")

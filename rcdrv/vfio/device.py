@@ -230,13 +230,13 @@ class VfioDevice:
         if error.errno == errno.ENOSPC:
             return HostError(
                 f"{vectors} cannot be had on this host",
-                hint="use polling or INTx: rcdrv's --irq",
+                hint="use polling or INTx: `irq`",
             )
         if kind is IrqKind.INTX and error.errno == errno.ENODEV and not self._is_gone():
             # vfio_intx_enable() in vfio_pci_intrs.c: pdev->irq is 0 or IRQ_NOTCONNECTED.
             return HostError(
                 f"{self.address}: this host routes no interrupt line to the function",
-                hint="use MSI, MSI-X or polling: rcdrv's --irq",
+                hint="use MSI, MSI-X or polling: `irq`",
             )
         if kind is IrqKind.INTX and error.errno == errno.EBUSY:
             # request_irq() without IRQF_SHARED, for a function that cannot disable its INTx.

@@ -51,7 +51,7 @@ class Target(NamedTuple):
 
     open: Opener
     address: str
-    """As ``--device`` names it."""
+    """As the user named it."""
     renew: Callable[[], None] = lambda: None
     """Make it as it was at first. A board cannot; it is only cleaned up before each sequence."""
 
@@ -227,7 +227,7 @@ class DeviceFuzzer:
         if harm and harm not in self._options.destructive:
             raise UsageError(
                 f"{step} may harm the endpoint here",
-                hint=f"--destructive {harm} does it all the same",
+                hint=f"`destructive={harm}` does it all the same",
             )
         check_sense(step, model)
 

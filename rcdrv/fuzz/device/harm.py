@@ -68,7 +68,7 @@ HARMS = {
 }
 
 CLASSES = {name: harm.what for name, harm in HARMS.items()}
-"""Every class that ``--destructive`` can name, and what it does."""
+"""Every class of ``destructive``, and what it does."""
 
 
 def harm_of(step: Step, model: Model) -> str:

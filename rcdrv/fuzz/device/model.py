@@ -331,7 +331,7 @@ class Model:
         self._whole_doorbell(seen, ["pass"])
 
     def _expect(self, step: Step, seen: Seen) -> None:
-        """The same with ``--bar``: refused if the doorbell is in another one."""
+        """The same with ``bar``: refused if the doorbell is in another one."""
         self._whole_doorbell(seen, ["pass", "fail wrong-bar"])
         if seen.outcome == "pass":
             self._learn("DB_BAR", step.bar, f"it is {step.bar}")

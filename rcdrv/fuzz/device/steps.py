@@ -97,7 +97,7 @@ VERBS: dict[str, tuple[str, ...]] = {
 
 ``enable``, ``disable``: the doorbell's commands alone. ``ring``: write the enabled doorbell.
 ``threads``: from two threads at once. ``cycle``: what ``rcdrv ring`` does, and ``expect``: the same
-with ``--bar``, but no ring. ``setup``, ``clear``: BAR_SUBRANGE. ``read``, ``write``,
+with ``bar``, but no ring. ``setup``, ``clear``: BAR_SUBRANGE. ``read``, ``write``,
 ``copy``: a transfer, named as in ``rcdrv test``. ``raise``: an interrupt. ``command``: a COMMAND
 that is none. ``db_bar``: write DB_BAR. ``peek``, ``poke``: one access. ``reset``: reset the
 function. ``reopen``: close it and open it, which resets it too where it can be reset.

@@ -41,7 +41,7 @@ def test_the_name_decides_the_format(tmp_path: Path, suffix: str, magic: bytes) 
 
 @pytest.mark.parametrize("name", ["ring", "ring.txt", "no-such-folder/ring.svg"])
 def test_a_name_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="--plot"):
+    with pytest.raises(UsageError, match="`path`"):
         plot.check(tmp_path / name)
 
 

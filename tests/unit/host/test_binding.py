@@ -88,7 +88,7 @@ def test_a_group_that_is_not_viable(bench: Bench) -> None:
     bench.tree.add("0000:01:00.1", driver="snd_hda_intel")
     with pytest.raises(HostError, match=r"group 7 with 0000:01:00\.1 \(snd_hda_intel\)$") as caught:
         bench.binder.bind(function)
-    assert "--group" in caught.value.hint
+    assert "`whole_group`" in caught.value.hint
     assert (bench.tree.writes, function.driver) == ([], "pci_endpoint_test")
 
 
@@ -203,7 +203,7 @@ def test_unbinding_what_is_in_use(bench: Bench) -> None:
     bench.tree.process(345, "rcdrv", bench.tree.paths.group_node("7"))
     with pytest.raises(HostError, match=r"in use by rcdrv \(pid 345\)") as caught:
         bench.binder.unbind(function)
-    assert "--force" in caught.value.hint
+    assert "`force`" in caught.value.hint
     assert function.driver == "vfio-pci"
 
     def blocked(path: Path, text: str) -> None:

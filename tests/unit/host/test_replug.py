@@ -110,7 +110,7 @@ def test_the_link_stays_down(bench: Bench) -> None:
     with pytest.raises(HostError, match="is down") as caught:
         bench.run()
     assert bench.scans == 0
-    assert "--wait" in caught.value.hint
+    assert "`within`" in caught.value.hint
 
 
 def test_stops_when_asked_to(bench: Bench) -> None:

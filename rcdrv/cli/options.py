@@ -1,0 +1,81 @@
+"""The command line's spelling of the parameters that messages name.
+
+Nothing below ``cli/`` knows an option: a message or a hint names a parameter of the API in
+backticks, alone (```reg_bar```) or with a value (```irq=poll```). The command line prints the
+option in its place (``--reg-bar``, ``--irq poll``).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+OPTIONS = {
+    # rcdrv.open, Endpoint.ring, Endpoint.test
+    "address": "--device",
+    "reg_bar": "--reg-bar",
+    "irq": "--irq",
+    "timeout": "--timeout",
+    "bar": "--bar",
+    "count": "--count",
+    "cycles": "--cycles",
+    "interval": "--interval",
+    "force": "--force",
+    "sizes": "--size",
+    "align": "--align",
+    "boundaries": "--boundaries",
+    "destructive": "--destructive",
+    # epf_vntb: choose_map, Vntb, the pingers
+    "control": "--ctrl-bar",
+    "doorbell": "--db-bar",
+    "peer_spad": "--spad-bar",
+    "windows": "--mw-bar",
+    "size": "--size",
+    "mtu": "--transport-mtu",
+    "ip": "--ip",
+    "peer_ip": "--peer-ip",
+    # host: Binder.bind, Rescan.run
+    "whole_group": "--group",
+    "no_reset": "--no-reset",
+    "within": "--wait",
+    # fuzz: Plan, board.Shell; bench.plot.draw
+    "command": "--ep",
+    "dask": "--dask",
+    "folder": "--out",
+    "path": "--plot",
+}
+"""Option of each parameter that a message may name."""
+
+_NAMED = re.compile(r"`([a-z_]+)(?:=([^`\s]*))?`")
+
+
+def spell(text: str) -> str:
+    """Return the text with options in the place of the parameters that it names in backticks."""
+    return _NAMED.sub(_option, text) if "`" in text else text
+
+
+def _option(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    option = OPTIONS.get(name)
+    if option is None:
+        return found[0]
+    return option if value in (None, "True") else f"{option} {value}"
+
+
+_TEXTS = ("message", "hint", "diagnostics")
+
+
+def spell_document(document: Any) -> Any:
+    """Return a copy of a JSON document in which messages, hints and diagnostics are spelled."""
+    if isinstance(document, dict):
+        return {
+            key: _spell_all(value) if key in _TEXTS else spell_document(value)
+            for key, value in document.items()
+        }
+    return [spell_document(one) for one in document] if isinstance(document, list) else document
+
+
+def _spell_all(value: Any) -> Any:
+    if isinstance(value, str):
+        return spell(value)
+    return [_spell_all(one) for one in value] if isinstance(value, list) else spell_document(value)
