@@ -65,6 +65,8 @@ class Function:
         self._dma = DmaAllocator(device)
         self._interrupts: Interrupts | None = None
         self._watched: dict[int, int] = {}
+        self.resets = 0
+        """Resets so far, by :meth:`reset`."""
         try:
             self._epoll = select.epoll()
             self._stack.callback(self._epoll.close)
@@ -316,6 +318,7 @@ class Function:
         if not self.device.can_reset():
             raise HostError(f"{self.address}: the function has no reset")
         command, before = self.config.command, self._inventory()
+        self.resets += 1
         self.device.reset()
         self.config.command = command
         self.check_alive()

@@ -135,7 +135,7 @@ class Doorbell:
 
     def _enable(self) -> None:
         driver = self._driver
-        before = driver.read(Reg.DB_BAR)
+        before = driver.read(Reg.DB_BAR) if driver.free_db_bar is None else driver.free_db_bar
         answer = self._send_enable()
         failed = bool(answer.status & Status.DOORBELL_ENABLE_FAIL)
         refused = answer.answered and failed and not answer.contradicts
@@ -246,6 +246,7 @@ class Doorbell:
         if answer.answered and answer.status & Status.DOORBELL_DISABLE_SUCCESS:
             self._enabled = self.left_enabled = False
             if answer.good and not answer.irq_lost:
+                driver.free_db_bar = NO_BAR  # pci_epf_test_doorbell_cleanup()
                 return
         elif answer.answered:
             message = "the endpoint could not disable its doorbell (DOORBELL_DISABLE_FAIL)"
@@ -361,10 +362,16 @@ class Doorbell:
 def stale_doorbell(driver: EpfTest) -> int | None:
     """The BAR in which the endpoint says that a doorbell is enabled, or None.
 
-    DB_BAR reads 0 before the first ENABLE and NO_BAR after a DISABLE.
+    DB_BAR reads 0 before the first ENABLE and NO_BAR after a DISABLE. Only this driver's ENABLE
+    can change that, so it is read once.
     """
+    if driver.free_db_bar is not None:
+        return None
     bar = driver.read(Reg.DB_BAR)
-    return bar if 1 <= bar <= 5 and bar != driver.reg_bar else None
+    if 1 <= bar <= 5 and bar != driver.reg_bar:
+        return bar
+    driver.free_db_bar = bar
+    return None
 
 
 def free_stale_doorbell(driver: EpfTest) -> None:

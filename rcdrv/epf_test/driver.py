@@ -6,17 +6,18 @@ How the endpoint takes and answers a command is ``pci_epf_test_cmd_handler()`` o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from rcdrv import parts, pci
 from rcdrv.device import IrqKind
 from rcdrv.epf_test.answer import Answer as Answer
 from rcdrv.epf_test.answer import IrqChoice as IrqChoice
+from rcdrv.epf_test.block import ALL_ONES as ALL_ONES
+from rcdrv.epf_test.block import RegisterBlock, Trace
 from rcdrv.epf_test.probe import find_register_bar
 from rcdrv.epf_test.registers import (
     ANSWERS,
-    BLOCK_SIZE,
     Caps,
     Command,
     Flags,
@@ -32,10 +33,6 @@ from rcdrv.interrupts import Interrupts
 from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason, Verdict
 from rcdrv.wait import Deadline
-
-ALL_ONES = 0xFFFFFFFF
-
-Trace = Callable[[str], None]
 
 _IRQ_KINDS = {IrqType.INTX: IrqKind.INTX, IrqType.MSI: IrqKind.MSI, IrqType.MSIX: IrqKind.MSIX}
 
@@ -69,7 +66,7 @@ def _is_answer(status: int, expected: int) -> bool:
     return status & _RAISED != 0 and status != ALL_ONES and status & expected != 0
 
 
-class EpfTest:
+class EpfTest(RegisterBlock):
     """A pci-epf-test endpoint, seen from the root complex.
 
     :param function: the open function; it stays the caller's to close
@@ -91,9 +88,6 @@ class EpfTest:
         timeout: float = 1.0,
         trace: Trace | None = None,
     ) -> None:
-        self.function = function
-        self.timeout = timeout
-        self._trace = trace
         config = function.config
         self.part = parts.part_of(config.vendor_id, config.device_id)
         if reg_bar is None and config.class_code >> 8 == pci.CLASS_MEMORY_RAM:
@@ -103,21 +97,17 @@ class EpfTest:
                 f"{function.address} is no pci-epf-test: its class is that of pci-epf-vntb",
                 hint="rcdrv ntb drives it; `reg_bar=N` takes it for a pci-epf-test nevertheless",
             )
-        self.reg_bar = find_register_bar(function) if reg_bar is None else reg_bar
-        self._regs = function.bar(self.reg_bar)
-        if self._regs.size < BLOCK_SIZE:
-            raise UsageError(
-                f"BAR{self.reg_bar} has {self._regs.size:#x} bytes, too few for the test registers",
-                hint="`reg_bar` says where they are",
-            )
+        super().__init__(
+            function, find_register_bar(function) if reg_bar is None else reg_bar, trace
+        )
+        self.timeout = timeout
         self.caps = Caps(self.read(Reg.CAPS))
         self.irq_choice = irq
         """What the caller asked for; :meth:`use_irq` may have changed what is in use."""
         self._interrupts: Interrupts | None = None
         self.irq_type, self.irq_kind = self._choose_irq(irq)
         self.in_flight: Command | None = None
-        """A command that was written and whose answer nobody has seen yet, because waiting for
-        it ended with an exception."""
+        """A command without an answer yet, because an exception ended the wait."""
         self.not_taken = False
         """The last command was not taken in time, whether it was taken back or not."""
         self._asked_ns = 0
@@ -126,35 +116,6 @@ class EpfTest:
         self._unmatched = 0
         self.unanswered = 0
         """Rings without an awaited answer. One interrupt each may still come."""
-
-    # -- registers ----------------------------------------------------------------------------
-
-    def read(self, register: Reg) -> int:
-        """One 32-bit read of a test register.
-
-        :raises DeviceLost: it reads all ones, and so does config space
-        """
-        value = self._regs.read32(register)
-        if self._trace is not None:
-            self._trace(
-                f"read  {register.name:13} {value:#010x} {decode(register, value)}".rstrip()
-            )
-        # DB_BAR is all ones after a disable, and what is data may be anything.
-        if value == ALL_ONES and register in (Reg.COMMAND, Reg.STATUS, Reg.CAPS, Reg.IRQ_TYPE):
-            self.function.check_alive()
-        return value
-
-    def write(self, register: Reg, value: int) -> None:
-        """One 32-bit write of a test register."""
-        if self._trace is not None:
-            self._trace(
-                f"write {register.name:13} {value:#010x} {decode(register, value)}".rstrip()
-            )
-        self._regs.write32(register, value)
-
-    def trace(self, line: str) -> None:
-        if self._trace is not None:
-            self._trace(line)
 
     # -- interrupts ---------------------------------------------------------------------------
 
@@ -273,7 +234,9 @@ class EpfTest:
         :raises DeviceLost: the device is gone
         """
         self.arm(vector + 1)
-        self._wait_until_idle()
+        self.forget_if_reset()
+        if not self.idle:
+            self._wait_until_idle()
         for register, value in parameters.items():
             self.write(register, value)
         self._write_request(flags, vector)
@@ -307,7 +270,8 @@ class EpfTest:
         return self.wait_answer(self._asked_ns, ANSWERS.get(command), timeout)
 
     def _finish(self, command: Command, answer: Answer) -> Answer:
-        left = self.read(Reg.COMMAND)
+        complete = answer.answered and not answer.irq_lost
+        left = 0 if complete and self.clears_command else self.read(Reg.COMMAND)
         if left == command and not answer.answered and command not in _LATE_IS_FINE:
             answer = self._take_back(command)
             # Answered after all: the endpoint was just taking it.
@@ -319,6 +283,10 @@ class EpfTest:
         answer.contradicts = both is not None and answer.status & both == both
         answer.command_left = self.not_taken = left != 0
         self.in_flight = None
+        if complete and answer.good:
+            self.idle = self.clears_command = True
+        else:
+            self.forget()
         return answer
 
     def _take_back(self, command: Command) -> Answer:
@@ -380,9 +348,10 @@ class EpfTest:
         return all_ones(self)
 
     def _write_request(self, flags: Flags, vector: int) -> None:
-        """FLAGS, IRQ_TYPE and IRQ_NUMBER: stale ones of an earlier run would spoil a command."""
-        stale_type = self.read(Reg.IRQ_TYPE) > IrqType.MSIX
-        self.write(Reg.FLAGS, flags)
+        """Set FLAGS, IRQ_TYPE and IRQ_NUMBER: stale values would spoil a command."""
+        now = self.written.get(Reg.IRQ_TYPE)
+        stale_type = (self.read(Reg.IRQ_TYPE) if now is None else now) > IrqType.MSIX
+        self.set(Reg.FLAGS, flags)
         self.request_irq(vector)
         if stale_type:
             # A tick that has read the invalid type already would swallow the command.
@@ -392,8 +361,8 @@ class EpfTest:
         """Say which interrupt the endpoint has to raise with its next answer."""
         # The number first, and never 0, which INTx does not look at: MSI-X with number 0 would
         # make the endpoint read the table entry before the first.
-        self.write(Reg.IRQ_NUMBER, vector + 1)
-        self.write(Reg.IRQ_TYPE, self.irq_type)
+        self.set(Reg.IRQ_NUMBER, vector + 1)
+        self.set(Reg.IRQ_TYPE, self.irq_type)
 
     def wait_answer(
         self, start_ns: int, expected: Status | None = None, timeout: float | None = None

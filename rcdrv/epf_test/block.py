@@ -1,0 +1,91 @@
+"""The test registers, and what this driver knows of their contents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rcdrv.epf_test.registers import BLOCK_SIZE, Command, Reg, decode
+from rcdrv.errors import UsageError
+from rcdrv.function import Function
+
+ALL_ONES = 0xFFFFFFFF
+
+Trace = Callable[[str], None]
+
+
+class RegisterBlock:
+    """The registers of pci-epf-test in a BAR: one 32-bit access each.
+
+    VFIO gives a function to one process, so only this driver and the endpoint write them. A value
+    that this driver wrote is not written again; leftovers of an earlier run are checked once.
+
+    :param trace: called with a line for every access
+    :raises UsageError: the BAR is too small
+    """
+
+    def __init__(self, function: Function, bar: int, trace: Trace | None = None) -> None:
+        self.function = function
+        self.reg_bar = bar
+        self._regs = function.bar(bar)
+        self._trace = trace
+        if self._regs.size < BLOCK_SIZE:
+            raise UsageError(
+                f"BAR{bar} has {self._regs.size:#x} bytes, too few for the test registers",
+                hint="`reg_bar` says where they are",
+            )
+        self.forget()
+
+    def forget(self) -> None:
+        """Assume nothing of the contents: the endpoint may have set the registers up anew."""
+        self.written: dict[Reg, int] = {}
+        """Values that this driver wrote, and the endpoint does not change."""
+        self.idle = False
+        """COMMAND is known to be 0."""
+        self.clears_command = False
+        """The endpoint was seen to clear COMMAND before it answered, as pci-epf-test does."""
+        self.free_db_bar: int | None = None
+        """DB_BAR as read while no doorbell was enabled; None: one may be."""
+        self._resets = self.function.resets
+
+    def forget_if_reset(self) -> None:
+        """Forget if the function was reset since the last :meth:`forget`."""
+        if self._resets != self.function.resets:
+            self.forget()
+
+    def read(self, register: Reg) -> int:
+        """Read a register.
+
+        :raises DeviceLost: it reads all ones, and so does config space
+        """
+        value = self._regs.read32(register)
+        if self._trace is not None:
+            self._trace(f"read  {_line(register, value)}")
+        # DB_BAR is all ones after a disable, and data may have any value.
+        if value == ALL_ONES and register in (Reg.COMMAND, Reg.STATUS, Reg.CAPS, Reg.IRQ_TYPE):
+            self.function.check_alive()
+        return value
+
+    def write(self, register: Reg, value: int) -> None:
+        """Write a register."""
+        self.written[register] = value
+        if register is Reg.COMMAND:
+            self.idle = False
+        if register is Reg.DB_BAR or (register, value) == (Reg.COMMAND, Command.ENABLE_DOORBELL):
+            self.free_db_bar = None
+        if self._trace is not None:
+            self._trace(f"write {_line(register, value)}")
+        self._regs.write32(register, value)
+
+    def set(self, register: Reg, value: int) -> None:
+        """Write a register unless it has the value already."""
+        if self.written.get(register) != value:
+            self.write(register, value)
+
+    def trace(self, line: str) -> None:
+        """Add a line to the trace."""
+        if self._trace is not None:
+            self._trace(line)
+
+
+def _line(register: Reg, value: int) -> str:
+    return f"{register.name:13} {value:#010x} {decode(register, value)}".rstrip()
