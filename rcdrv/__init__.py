@@ -11,9 +11,6 @@ TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the import: checkers know
 if TYPE_CHECKING:
     from rcdrv.api import CAPABILITIES as CAPABILITIES
     from rcdrv.api import Endpoint as Endpoint
-    from rcdrv.api import Result as Result
-    from rcdrv.api import RingResult as RingResult
-    from rcdrv.api import SuiteResult as SuiteResult
     from rcdrv.api import case_names as case_names
     from rcdrv.api import open as open
     from rcdrv.epf_test.doorbell import Doorbell as Doorbell
@@ -30,6 +27,9 @@ if TYPE_CHECKING:
     from rcdrv.errors import UsageError as UsageError
     from rcdrv.function import Function as Function
     from rcdrv.mmio import Window as Window
+    from rcdrv.outcomes import Result as Result
+    from rcdrv.outcomes import RingResult as RingResult
+    from rcdrv.outcomes import SuiteResult as SuiteResult
     from rcdrv.verdict import NotPassed as NotPassed
     from rcdrv.verdict import Reason as Reason
     from rcdrv.verdict import Verdict as Verdict
@@ -52,9 +52,9 @@ _HOMES = {
     "NotPassed": "verdict",
     "RcdrvError": "errors",
     "Reason": "verdict",
-    "Result": "api",
-    "RingResult": "api",
-    "SuiteResult": "api",
+    "Result": "outcomes",
+    "RingResult": "outcomes",
+    "SuiteResult": "outcomes",
     "UsageError": "errors",
     "Verdict": "verdict",
     "Vntb": "epf_vntb.driver",

@@ -9,33 +9,31 @@ is an exception: :class:`~rcdrv.errors.UsageError`, :class:`~rcdrv.errors.HostEr
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from rcdrv.address import open_function
 from rcdrv.device import IrqKind
 from rcdrv.epf_test.bars import is_reserved
 from rcdrv.epf_test.doorbell import Doorbell, Location, free_stale_doorbell, stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
-from rcdrv.epf_test.outcome import ring_document, worst
+from rcdrv.epf_test.outcome import worst
 from rcdrv.epf_test.registers import Caps, Reg
-from rcdrv.epf_test.ring import Ring, RingPlan, RingReport, RingRun
+from rcdrv.epf_test.ring import RingPlan, RingReport, RingRun
 from rcdrv.errors import DeviceLost, EndpointError, RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import Window
-from rcdrv.results.document import to_document
+from rcdrv.outcomes import RingResult, SuiteResult
 from rcdrv.results.observer import Observer
-from rcdrv.results.result import CaseResult, Run
-from rcdrv.results.summary import not_run, overall
-from rcdrv.verdict import NotPassed, Reason, Verdict, classify
+from rcdrv.results.result import Run
+from rcdrv.verdict import NotPassed
 from rcdrv.wait import Cancel
 
 if TYPE_CHECKING:
+    from rcdrv.epf_test.suite import Case
     from rcdrv.epf_vntb.driver import Vntb
 
-ResultT = TypeVar("ResultT", bound="Result")
 Irq = Literal["auto", "msi", "msix", "intx", "poll"]
 
 CAPABILITIES = {
@@ -100,6 +98,43 @@ def case_names() -> tuple[str, ...]:
     from rcdrv.epf_test.suite import cases
 
     return tuple(str(case.name) for case in cases())
+
+
+def all_cases(
+    *,
+    sizes: Sequence[int] | None = None,
+    align: int | None = None,
+    boundaries: bool = False,
+    whole: bool = False,
+    destructive: Sequence[str] = (),
+) -> tuple[Case, ...]:
+    """Return the cases with these options, which are those of :meth:`Endpoint.test`.
+
+    :raises UsageError: invalid transfers, or no such destructive case
+    """
+    from rcdrv.epf_test.suite import DESTRUCTIVE, cases, vary_transfers
+
+    for name in destructive:
+        if name not in DESTRUCTIVE:
+            raise UsageError(
+                f"{name!r} is no destructive case", hint=f"one of {', '.join(DESTRUCTIVE)}"
+            )
+    more = (DESTRUCTIVE[name] for name in dict.fromkeys(destructive))
+    return (*cases(vary_transfers(sizes, align, boundaries=boundaries, whole=whole)), *more)
+
+
+def choose_cases(
+    every: Sequence[Case], names: Sequence[str] = (), filters: Sequence[tuple[str, str]] = ()
+) -> tuple[Case, ...]:
+    """Return the cases to run, in their order.
+
+    :param names: full names, parts of them or shell patterns; none: all
+    :param filters: options of the kselftest harness as (letter, value); the first match decides
+    :raises UsageError: no case is left
+    """
+    from rcdrv.epf_test.suite import select
+
+    return select(names, filters, every)
 
 
 class Endpoint:
@@ -295,6 +330,7 @@ class Endpoint:
         sizes: Sequence[int] | None = None,
         align: int | None = None,
         boundaries: bool = False,
+        whole: bool = False,
         destructive: Sequence[str] = (),
         observer: Observer | None = None,
     ) -> SuiteResult:
@@ -304,34 +340,47 @@ class Endpoint:
             none: all of :func:`case_names`
         :param sizes: bytes that the transfers move, each 1 to 4 MiB
         :param align: put their buffers at multiples of this power of two, and of no larger one
-        :param boundaries: transfers around every 4 KiB boundary, instead
-        :param destructive: what may upset the endpoint or this host, besides: ``iommu-fault``
-        :param observer: told of every case as it goes
-        :raises UsageError: there are no such cases, or such transfers cannot be
-        :raises HostError: the host does not give what it needs
-        :raises NotPassed: ``no-vectors``: it has not the interrupt that was asked for
+        :param boundaries: transfers around every 4 KiB boundary instead
+        :param whole: test all of a BAR above 1 GiB too
+        :param destructive: cases that may upset the endpoint or this host: ``iommu-fault``
+        :param observer: told of each case as it runs
+        :raises UsageError: no such cases, or invalid transfers
+        :raises HostError: the host lacks what the run needs
+        :raises NotPassed: ``no-vectors``: the function lacks the interrupt asked for
         """
-        from rcdrv.epf_test.suite import (
-            DESTRUCTIVE,
-            cases,
-            describe,
-            run_cases,
-            select,
-            vary_transfers,
+        every = all_cases(
+            sizes=sizes,
+            align=align,
+            boundaries=boundaries,
+            whole=whole,
+            destructive=destructive,
         )
+        return self.run(choose_cases(every, names), observer=observer)
+
+    def run(
+        self,
+        chosen: Sequence[Case],
+        *,
+        observer: Observer | None = None,
+        reconnect: Callable[[DeviceLost], Endpoint | None] = lambda _lost: None,
+    ) -> SuiteResult:
+        """Run the cases that :func:`choose_cases` returned, one after the other.
+
+        :param observer: told of each case as it runs
+        :param reconnect: waits for a lost device, and returns it open again, or None to give up
+        :raises HostError: the host lacks what the run needs
+        :raises NotPassed: ``no-vectors``: the function lacks the interrupt asked for
+        """
+        from rcdrv.epf_test.suite import describe, run_cases
         from rcdrv.host.aer import ErrorCounters
 
-        for name in destructive:
-            if name not in DESTRUCTIVE:
-                raise UsageError(
-                    f"{name!r} is no destructive case", hint=f"one of {', '.join(DESTRUCTIVE)}"
-                )
-        every = cases(vary_transfers(sizes, align, boundaries=boundaries))
-        chosen = select(names, (), (*every, *(DESTRUCTIVE[name] for name in destructive)))
+        def driver_again(lost: DeviceLost) -> EpfTest | None:
+            again = reconnect(lost)
+            return None if again is None else again.driver
+
         driver = self.driver
         run = Run(self.address, describe(driver))
-        # Where the loss of the device is noticed before the first case, the results say it all
-        # the same: every case that was planned is one that was not run.
+        # A device that is lost before the first case leaves every planned case not run.
         lost: DeviceLost | None = None
         try:
             run_cases(
@@ -340,6 +389,7 @@ class Endpoint:
                 run,
                 Observer() if observer is None else observer,
                 host_errors=ErrorCounters(self.address).risen,
+                reconnect=driver_again,
             )
         except DeviceLost as error:
             lost = error
@@ -373,147 +423,3 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"<rcdrv.Endpoint {self.address}>"
-
-
-class Result(ABC):
-    """What something came to."""
-
-    verdict: Verdict
-    reason: Reason | None
-    """None when it passed."""
-    message: str
-    """Why it did not pass, in a sentence."""
-    hint: str
-    """What to look at next."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the verdict is ``pass``; ``skip`` and ``unverified`` are not."""
-        return self.verdict is Verdict.PASS
-
-    @abstractmethod
-    def check(self: ResultT) -> ResultT:
-        """This very result, if it passed or nobody was to look.
-
-        :raises NotPassed: it failed or was skipped, which its ``verdict`` tells
-        :raises DeviceLost: the device was lost
-        """
-
-    @abstractmethod
-    def document(self) -> dict[str, Any]:
-        """The JSON document that the command prints, and that ``rcdrv report`` reads."""
-
-    def __repr__(self) -> str:
-        parts = [self.verdict.value, *([self.reason.value] if self.reason else [])]
-        said = f": {self.message}" if self.message else ""
-        return f"<rcdrv.{type(self).__name__} {' '.join(parts)}{said}>"
-
-
-class RingResult(Result):
-    """What came of ringing."""
-
-    def __init__(self, address: str, report: RingReport, finding: RcdrvError | None) -> None:
-        self._address = address
-        self._report = report
-        self._finding = finding
-        self.verdict, self.reason = classify(finding)
-        self.message = "" if finding is None else finding.message
-        self.hint = "" if finding is None else finding.hint
-
-    @property
-    def location(self) -> Location | None:
-        """Where it was rung; None if it did not come to that."""
-        return self._report.location
-
-    @property
-    def irq(self) -> str:
-        """``msi``, ``msix``, ``intx`` or ``poll``; ``none`` if it did not come to that."""
-        return self._report.irq
-
-    @property
-    def rings(self) -> Sequence[Ring]:
-        """Every ring, in order."""
-        return tuple(self._report.rings)
-
-    @property
-    def latencies_ns(self) -> list[int]:
-        """From each write to its acknowledgement, of those that were acknowledged."""
-        return [
-            ring.latency_ns
-            for ring in self._report.rings
-            if ring.acknowledged and ring.latency_ns is not None
-        ]
-
-    @property
-    def stray_interrupts(self) -> int:
-        """Interrupts beyond one for each ring or command."""
-        return self._report.stray
-
-    @property
-    def left_enabled(self) -> bool:
-        """The endpoint confirmed no DISABLE: its doorbell may still be enabled."""
-        return self._report.left_enabled
-
-    def check(self) -> RingResult:
-        if self._finding is not None and self.verdict is not Verdict.UNVERIFIED:
-            raise self._finding
-        return self
-
-    def document(self) -> dict[str, Any]:
-        return ring_document(self._address, self._report, self._finding)
-
-
-class SuiteResult(Result):
-    """What came of the cases. It passed if none failed and all ran; a skip is no failure."""
-
-    def __init__(self, run: Run, lost: DeviceLost | None = None) -> None:
-        self.run = run
-        """Names and results as the reports have them."""
-        self._lost = lost
-        self.verdict = Verdict.LOST if lost is not None else overall(run)
-        failed = self.failed
-        self.reason = None
-        self.message = self.hint = ""
-        if failed:
-            first = failed[0]
-            self.reason, self.hint = first.reason, first.hint
-            self.message = (
-                f"{len(failed)} of {len(run.planned)} cases did not pass, first {first.name}:"
-                f" {first.message}"
-            )
-        elif lost is not None:
-            self.reason, self.message, self.hint = Reason.DEVICE_LOST, lost.message, lost.hint
-
-    @property
-    def cases(self) -> Sequence[CaseResult]:
-        """The result of every case that ran, in order."""
-        return tuple(self.run.results)
-
-    @property
-    def failed(self) -> Sequence[CaseResult]:
-        """Those that neither passed nor were skipped."""
-        fine = (Verdict.PASS, Verdict.SKIP)
-        return tuple(case for case in self.run.results if case.verdict not in fine)
-
-    @property
-    def not_run(self) -> Sequence[str]:
-        """The full names of the cases that it did not come to."""
-        return tuple(str(name) for name in not_run(self.run))
-
-    def __getitem__(self, name: str) -> CaseResult:
-        """The result of the case with this full name."""
-        for case in self.run.results:
-            if str(case.name) == name:
-                return case
-        raise KeyError(name)
-
-    def check(self) -> SuiteResult:
-        if self.verdict is Verdict.PASS:
-            return self
-        if self.verdict is Verdict.LOST:
-            raise self._lost or DeviceLost(self.message, hint=self.hint)
-        assert self.reason is not None
-        raise NotPassed(self.reason, self.message, verdict=self.verdict, hint=self.hint)
-
-    def document(self) -> dict[str, Any]:
-        return {**to_document(self.run), "verdict": self.verdict.value}

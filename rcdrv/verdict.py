@@ -6,6 +6,10 @@ from enum import Enum
 
 from rcdrv.errors import DeviceLost, EndpointError, HostError, Interrupted, RcdrvError
 
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class Verdict(str, Enum):
     """The result of one check."""
@@ -128,3 +132,18 @@ def classify(error: RcdrvError | None) -> tuple[Verdict, Reason | None]:
     if isinstance(error, Interrupted):
         return Verdict.ERROR, Reason.INTERRUPTED
     return Verdict.ERROR, Reason.USAGE
+
+
+def verdict_document(error: RcdrvError | None) -> dict[str, Any]:
+    """Return the keys with which every JSON document says how an operation ended.
+
+    ``verdict`` and ``reason`` are values of :class:`Verdict` and :class:`Reason`; ``reason`` is
+    null on a pass. ``message`` and ``hint`` may be empty.
+    """
+    verdict, reason = classify(error)
+    return {
+        "verdict": verdict.value,
+        "reason": None if reason is None else reason.value,
+        "message": "" if error is None else error.message,
+        "hint": "" if error is None else error.hint,
+    }

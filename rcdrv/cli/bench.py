@@ -14,7 +14,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from rcdrv.bench import dma, irq, mmio, ring
 from rcdrv.bench.setup import describe
@@ -23,9 +22,9 @@ from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import (
     bar_number,
     common_options,
-    drive,
+    endpoint,
     number,
-    open_endpoint,
+    open_function,
     positive,
     print_json,
 )
@@ -33,7 +32,7 @@ from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.transfer import Direction
 from rcdrv.errors import RcdrvError
 from rcdrv.results.bench import Result, Series, load, to_document
-from rcdrv.verdict import classify
+from rcdrv.verdict import verdict_document
 from rcdrv.wait import Cancel
 
 _DEFAULT_COUNTS = {"ring": 1000, "mmio": 10_000, "dma": 20, "irq": 200}
@@ -110,7 +109,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         plot.check(args.plot)  # before anything is measured
     result, error = _measure(args, cancel)
     if args.json:
-        print_json(_document(result, error))
+        print_json({**to_document(result), **verdict_document(error)})
     else:
         print(table(result, against), end="", flush=True)
         if error is not None:
@@ -129,8 +128,8 @@ def _measure(args: argparse.Namespace, cancel: Cancel) -> tuple[Result, RcdrvErr
     """What could be measured, and why not all of it."""
     result: Result | None = None
     try:
-        with open_endpoint(args, cancel) as function:
-            driver = drive(args, function)
+        with open_function(args, cancel) as function:
+            driver = endpoint(args, function).driver
             result = Result(args.what, function.address, describe(driver))
             for series in _BENCHES[args.what](args, driver, result):
                 result.series.append(series)
@@ -173,14 +172,3 @@ _BENCHES: dict[str, Callable[[argparse.Namespace, EpfTest, Result], Iterator[Ser
     "dma": _dma,
     "irq": _irq,
 }
-
-
-def _document(result: Result, error: RcdrvError | None) -> dict[str, Any]:
-    verdict, reason = classify(error)
-    return {
-        **to_document(result),
-        "verdict": verdict.value,
-        "reason": None if reason is None else reason.value,
-        "message": "" if error is None else error.message,
-        "hint": "" if error is None else error.hint,
-    }

@@ -8,16 +8,19 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from rcdrv.address import default_address, forms, open_function, scheme_of
+from rcdrv.address import default_address, forms, scheme_of
+from rcdrv.address import open_function as open_address
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
-from rcdrv.verdict import classify
+from rcdrv.verdict import verdict_document
 from rcdrv.wait import Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
     from typing import Any, NoReturn
+
+    from rcdrv.api import Endpoint
 
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -198,12 +201,12 @@ def pause(text: str) -> float:
     return 0.0 if text.strip("0.") == "" and text != "" else seconds(text)
 
 
-def open_endpoint(args: argparse.Namespace, cancel: Cancel) -> Function:
+def open_function(args: argparse.Namespace, cancel: Cancel) -> Function:
     """The function that the command line names, open."""
     address = args.device or default_address()
     if scheme_of(address).is_local:
         guard(args, address)
-    function = open_function(address, cancel=cancel)
+    function = open_address(address, cancel=cancel)
     # Not before: whether a server may truncate its BARs is known only now.
     if not getattr(function.device, "sealed", True):
         guard(args, address)
@@ -223,8 +226,21 @@ def guard(args: argparse.Namespace, address: str) -> None:
         args.in_child = True
 
 
+def endpoint(args: argparse.Namespace, function: Function) -> Endpoint:
+    """Return the endpoint of the Python API with the options of the command line."""
+    from rcdrv.api import Endpoint
+
+    return Endpoint(
+        function,
+        reg_bar=args.reg_bar,
+        irq=args.irq,
+        timeout=args.timeout,
+        trace=tracer(args),
+    )
+
+
 def drive(args: argparse.Namespace, function: Function) -> EpfTest:
-    """The pci-epf-test driver with the options of the command line."""
+    """Return the pci-epf-test driver alone: `ring` starts without the rest of the API."""
     return EpfTest(
         function,
         reg_bar=args.reg_bar,
@@ -264,12 +280,5 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def error_document(device: str | None, error: RcdrvError) -> dict[str, Any]:
-    """What --json prints where a command ends with an error before it has a document."""
-    verdict, reason = classify(error)
-    return {
-        "device": device,
-        "verdict": verdict.value,
-        "reason": None if reason is None else reason.value,
-        "message": error.message,
-        "hint": error.hint,
-    }
+    """Return what --json prints where a command ends with an error before it has a document."""
+    return {"device": device, **verdict_document(error)}

@@ -11,7 +11,7 @@ import os
 import resource
 from pathlib import Path
 
-from rcdrv.cli.common import drive, open_endpoint, print_json
+from rcdrv.cli.common import drive, open_function, print_json
 from rcdrv.cli.host import add_address, named_address
 from rcdrv.epf_test.registers import Reg, decode
 from rcdrv.errors import HostError
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
     def read_caps(address: str) -> str:
         args.device = address
-        with open_endpoint(args, cancel) as opened:
+        with open_function(args, cancel) as opened:
             if opened.config.class_code >> 8 == CLASS_MEMORY_RAM:
                 return "a pci-epf-vntb has none; rcdrv ntb info shows what it has"
             driver = drive(args, opened)

@@ -13,7 +13,7 @@ from typing import Any
 from rcdrv.address import default_address
 from rcdrv.cli import list as list_command
 from rcdrv.cli import print_error
-from rcdrv.cli.common import FUNCTION, error_document, open_endpoint, print_json
+from rcdrv.cli.common import FUNCTION, error_document, open_function, print_json
 from rcdrv.describe import describe
 from rcdrv.errors import HostError, UsageError
 from rcdrv.host.function import HostFunction
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     try:
-        with open_endpoint(args, cancel) as function:
+        with open_function(args, cancel) as function:
             document = {**describe(function), "host": _host(function.address)}
     except HostError as error:
         return _show_closed(args, error)

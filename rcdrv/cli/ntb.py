@@ -18,7 +18,7 @@ from rcdrv.cli.common import (
     bar_number,
     common_options,
     number,
-    open_endpoint,
+    open_function,
     pause,
     positive,
     print_json,
@@ -33,7 +33,7 @@ from rcdrv.epf_vntb.transport import MTU, TransportPinger
 from rcdrv.epf_vntb.window import test_memory, test_pointing
 from rcdrv.errors import Interrupted, RcdrvError, UsageError
 from rcdrv.function import Function
-from rcdrv.verdict import NotPassed, Verdict, classify
+from rcdrv.verdict import NotPassed, Verdict, verdict_document
 from rcdrv.wait import Cancel
 
 COMMON_OPTIONS = ("device", "json", "verbose", "timeout")
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         "ring": _ring,
         "mw": _mw,
     }
-    with open_endpoint(args, cancel) as function, _bridge(args, function) as vntb:
+    with open_function(args, cancel) as function, _bridge(args, function) as vntb:
         document = {"device": function.address, **actions[args.action](args, vntb)}
         document.setdefault("verdict", Verdict.PASS.value)
     if args.json:
@@ -333,7 +333,7 @@ def _run_pings(
     """Ping the endpoint that ``where`` names; what ended it early, and where answers came from."""
     source = ""
     try:
-        with open_endpoint(where, cancel) as function, _bridge(args, function) as vntb:
+        with open_function(where, cancel) as function, _bridge(args, function) as vntb:
             where.device = function.address
             pinger = _pinger(args, vntb)
             source = pinger.source
@@ -410,16 +410,12 @@ def _print_spread(spread: Spread) -> None:
 
 
 def _ping_document(report: PingReport, finding: RcdrvError | None) -> dict[str, Any]:
-    verdict, reason = classify(finding)
     return {
         "transmitted": report.transmitted,
         "received": len(report.trips),
         "rtt_ms": None if report.spread is None else asdict(report.spread),
         "trips": [asdict(trip) for trip in report.trips],
-        "verdict": verdict.value,
-        "reason": None if reason is None else reason.value,
-        "message": "" if finding is None else finding.message,
-        "hint": "" if finding is None else finding.hint,
+        **verdict_document(finding),
     }
 
 

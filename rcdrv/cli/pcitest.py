@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from rcdrv.cli import print_error
-from rcdrv.cli.common import ENDPOINT, bar_number, drive, number, open_endpoint
+from rcdrv.cli.common import ENDPOINT, bar_number, endpoint, number, open_function
 from rcdrv.epf_test import bars, irqs, transfer
 from rcdrv.epf_test.doorbell import free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     for name, value, most in (("-m", args.msi, 32), ("-x", args.msix, 2048)):
         if value is not None and not 1 <= value <= most:
             raise UsageError(f"{name} {value} is not 1 to {most}")
-    with open_endpoint(args, cancel) as function:
-        driver = drive(args, function)
+    with open_function(args, cancel) as function:
+        driver = endpoint(args, function).driver
         free_stale_doorbell(driver)
         passed = True
         for label, body in _tests(args, driver):

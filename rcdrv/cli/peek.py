@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from rcdrv.cli.common import FUNCTION, bar_number, number, open_endpoint, print_json
+from rcdrv.cli.common import FUNCTION, bar_number, number, open_function, print_json
 from rcdrv.errors import UsageError
 from rcdrv.mmio import WIDTHS
 from rcdrv.wait import Cancel
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.count < 1:
         raise UsageError("--count has to be at least 1")
     step = args.width // 8
-    with open_endpoint(args, cancel) as function:
+    with open_function(args, cancel) as function:
         window = function.bar(args.bar)
         if args.offset + args.count * step > window.size:
             # Before the first read, which may have side effects.

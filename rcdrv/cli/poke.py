@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from rcdrv.cli.common import FUNCTION, bar_number, number, open_endpoint, print_json
+from rcdrv.cli.common import FUNCTION, bar_number, number, open_function, print_json
 from rcdrv.mmio import WIDTHS, barrier
 from rcdrv.wait import Cancel
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    with open_endpoint(args, cancel) as function:
+    with open_function(args, cancel) as function:
         window = function.bar(args.bar)
         barrier()
         window.write(args.width, args.offset, args.value)

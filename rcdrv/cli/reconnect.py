@@ -10,9 +10,10 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from rcdrv.address import default_address, open_function
+from rcdrv.address import default_address
+from rcdrv.address import open_function as open_address
 from rcdrv.cli import print_error
-from rcdrv.cli.common import open_endpoint
+from rcdrv.cli.common import open_function
 from rcdrv.errors import DeviceLost, HostError, RcdrvError
 from rcdrv.function import Function
 from rcdrv.wait import Cancel, Deadline
@@ -41,7 +42,7 @@ def persist(args: argparse.Namespace, cancel: Cancel, use: Callable[[Function], 
         args.device = args.device or default_address()  # while it is there to be found
     while True:
         try:
-            with open_endpoint(args, cancel) as function:
+            with open_function(args, cancel) as function:
                 try:
                     return use(function)
                 except DeviceLost:
@@ -73,7 +74,7 @@ def wait_until_back(
     deadline = Deadline(within)
     while True:
         try:
-            with open_function(address, cancel=cancel) as function:
+            with open_address(address, cancel=cancel) as function:
                 _check_addresses(function)
             print(f"rcdrv: {address} is back", file=sys.stderr, flush=True)
             return

@@ -17,21 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rcdrv.api import Endpoint, all_cases, choose_cases
 from rcdrv.cli import exit_status, print_error
-from rcdrv.cli.common import drive, number, open_endpoint, print_json
+from rcdrv.cli.common import endpoint, number, open_function, print_json
 from rcdrv.cli.options import spell
 from rcdrv.cli.reconnect import add_reconnect, wait_until_back
-from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.suite import (
-    DESTRUCTIVE,
-    cases,
-    describe,
-    run_cases,
-    select,
-    vary_transfers,
-)
+from rcdrv.epf_test.suite import DESTRUCTIVE
 from rcdrv.errors import DeviceLost, HostError, RcdrvError
-from rcdrv.host.aer import ErrorCounters
 from rcdrv.report import for_terminal
 from rcdrv.report.tap import Tap, list_text
 from rcdrv.results.document import to_document
@@ -100,22 +92,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    options = vary_transfers(args.size, args.align, boundaries=args.boundaries, whole=args.whole)
-    every = (*cases(options), *(DESTRUCTIVE[name] for name in dict.fromkeys(args.destructive)))
+    every = all_cases(
+        sizes=args.size,
+        align=args.align,
+        boundaries=args.boundaries,
+        whole=args.whole,
+        destructive=args.destructive,
+    )
     if args.list and args.json:
         print_json({"tests": [str(case.name) for case in every]})
         return 0
     if args.list:
         print(list_text([case.name for case in every]), end="")
         return 0
-    chosen = select(args.names, args.filters, every)
-    result: Run | None = None
+    chosen = choose_cases(every, args.names, args.filters)
+    observer = _observer(args)
     try:
         with contextlib.ExitStack() as stack:
-            function = stack.enter_context(open_endpoint(args, cancel))
-            args.device = function.address
 
-            def reconnect(lost: DeviceLost) -> EpfTest | None:
+            def opened() -> Endpoint:
+                function = stack.enter_context(open_function(args, cancel))
+                args.device = function.address
+                return endpoint(args, function)
+
+            def reconnect(lost: DeviceLost) -> Endpoint | None:
                 if not args.reconnect:
                     return None
                 stack.close()
@@ -124,31 +124,30 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
                 except HostError as error:
                     print_error(error)
                     return None
-                return drive(args, stack.enter_context(open_endpoint(args, cancel)))
+                return opened()
 
-            driver = drive(args, function)
-            result = Run(function.address, describe(driver))
-            run_cases(
-                driver,
-                chosen,
-                result,
-                _observer(args),
-                host_errors=ErrorCounters(function.address).risen,
-                reconnect=reconnect,
-            )
+            result = opened().run(chosen, observer=observer, reconnect=reconnect)
+            if result.lost is not None:
+                raise result.lost
     except RcdrvError as error:
-        if result is None:
+        if not observer.started:
             raise
-        # The report is out, with the cases that were not run; all that is left to say is why.
+        # The report is out and lists the cases that were not run; what is missing is the cause.
         print_error(error)
         return exit_status(error, cancel)
-    if result.count(Verdict.LOST):
+    if result.run.count(Verdict.LOST):
         return DeviceLost.exit_status
     return 1 if result.failed else 0
 
 
 class _Spelled(Observers):
     """Passes results on with options in the place of the parameters that they name."""
+
+    started = False
+
+    def start(self, run: Run) -> None:
+        self.started = True
+        super().start(run)
 
     def case_finished(self, result: CaseResult) -> None:
         super().case_finished(_spelled(result))
@@ -173,7 +172,7 @@ class _Json(Observer):
         print_json(to_document(run))
 
 
-def _observer(args: argparse.Namespace) -> Observer:
+def _observer(args: argparse.Namespace) -> _Spelled:
     """TAP where a program reads, a live table where a person does, JUnit besides if asked."""
     shown: list[Observer] = []
     if args.junit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rcdrv.epf_test.ring import RingReport
 from rcdrv.errors import RcdrvError
-from rcdrv.verdict import classify
+from rcdrv.verdict import verdict_document
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def ring_document(
     ``verdict``, ``reason``, ``message``, ``hint``
         See :mod:`rcdrv.verdict`; ``reason`` is null when it passed, the texts may be empty.
     """
-    verdict, reason = classify(finding)
     place = report.location
     return {
         "device": device,
@@ -67,8 +66,5 @@ def ring_document(
         ],
         "stray_interrupts": report.stray,
         "doorbell_left_enabled": report.left_enabled,
-        "verdict": verdict.value,
-        "reason": None if reason is None else reason.value,
-        "message": "" if finding is None else finding.message,
-        "hint": "" if finding is None else finding.hint,
+        **verdict_document(finding),
     }

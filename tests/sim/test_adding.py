@@ -52,10 +52,10 @@ def copy(tmp_path: Path) -> Copy:
 def test_a_subcommand(copy: Copy) -> None:
     (copy.package / "cli/vendor.py").write_text(
         '"""Print the vendor ID."""\n'
-        "from rcdrv.cli.common import open_endpoint\n"
+        "from rcdrv.cli.common import open_function\n"
         "def add_arguments(parser): pass\n"
         "def run(args, cancel):\n"
-        "    with open_endpoint(args, cancel) as function:\n"
+        "    with open_function(args, cancel) as function:\n"
         "        print(hex(function.config.vendor_id))\n"
         "    return 0\n"
     )
