@@ -82,6 +82,12 @@ def forms() -> str:
     return ", ".join(form for scheme in SCHEMES for form, _ in scheme.forms)
 
 
+def prefixes(*, started: bool) -> tuple[str, ...]:
+    """Return ``NAME:`` of the schemes that start a software endpoint, or of the others."""
+    named = (scheme for scheme in SCHEMES if scheme.name)
+    return tuple(f"{scheme.name}:" for scheme in named if scheme.is_started == started)
+
+
 def default_address() -> str:
     """``$RCDRV_DEVICE``, else the only function on this host that may be an endpoint.
 

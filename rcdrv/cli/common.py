@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from rcdrv.api import Endpoint
 
-_SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Finds the terminal's width without :mod:`shutil`, whose import costs more than the parsing.
@@ -71,6 +69,8 @@ FUNCTION = ("device", "json")
 """Those of a command that looks at a function, or hands it over."""
 HOST = ("json",)
 """Those of a command that needs no function."""
+
+Say = Callable[[str], None]
 
 _DEFAULTS: dict[str, object] = {
     "device": None,
@@ -149,16 +149,24 @@ def refuse_unused(args: argparse.Namespace) -> None:
 
 def number(text: str) -> int:
     """``64``, ``0x40``, ``4K``, ``1M``: a number that is not negative."""
-    scale = _SUFFIXES.get(text[-1:].upper(), 1)
     try:
-        value = int(text[:-1] if scale > 1 else text, 0) * scale
+        value = int(text, 0)
     except ValueError:
-        value = -1
+        value = _scaled(text)
     if value >= 1 << 64:
         raise argparse.ArgumentTypeError("the number does not fit in 64 bits")
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 64, 0x40 or 4K")
     return value
+
+
+def _scaled(text: str) -> int:
+    from rcdrv.results.units import parse_size  # only for this: it would slow the start of `ring`
+
+    try:
+        return parse_size(text)
+    except ValueError:
+        return -1
 
 
 def positive(text: str) -> int:
@@ -267,6 +275,19 @@ class _Tracer:
                 print(line, file=sys.stderr)
             except (OSError, ValueError):
                 self._broken = True
+
+
+def printer(args: argparse.Namespace) -> Say:
+    """Return what shows a line as it comes; nothing where --json asks for one document."""
+    return say_nothing if args.json else _say
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def say_nothing(_line: str) -> None:
+    """Show nothing."""
 
 
 def print_json(document: dict[str, Any]) -> None:

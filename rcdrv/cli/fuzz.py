@@ -58,12 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="DIR", help="findings and every example; resumed if it exists")
     add("--picture", type=Path, metavar="FILE.svg", help="draw what was covered")
     add("--dask", metavar="SCHEDULER", help="use the workers of a dask scheduler (tcp://HOST:8786)")
-
-    add(
-        "--ep",
-        metavar="COMMAND",
-        help="set a board's layouts: a shell there (ssh root@board)",
-    )
+    add("--ep", metavar="COMMAND", help="set a board's layouts: a shell there (ssh root@board)")
     add("--configfs", default="/sys/kernel/config/pci_ep", metavar="DIR", help="there, with --ep")
     add("--dry-run", action="store_true", help="with --ep: show what would be run there")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from rcdrv.manual.grammar import Command, Kind, Parameter
+from rcdrv.manual.grammar import Command, Kind, Parameter, known_addresses
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import preset_names
 
@@ -104,12 +104,11 @@ complete -F _rcdrv rcdrv
 
 def completion(tree: Command) -> str:
     """The script, for a file that bash reads."""
-    addresses = ["vfio-user:", *(f"sim:{name}" for name in preset_names())]
     return _SCRIPT.format(
         words="\n".join(_words(tree)),
         values="\n".join(_values(tree)),
         faults=shlex.quote(" ".join(FAULTS)),
-        addresses=shlex.quote(" ".join(addresses)),
+        addresses=shlex.quote(" ".join(known_addresses())),
         presets=shlex.quote(" ".join(preset_names())),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rcdrv.manual.grammar import Command, Kind, Parameter
+from rcdrv.manual.grammar import Command, Kind, Parameter, known_addresses
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import preset_names
 
@@ -72,11 +72,10 @@ def completion(tree: Command) -> str:
         if option.metavar
         for flag in option.flags
     ]
-    addresses = ["vfio-user:", *(f"sim:{name}" for name in preset_names())]
     head = _HEAD.format(
         valued=" ".join(map(_quoted, valued)),
         commands=" ".join(_quoted(command.name) for command in tree.walk() if command.path[1:]),
-        addresses=" ".join(addresses),
+        addresses=" ".join(known_addresses()),
         faults=" ".join(FAULTS),
     )
     return head + "".join(f"{line}\n" for line in _lines(tree))

@@ -12,8 +12,10 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+from rcdrv.address import prefixes
 from rcdrv.epf_test.suite import Options, cases
 from rcdrv.sim.faults import FAULTS
+from rcdrv.sim.layout import preset_names
 
 
 class Kind(Enum):
@@ -109,6 +111,12 @@ class Command(NamedTuple):
         yield self
         for child in self.children:
             yield from child.walk()
+
+
+def known_addresses() -> tuple[str, ...]:
+    """Return the beginnings of addresses that a shell can offer, and whole ones of presets."""
+    started = (f"{prefix}{name}" for prefix in prefixes(started=True) for name in preset_names())
+    return (*prefixes(started=False), *started)
 
 
 _KINDS = {"ADDRESS": Kind.ADDRESS, "SPEC": Kind.SPEC} | dict.fromkeys(

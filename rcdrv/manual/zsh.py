@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from rcdrv.manual.grammar import Command, Kind, Parameter
+from rcdrv.manual.grammar import Command, Kind, Parameter, known_addresses
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import preset_names
 
@@ -19,7 +19,7 @@ _rcdrv_addresses() {{
     elif compset -P 'sim:*,fault='; then
         compadd -- {faults}
     else
-        compadd -S '' -- vfio-user:
+        compadd -S '' -- {prefixes}
         compadd -- {addresses}
         local function
         for function in /sys/bus/pci/devices/*(N); do
@@ -63,7 +63,8 @@ def completion(tree: Command) -> str:
     """The function, for a file in ``$fpath``."""
     head = _HEAD.format(
         faults=" ".join(FAULTS),
-        addresses=" ".join(f"sim:{name}" for name in preset_names()),
+        prefixes=" ".join(one for one in known_addresses() if one.endswith(":")),
+        addresses=" ".join(one for one in known_addresses() if not one.endswith(":")),
         presets=" ".join(preset_names()),
     )
     return head + "".join(_functions(tree)) + '\n_rcdrv "$@"\n'

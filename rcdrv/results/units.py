@@ -19,3 +19,15 @@ def duration_text(nanoseconds: float) -> str:
             value = nanoseconds / scale
             return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f} {unit}"
     return f"{nanoseconds:.0f} ns"
+
+
+_SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """Return an integer as a user writes it: decimal, 0x, 0o or 0b, then K, M, G or T (1024^n).
+
+    :raises ValueError: it is none
+    """
+    scale = _SUFFIXES.get(text[-1:].upper(), 1)
+    return int(text[:-1] if scale > 1 else text, 0) * scale

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from rcdrv.errors import UsageError
+from rcdrv.results.units import parse_size
 from rcdrv.sim.description import (
     BarType,
     Dma,
@@ -15,7 +16,6 @@ from rcdrv.sim.description import (
     G,
     Intx,
     K,
-    M,
     Reset,
     T,
     Trap,
@@ -114,9 +114,8 @@ def parse_integer(text: str, path: str) -> int:
 
     :raises UsageError: it is none
     """
-    scale = {"K": K, "M": M, "G": G, "T": T}.get(text[-1:].upper(), 1)
     try:
-        return int(text[:-1] if scale > 1 else text, 0) * scale
+        return parse_size(text)
     except ValueError:
         raise UsageError(f"{path}: {text!r} is not an integer") from None
 

@@ -44,7 +44,7 @@ OWN_COMMAND_LINE = {
     "sim/__main__.py": "is a program of its own",
     "fuzz/device/campaign.py": "writes the shell script that replays a finding",
 }
-OWED = ("epf_test", "epf_vntb")
+OWED = ("epf_vntb",)
 """Rooms whose messages still name options."""
 
 _COMMAND = re.compile(rf"(?:^|\brcdrv )(?:{'|'.join(COMMANDS)})\b[^;,:]*")
