@@ -28,10 +28,6 @@ from rcdrv.function import Function
 from rcdrv.verdict import NotPassed, Verdict
 from rcdrv.wait import Cancel
 
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    pass
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -115,7 +111,6 @@ def _run(
         override=override,
     )
     driver = drive(args, function)
-    output.timeout = args.timeout
     RingRun(driver, plan, report, on_location=output.show_location, on_ring=output.show_ring).run()
 
 
@@ -151,7 +146,6 @@ class _Output:
     def __init__(self, args: argparse.Namespace) -> None:
         self._json: bool = args.json
         self.device: str | None = args.device
-        self.timeout = 1.0
         self._irq = "none"
 
     def show_location(self, report: RingReport) -> None:
