@@ -14,6 +14,7 @@ from functools import cache, partial
 
 from rcdrv.epf_test.doorbell import LEFT_ENABLED_HINT, stale_doorbell
 from rcdrv.epf_test.driver import ALL_ONES, EpfTest
+from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError
@@ -232,7 +233,7 @@ def _subrange_command(driver: EpfTest, index: int, command: Command) -> None:
     bad = Status.BAR_SUBRANGE_SETUP_FAIL if setup else Status.BAR_SUBRANGE_CLEAR_FAIL
     if answer.good and answer.status & good:
         if answer.irq_lost:
-            raise driver.explain(answer, str(command.name))
+            raise explain(driver, answer, str(command.name))
         return
     name = str(command.name)
     if answer.good and answer.status & bad:
@@ -243,7 +244,7 @@ def _subrange_command(driver: EpfTest, index: int, command: Command) -> None:
             f"{name}: the endpoint could not do it for BAR{index}",
             hint="the halves may be smaller than what its controller can map (its dmesg says so)",
         )
-    raise driver.explain(answer, name)
+    raise explain(driver, answer, name)
 
 
 def offset_pattern(index: int, offset: int, length: int) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rcdrv.epf_test.registers import BLOCK_SIZE, Command, Reg, decode
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
+from rcdrv.verdict import NotPassed, Reason
 
 ALL_ONES = 0xFFFFFFFF
 
@@ -80,6 +81,15 @@ class RegisterBlock:
         """Write a register unless it has the value already."""
         if self.written.get(register) != value:
             self.write(register, value)
+
+    def all_ones(self) -> NotPassed:
+        """Return the verdict for registers that read all ones on a device that is there."""
+        return NotPassed(
+            Reason.ALL_ONES,
+            f"the test registers in BAR{self.reg_bar} read all ones",
+            hint="is this the register BAR (`reg_bar`)? Does the endpoint still map it? After a"
+            " reset, rcdrv doctor tells whether the BAR has lost its address",
+        )
 
     def trace(self, line: str) -> None:
         """Add a line to the trace."""

@@ -10,6 +10,7 @@ import contextlib
 
 from rcdrv.device import IrqKind
 from rcdrv.epf_test.driver import ALL_ONES, SETTLE, Answer, EpfTest
+from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
@@ -156,7 +157,7 @@ class Doorbell:
         named = stale_doorbell(driver)
         if not answer.command_left and named is not None and named != before:
             self._enabled = True  # it did enable, and only failed to say so
-        raise driver.explain(answer, "ENABLE_DOORBELL")
+        raise explain(driver, answer, "ENABLE_DOORBELL")
 
     def _enable_failed(self, before: int, after: int) -> NotPassed:
         """The verdict after DOORBELL_ENABLE_FAIL: pci_epf_test_doorbell_cleanup() writes NO_BAR
@@ -211,7 +212,7 @@ class Doorbell:
             raise NotPassed(
                 Reason.WRONG_BAR,
                 f"the endpoint's doorbell is in BAR{bar}, not in BAR{self._expect_bar}",
-                hint=f"`bar={bar}` rings it there, and so does a ring without `bar`",
+                hint=f"ring it there with `bar={bar}`, or leave `bar` out",
             )
         size = driver.function.bar(bar).size
         if offset % 4 or offset + 4 > size:
@@ -259,7 +260,7 @@ class Doorbell:
                 f"{message}: it is freed, but its BAR does not show memory again",
                 hint="unbind and bind pci-epf-test on the endpoint, which sets its BARs up anew",
             )
-        raise driver.explain(answer, "DISABLE_DOORBELL")
+        raise explain(driver, answer, "DISABLE_DOORBELL")
 
     # -- ring ---------------------------------------------------------------------------------
 
@@ -323,7 +324,7 @@ class Doorbell:
         """What is wrong with a ring's answer; None when it is an acknowledgement."""
         driver = self._driver
         if not answer.answered or answer.irq_lost:
-            failure = driver.explain(answer, "doorbell")
+            failure = explain(driver, answer, "doorbell")
             if failure.reason is Reason.SILENT:
                 failure.hint = self._cut_off() or (
                     "does the endpoint's /proc/interrupts count pci-ep-test-doorbell up? If not,"

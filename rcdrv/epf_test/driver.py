@@ -335,18 +335,6 @@ class EpfTest(RegisterBlock):
                 " order; newer kernels convert each with cpu_to_le32()",
             )
 
-    def explain(self, answer: Answer, what: str) -> NotPassed:
-        """Return the verdict for ``what``, whose answer is not the expected one."""
-        from rcdrv.epf_test.explain import explain
-
-        return explain(self, answer, what)
-
-    def all_ones(self) -> NotPassed:
-        """Return the verdict for test registers that read all ones on a device that is there."""
-        from rcdrv.epf_test.explain import all_ones
-
-        return all_ones(self)
-
     def _write_request(self, flags: Flags, vector: int) -> None:
         """Set FLAGS, IRQ_TYPE and IRQ_NUMBER: stale values would spoil a command."""
         now = self.written.get(Reg.IRQ_TYPE)

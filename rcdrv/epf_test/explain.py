@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rcdrv.epf_test.causes import Symptom, hint
 from rcdrv.epf_test.driver import ALL_ONES, Answer, EpfTest
 from rcdrv.epf_test.registers import IrqType, Reg, decode
 from rcdrv.verdict import NotPassed, Reason
@@ -10,18 +9,10 @@ from rcdrv.verdict import NotPassed, Reason
 _LOOK_AT_EP = "on the endpoint: is pci-epf-test bound and started, and what does its dmesg say?"
 
 
-def all_ones(driver: EpfTest) -> NotPassed:
-    """Return the verdict for test registers that read all ones on a device that is there."""
-    return NotPassed(
-        Reason.ALL_ONES,
-        f"the test registers in BAR{driver.reg_bar} read all ones",
-        hint="is this the register BAR (`reg_bar`)? Does the endpoint still map it? After a"
-        " reset, rcdrv doctor tells whether the BAR has lost its address",
-    )
-
-
 def explain(driver: EpfTest, answer: Answer, what: str) -> NotPassed:
     """Return the verdict for ``what``, whose answer is not the expected one."""
+    from rcdrv.epf_test.causes import Symptom, hint
+
     status = f"STATUS {int(answer.status):#010x} {decode(Reg.STATUS, int(answer.status))}"
     if int(answer.status) == ALL_ONES:
         return NotPassed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rcdrv.epf_test.driver import SETTLE, Answer, EpfTest, IrqChoice
+from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.registers import Command
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
@@ -80,7 +81,7 @@ def raise_vector(driver: EpfTest, choice: IrqChoice, vector: int) -> Answer:
     answer = driver.command(command, vector=vector)
     what = f"{command.name} {vector + 1}" if choice is not IrqChoice.INTX else str(command.name)
     if not answer.good or answer.irq_lost:
-        raise driver.explain(answer, what)
+        raise explain(driver, answer, what)
     if choice not in (IrqChoice.MSI, IrqChoice.MSIX):
         return answer
     if set(answer.vectors) != {vector}:

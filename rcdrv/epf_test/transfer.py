@@ -17,6 +17,7 @@ from enum import Enum
 from rcdrv.device import PhysicalDma
 from rcdrv.dma import DmaBuffer
 from rcdrv.epf_test.driver import Answer, EpfTest
+from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Flags, Reg, Status
 from rcdrv.errors import UsageError
@@ -324,7 +325,7 @@ def _check_answer(
     kind = _KINDS[direction]
     if answer.good and answer.status & kind.success:
         if answer.irq_lost:
-            raise driver.explain(answer, what)
+            raise explain(driver, answer, what)
         return
     if answer.good and answer.status & (Status.SRC_ADDR_INVALID | Status.DST_ADDR_INVALID):
         side = "SRC" if answer.status & Status.SRC_ADDR_INVALID else "DST"
@@ -339,7 +340,7 @@ def _check_answer(
             f"{what}: the endpoint says {kind.failure.name}",
             hint=_failed_hint(driver, direction, dma),
         )
-    failure = driver.explain(answer, what)
+    failure = explain(driver, answer, what)
     if failure.reason is Reason.SILENT and dma and not answer.command_left:
         failure.hint = (
             "an endpoint without a DMA engine takes such a command and says nothing (its dmesg:"

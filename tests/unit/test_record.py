@@ -116,10 +116,11 @@ def test_patterns_match_by_position() -> None:
 # -- the path of `rcdrv ring` ---------------------------------------------------------------------
 
 RING = """
-    address cli cli.common cli.reconnect cli.ring device dma epf_test epf_test.doorbell
-    epf_test.driver epf_test.outcome epf_test.registers epf_test.ring errors function interrupts
-    machine mmio parts pci record verdict vfio_user vfio_user.caller vfio_user.client
-    vfio_user.messages vfio_user.version vfio_user.wire wait
+    address cli cli.common cli.reconnect cli.ring device dma epf_test epf_test.answer
+    epf_test.block epf_test.doorbell epf_test.driver epf_test.explain epf_test.outcome
+    epf_test.probe epf_test.registers epf_test.ring errors function interrupts machine mmio
+    parts pci record verdict vfio_user vfio_user.caller vfio_user.client vfio_user.messages
+    vfio_user.version vfio_user.wire wait
 """
 """What `rcdrv ring` imports of rcdrv, over vfio-user. Each module is a part of its start."""
 

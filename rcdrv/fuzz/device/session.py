@@ -23,6 +23,7 @@ from rcdrv.epf_test.doorbell import (
     stale_doorbell,
 )
 from rcdrv.epf_test.driver import SETTLE, EpfTest, IrqChoice
+from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.registers import ANSWERS, Caps, Command, IrqType, Reg, Status
 from rcdrv.epf_test.ring import RingPlan, RingRun
 from rcdrv.epf_test.transfer import ADDRESS_BITS, default_align
@@ -158,7 +159,7 @@ class Session:
                 continue
             answer = driver.command(Command.BAR_SUBRANGE_CLEAR, {Reg.SIZE: bar.index})
             if not answer.good:
-                raise driver.explain(answer, f"BAR_SUBRANGE_CLEAR of BAR{bar.index}")
+                raise explain(driver, answer, f"BAR_SUBRANGE_CLEAR of BAR{bar.index}")
 
     def close(self) -> None:
         """Clean up as far as the endpoint answers, and close the function."""
