@@ -87,6 +87,8 @@ class Vntb:
         self._control = function.bar(bars.control)
         self._interrupts: Interrupts | None = None
         self._configured = False
+        self._owed: Command | None = None
+        """Command that the endpoint has not answered."""
         if self._control.size < BLOCK_SIZE:
             raise UsageError(
                 f"BAR{bars.control} has {self._control.size:#x} bytes, too few for a control block",
@@ -175,12 +177,12 @@ class Vntb:
 
         :raises NotPassed: ``stuck-command``, ``silent``, ``command-refused``
         """
-        self._wait_until_idle()
-        # An answer that came too late for an earlier command must not be taken for this one's.
+        self._wait_until_idle(command)
         self.write(Reg.CMD_STATUS, 0)
         self.write(Reg.ARGUMENT, argument)
         barrier()
         self.write(Reg.COMMAND, command)
+        self._owed = command
         deadline = self.function.deadline(self.timeout)
         while True:
             late = deadline.expired
@@ -190,6 +192,7 @@ class Vntb:
             if late:
                 raise self._no_answer(command)
             self.function.pause(_POLL)
+        self._owed = None
         self.write(Reg.CMD_STATUS, 0)
         if status != CommandStatus.OK:
             raise NotPassed(
@@ -198,17 +201,39 @@ class Vntb:
                 hint="the endpoint's dmesg says what it could not do",
             )
 
-    def _wait_until_idle(self) -> None:
+    def _wait_until_idle(self, command: Command) -> None:
+        """Wait until the endpoint has taken and answered the command before ``command``.
+
+        epf_ntb_cmd_handler() clears COMMAND first and writes CMD_STATUS when the work is done, and
+        an answer does not name its command: a late one would pass for the next command's. The
+        handler runs once at a time, so nothing follows the answer that is owed.
+        """
         deadline = self.function.deadline(self.timeout)
-        while (left := self.read(Reg.COMMAND)) != 0:
-            if deadline.expired:
-                raise NotPassed(
-                    Reason.STUCK_COMMAND,
-                    f"COMMAND still holds {left:#x} after {self.timeout:g} s:"
-                    " the endpoint does not take commands",
-                    hint=_LOOK_AT_PROBE,
-                )
+        while True:
+            late = deadline.expired
+            left = self.read(Reg.COMMAND)
+            if left in list(Command):  # possibly of a process before this one
+                self._owed = Command(left)
+            if not left and (self._owed is None or self.read(Reg.CMD_STATUS)):
+                self._owed = None
+                return
+            if late:
+                break
             self.function.pause(_POLL)
+        if not left:
+            assert self._owed is not None
+            raise NotPassed(
+                Reason.SILENT,
+                f"{command.name} was not sent: the endpoint still owes the answer to"
+                f" {self._owed.name} after {self.timeout:g} s",
+                hint=_LOOK_AT_EP,
+            )
+        raise NotPassed(
+            Reason.STUCK_COMMAND,
+            f"COMMAND still holds {left:#x} after {self.timeout:g} s:"
+            " the endpoint does not take commands",
+            hint=_LOOK_AT_PROBE,
+        )
 
     def _no_answer(self, command: Command) -> NotPassed:
         taken = self.read(Reg.COMMAND) == 0

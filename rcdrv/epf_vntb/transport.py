@@ -129,8 +129,8 @@ class QueuePair:
     def _await(self, condition: Callable[[], bool], problem: str, hint: str) -> None:
         deadline = self._vntb.function.deadline(self._vntb.timeout)
         while not condition():
+            self._vntb.check_link()
             if deadline.expired:
-                self._vntb.check_link()
                 raise NotPassed(
                     Reason.LINK_DOWN, f"{problem} within {self._vntb.timeout:g} s", hint=hint
                 )
@@ -232,6 +232,7 @@ class QueuePair:
                 hint="is --transport-mtu the endpoint's transport_mtu?",
             )
         if reader == index:
+            self._vntb.check_link()
             raise NotPassed(
                 Reason.SILENT,
                 f"the endpoint's ring of {tx.entries} slots is full: it takes no packets",
@@ -360,6 +361,7 @@ class TransportPinger:
     def _find_peer(self) -> None:
         deadline = self._vntb.function.deadline(self._vntb.timeout)
         while self._station.peer_mac is None:
+            self._vntb.check_link()
             if deadline.expired:
                 raise NotPassed(
                     Reason.SILENT,
@@ -405,6 +407,7 @@ class TransportPinger:
             packet = self._queue.receive()
             # The packet may have come after the wait, with its interrupt still on the way.
             if packet is not None and resolved and not (rang or self._queue.wait_long()):
+                self._vntb.check_link()
                 raise NotPassed(
                     Reason.IRQ_LOST,
                     "the endpoint put a packet into our ring, but MSI vector 2 did not fire",
