@@ -92,7 +92,7 @@ class Vntb:
         if self._control.size < BLOCK_SIZE:
             raise UsageError(
                 f"BAR{bars.control} has {self._control.size:#x} bytes, too few for a control block",
-                hint="--ctrl-bar says where it is",
+                hint="`control` says where it is",
             )
         self.windows = self._check_windows()
         """How many memory windows the endpoint has."""
@@ -167,7 +167,7 @@ class Vntb:
         return NotPassed(
             Reason.BAD_CONTROL,
             f"BAR{self.bars.control} holds no control block of pci-epf-vntb: {what}",
-            hint="--ctrl-bar says where it is; " + _LOOK_AT_EP,
+            hint="`control` says where it is; " + _LOOK_AT_EP,
         )
 
     # -- commands -----------------------------------------------------------------------------
@@ -367,7 +367,7 @@ class Vntb:
                 Reason.BAD_OFFSET,
                 f"doorbell {number} is at BAR{self.bars.doorbell}+{offset:#x}, which is no 32-bit"
                 f" register of a BAR of {bar.size:#x} bytes",
-                hint="nothing was written; is this the doorbell BAR (--db-bar)?",
+                hint="nothing was written; is this the doorbell BAR (`doorbell`)?",
             )
         return Doorbell(number, self.bars.doorbell, offset, data)
 
@@ -465,7 +465,7 @@ class Vntb:
         if index >= len(self.bars.windows):
             raise UsageError(
                 f"the BAR of window {index} is not known",
-                hint="--mw-bar names it, once a window; on the endpoint set every mwN_bar, as"
+                hint="`windows` names it, once a window; on the endpoint set every mwN_bar, as"
                 " pci-epf-vntb leaves the last window without a BAR otherwise",
             )
 
