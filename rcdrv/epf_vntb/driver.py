@@ -83,6 +83,7 @@ class Vntb:
         self.function = function
         self.bars = bars
         self.timeout = timeout
+        function.allow(timeout)
         self._trace = trace
         self._control = function.bar(bars.control)
         self._interrupts: Interrupts | None = None
