@@ -261,6 +261,10 @@ class Function:
         """
         self._poll(0.0)
 
+    def allow(self, timeout: float) -> None:
+        """Tell a transport whose answers may be late how long the user waits for the endpoint."""
+        getattr(self.device, "allow", lambda _timeout: None)(timeout)
+
     def deadline(self, seconds: float) -> Deadline:
         """Return the bound of a wait that begins now."""
         return Deadline(seconds, self.clock)

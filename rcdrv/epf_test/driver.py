@@ -88,6 +88,7 @@ class EpfTest(RegisterBlock):
         timeout: float = 1.0,
         trace: Trace | None = None,
     ) -> None:
+        function.allow(timeout)
         config = function.config
         self.part = parts.part_of(config.vendor_id, config.device_id)
         if reg_bar is None and config.class_code >> 8 == pci.CLASS_MEMORY_RAM:

@@ -83,14 +83,17 @@ class Vntb:
         self.function = function
         self.bars = bars
         self.timeout = timeout
+        function.allow(timeout)
         self._trace = trace
         self._control = function.bar(bars.control)
         self._interrupts: Interrupts | None = None
         self._configured = False
+        self._owed: Command | None = None
+        """Command that the endpoint has not answered."""
         if self._control.size < BLOCK_SIZE:
             raise UsageError(
                 f"BAR{bars.control} has {self._control.size:#x} bytes, too few for a control block",
-                hint="--ctrl-bar says where it is",
+                hint="`control` says where it is",
             )
         self.windows = self._check_windows()
         """How many memory windows the endpoint has."""
@@ -165,7 +168,7 @@ class Vntb:
         return NotPassed(
             Reason.BAD_CONTROL,
             f"BAR{self.bars.control} holds no control block of pci-epf-vntb: {what}",
-            hint="--ctrl-bar says where it is; " + _LOOK_AT_EP,
+            hint="`control` says where it is; " + _LOOK_AT_EP,
         )
 
     # -- commands -----------------------------------------------------------------------------
@@ -175,12 +178,12 @@ class Vntb:
 
         :raises NotPassed: ``stuck-command``, ``silent``, ``command-refused``
         """
-        self._wait_until_idle()
-        # An answer that came too late for an earlier command must not be taken for this one's.
+        self._wait_until_idle(command)
         self.write(Reg.CMD_STATUS, 0)
         self.write(Reg.ARGUMENT, argument)
         barrier()
         self.write(Reg.COMMAND, command)
+        self._owed = command
         deadline = self.function.deadline(self.timeout)
         while True:
             late = deadline.expired
@@ -190,6 +193,7 @@ class Vntb:
             if late:
                 raise self._no_answer(command)
             self.function.pause(_POLL)
+        self._owed = None
         self.write(Reg.CMD_STATUS, 0)
         if status != CommandStatus.OK:
             raise NotPassed(
@@ -198,17 +202,39 @@ class Vntb:
                 hint="the endpoint's dmesg says what it could not do",
             )
 
-    def _wait_until_idle(self) -> None:
+    def _wait_until_idle(self, command: Command) -> None:
+        """Wait until the endpoint has taken and answered the command before ``command``.
+
+        epf_ntb_cmd_handler() clears COMMAND first and writes CMD_STATUS when the work is done, and
+        an answer does not name its command: a late one would pass for the next command's. The
+        handler runs once at a time, so nothing follows the answer that is owed.
+        """
         deadline = self.function.deadline(self.timeout)
-        while (left := self.read(Reg.COMMAND)) != 0:
-            if deadline.expired:
-                raise NotPassed(
-                    Reason.STUCK_COMMAND,
-                    f"COMMAND still holds {left:#x} after {self.timeout:g} s:"
-                    " the endpoint does not take commands",
-                    hint=_LOOK_AT_PROBE,
-                )
+        while True:
+            late = deadline.expired
+            left = self.read(Reg.COMMAND)
+            if left in list(Command):  # possibly of a process before this one
+                self._owed = Command(left)
+            if not left and (self._owed is None or self.read(Reg.CMD_STATUS)):
+                self._owed = None
+                return
+            if late:
+                break
             self.function.pause(_POLL)
+        if not left:
+            assert self._owed is not None
+            raise NotPassed(
+                Reason.SILENT,
+                f"{command.name} was not sent: the endpoint still owes the answer to"
+                f" {self._owed.name} after {self.timeout:g} s",
+                hint=_LOOK_AT_EP,
+            )
+        raise NotPassed(
+            Reason.STUCK_COMMAND,
+            f"COMMAND still holds {left:#x} after {self.timeout:g} s:"
+            " the endpoint does not take commands",
+            hint=_LOOK_AT_PROBE,
+        )
 
     def _no_answer(self, command: Command) -> NotPassed:
         taken = self.read(Reg.COMMAND) == 0
@@ -342,7 +368,7 @@ class Vntb:
                 Reason.BAD_OFFSET,
                 f"doorbell {number} is at BAR{self.bars.doorbell}+{offset:#x}, which is no 32-bit"
                 f" register of a BAR of {bar.size:#x} bytes",
-                hint="nothing was written; is this the doorbell BAR (--db-bar)?",
+                hint="nothing was written; is this the doorbell BAR (`doorbell`)?",
             )
         return Doorbell(number, self.bars.doorbell, offset, data)
 
@@ -440,7 +466,7 @@ class Vntb:
         if index >= len(self.bars.windows):
             raise UsageError(
                 f"the BAR of window {index} is not known",
-                hint="--mw-bar names it, once a window; on the endpoint set every mwN_bar, as"
+                hint="`windows` names it, once a window; on the endpoint set every mwN_bar, as"
                 " pci-epf-vntb leaves the last window without a BAR otherwise",
             )
 

@@ -153,6 +153,6 @@ def choose_map(
     if control is None or doorbell is None or not windows:
         raise UsageError(
             f"no BAR map is known for {vendor:04x}:{device:04x}",
-            hint="--ctrl-bar, --db-bar and --mw-bar say where the endpoint's configfs put them",
+            hint="`control`, `doorbell` and `windows` say where the endpoint's configfs put them",
         )
     return BarMap(control, control if peer_spad is None else peer_spad, doorbell, windows)

@@ -129,8 +129,8 @@ class QueuePair:
     def _await(self, condition: Callable[[], bool], problem: str, hint: str) -> None:
         deadline = self._vntb.function.deadline(self._vntb.timeout)
         while not condition():
+            self._vntb.check_link()
             if deadline.expired:
-                self._vntb.check_link()
                 raise NotPassed(
                     Reason.LINK_DOWN, f"{problem} within {self._vntb.timeout:g} s", hint=hint
                 )
@@ -229,13 +229,14 @@ class QueuePair:
             raise NotPassed(
                 Reason.LINK_LOST,
                 f"the endpoint says that it has read slot {reader:#x} of {tx.entries}",
-                hint="is --transport-mtu the endpoint's transport_mtu?",
+                hint="is `mtu` the endpoint's transport_mtu?",
             )
         if reader == index:
+            self._vntb.check_link()
             raise NotPassed(
                 Reason.SILENT,
                 f"the endpoint's ring of {tx.entries} slots is full: it takes no packets",
-                hint="on the endpoint: is the interface up? Is --transport-mtu its transport_mtu?",
+                hint="on the endpoint: is the interface up? Is `mtu` its transport_mtu?",
             )
         header = tx.header(index)
         self._out.write32(header + _LENGTH, len(packet))
@@ -280,7 +281,7 @@ class QueuePair:
             raise NotPassed(
                 Reason.SEQUENCE_GAP,
                 f"packet {number} claims {length:#x} bytes in a slot of {rx.frame:#x}",
-                hint="is --transport-mtu the endpoint's transport_mtu?",
+                hint="is `mtu` the endpoint's transport_mtu?",
             )
         start = rx.slot(index)
         packet = bytes(self._memory[start : start + length])
@@ -352,7 +353,7 @@ class TransportPinger:
         self._queue.open()
         if len(self._data) + OVERHEAD > min(self._queue.largest, 0xFFFF):
             raise UsageError(
-                f"--size {len(self._data)}: a packet takes"
+                f"`size` {len(self._data)}: a packet takes"
                 f" {min(self._queue.largest, 0xFFFF) - OVERHEAD} at most"
             )
         self._find_peer()
@@ -360,11 +361,12 @@ class TransportPinger:
     def _find_peer(self) -> None:
         deadline = self._vntb.function.deadline(self._vntb.timeout)
         while self._station.peer_mac is None:
+            self._vntb.check_link()
             if deadline.expired:
                 raise NotPassed(
                     Reason.SILENT,
                     f"no answer to ARP for {self.source} within {self._vntb.timeout:g} s",
-                    hint="--peer-ip is the address of the endpoint's ntb_netdev (ip addr add)",
+                    hint="`peer_ip` is the address of the endpoint's ntb_netdev (ip addr add)",
                 )
             self._queue.send(self._station.arp_request())
             soon = self._vntb.function.deadline(min(deadline.remaining, 0.1))
@@ -405,6 +407,7 @@ class TransportPinger:
             packet = self._queue.receive()
             # The packet may have come after the wait, with its interrupt still on the way.
             if packet is not None and resolved and not (rang or self._queue.wait_long()):
+                self._vntb.check_link()
                 raise NotPassed(
                     Reason.IRQ_LOST,
                     "the endpoint put a packet into our ring, but MSI vector 2 did not fire",

@@ -23,6 +23,12 @@ _OPEN_FILES = "the limit of open files may be too low: ulimit -n"
 SERVER_HINT = "is it a vfio-user server? one is started with: rcdrv sim PRESET --socket PATH"
 
 
+SHARE = 0.05
+"""Seconds that an answer may take on average, at least: a busy host delays each one."""
+_FOR_CLEANUP = 2.0
+"""Seconds of lateness that clean-up may add once the budget is exhausted."""
+
+
 class ClientMemory:
     """Mapped buffers, by bus address."""
 
@@ -103,6 +109,10 @@ class Caller:
 
     A server that does not answer within ``timeout``, has gone or speaks another protocol is lost:
     from then on every call raises the same :class:`DeviceLost`.
+
+    A server may also answer every call late. So lateness has a budget for all calls: ``timeout``
+    seconds, to which each call adds :attr:`share`. The call that exhausts it raises
+    :class:`DeviceLost` once; clean-up then has a small budget, after which the server is lost.
     """
 
     def __init__(self, sock: socket.socket, address: str, timeout: float) -> None:
@@ -110,6 +120,10 @@ class Caller:
         """The address as the user wrote it."""
         self.timeout = timeout
         """Seconds to wait for each reply; may be changed at any time."""
+        self.share = SHARE
+        """Seconds that a call adds to the budget."""
+        self._budget = timeout
+        self._warned = False
         self._connection = Connection(sock)
         self._memory = ClientMemory()
         self._next_id = 0
@@ -144,6 +158,7 @@ class Caller:
                 f"{self.address}: cannot send {command.name}: {error.strerror}", hint=_OPEN_FILES
             ) from error
         try:
+            self._spend(deadline.seconds - deadline.remaining)
             if not message.is_reply or message.id != number or message.command != command:
                 raise self._fail(
                     f"{command.name} {number} was answered by "
@@ -161,6 +176,26 @@ class Caller:
             message.close()
             raise
         return message
+
+    def allow(self, timeout: float) -> None:
+        """Tolerate slow answers of an endpoint to which the user gives ``timeout`` seconds."""
+        self.share = max(SHARE, timeout / 20)
+
+    def _spend(self, seconds: float) -> None:
+        """Take what an answer took from the budget.
+
+        :raises DeviceLost: the budget is exhausted
+        """
+        self._budget = min(self._budget + self.share, self.timeout) - seconds
+        if self._budget >= 0:
+            return
+        message = "the server answers too late too often"
+        hint = "is its process starved or stopped? A slow endpoint needs a longer `timeout`"
+        if self._warned:
+            raise self._fail(message, hint)
+        self._warned = True
+        self._budget = min(_FOR_CLEANUP, self.timeout)
+        raise DeviceLost(f"{self.address}: {message}", hint=hint)
 
     def _await_reply(self, deadline: Deadline) -> Message:
         """Serve the server's requests until a message comes that is none."""

@@ -50,6 +50,9 @@ class Hostile(session.Session):
     flooding = False
 
     def _handle(self, message: Message) -> session._Reply:
+        if MODE == "late":
+            print(wire.command_name(message.command), flush=True)
+            time.sleep(1.0)
         if MODE == "truncate-early" and self.shown >= 0:
             os.ftruncate(self.shown, 0)
         if MODE == "errno" and message.command == WireCommand[REST[0]]:

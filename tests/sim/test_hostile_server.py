@@ -96,6 +96,16 @@ def test_a_flood_while_an_interrupt_is_awaited(serve: Serve, mode: str) -> None:
     assert time.monotonic() - begun < 35
 
 
+def test_a_server_that_answers_everything_late(serve: Serve, tmp_path: Path) -> None:
+    """A ring has about 60 messages, and each answer had the transport's 5 s of its own."""
+    result = rcdrv("--timeout", "1", "--device", serve("late"), "ring")
+    assert result.status == 5
+    assert "the server answers too late too often" in result.err
+    assert "--timeout" in result.err
+    # 5 s of lateness, then 2 s for the clean-up. A slower host makes it fewer.
+    assert len((tmp_path / "server.out").read_text().splitlines()) <= 10
+
+
 @pytest.mark.parametrize("limit", [None, 40])
 def test_descriptors_that_nobody_asked_for(serve: Serve, limit: int | None) -> None:
     def restrict() -> None:

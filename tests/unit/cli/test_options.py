@@ -44,8 +44,6 @@ OWN_COMMAND_LINE = {
     "sim/__main__.py": "is a program of its own",
     "fuzz/device/campaign.py": "writes the shell script that replays a finding",
 }
-OWED = ("epf_vntb",)
-"""Rooms whose messages still name options."""
 
 _COMMAND = re.compile(rf"(?:^|\brcdrv )(?:{'|'.join(COMMANDS)})\b[^;,:]*")
 
@@ -103,7 +101,6 @@ def test_no_message_below_cli_names_an_option() -> None:
     found = [
         f"{name}: {text!r}"
         for name, path in below_cli()
-        if name.split("/")[0] not in OWED
         for text in strings(path)
         if ours & options_named(text)
     ]

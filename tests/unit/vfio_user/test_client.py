@@ -330,6 +330,44 @@ CALLS: dict[str, Callable[[Client], object]] = {
 }
 
 
+class LateDeadline(Deadline):
+    """Every answer seems to have taken a second."""
+
+    __slots__ = ()
+
+    @property
+    def remaining(self) -> float:
+        return self.seconds - 1.0
+
+
+@pytest.mark.parametrize(("timeout", "calls", "cleanup"), [(1.0, 10, 2), (10.0, 19, 4)])
+def test_late_answers_are_bounded_in_sum(
+    client: Client, monkeypatch: pytest.MonkeyPatch, timeout: float, calls: int, cleanup: int
+) -> None:
+    """Each of the 60 answers of a ring was late: `--timeout 1` took a minute."""
+    client.timeout = client._budget = 10.0
+    client.allow(timeout)
+    monkeypatch.setattr("rcdrv.vfio_user.caller.Deadline", LateDeadline)
+    for expected in (calls, cleanup):
+        for _ in range(expected):
+            client.read(BAR_TRAPPED, 0, 4)
+        with pytest.raises(DeviceLost, match="too late too often"):
+            client.read(BAR_TRAPPED, 0, 4)
+    client.allow(1000.0)
+    with pytest.raises(DeviceLost, match="too late too often"):  # for good
+        client.read(BAR_TRAPPED, 0, 4)
+
+
+def test_late_answers_within_the_users_patience(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.timeout = client._budget = 10.0
+    client.allow(20.0)
+    monkeypatch.setattr("rcdrv.vfio_user.caller.Deadline", LateDeadline)
+    for _ in range(100):
+        client.read(BAR_TRAPPED, 0, 4)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_silence(name: str) -> None:
     def act(_script: Script, message: Message) -> bool:
