@@ -19,6 +19,7 @@ from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, ConfigSpace
 from rcdrv.sim.doorbell import Doorbells, RegisterPage
 from rcdrv.sim.faults import CAP_LISTS, COMMANDS, DOORBELL, Faults
+from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import (
     EP_PAGE,
     MSIX_ENTRY_SIZE,
@@ -200,7 +201,7 @@ class Controller:
     def _trapped(self, bar: int) -> Iterator[tuple[int, int]]:
         """(first, last) byte of what must not be mapped."""
         layout = self.layout
-        place = layout.doorbell_place()
+        place = doorbell_place(layout)
         if place is not None and place[0] == bar:
             yield place[1], place[1] + 3
         if layout.msix and layout.msix_bar == bar:

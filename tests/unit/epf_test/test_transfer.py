@@ -10,7 +10,7 @@ import pytest
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.transfer import Direction, Placement, transfer_test
 from rcdrv.function import Function
-from rcdrv.sim.epf_test import EpfTest as EndpointFunction
+from rcdrv.sim.epf_test.function import EpfTest as EndpointFunction
 from rcdrv.verdict import NotPassed, Reason
 from tests.unit.epf_test.virtual import endpoint
 

@@ -19,8 +19,8 @@ from rcdrv.epf_test.registers import Flags, Reg
 from rcdrv.sim.config_space import ConfigSpace
 from rcdrv.sim.controller import SWAPPED, Controller
 from rcdrv.sim.doorbell import Doorbells
-from rcdrv.sim.epf_test import EpfTest as EndpointFunction
-from rcdrv.sim.epf_test import Register
+from rcdrv.sim.epf_test.function import EpfTest as EndpointFunction
+from rcdrv.sim.epf_test.function import Register
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
 
 Patch = pytest.MonkeyPatch

@@ -12,8 +12,8 @@ import struct
 from typing import Protocol
 
 from rcdrv.mmio import MappedWindow
+from rcdrv.sim.epf_vntb import VntbLayout, VntbPeer
 from rcdrv.sim.faults import Faults
-from rcdrv.sim.layout import VntbLayout, VntbPeer
 
 
 class Bridge(Protocol):
