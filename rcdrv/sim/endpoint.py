@@ -11,14 +11,14 @@ from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import Controller
 from rcdrv.sim.doorbell import Doorbells
-from rcdrv.sim.epf_test.function import EpfTest
+from rcdrv.sim.epf_test.function import SimEpfTest
 from rcdrv.sim.faults import RESET_LOSES, Faults
 from rcdrv.sim.functions import FUNCTIONS
 from rcdrv.sim.layout import Layout, Reset, Trap
 from rcdrv.vfio_user.served import Peer, ServedDevice, ServedRegion
 
 
-class Endpoint(ServedDevice):
+class SimEndpoint(ServedDevice):
     """The endpoint that ``layout`` describes.
 
     :param log: where accesses and events go
@@ -112,12 +112,12 @@ class Endpoint(ServedDevice):
 
     def unbind(self) -> None:
         """What taking pci-epf-test's link from its controller does, in the endpoint's configfs."""
-        assert isinstance(self._function, EpfTest)
+        assert isinstance(self._function, SimEpfTest)
         self._function.unbind()
 
     def bind(self) -> None:
         """Link it there again; its directory, and so its struct pci_epf, is the same."""
-        assert isinstance(self._function, EpfTest)
+        assert isinstance(self._function, SimEpfTest)
         self._function.bind()
 
     def irqs_changed(self, kind: IrqKind) -> None:

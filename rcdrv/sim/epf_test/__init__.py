@@ -15,7 +15,7 @@ from rcdrv.sim.function import EndpointFunction
 
 class EpfTestFunction(EndpointFunction):
     name = "epf_test"
-    runs = "rcdrv.sim.epf_test.function:EpfTest"
+    runs = "rcdrv.sim.epf_test.function:SimEpfTest"
     doorbell_words = ", mapped while it is enabled: its BAR shows the endpoint's registers then"
 
     def windows(self, layout: Layout) -> int:

@@ -119,7 +119,7 @@ class _LinkDown(Exception):
     """The function was reset while it waited for the host's memory."""
 
 
-class EpfTest(SimFunction):
+class SimEpfTest(SimFunction):
     """pci-epf-test on ``controller``. Times are seconds of ``clock``."""
 
     def __init__(

@@ -97,7 +97,7 @@ VNTB_SCHEMA: dict[str, Check] = {
 
 class EpfVntbFunction(EndpointFunction):
     name = "epf_vntb"
-    runs = "rcdrv.sim.epf_vntb.function:EpfVntb"
+    runs = "rcdrv.sim.epf_vntb.function:SimEpfVntb"
     # PCI_BASE_CLASS_MEMORY; HZ decides how long a ring waits, so it is what arm64 has by default.
     defaults: ClassVar[Mapping[str, Any]] = {"class_code": 0x0500, "hz": 250}
     table = "vntb"

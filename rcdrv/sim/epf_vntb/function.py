@@ -67,7 +67,7 @@ POLL_MS, INTERRUPT_POLL_MS = 5, 500
 """How often epf_ntb_cmd_handler() runs: polled, and where doorbells have interrupts."""
 
 
-class EpfVntb(SimFunction):
+class SimEpfVntb(SimFunction):
     """pci-epf-vntb on ``controller``. Times are seconds of ``clock``."""
 
     def __init__(

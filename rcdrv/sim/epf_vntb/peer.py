@@ -17,7 +17,7 @@ from rcdrv.sim.faults import Faults
 
 
 class Bridge(Protocol):
-    """The endpoint's ntb_dev; :class:`rcdrv.sim.epf_vntb.EpfVntb` is one."""
+    """The endpoint's ntb_dev; :class:`rcdrv.sim.epf_vntb.function.SimEpfVntb` is one."""
 
     config: VntbLayout
     faults: Faults

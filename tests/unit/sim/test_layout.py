@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rcdrv.errors import UsageError
-from rcdrv.sim.endpoint import Endpoint
+from rcdrv.sim.endpoint import SimEndpoint
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import (
@@ -88,7 +88,7 @@ def test_roundtrip(layout: Layout) -> None:
 
 @given(layouts())
 def test_a_layout_that_exists_can_be_built(layout: Layout) -> None:
-    endpoint = Endpoint(layout)
+    endpoint = SimEndpoint(layout)
     try:
         for bar, region in zip(endpoint.controller.seen_bars, endpoint.regions(), strict=False):
             assert region.size == (bar.size if bar else 0)
