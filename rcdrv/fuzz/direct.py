@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from rcdrv.device import Area, IrqKind, RegionInfo, SetIrqs
 from rcdrv.errors import HostError
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.endpoint import Endpoint
+from rcdrv.sim.endpoint import SimEndpoint
 from rcdrv.sim.layout import Layout
 from rcdrv.vfio_user.served import DmaFault
 from rcdrv.wait import Clock
@@ -37,7 +37,7 @@ class VirtualClock(Clock):
 
     def __init__(self) -> None:
         self.time = 1000.0
-        self.endpoint: Endpoint | None = None
+        self.endpoint: SimEndpoint | None = None
         """Whose events happen as the time comes."""
         self.limit = math.inf
         """A wait beyond this moment is a hang."""
@@ -93,7 +93,7 @@ class Direct:
     def __init__(self, layout: Layout, log: AccessLog | None = None) -> None:
         self.address = "the endpoint"
         self.clock = VirtualClock()
-        self.endpoint = Endpoint(layout, log, self.clock.now)
+        self.endpoint = SimEndpoint(layout, log, self.clock.now)
         self.clock.endpoint = self.endpoint
         self._regions = self.endpoint.regions()
         self._irq_counts = self.endpoint.irq_counts()

@@ -36,7 +36,7 @@ from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
-from rcdrv.sim.endpoint import Endpoint
+from rcdrv.sim.endpoint import SimEndpoint
 from rcdrv.sim.layout import Layout
 from rcdrv.verdict import Verdict
 from rcdrv.wait import MONOTONIC
@@ -92,7 +92,7 @@ class Watch(AccessLog):
         place = oracle.place()
         # A doorbell that the 32 bits of DB_OFFSET cannot reach is a lie too.
         self._lies = self._lies or (place is not None and place[1] >= 1 << 32)
-        self.endpoint: Endpoint | None = None
+        self.endpoint: SimEndpoint | None = None
         self.virtual = False
         self.accesses = 0
         self.shows: dict[int, str] = {}
@@ -188,7 +188,7 @@ def _direct(device: Direct) -> Iterator[Function]:
 
 
 @contextmanager
-def _served(endpoint: Endpoint) -> Iterator[Function]:
+def _served(endpoint: SimEndpoint) -> Iterator[Function]:
     """Over a socket pair, the server in another thread, at the real tick."""
     from rcdrv.vfio_user.client import Client
     from rcdrv.vfio_user.server import Server
@@ -216,7 +216,7 @@ def run_layout(layout: Layout, *, real_time: bool = False, whole: bool = False) 
     oracle = Oracle(layout)
     watch = Watch(oracle, report)
     if real_time:
-        endpoint = Endpoint(layout, watch)
+        endpoint = SimEndpoint(layout, watch)
         device = None
     else:
         device = Direct(layout, watch)

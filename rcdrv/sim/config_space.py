@@ -29,7 +29,7 @@ _DEVICE_CONTROL = EXPRESS + 8
 _INITIATE_FLR = 1 << 15
 
 
-class ConfigSpace:
+class SimConfigSpace:
     """Config space of a layout; offsets and sizes in bytes, data little endian."""
 
     def __init__(self, layout: Layout, *, loop: str = "", rebar_empty: bool = False) -> None:

@@ -1,6 +1,6 @@
 """The endpoint's PCIe controller: what its BARs show, its interrupts, its access to host memory.
 
-One side is the bus: config space and BARs, as :class:`rcdrv.sim.endpoint.Endpoint` hands them
+One side is the bus: config space and BARs, as :class:`rcdrv.sim.endpoint.SimEndpoint` hands them
 over. The other is what the kernel's EPC core offers an endpoint function (pci-epc-core.c), with
 the behaviour of the DesignWare driver (pcie-designware-ep.c) unless the layout says otherwise.
 Errors are OSErrors with the errno that the kernel would return.
@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from rcdrv.device import Area, IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.config_space import COMMAND, ConfigSpace
+from rcdrv.sim.config_space import COMMAND, SimConfigSpace
 from rcdrv.sim.doorbell import Doorbells, RegisterPage
 from rcdrv.sim.faults import CAP_LISTS, COMMANDS, DOORBELL, Faults
+from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import (
     EP_PAGE,
     MSIX_ENTRY_SIZE,
@@ -68,7 +69,7 @@ class Controller:
         self._trap_all = trap_all
         loop = CAP_LISTS[faults.get("cap-loop", 0)] if "cap-loop" in faults else ""
         seen = replace(layout, bars=self._seen_bars(layout, faults))
-        self.config = ConfigSpace(seen, loop=loop, rebar_empty="rebar-empty" in faults)
+        self.config = SimConfigSpace(seen, loop=loop, rebar_empty="rebar-empty" in faults)
         self._seen = seen.bars
         # BARs that the endpoint function has configured, as ep_func->epf_bar[], and those that it
         # had and lost: no host finds them any more.
@@ -200,7 +201,7 @@ class Controller:
     def _trapped(self, bar: int) -> Iterator[tuple[int, int]]:
         """(first, last) byte of what must not be mapped."""
         layout = self.layout
-        place = layout.doorbell_place()
+        place = doorbell_place(layout)
         if place is not None and place[0] == bar:
             yield place[1], place[1] + 3
         if layout.msix and layout.msix_bar == bar:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from rcdrv.errors import UsageError
 
@@ -16,9 +18,6 @@ REGISTERS_SIZE = 0x80
 """The test registers, padded (pci_epf_test_alloc_space); the MSI-X table follows."""
 
 MSIX_ENTRY_SIZE = 16
-
-VNTB_CONTROL_SIZE = 0x134
-"""struct epf_ntb_ctrl of pci-epf-vntb; the scratchpads of both sides follow."""
 
 DEFAULT_BAR_SIZES = (128 * K, 128 * K, 128 * K, 128 * K, 128 * K, 1 * M)
 """pci-epf-test.c, default_bar_size."""
@@ -88,18 +87,6 @@ class DoorbellBackend(str, Enum):
     """The same register, in a reserved BAR that always shows it."""
 
 
-class VntbPeer(str, Enum):
-    """What runs on the endpoint, on top of pci-epf-vntb (one client a device, as in the kernel)."""
-
-    NONE = "none"
-    PINGPONG = "pingpong"
-    """ntb_pingpong: answers a doorbell with a scratchpad and a doorbell."""
-    NETDEV = "netdev"
-    """ntb_transport with ntb_netdev and a network stack that answers ARP and ICMP echo."""
-    TOOL = "tool"
-    """As ntb_tool with a translation set for every memory window."""
-
-
 class Trap(str, Enum):
     """Which BAR accesses reach the endpoint as messages."""
 
@@ -135,41 +122,6 @@ class DoorbellLayout:
     bar: int = 0
     """Exposed: the BAR and the offset in it."""
     offset: int = 0
-
-
-@dataclass(frozen=True)
-class VntbLayout:
-    """What is set in configfs of pci-epf-vntb, under the names that it has there."""
-
-    db_count: int = 4
-    """Slots: 0 and 1 are no doorbells, so these are ``db_count - 2`` doorbells."""
-    spad_count: int = 64
-    num_mws: int = 1
-    mw1: int = 1 * M
-    mw2: int = 0
-    mw3: int = 0
-    mw4: int = 0
-    ctrl_bar: int = -1
-    """-1, here and below: the next BAR that is free, as epf_ntb_find_bar() looks for it."""
-    db_bar: int = -1
-    mw1_bar: int = -1
-    mw2_bar: int = -1
-    mw3_bar: int = -1
-    mw4_bar: int = -1
-    peer: VntbPeer = VntbPeer.PINGPONG
-    peer_delay_ms: int = 1000
-    """ntb_pingpong's ``delay_ms``."""
-    peer_ip: str = "192.0.2.2"
-    """The IPv4 address of the endpoint's ntb_netdev."""
-
-    @property
-    def mw_sizes(self) -> tuple[int, ...]:
-        return (self.mw1, self.mw2, self.mw3, self.mw4)[: self.num_mws]
-
-    @property
-    def mw_bars(self) -> tuple[int, ...]:
-        """-1 for a window that pci-epf-vntb leaves without a BAR."""
-        return (self.mw1_bar, self.mw2_bar, self.mw3_bar, self.mw4_bar)[: self.num_mws]
 
 
 @dataclass(frozen=True)
@@ -228,8 +180,8 @@ class Layout:
     """-1: CAPS follows from the rest. Else its value, for endpoints with older kernels."""
 
     doorbell: DoorbellLayout = field(default_factory=DoorbellLayout)
-    vntb: VntbLayout = field(default_factory=VntbLayout)
-    """Only for the function ``epf_vntb``."""
+    tables: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The settings of endpoint functions, by the name of their table."""
     ep_iommu: bool = False
     """The endpoint's own IOMMU translates what its PCIe controller accesses."""
 
@@ -253,11 +205,16 @@ class Layout:
         As pci_epc_get_next_free_bar(), but the upper half of any 64-bit BAR is passed over: the
         kernel looks for one only before ``start``, and the hardware has no BAR there.
         """
-        for index in range(start, 6):
-            bar = self.bars[index]
-            if bar is not None and bar.type is not BarType.RESERVED:
-                return index
-        return None
+        return next((index for index in self.usable_bars if index >= start), None)
+
+    @property
+    def usable_bars(self) -> list[int]:
+        """The BARs that an endpoint function may use."""
+        return [
+            index
+            for index, bar in enumerate(self.bars)
+            if bar is not None and bar.type is not BarType.RESERVED
+        ]
 
     @property
     def msi_capable(self) -> int:
@@ -272,18 +229,7 @@ class Layout:
             return doorbell.address
         return doorbell.iova or _IOVA_TOP | doorbell.address % EP_PAGE
 
-    def doorbell_place(self) -> tuple[int, int] | None:
-        """(BAR, offset) at which an enabled doorbell is, or None where ENABLE must fail."""
-        doorbell = self.doorbell
-        if doorbell.backend is DoorbellBackend.NONE:
-            return None
-        if doorbell.backend is DoorbellBackend.EXPOSED:
-            return doorbell.bar, doorbell.offset
-        if self.function == "epf_vntb":
-            bar = self.vntb.db_bar
-            return bar, self.doorbell_address % self.bar(bar).size
-        index = self.next_free_bar(self.register_bar + 1)
-        if index is None:
-            return None
-        # pci_epf_align_inbound_addr(): the BAR's base is aligned to its size.
-        return index, self.doorbell_address % self.bar(index).size
+
+def pba_size(vectors: int) -> int:
+    """Return the bytes of an MSI-X pending bit array."""
+    return -(-vectors // 64) * 8

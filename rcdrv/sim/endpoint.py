@@ -11,17 +11,14 @@ from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import Controller
 from rcdrv.sim.doorbell import Doorbells
-from rcdrv.sim.epf_test import EpfTest, Register
-from rcdrv.sim.epf_vntb import EpfVntb
+from rcdrv.sim.epf_test.function import SimEpfTest
 from rcdrv.sim.faults import RESET_LOSES, Faults
+from rcdrv.sim.functions import FUNCTIONS
 from rcdrv.sim.layout import Layout, Reset, Trap
 from rcdrv.vfio_user.served import Peer, ServedDevice, ServedRegion
 
-_FUNCTIONS: dict[str, type[EpfTest] | type[EpfVntb]] = {"epf_test": EpfTest, "epf_vntb": EpfVntb}
-"""Endpoint functions by the layout's ``function``."""
 
-
-class Endpoint(ServedDevice):
+class SimEndpoint(ServedDevice):
     """The endpoint that ``layout`` describes.
 
     :param log: where accesses and events go
@@ -49,8 +46,8 @@ class Endpoint(ServedDevice):
             clock,
             trap_all=trap_all or self._faults.traps,
         )
-        function = _FUNCTIONS[layout.function]
-        self._function = function(self.controller, doorbells, self._faults, self._log, clock)
+        function = FUNCTIONS[layout.function]
+        self._function = function.build(self.controller, doorbells, self._faults, self._log, clock)
         self._attached = False
         self._vanished = False
         self._accesses = 0
@@ -58,8 +55,6 @@ class Endpoint(ServedDevice):
         faults = self._faults
         self._vanishes = faults.get("vanish", 0) if "vanish" in faults else never
         self._goes_silent = faults.get("all-ones", 0) if "all-ones" in faults else never
-        self._offset_moves = "offset-changes" in faults
-        self._offset_reads = 0
 
     # -- what it looks like -----------------------------------------------------------------------
 
@@ -117,12 +112,12 @@ class Endpoint(ServedDevice):
 
     def unbind(self) -> None:
         """What taking pci-epf-test's link from its controller does, in the endpoint's configfs."""
-        assert isinstance(self._function, EpfTest)
+        assert isinstance(self._function, SimEpfTest)
         self._function.unbind()
 
     def bind(self) -> None:
         """Link it there again; its directory, and so its struct pci_epf, is the same."""
-        assert isinstance(self._function, EpfTest)
+        assert isinstance(self._function, SimEpfTest)
         self._function.bind()
 
     def irqs_changed(self, kind: IrqKind) -> None:
@@ -141,8 +136,7 @@ class Endpoint(ServedDevice):
             data = self.controller.config.read(offset, size)
         else:
             data = self.controller.read_bar(region, offset, size)
-            if self._offset_moves and region == self.layout.register_bar:
-                data = self._change_offset(offset, data)
+            data = self._function.answer(region, offset, data)
         self._log.access("read", region, offset, data)
         return data
 
@@ -163,13 +157,6 @@ class Endpoint(ServedDevice):
             self._function.stop()
             return True
         return self._accesses > self._goes_silent and region != CONFIG_REGION
-
-    def _change_offset(self, offset: int, data: bytes) -> bytes:
-        if offset != Register.DB_OFFSET or len(data) != 4:
-            return data
-        self._offset_reads += 1
-        value = int.from_bytes(data, "little") + 4 * (self._offset_reads - 1)
-        return (value & 0xFFFF_FFFF).to_bytes(4, "little")
 
     # -- time -------------------------------------------------------------------------------------
 

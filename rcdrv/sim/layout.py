@@ -21,10 +21,10 @@ from typing import Any
 
 from rcdrv.errors import UsageError
 from rcdrv.files import read_text
+from rcdrv.sim.checks import parse_table, unknown_key
 from rcdrv.sim.description import (
     EP_PAGE,
     MSIX_ENTRY_SIZE,
-    VNTB_CONTROL_SIZE,
     BarLayout,
     BarType,
     Dma,
@@ -37,25 +37,19 @@ from rcdrv.sim.description import (
     M,
     Reset,
     Trap,
-    VntbLayout,
-    VntbPeer,
 )
+from rcdrv.sim.functions import FUNCTIONS, TABLES
 from rcdrv.sim.rules import resolve
 from rcdrv.sim.schema import (
     BAR_KEYS,
     BAR_SCHEMA,
     DOORBELL_SCHEMA,
-    FUNCTIONS,
     SCHEMA,
-    VNTB_SCHEMA,
-    parse_table,
-    unknown_key,
 )
 
 __all__ = [
     "EP_PAGE",
     "MSIX_ENTRY_SIZE",
-    "VNTB_CONTROL_SIZE",
     "BarLayout",
     "BarType",
     "Dma",
@@ -68,8 +62,6 @@ __all__ = [
     "M",
     "Reset",
     "Trap",
-    "VntbLayout",
-    "VntbPeer",
     "dump_layout",
     "load_layout",
     "parse_layout",
@@ -115,6 +107,7 @@ def parse_layout(table: Mapping[str, object], source: str = "layout") -> Layout:
     """
     values: dict[str, Any] = {}
     bars: list[BarLayout | None] = [None] * 6
+    tables: dict[str, Any] = {}
     for key, value in table.items():
         path = f"{source}: {key}"
         if key in BAR_KEYS:
@@ -122,19 +115,20 @@ def parse_layout(table: Mapping[str, object], source: str = "layout") -> Layout:
             bars[BAR_KEYS.index(key)] = None if bar.type is BarType.DISABLED else bar
         elif key == "doorbell":
             values[key] = DoorbellLayout(**parse_table(value, path, DOORBELL_SCHEMA))
-        elif key == "vntb":
-            values[key] = VntbLayout(**parse_table(value, path, VNTB_SCHEMA))
+        elif key in TABLES:
+            function = TABLES[key]
+            tables[key] = function.settings(**parse_table(value, path, function.schema))
         elif key in SCHEMA:
             values[key] = SCHEMA[key](value, path)
         else:
-            raise unknown_key(path, [*SCHEMA, *BAR_KEYS, "doorbell", "vntb"])
-    values = {**FUNCTIONS.get(values.get("function", ""), {}), **values}
-    return resolve(Layout(**values, bars=tuple(bars)), source)
+            raise unknown_key(path, [*SCHEMA, *BAR_KEYS, "doorbell", *TABLES])
+    values = {**FUNCTIONS[values.get("function", Layout.function)].defaults, **values}
+    return resolve(Layout(**values, bars=tuple(bars), tables=tables), source)
 
 
 def dump_layout(layout: Layout) -> str:
     """The layout as a TOML document that :func:`parse_layout` turns into an equal one."""
-    lines = _dump_fields(layout, Layout(**FUNCTIONS[layout.function]))
+    lines = _dump_fields(layout, Layout(**FUNCTIONS[layout.function].defaults))
     if layout.function != Layout.function:
         lines.insert(0, f'function = "{layout.function}"')
     for index, bar in enumerate(layout.bars):
@@ -145,8 +139,9 @@ def dump_layout(layout: Layout) -> str:
                 *_dump_fields(bar, BarLayout()),
             ]
     lines += ["\n[doorbell]", *_dump_fields(layout.doorbell, DoorbellLayout())]
-    if layout.vntb != VntbLayout():
-        lines += ["\n[vntb]", *_dump_fields(layout.vntb, VntbLayout())]
+    for name, settings in layout.tables.items():
+        if settings != TABLES[name].settings():
+            lines += [f"\n[{name}]", *_dump_fields(settings, TABLES[name].settings())]
     return "\n".join(lines) + "\n"
 
 
@@ -154,9 +149,9 @@ def _dump_fields(one: Any, default: Any) -> list[str]:
     lines = []
     for entry in fields(one):
         value = getattr(one, entry.name)
-        if value == getattr(default, entry.name) or isinstance(value, DoorbellLayout | VntbLayout):
+        if value == getattr(default, entry.name) or isinstance(value, DoorbellLayout):
             continue
-        if entry.name not in ("bars", "function", "type"):
+        if entry.name not in ("bars", "function", "tables", "type"):
             lines.append(f"{entry.name} = {_dump_value(value)}")
     return lines
 

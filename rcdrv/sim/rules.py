@@ -6,25 +6,24 @@ from dataclasses import replace
 
 from rcdrv.errors import UsageError
 from rcdrv.sim.description import (
-    DEFAULT_BAR_SIZES,
-    EP_PAGE,
     MSIX_ENTRY_SIZE,
     REGISTERS_SIZE,
     SMALLEST_EPF_BAR,
-    VNTB_CONTROL_SIZE,
     BarLayout,
     BarType,
     DoorbellBackend,
     G,
     Layout,
     M,
+    pba_size,
 )
+from rcdrv.sim.functions import FUNCTIONS
 
 
 def resolve(layout: Layout, source: str) -> Layout:
     """Fill in what the kernel would derive, then check that all of it fits together."""
-    if layout.function == "epf_vntb":
-        layout = _place_vntb(layout, source)
+    function = FUNCTIONS[layout.function]
+    layout = function.place(layout, source)
     register_bar = layout.register_bar
     if register_bar < 0:
         first = layout.next_free_bar(0)
@@ -35,15 +34,7 @@ def resolve(layout: Layout, source: str) -> Layout:
             )
         register_bar = first
     layout = replace(layout, register_bar=register_bar)
-    usable = [bar for bar in layout.bars if bar is not None and bar.type is not BarType.RESERVED]
-    # pci_epf_test_set_bar() goes on without a BAR that gets no window, unless it is that of the
-    # registers.
-    needed = len(usable)
-    if layout.function == "epf_test":
-        needed = sum(
-            bar is not None and bar.type is not BarType.RESERVED
-            for bar in layout.bars[: register_bar + 1]
-        )
+    needed = function.windows(layout)
     if needed > layout.inbound_windows:
         raise UsageError(
             f"{source}: inbound_windows: {layout.inbound_windows} are too few for {needed} BARs",
@@ -64,78 +55,17 @@ def resolve(layout: Layout, source: str) -> Layout:
     return layout
 
 
-def _place_vntb(layout: Layout, source: str) -> Layout:
-    """epf_ntb_init_epc_bar(): a BAR for each construct that has none. Then their sizes."""
-    vntb = layout.vntb
-    names = ["ctrl_bar", "db_bar", *(f"mw{n}_bar" for n in range(1, vntb.num_mws + 1))]
-    bars = {name: getattr(vntb, name) for name in names}
-    start = 0
-    # The kernel's second loop begins with the first window once more, so it never gets to the last.
-    for number, name in enumerate([*names[:3], *names[2:-1]]):
-        if bars[name] >= 0:
-            continue
-        free = layout.next_free_bar(start)
-        while free is not None and free in bars.values():
-            free = layout.next_free_bar(free + 1)
-        if free is None and number > 2:
-            vntb = replace(vntb, num_mws=number - 2)
-            break
-        if free is None:
-            raise UsageError(f"{source}: vntb.{name}: no BAR is left for it")
-        bars[name], start = free, free + 1
-    placed = {name: bar for name, bar in bars.items() if bar >= 0}
-    for name, bar in placed.items():
-        if layout.bars[bar] is None:
-            raise UsageError(f"{source}: vntb.{name}: BAR{bar} is absent")
-    if len(set(placed.values())) < len(placed):
-        raise UsageError(f"{source}: vntb: two of {', '.join(names)} are the same BAR")
-    vntb = replace(vntb, **bars)
-    for bar, size in zip(vntb.mw_bars, vntb.mw_sizes, strict=True):
-        if bar < 0:
-            continue
-        entry = layout.bar(bar)
-        if size < EP_PAGE or size & (size - 1):
-            raise UsageError(f"{source}: vntb: a window of {size:#x} bytes", hint="a power of two")
-        if entry.size not in (0, size):
-            raise UsageError(
-                f"{source}: vntb: BAR{bar} has {entry.size:#x} bytes, its window {size:#x}",
-                hint=f"leave bar{bar}.size out",
-            )
-        layout = replace(
-            layout,
-            bars=tuple(
-                replace(entry, size=size) if index == bar else other
-                for index, other in enumerate(layout.bars)
-            ),
-        )
-    return replace(layout, vntb=vntb, register_bar=vntb.ctrl_bar)
-
-
 def _default_size(layout: Layout, index: int, source: str) -> int:
-    """pci_epf_get_required_bar_size() of what pci_epf_test_alloc_space() asks for."""
+    """pci_epf_get_required_bar_size() of what the endpoint function asks for."""
     bar = layout.bar(index)
     if bar.type in (BarType.FIXED, BarType.RESERVED):
         raise UsageError(
             f"{source}: bar{index}.size is missing",
             hint=f"the hardware decides the size of a {bar.type.value} BAR, so it must be given",
         )
-    size = DEFAULT_BAR_SIZES[index]
-    if layout.function == "epf_vntb":
-        # epf_ntb_config_spad_bar_alloc(), epf_ntb_db_bar_init(); a window has its size already.
-        control = VNTB_CONTROL_SIZE + 8 * layout.vntb.spad_count
-        size = {layout.register_bar: control, layout.vntb.db_bar: 4 * layout.vntb.db_count}.get(
-            index, SMALLEST_EPF_BAR
-        )
-    elif index == layout.register_bar:
-        size = REGISTERS_SIZE
-        if layout.msix and layout.msix_bar < 0:
-            size += layout.msix * MSIX_ENTRY_SIZE + _pba_size(layout.msix)
+    size = FUNCTIONS[layout.function].bar_size(layout, index)
     size = max(size, SMALLEST_EPF_BAR, 1 * M if bar.type is BarType.RESIZABLE else 0)
     return 1 << (size - 1).bit_length()
-
-
-def _pba_size(vectors: int) -> int:
-    return -(-vectors // 64) * 8
 
 
 def _place_msix(layout: Layout) -> Layout:
@@ -172,9 +102,7 @@ def _check_registers(layout: Layout, source: str) -> None:
     if bar is None or bar.type is BarType.RESERVED:
         state = "absent" if bar is None else "reserved"
         raise UsageError(f"{path}: BAR{layout.register_bar} is {state}")
-    needed = REGISTERS_SIZE
-    if layout.function == "epf_vntb":
-        needed = VNTB_CONTROL_SIZE + 8 * layout.vntb.spad_count
+    needed = FUNCTIONS[layout.function].registers_size(layout)
     if bar.size < needed:
         raise UsageError(
             f"{source}: bar{layout.register_bar}.size: the registers need {needed:#x} bytes"
@@ -186,7 +114,7 @@ def _check_registers(layout: Layout, source: str) -> None:
         raise UsageError(f"{source}: msix_bar: BAR{layout.msix_bar} is absent")
     parts = (
         ("msix_table", layout.msix_table, layout.msix * MSIX_ENTRY_SIZE),
-        ("msix_pba", layout.msix_pba, _pba_size(layout.msix)),
+        ("msix_pba", layout.msix_pba, pba_size(layout.msix)),
     )
     for key, start, size in parts:
         if start % 8:

@@ -13,7 +13,7 @@ from rcdrv.errors import UsageError
 from rcdrv.files import open_output
 from rcdrv.interrupts import allow_descriptors
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.endpoint import Endpoint
+from rcdrv.sim.endpoint import SimEndpoint
 from rcdrv.sim.layout import Layout
 from rcdrv.vfio_user.listen import listen
 from rcdrv.vfio_user.server import Server
@@ -45,7 +45,7 @@ def serve(
         raise UsageError("serve a socket path or a connected socket: one of the two")
     allow_descriptors(layout.msi + layout.msix)
     with contextlib.ExitStack() as stack:
-        endpoint = Endpoint(layout, stack.enter_context(_open_log(access_log)))
+        endpoint = SimEndpoint(layout, stack.enter_context(_open_log(access_log)))
         stack.callback(endpoint.close)
         server = Server(endpoint)
         stack.callback(server.close)

@@ -16,7 +16,7 @@ from threading import Thread
 
 import rcdrv.sim.memory
 from rcdrv.device import IrqKind
-from rcdrv.sim.endpoint import Endpoint
+from rcdrv.sim.endpoint import SimEndpoint
 from rcdrv.sim.layout import load_layout
 from rcdrv.vfio_user import messages, server, session, wire
 from rcdrv.vfio_user.listen import listen
@@ -119,4 +119,4 @@ if MODE.startswith("truncate"):
     rcdrv.sim.memory.sealed_memory = unsealed  # type: ignore[attr-defined]
 server.Session = Hostile  # type: ignore[attr-defined]
 with listen(SOCKET) as listener:
-    server.Server(Endpoint(load_layout(SPEC))).serve(listener)
+    server.Server(SimEndpoint(load_layout(SPEC))).serve(listener)

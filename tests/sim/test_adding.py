@@ -103,3 +103,56 @@ def test_a_case(copy: Copy) -> None:
         "    return tuple(found)\n",
     )
     assert "MAGIC_TEST" in copy.run("--device", "sim:rk3588", "test", "MAGIC_TEST")
+
+
+FUNCTION = '''
+"""An endpoint function with one register, which counts its reads."""
+from rcdrv.results.layout import Region
+from rcdrv.sim.checks import integer
+from rcdrv.sim.function import EndpointFunction, SimFunction
+
+class Counter(EndpointFunction):
+    name = table = "counter"
+    runs = "rcdrv.sim.counter:SimCounter"
+    defaults = {"device": 0xC0DE}
+    schema = {"first": integer(0, 9)}
+    def registers_size(self, layout): return 4
+    def bar_size(self, layout, index): return 4096
+    def doorbell_place(self, layout): return None
+    def regions(self, layout, doorbell):
+        return {layout.register_bar: [Region(0, 4, "counter", "registers")]}
+
+class SimCounter(SimFunction):
+    idle = True
+    def __init__(self, controller, *rest):
+        self.count = controller.layout.tables["counter"]["first"]
+        controller.map_memory(controller.layout.register_bar)
+    def set_up(self): pass
+    def start(self): pass
+    def stop(self): pass
+    def next_event(self): return None
+    def run(self): pass
+    def answer(self, bar, offset, data):
+        self.count += 1
+        return self.count.to_bytes(4, "little")
+'''
+
+
+def test_an_endpoint_function(copy: Copy) -> None:
+    (copy.package / "sim/counter").mkdir()
+    (copy.package / "sim/counter/__init__.py").write_text(FUNCTION)
+    copy.change(
+        "sim/functions.py",
+        "from rcdrv.sim.description",
+        "from rcdrv.sim.counter import Counter\nfrom rcdrv.sim.description",
+    )
+    copy.change(
+        "sim/functions.py",
+        "    EpfTestFunction(),\n",
+        "    EpfTestFunction(), Counter(),\n",
+    )
+    (copy.folder / "board.toml").write_text(
+        'function = "counter"\ntrap = "all"\nbar0 = {}\ncounter = { first = 6 }\n'
+    )
+    assert "00000007" in copy.run("--device", "sim:board.toml", "peek", "0", "0")
+    assert "c0de" in copy.run("--device", "sim:board.toml", "info")

@@ -19,6 +19,7 @@ from rcdrv.errors import UsageError
 from rcdrv.host.doctor import ROWS
 from rcdrv.manual.grammar import command_tree
 from rcdrv.sim import layout, schema
+from rcdrv.sim.functions import TABLES
 from rcdrv.verdict import EXIT_STATUS, Reason, Verdict
 from tools.docs import __main__ as docs
 from tools.docs import examples
@@ -219,7 +220,7 @@ def test_every_key_of_a_vntb_layout_is_explained() -> None:
     for family in ("mw{}", "mw{}_bar"):
         if family.format(1) in told and family.format(4) in told:
             told |= {family.format(number) for number in range(1, 5)}
-    assert set(schema.VNTB_SCHEMA) <= told
+    assert set(TABLES["vntb"].schema) <= told
 
 
 def test_the_steps_for_a_board_make_what_its_preset_is() -> None:

@@ -10,7 +10,7 @@ import pytest
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.transfer import Direction, Placement, transfer_test
 from rcdrv.function import Function
-from rcdrv.sim.epf_test import EpfTest as EndpointFunction
+from rcdrv.sim.epf_test.function import SimEpfTest
 from rcdrv.verdict import NotPassed, Reason
 from tests.unit.epf_test.virtual import endpoint
 
@@ -27,14 +27,14 @@ def message(direction: Direction, *placements: Placement) -> str:
 
 def spoil(patch: pytest.MonkeyPatch, offset: int, size: int) -> None:
     """With the data of this size the endpoint writes one byte more, so far from their first one."""
-    store = EndpointFunction._store
+    store = SimEpfTest._store
 
     def careless(self: Any, address: int, data: bytes) -> Generator[float, None, None]:
         yield from store(self, address, data)
         if len(data) == size:
             self._controller.write_host(address + offset, b"\x01")
 
-    patch.setattr(EndpointFunction, "_store", careless)
+    patch.setattr(SimEpfTest, "_store", careless)
 
 
 @pytest.mark.parametrize("direction", [Direction.READ, Direction.COPY])

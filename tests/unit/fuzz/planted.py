@@ -16,11 +16,10 @@ from rcdrv.device import IrqKind
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest as Driver
 from rcdrv.epf_test.registers import Flags, Reg
-from rcdrv.sim.config_space import ConfigSpace
+from rcdrv.sim.config_space import SimConfigSpace
 from rcdrv.sim.controller import SWAPPED, Controller
 from rcdrv.sim.doorbell import Doorbells
-from rcdrv.sim.epf_test import EpfTest as EndpointFunction
-from rcdrv.sim.epf_test import Register
+from rcdrv.sim.epf_test.function import Register, SimEpfTest
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
 
 Patch = pytest.MonkeyPatch
@@ -70,7 +69,7 @@ def driver_ignores_expected_bar(patch: Patch) -> None:
 
 def endpoint_keeps_status(patch: Patch) -> None:
     """STATUS is not cleared when a command is taken."""
-    handler, swallows = EndpointFunction._cmd_handler, EndpointFunction._swallows
+    handler, swallows = SimEpfTest._cmd_handler, SimEpfTest._swallows
 
     def note(self: Any, command: int, irq_type: int) -> Iterator[float]:
         self.kept = self._regs.read32(Register.STATUS)
@@ -80,8 +79,8 @@ def endpoint_keeps_status(patch: Patch) -> None:
         self._set_status(self.kept)
         return swallows(self, command, irq_type)
 
-    patch.setattr(EndpointFunction, "_cmd_handler", note)
-    patch.setattr(EndpointFunction, "_swallows", restore)
+    patch.setattr(SimEpfTest, "_cmd_handler", note)
+    patch.setattr(SimEpfTest, "_swallows", restore)
 
 
 def endpoint_keeps_subrange(patch: Patch) -> None:
@@ -132,7 +131,7 @@ def endpoint_enables_twice(patch: Patch) -> None:
 
 def endpoint_remembers_ring_irq(patch: Patch) -> None:
     """A ring is answered with the interrupt that ENABLE had asked for."""
-    enable, raise_irq = EndpointFunction._enable_doorbell, EndpointFunction._raise_irq
+    enable, raise_irq = SimEpfTest._enable_doorbell, SimEpfTest._raise_irq
 
     def note(self: Any) -> Any:
         self.asked = self._regs.read32(Register.IRQ_NUMBER)
@@ -145,13 +144,13 @@ def endpoint_remembers_ring_irq(patch: Patch) -> None:
         raise_irq(self, doorbell=doorbell)
         self._regs.write32(Register.IRQ_NUMBER, now)
 
-    patch.setattr(EndpointFunction, "_enable_doorbell", note)
-    patch.setattr(EndpointFunction, "_raise_irq", old)
+    patch.setattr(SimEpfTest, "_enable_doorbell", note)
+    patch.setattr(SimEpfTest, "_raise_irq", old)
 
 
 def endpoint_forgets_on_reset(patch: Patch) -> None:
     """A function level reset disables the doorbell, and DB_BAR does not say so."""
-    reset = ConfigSpace.reset
+    reset = SimConfigSpace.reset
     doorbells: list[Doorbells] = []
     before = Doorbells.__init__
 
@@ -159,28 +158,28 @@ def endpoint_forgets_on_reset(patch: Patch) -> None:
         before(self, *arguments)
         doorbells[:] = [self]
 
-    def forget(self: ConfigSpace) -> None:
+    def forget(self: SimConfigSpace) -> None:
         reset(self)
         for one in doorbells:
             one.free()
 
     patch.setattr(Doorbells, "__init__", note)
-    patch.setattr(ConfigSpace, "reset", forget)
+    patch.setattr(SimConfigSpace, "reset", forget)
 
 
 def endpoint_copies_whole_words(patch: Patch) -> None:
     """A transfer leaves out what is behind the last whole word."""
-    store = EndpointFunction._store
+    store = SimEpfTest._store
 
-    def short(self: EndpointFunction, address: int, data: bytes) -> Any:
+    def short(self: SimEpfTest, address: int, data: bytes) -> Any:
         return store(self, address, data[: len(data) // 4 * 4] if len(data) > 1024 else data)
 
-    patch.setattr(EndpointFunction, "_store", short)
+    patch.setattr(SimEpfTest, "_store", short)
 
 
 def endpoint_merges_everything(patch: Patch) -> None:
     """Rings that come close together lose the answer to all of them."""
-    handle = EndpointFunction._handle_ring
+    handle = SimEpfTest._handle_ring
 
     def lose(self: Any) -> None:
         now = self._clock()
@@ -190,7 +189,7 @@ def endpoint_merges_everything(patch: Patch) -> None:
             self._set_status(0)
         self.rung = now
 
-    patch.setattr(EndpointFunction, "_handle_ring", lose)
+    patch.setattr(SimEpfTest, "_handle_ring", lose)
 
 
 BUGS = {

@@ -17,8 +17,8 @@ from rcdrv.function import Function
 from rcdrv.fuzz.campaign import Plan, Table, run_block, try_table
 from rcdrv.fuzz.shrink import shrink
 from rcdrv.fuzz.trial import Finding
-from rcdrv.sim import epf_test as sim_epf_test
 from rcdrv.sim.controller import Controller
+from rcdrv.sim.epf_test import function as sim_epf_test
 
 Patch = pytest.MonkeyPatch
 

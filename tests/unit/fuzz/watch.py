@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import BarType, Layout
 
 COMMAND, SIZE, IRQ_TYPE, IRQ_NUMBER = 0x04, 0x1C, 0x24, 0x28
@@ -91,7 +92,7 @@ class HarmWatch(AccessLog):
     def _answer(self, details: dict[str, object]) -> None:
         status = details["status"]
         assert isinstance(status, int)
-        place = self._layout.doorbell_place()
+        place = doorbell_place(self._layout)
         if status & 1 << 10:
             self._doorbell = place
         elif status & 1 << 12:

@@ -28,6 +28,7 @@ from rcdrv.results.distribution import Distribution
 from rcdrv.results.document import to_document
 from rcdrv.results.layout import Bar, Region
 from rcdrv.results.units import duration_text, size_text
+from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.picture import picture
 
 from .samples import a_run, runs, texts
@@ -502,7 +503,7 @@ def test_the_presets_have_maps(preset: str) -> None:
     bars, words_of_doorbell = found
     there = [index for index, bar in enumerate(load_layout(preset).bars) if bar is not None]
     assert [bar.number for bar in bars] == there
-    place = load_layout(preset).doorbell_place()
+    place = doorbell_place(load_layout(preset))
     if place is None:
         assert "no doorbell" in words_of_doorbell
         return

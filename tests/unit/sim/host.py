@@ -9,8 +9,8 @@ from typing import Any
 from rcdrv.device import CONFIG_REGION, IrqKind
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
-from rcdrv.sim.endpoint import Endpoint
-from rcdrv.sim.epf_test import Register, Status
+from rcdrv.sim.endpoint import SimEndpoint
+from rcdrv.sim.epf_test.function import Register, Status
 from rcdrv.sim.layout import Layout, load_layout
 from rcdrv.vfio_user.served import DmaFault
 
@@ -29,7 +29,7 @@ class Host:
         self.layout = layout
         self.now = 1000.0
         self._log = io.StringIO()
-        self.endpoint = Endpoint(layout, AccessLog(self._log), lambda: self.now)
+        self.endpoint = SimEndpoint(layout, AccessLog(self._log), lambda: self.now)
         self.vectors = {IrqKind.INTX: 1, IrqKind.MSI: layout.msi, IrqKind.MSIX: layout.msix}
         self.intx_masked = False
         self.fired: list[tuple[IrqKind, int]] = []

@@ -12,15 +12,15 @@ from rcdrv.sim.layout import BarType, Layout, load_layout, parse_layout, preset_
 PRESETS = preset_names()
 
 
-def get(config: cs.ConfigSpace, offset: int, size: int) -> int:
+def get(config: cs.SimConfigSpace, offset: int, size: int) -> int:
     return int.from_bytes(config.read(offset, size), "little")
 
 
-def put(config: cs.ConfigSpace, offset: int, size: int, value: int) -> bool:
+def put(config: cs.SimConfigSpace, offset: int, size: int, value: int) -> bool:
     return config.write(offset, value.to_bytes(size, "little"))
 
 
-def capabilities(config: cs.ConfigSpace) -> dict[int, int]:
+def capabilities(config: cs.SimConfigSpace) -> dict[int, int]:
     found: dict[int, int] = {}
     offset = get(config, cs.CAPABILITIES, 1)
     while offset:
@@ -30,7 +30,7 @@ def capabilities(config: cs.ConfigSpace) -> dict[int, int]:
     return found
 
 
-def extended(config: cs.ConfigSpace) -> dict[int, int]:
+def extended(config: cs.SimConfigSpace) -> dict[int, int]:
     found: dict[int, int] = {}
     offset = 0x100
     while offset:
@@ -66,7 +66,7 @@ READ_ONLY = [
 
 @given(st.sampled_from(PRESETS), writes)
 def test_no_write_changes_what_is_read_only(preset: str, accesses: list[tuple[int, bytes]]) -> None:
-    config = cs.ConfigSpace(load_layout(preset))
+    config = cs.SimConfigSpace(load_layout(preset))
     before = config.read(0, cs.SIZE)
     for offset, data in accesses:
         config.write(offset, data)
@@ -106,7 +106,7 @@ def test_sizing_a_bar_yields_its_size(
     bar = {"type": kind, "size": 1 << exponent, "wide": wide, "prefetchable": prefetchable}
     other = (index + 2) % 6
     layout = parse_layout({f"bar{index}": bar, f"bar{other}": {"size": 4096}})
-    config = cs.ConfigSpace(layout)
+    config = cs.SimConfigSpace(layout)
     offset = cs.BAR0 + 4 * index
     for address in addresses:
         put(config, offset, 4, address)
@@ -121,7 +121,7 @@ def test_sizing_a_bar_yields_its_size(
 @pytest.mark.parametrize("preset", PRESETS)
 def test_capabilities(preset: str) -> None:
     layout = load_layout(preset)
-    config = cs.ConfigSpace(layout)
+    config = cs.SimConfigSpace(layout)
     found = capabilities(config)
     assert get(config, cs.STATUS, 2) & cs.STATUS_CAPABILITIES
     assert set(found) == {0x01, 0x05, 0x10} | ({0x11} if layout.msix else set())
@@ -149,34 +149,34 @@ def test_capabilities(preset: str) -> None:
 
 
 def test_no_vectors_no_capability() -> None:
-    assert set(capabilities(cs.ConfigSpace(load_layout("rk3588,msi=0,msix=0")))) == {0x01, 0x10}
+    assert set(capabilities(cs.SimConfigSpace(load_layout("rk3588,msi=0,msix=0")))) == {0x01, 0x10}
 
 
 def test_the_fault_cap_loop() -> None:
-    config = cs.ConfigSpace(load_layout("rk3588"), loop="standard")
+    config = cs.SimConfigSpace(load_layout("rk3588"), loop="standard")
     with pytest.raises(AssertionError):
         capabilities(config)
     assert extended(config)
     for preset in ("rk3588", "imx8m"):  # with and without resizable BARs
-        config = cs.ConfigSpace(load_layout(preset), loop="extended")
+        config = cs.SimConfigSpace(load_layout(preset), loop="extended")
         with pytest.raises(AssertionError):
             extended(config)
         assert capabilities(config)
 
 
 def test_flr_is_asked_for_by_one_bit_that_reads_zero() -> None:
-    config = cs.ConfigSpace(load_layout("rk3588"))
+    config = cs.SimConfigSpace(load_layout("rk3588"))
     control = cs.EXPRESS + 8
     assert not put(config, control, 2, 0x2810)
     assert put(config, control, 2, 0xA810)
     assert put(config, control + 1, 1, 0x80)
     assert put(config, control - 4, 8, 1 << 47)
     assert get(config, control, 2) >> 15 == 0
-    assert not put(cs.ConfigSpace(load_layout("rk3588,reset=bus")), control, 2, 0x8000)
+    assert not put(cs.SimConfigSpace(load_layout("rk3588,reset=bus")), control, 2, 0x8000)
 
 
 def test_power_states() -> None:
-    config = cs.ConfigSpace(load_layout("rk3588"))
+    config = cs.SimConfigSpace(load_layout("rk3588"))
     put(config, cs.COMMAND, 2, cs.COMMAND_MEMORY | cs.COMMAND_MASTER)
     assert config.responds
     assert config.masters

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.config_space import COMMAND_INTX_DISABLE, STATUS, STATUS_INTERRUPT
-from rcdrv.sim.epf_test import Command, Register, Status
+from rcdrv.sim.epf_test.function import Command, Register, Status
+from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import K, M
 
 from .host import MEMORY_BASE, Host
@@ -26,7 +27,7 @@ ON_DEMAND = ["rcar-s4", "imx95", "imx8m", "generic"]
 @pytest.mark.parametrize("trap", ["sparse", "all"])
 def test_contents_after_any_number_of_cycles(preset: str, trap: str) -> None:
     host = Host(preset, trap=trap)
-    place = host.layout.doorbell_place()
+    place = doorbell_place(host.layout)
     assert place is not None
     bar = place[0]
     size = host.layout.bar(bar).size
@@ -47,7 +48,7 @@ def test_contents_after_any_number_of_cycles(preset: str, trap: str) -> None:
 @pytest.mark.parametrize("preset", ON_DEMAND)
 def test_writes_beside_an_enabled_doorbell_are_noticed(preset: str) -> None:
     host = Host(preset, trap="sparse")
-    place = host.layout.doorbell_place()
+    place = doorbell_place(host.layout)
     assert place is not None
     bar, offset = place
     area = host.endpoint.regions()[bar].areas[-1]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcdrv.device import IrqKind
-from rcdrv.sim.epf_test import NO_BAR, USE_DMA, Command, Register, Status, crc32_le
+from rcdrv.sim.epf_test.function import NO_BAR, USE_DMA, Command, Register, Status, crc32_le
 from rcdrv.sim.layout import K, M, parse_layout
 
 from .host import MEMORY_BASE, Host

@@ -8,7 +8,8 @@ import pytest
 
 from rcdrv.device import IrqKind
 from rcdrv.errors import UsageError
-from rcdrv.sim.epf_vntb import LINK_IS_UP, STATUS_ERROR, STATUS_OK, Command, Control
+from rcdrv.sim.epf_vntb import settings
+from rcdrv.sim.epf_vntb.function import LINK_IS_UP, STATUS_ERROR, STATUS_OK, Command, Control
 from rcdrv.sim.layout import dump_layout, load_layout
 
 from .host import MEMORY_BASE, Host
@@ -270,11 +271,11 @@ def test_what_cannot_be(change: str, message: str) -> None:
 
 def test_bars_that_nobody_named_are_found() -> None:
     layout = load_layout("generic,function=epf_vntb,msix=0,vntb.num_mws=3,vntb.mw2=64K,vntb.mw3=4K")
-    assert (layout.vntb.ctrl_bar, layout.vntb.db_bar) == (0, 1)
-    assert layout.vntb.mw_bars == (2, 3, -1), "the last one is never looked at"
+    assert (settings(layout).ctrl_bar, settings(layout).db_bar) == (0, 1)
+    assert settings(layout).mw_bars == (2, 3, -1), "the last one is never looked at"
     assert layout.bar(3).size == 64 << 10
     assert layout.hz == 250
-    assert layout.vntb.peer_delay_ms == 1000, "delay_ms of ntb_pingpong.c"
+    assert settings(layout).peer_delay_ms == 1000, "delay_ms of ntb_pingpong.c"
 
 
 def test_a_window_without_a_bar_harms() -> None:
@@ -288,7 +289,9 @@ def test_a_window_without_a_bar_harms() -> None:
 
 def test_windows_that_no_bar_is_left_for_are_given_up() -> None:
     layout = load_layout(f"{POLLED},vntb.num_mws=3,vntb.mw2=4K,vntb.mw3=4K")
-    assert (layout.vntb.num_mws, layout.vntb.mw_bars) == (2, (2, -1)), "the second one is NO_BAR"
+    assert (settings(layout).num_mws, settings(layout).mw_bars) == (2, (2, -1)), (
+        "the second one is NO_BAR"
+    )
 
 
 @pytest.mark.parametrize("preset", [POLLED, EMBEDDED, "rk3588-vntb"])

@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rcdrv.errors import UsageError
-from rcdrv.sim.endpoint import Endpoint
+from rcdrv.sim.endpoint import SimEndpoint
 from rcdrv.sim.faults import FAULTS
+from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import (
     BarLayout,
     BarType,
@@ -87,11 +88,11 @@ def test_roundtrip(layout: Layout) -> None:
 
 @given(layouts())
 def test_a_layout_that_exists_can_be_built(layout: Layout) -> None:
-    endpoint = Endpoint(layout)
+    endpoint = SimEndpoint(layout)
     try:
         for bar, region in zip(endpoint.controller.seen_bars, endpoint.regions(), strict=False):
             assert region.size == (bar.size if bar else 0)
-        place = layout.doorbell_place()
+        place = doorbell_place(layout)
         if place is not None:
             assert place[1] % 4 == 0
             assert place[1] + 4 <= layout.bar(place[0]).size
@@ -209,8 +210,8 @@ def test_the_doorbell_goes_to_the_next_bar_that_the_hardware_has() -> None:
             "doorbell": embedded,
         }
     )
-    assert layout.doorbell_place() == (4, 0x4_1234_50A0 % (8 * G))
-    assert parse_layout({"bar0": {}, "doorbell": embedded}).doorbell_place() is None
+    assert doorbell_place(layout) == (4, 0x4_1234_50A0 % (8 * G))
+    assert doorbell_place(parse_layout({"bar0": {}, "doorbell": embedded})) is None
     assert layout.doorbell == DoorbellLayout(DoorbellBackend.EMBEDDED, 0x4_1234_50A0)
 
 

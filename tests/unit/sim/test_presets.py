@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rcdrv.device import IrqKind
-from rcdrv.sim.epf_test import NO_BAR, USE_DMA, Caps, Command, Register, Status
+from rcdrv.sim.epf_test.function import NO_BAR, USE_DMA, Caps, Command, Register, Status
+from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import K, M, load_layout, preset_names
 
 from .host import MEMORY_BASE, Host
@@ -148,7 +149,7 @@ def test_subrange(preset: str) -> None:
 def test_everything_that_may_be_mapped_is_plain_memory(preset: str) -> None:
     layout = load_layout(preset, {"trap": "sparse"})
     host = Host(layout)
-    place = layout.doorbell_place()
+    place = doorbell_place(layout)
     for index, region in enumerate(host.endpoint.regions()[:6]):
         for area in region.areas:
             assert area.offset % 4096 == area.size % 4096 == 0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.config_space import ConfigSpace
+from rcdrv.sim.config_space import SimConfigSpace
 from rcdrv.sim.layout import BarLayout, BarType, Reset
 from rcdrv.vfio_user.served import DmaFault, Peer, ServedDevice, ServedRegion
 
@@ -56,7 +56,7 @@ class Function(ServedDevice):
         self._lock = threading.Lock()
         self._work: deque[Callable[[], None]] = deque()
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._config: ConfigSpace | None = None
+        self._config: SimConfigSpace | None = None
         self._bars: tuple[BarLayout | None, ...] = (None,) * 6
         self._seen = Seen()
         self._asserted = self._delivered = self._masked = False
@@ -78,7 +78,7 @@ class Function(ServedDevice):
                 bars=bars,
                 **{name: getattr(seen, name) for name in Seen.__dataclass_fields__},
             )
-            self._config = ConfigSpace(layout)
+            self._config = SimConfigSpace(layout)
 
         self._call(switch, None, late=True)
 

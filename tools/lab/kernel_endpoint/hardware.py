@@ -19,7 +19,7 @@ from rcdrv.errors import HostError
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.config_space import ConfigSpace
+from rcdrv.sim.config_space import SimConfigSpace
 from rcdrv.sim.layout import (
     BarLayout,
     BarType,
@@ -98,7 +98,7 @@ class Hardware(ServedDevice):
     def _power_on(self) -> None:
         size = self._window_size
         window = BarLayout(BarType.FIXED, 1 << (size - 1).bit_length(), True, True)
-        self.config = ConfigSpace(
+        self.config = SimConfigSpace(
             Layout(
                 vendor=0x1234,
                 device=0xE9C0,

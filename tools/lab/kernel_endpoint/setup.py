@@ -6,7 +6,9 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 
-from rcdrv.sim.layout import BarType, Layout, VntbLayout, VntbPeer
+from rcdrv.sim.epf_vntb import VntbLayout, VntbPeer
+from rcdrv.sim.epf_vntb import settings as vntb_settings
+from rcdrv.sim.layout import BarType, Layout
 from tools.lab.kernel_endpoint.build import MODULES
 
 FOLDER = "/opt/endpoint"
@@ -63,7 +65,7 @@ def attributes(layout: Layout) -> dict[str, str]:
                 values[f"bar{index}_size"] = str(bar.size)
         return values
     for field in fields(VntbLayout):
-        value = getattr(layout.vntb, field.name)
+        value = getattr(vntb_settings(layout), field.name)
         is_bar = field.name.endswith("_bar")
         if not field.name.startswith("peer") and not (value < 0 if is_bar else value == 0):
             values[field.name] = str(value)
@@ -84,14 +86,14 @@ def script(layout: Layout, settings: Mapping[str, str]) -> str:
     for name, value in {**attributes(layout), **settings}.items():
         lines.append(f"set_to {shlex.quote(name)} {shlex.quote(value)}")
     if layout.function == "epf_vntb":
-        options = {"ntb_pingpong": f" delay_ms={layout.vntb.peer_delay_ms}"}
+        options = {"ntb_pingpong": f" delay_ms={vntb_settings(layout).peer_delay_ms}"}
         lines += [
             f"insmod {module}.ko{options.get(module, '')} || exit"
-            for module in PEERS[layout.vntb.peer]
+            for module in PEERS[vntb_settings(layout).peer]
         ]
     lines += ["ln -s $function $controllers/$controller/ || exit", START]
-    if layout.vntb.peer is VntbPeer.NETDEV and layout.function == "epf_vntb":
-        lines.append(_NETWORK.format(address=layout.vntb.peer_ip))
+    if vntb_settings(layout).peer is VntbPeer.NETDEV and layout.function == "epf_vntb":
+        lines.append(_NETWORK.format(address=vntb_settings(layout).peer_ip))
     return "\n".join(lines)
 
 

@@ -12,12 +12,12 @@ import struct
 from typing import Protocol
 
 from rcdrv.mmio import MappedWindow
+from rcdrv.sim.epf_vntb import VntbLayout, VntbPeer
 from rcdrv.sim.faults import Faults
-from rcdrv.sim.layout import VntbLayout, VntbPeer
 
 
 class Bridge(Protocol):
-    """The endpoint's ntb_dev; :class:`rcdrv.sim.epf_vntb.EpfVntb` is one."""
+    """The endpoint's ntb_dev; :class:`rcdrv.sim.epf_vntb.function.SimEpfVntb` is one."""
 
     config: VntbLayout
     faults: Faults

@@ -18,6 +18,7 @@ from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import SWAPPED, Controller
 from rcdrv.sim.doorbell import Doorbells
 from rcdrv.sim.faults import Faults
+from rcdrv.sim.function import SimFunction
 from rcdrv.sim.layout import BarType, Dma
 from rcdrv.sim.memory import STRAIGHT
 
@@ -118,7 +119,7 @@ class _LinkDown(Exception):
     """The function was reset while it waited for the host's memory."""
 
 
-class EpfTest:
+class SimEpfTest(SimFunction):
     """pci-epf-test on ``controller``. Times are seconds of ``clock``."""
 
     def __init__(
@@ -157,6 +158,8 @@ class EpfTest:
         self._late_rings: list[float] = []
         # What DB_BAR was made to say, and of which BAR.
         self._said_bar = (NO_BAR, NO_BAR)
+        # How far the offset-changes fault has moved DB_OFFSET, in bytes.
+        self._offset_moved = 0
         self.set_up()
         self.start()
 
@@ -164,11 +167,7 @@ class EpfTest:
 
     def _alloc_space(self) -> set[int]:
         """pci_epf_test_alloc_space(): the BARs that an endpoint function may use."""
-        return {
-            index
-            for index, bar in enumerate(self._layout.bars)
-            if bar is not None and bar.type is not BarType.RESERVED
-        }
+        return set(self._layout.usable_bars)
 
     def set_up(self) -> None:
         """pci_epf_test_epc_init(), after pci_epf_test_epc_deinit() where it was set up: CAPS and
@@ -296,6 +295,15 @@ class EpfTest:
             if bar is not None and bar.type is BarType.RESERVED:
                 value |= Caps.BAR0_RESERVED << index
         return value
+
+    def answer(self, bar: int, offset: int, data: bytes) -> bytes:
+        """Let DB_OFFSET grow with each read where a fault says so."""
+        here = (self._layout.register_bar, Register.DB_OFFSET, 4)
+        if "offset-changes" not in self._faults or (bar, offset, len(data)) != here:
+            return data
+        value = int.from_bytes(data, "little") + self._offset_moved
+        self._offset_moved += 4
+        return (value & 0xFFFF_FFFF).to_bytes(4, "little")
 
     # -- commands ---------------------------------------------------------------------------------
 

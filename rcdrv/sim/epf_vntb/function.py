@@ -1,8 +1,8 @@
 """The endpoint function pci-epf-vntb, as Linux's drivers/pci/endpoint/functions/pci-epf-vntb.c.
 
-Names and order of operations are those of that file; each method cites its function. What the
-endpoint does with the bridge is the business of its peer (:mod:`rcdrv.sim.vntb_peer`), which sees
-this as a :class:`Bridge`, the way that a client of the kernel's NTB core sees an ntb_dev.
+Names and order of operations are those of that file; each method cites its function. The peer
+(:mod:`rcdrv.sim.epf_vntb.peer`) uses the bridge: it sees this class as a :class:`Bridge`, as a
+client of the kernel's NTB core sees an ntb_dev.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import Controller
 from rcdrv.sim.doorbell import Doorbells
+from rcdrv.sim.epf_vntb import VNTB_CONTROL_SIZE, settings
+from rcdrv.sim.epf_vntb.peer import make_peer
 from rcdrv.sim.faults import Faults
-from rcdrv.sim.layout import VNTB_CONTROL_SIZE, DoorbellBackend
-from rcdrv.sim.vntb_peer import make_peer
+from rcdrv.sim.function import SimFunction
+from rcdrv.sim.layout import DoorbellBackend
 
 
 class Control(IntEnum):
@@ -65,7 +67,7 @@ POLL_MS, INTERRUPT_POLL_MS = 5, 500
 """How often epf_ntb_cmd_handler() runs: polled, and where doorbells have interrupts."""
 
 
-class EpfVntb:
+class SimEpfVntb(SimFunction):
     """pci-epf-vntb on ``controller``. Times are seconds of ``clock``."""
 
     def __init__(
@@ -78,7 +80,7 @@ class EpfVntb:
     ) -> None:
         self._controller = controller
         self._layout = controller.layout
-        self.config = controller.layout.vntb
+        self.config = settings(controller.layout)
         self._doorbells = doorbells
         self.faults = faults
         self._log = log
