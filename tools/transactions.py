@@ -9,19 +9,23 @@ depend on the machine, so ``docs/performance.md`` has them as they are, and test
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import rcdrv.api
+from rcdrv.epf_test.answer import IrqChoice
+from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.errors import RcdrvError
+from rcdrv.function import Function
+from rcdrv.fuzz.direct import Direct
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.layout import load_layout
 from tools.compare import judges
-from tools.lab.endpoint import Endpoint
+from tools.lab.endpoint import REPOSITORY
 from tools.lab.errors import LabError
 from tools.lab.kernel_driver import SELFTEST
 
@@ -32,7 +36,6 @@ READ_NS, WRITE_NS = 550, 50
 WORD = 4
 """Bytes. A bulk access is one message of vfio-user, and that many words on a link."""
 STATUS_LAB = 125
-_SECONDS = 30.0
 
 
 class Count(NamedTuple):
@@ -69,7 +72,7 @@ def count(log: str) -> Count:
 
 
 class Counter:
-    """Counts what an endpoint's access log gains."""
+    """Counts what an access log gains."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
@@ -84,30 +87,37 @@ class Counter:
         return count(new.decode())
 
 
-def of_rcdrv(folder: Path) -> dict[str, Count]:
-    """Count each step of a session and each case, over vfio-user."""
+def of_rcdrv(log: Path) -> dict[str, Count]:
+    """Count the steps of a session and each case, in this process and on virtual time.
+
+    :param log: a file for the access log
+    """
     counts: dict[str, Count] = {}
-    with contextlib.closing(Endpoint(SPEC, 0, folder, log_accesses=True)) as served:
-        served.wait_ready(time.monotonic() + _SECONDS)
-        counter = Counter(served.access_log)
+    with log.open("w") as stream:
+        device = Direct(load_layout(SPEC), AccessLog(stream))
+        counter = Counter(log)
 
         def step(name: str, action: Callable[[], object]) -> None:
             action()
             counts[name] = counter.take()
 
-        endpoint = rcdrv.api.open(f"vfio-user:{served.socket}", timeout=_SECONDS)
+        endpoint = rcdrv.api.Endpoint(Function(device.attach(), clock=device.clock))
         counter.take()
-        step("open", lambda: endpoint.driver.caps)
-        step("info", endpoint.info)
+        step("first command", lambda: _first_command(endpoint))
         for name in rcdrv.api.case_names():
             step(name, lambda name=name: endpoint.test(name).check())  # type: ignore[misc]
         with endpoint.doorbell() as doorbell:
-            doorbell.ring()
             counter.take()
             step("one ring", doorbell.ring)
-        counter.take()
-        step("close", endpoint.close)
+        endpoint.close()
+        device.endpoint.close()
     return counts
+
+
+def _first_command(endpoint: rcdrv.api.Endpoint) -> None:
+    """What happens once a session: find the registers, look for leftovers of an earlier run."""
+    endpoint.disable_doorbell()
+    raise_vector(endpoint.driver, IrqChoice.MSI, 0)
 
 
 def of_kernel() -> dict[str, Count]:
@@ -150,6 +160,22 @@ def table(ours: Mapping[str, Count], kernel: Mapping[str, Count]) -> str:
     return "\n".join(rows) + "\n"
 
 
+Accesses = tuple[int, int]
+"""BAR reads and writes."""
+
+
+def documented() -> dict[str, tuple[Accesses, Accesses | None]]:
+    """Return the table of docs/performance.md: rcdrv's accesses and the kernel's, by step."""
+    found: dict[str, tuple[Accesses, Accesses | None]] = {}
+    for line in (REPOSITORY / "docs/performance.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 7 and cells[0].startswith("`"):
+            reads, kernel_reads, writes, kernel_writes = cells[1:5]
+            kernel = (int(kernel_reads), int(kernel_writes)) if kernel_reads else None
+            found[cells[0].strip("`")] = (int(reads), int(writes)), kernel
+    return found
+
+
 def main() -> int:
     """Print the table, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m tools.transactions", description=__doc__)
@@ -157,7 +183,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory(prefix="rcdrv-transactions-") as folder:
-            ours = of_rcdrv(Path(folder))
+            ours = of_rcdrv(Path(folder) / "access")
         print(table(ours, {} if options.no_lab else of_kernel()), end="")
     except LabError as error:
         print(f"transactions: {error}", file=sys.stderr)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from tools.transactions import Count, count, table
+from tools.transactions import Count, count, documented, of_rcdrv, table
 
 
 def _line(**entry: object) -> str:
@@ -32,3 +33,25 @@ def test_the_table_leaves_out_what_the_kernel_has_not() -> None:
     rows = table({"open": Count(3, 0, 0), "X": Count(2, 1, 0)}, {"X": Count(1, 1, 0)})
     assert "| `open` | 3 |  | 0 |  | 1.6 |  |" in rows
     assert "| `X` | 2 | 1 | 1 | 1 | 1.1 | 0.6 |" in rows
+
+
+# -- the table in the documentation ---------------------------------------------------------------
+
+
+def test_rcdrv_accesses_are_those_of_the_documentation(tmp_path: Path) -> None:
+    ours = of_rcdrv(tmp_path / "access")
+    told = documented()
+    assert {name: row[0] for name, row in told.items()} == {
+        name: (count.reads, count.writes) for name, count in ours.items()
+    }
+
+
+def test_no_case_reads_more_than_the_kernels_driver() -> None:
+    """pci_endpoint_test reads STATUS once a command; a read is a round trip of the link."""
+    more = {
+        name: (mine, kernels)
+        for name, (mine, kernels) in documented().items()
+        if kernels is not None and mine[0] > kernels[0]
+    }
+    assert not more
+    assert documented()["pcie_ep_doorbell.DOORBELL_TEST"][0] <= (8, 8)
