@@ -135,9 +135,8 @@ class SuiteResult(Result):
 
     @property
     def failed(self) -> Sequence[CaseResult]:
-        """Results of the cases that neither passed nor were skipped."""
-        fine = (Verdict.PASS, Verdict.SKIP)
-        return tuple(case for case in self.run.results if case.verdict not in fine)
+        """Results that neither passed nor were skipped; beside a baseline, those worse than there."""
+        return tuple(case for case in self.run.results if case.failed)
 
     @property
     def not_run(self) -> Sequence[str]:
