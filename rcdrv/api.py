@@ -24,13 +24,14 @@ from rcdrv.epf_test.ring import RingPlan, RingReport, RingRun
 from rcdrv.errors import DeviceLost, EndpointError, RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import Window
-from rcdrv.outcomes import RingResult, SuiteResult
+from rcdrv.outcomes import CheckResult, RingResult, SuiteResult
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import Run
 from rcdrv.verdict import NotPassed
 from rcdrv.wait import Cancel
 
 if TYPE_CHECKING:
+    from rcdrv.epf_test.check import LayerResult
     from rcdrv.epf_test.suite import Case
     from rcdrv.epf_vntb.driver import Vntb
     from rcdrv.results.baseline import Baseline
@@ -406,6 +407,24 @@ class Endpoint:
             lost = error
         return SuiteResult(run, lost)
 
+    def check(
+        self,
+        *,
+        destructive: bool = False,
+        done: Callable[[LayerResult], None] = lambda _result: None,
+    ) -> CheckResult:
+        """Check layer by layer, from the link to the doorbell, up to the first that is broken.
+
+        :param destructive: also reset the function, which may lose what the endpoint has set up
+        :param done: called with the result of each layer
+        :raises UsageError: the function is no pci-epf-test
+        """
+        from rcdrv.epf_test.check import Check, check_endpoint
+
+        check = Check(self.address)
+        check_endpoint(self.function, lambda: self.driver, check, reset=destructive, done=done)
+        return CheckResult(check)
+
     # -- closing --------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -434,3 +453,10 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"<rcdrv.Endpoint {self.address}>"
+
+
+def check_unopened(address: str, error: RcdrvError) -> CheckResult:
+    """Return the check of an endpoint that could not be opened for a fault of its own."""
+    from rcdrv.epf_test.check import unopened
+
+    return CheckResult(unopened(address, error))

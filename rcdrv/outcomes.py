@@ -160,3 +160,31 @@ class SuiteResult(Result):
 
     def document(self) -> dict[str, Any]:
         return {**to_document(self.run), "verdict": self.verdict.value}
+
+
+class CheckResult(Result):
+    """Outcome of a bring-up check. It passed if no layer is broken; a skip is no failure."""
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+        self.layers: Sequence[LayerResult] = tuple(check.layers)
+        """The layers up to the broken one."""
+        self.broken = check.broken
+        """The layer that is broken, or None."""
+        self.side = check.side
+        """On which side to look, or None."""
+        self.picture = check.picture()
+        """One line: how far it works."""
+        self.verdict = Verdict.PASS if check.broken is None else check.broken.verdict
+        self.reason = check.reason
+        error = None if check.broken is None else check.broken.error
+        self.message = "" if error is None else error.message
+        self.hint = check.hint
+
+    def check(self) -> CheckResult:
+        if self.broken is not None and self.broken.error is not None:
+            raise self.broken.error
+        return self
+
+    def document(self) -> dict[str, Any]:
+        return self._check.document()

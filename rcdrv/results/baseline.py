@@ -184,4 +184,3 @@ def run_document(run: Run) -> dict[str, Any]:
             "known_failures": [str(one.name) for one in run.results if one.known_failure],
         }
     }
-
