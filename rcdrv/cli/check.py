@@ -1,8 +1,8 @@
 """Check an endpoint layer by layer, and stop at the first that is broken.
 
 The order is that of a bring-up: link, config space, BARs, commands, interrupts, transfers,
-doorbell, and with --destructive a reset. Each layer needs those before it, so the first broken one is what to
-mend; the last lines say on which side to look, and at what.
+doorbell, and with --destructive a reset. Each layer needs those before it, so the first broken one
+is what to mend; the last lines say on which side to look, and at what.
 
 The exit status is 0 if none is broken, 1 if the endpoint is, 3 if this host is, 5 if it was lost.
 """
@@ -14,6 +14,7 @@ import argparse
 from rcdrv.api import CheckResult, Endpoint, check_unopened
 from rcdrv.cli import exit_status
 from rcdrv.cli.common import open_endpoint, print_json, tracer
+from rcdrv.cli.options import spell
 from rcdrv.epf_test.check import Layer, LayerResult
 from rcdrv.errors import DeviceLost, EndpointError
 from rcdrv.report.text import one_line
@@ -68,9 +69,9 @@ def _show(one: LayerResult) -> None:
     if one.error is not None:
         said = one.error.message
     mark = _MARKS.get(one.verdict, "BROKEN")
-    print(f"{mark:6}  {one.layer.value:12}  {one_line(said)}".rstrip(), flush=True)
+    print(f"{mark:6}  {one.layer.value:12}  {one_line(spell(said))}".rstrip(), flush=True)
     for note in one.notes:
-        print(f"{'':22}note: {one_line(note)}", flush=True)
+        print(f"{'':22}note: {one_line(spell(note))}", flush=True)
 
 
 def _conclude(result: CheckResult) -> None:
@@ -81,4 +82,4 @@ def _conclude(result: CheckResult) -> None:
     print(f"\n{result.picture}")
     if result.side is not None:
         print(f"look at: {result.side.value}")
-        print(f"hint: {one_line(result.hint)}")
+        print(f"hint: {one_line(spell(result.hint))}")

@@ -144,6 +144,21 @@ DOCUMENTS: dict[str, Any] = {
     "fuzz device": DEVICE,
     "info": INFO,
     "error": ERROR,
+    "check": {
+        "device": "0000:01:00.0",
+        "description": "Rockchip RK3588, 1d87:3588",
+        "layers": [
+            {"name": "link", "verdict": "pass", "message": "8 GT/s x4", "notes": ["it can do x8"]},
+            {"name": "BARs", "verdict": "fail", "message": "BAR1 differs", "notes": []},
+            {"name": "doorbell", "verdict": None, "message": "", "notes": []},
+        ],
+        "broken": "BARs",
+        "side": "endpoint",
+        "verdict": "fail",
+        "reason": "data-mismatch",
+        "message": "BAR1 differs",
+        "hint": "is the inbound mapping right?",
+    },
 }
 EXAMPLES = [
     {"seed": 1, "block": 50, "real_time": False, "hostile": True},
