@@ -1,10 +1,10 @@
-"""What ``ring()`` and ``test()`` of an :class:`~rcdrv.api.Endpoint` return."""
+"""What ``ring()``, ``test()`` and ``check()`` of an :class:`~rcdrv.api.Endpoint` return."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rcdrv.epf_test.doorbell import Location
 from rcdrv.epf_test.outcome import ring_document
@@ -14,6 +14,9 @@ from rcdrv.results.document import to_document
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.results.summary import not_run, overall
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify
+
+if TYPE_CHECKING:
+    from rcdrv.epf_test.check import Check, LayerResult
 
 ResultT = TypeVar("ResultT", bound="Result")
 
@@ -135,7 +138,7 @@ class SuiteResult(Result):
 
     @property
     def failed(self) -> Sequence[CaseResult]:
-        """Results that neither passed nor were skipped; beside a baseline, those worse than there."""
+        """Results that neither passed nor were skipped; with a baseline, those worse than there."""
         return tuple(case for case in self.run.results if case.failed)
 
     @property

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 
-from rcdrv.api import CheckResult, Endpoint, check_unopened
+from rcdrv.address import default_address
+from rcdrv.api import check_unopened
 from rcdrv.cli import exit_status
-from rcdrv.cli.common import open_endpoint, print_json, tracer
+from rcdrv.cli.common import endpoint, open_function, print_json
 from rcdrv.cli.options import spell
 from rcdrv.epf_test.check import Layer, LayerResult
 from rcdrv.errors import DeviceLost, EndpointError
+from rcdrv.outcomes import CheckResult
 from rcdrv.report.text import one_line
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
@@ -34,24 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     shown = _show if not args.json else _quiet
+    args.device = args.device or default_address()
     try:
-        function = open_endpoint(args, cancel)
+        function = open_function(args, cancel)
     except (DeviceLost, EndpointError) as error:
-        result = check_unopened(str(args.device), error)
+        result = check_unopened(args.device, error)
         for layer in result.layers:
             shown(layer)
     else:
-        endpoint = Endpoint(
-            function,
-            reg_bar=args.reg_bar,
-            irq=args.irq,
-            timeout=args.timeout,
-            trace=tracer(args),
-        )
-        with endpoint:
+        with endpoint(args, function) as opened:
             if not args.json:
-                print(endpoint.address, flush=True)
-            result = endpoint.check(destructive=args.destructive, done=shown)
+                print(opened.address, flush=True)
+            result = opened.check(destructive=args.destructive, done=shown)
     if args.json:
         print_json(result.document())
     else:

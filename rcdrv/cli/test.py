@@ -135,9 +135,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
                     return None
                 return opened()
 
-            result = opened().run(
-                chosen, baseline=baseline, observer=observer, reconnect=reconnect
-            )
+            result = opened().run(chosen, baseline=baseline, observer=observer, reconnect=reconnect)
             if result.lost is not None:
                 raise result.lost
     except RcdrvError as error:
