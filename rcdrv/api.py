@@ -24,15 +24,17 @@ from rcdrv.epf_test.ring import RingPlan, RingReport, RingRun
 from rcdrv.errors import DeviceLost, EndpointError, RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import Window
-from rcdrv.outcomes import RingResult, SuiteResult
+from rcdrv.outcomes import CheckResult, RingResult, SuiteResult
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import Run
 from rcdrv.verdict import NotPassed
 from rcdrv.wait import Cancel
 
 if TYPE_CHECKING:
+    from rcdrv.epf_test.check import LayerResult
     from rcdrv.epf_test.suite import Case
     from rcdrv.epf_vntb.driver import Vntb
+    from rcdrv.results.baseline import Baseline
 
 Irq = Literal["auto", "msi", "msix", "intx", "poll"]
 
@@ -332,6 +334,7 @@ class Endpoint:
         boundaries: bool = False,
         whole: bool = False,
         destructive: Sequence[str] = (),
+        baseline: str | None = None,
         observer: Observer | None = None,
     ) -> SuiteResult:
         """Run cases of the kernel's pci_endpoint kselftest.
@@ -343,6 +346,8 @@ class Endpoint:
         :param boundaries: transfers around every 4 KiB boundary instead
         :param whole: test all of a BAR above 1 GiB too
         :param destructive: cases that may upset the endpoint or this host: ``iommu-fault``
+        :param baseline: a file that ``rcdrv test --json`` printed, or a board with known limits
+            (``rk3588``): a case failed only if it is worse than there
         :param observer: told of each case as it runs
         :raises UsageError: no such cases, or invalid transfers
         :raises HostError: the host lacks what the run needs
@@ -355,17 +360,24 @@ class Endpoint:
             whole=whole,
             destructive=destructive,
         )
-        return self.run(choose_cases(every, names), observer=observer)
+        earlier = None
+        if baseline is not None:
+            from rcdrv.results.baseline import load
+
+            earlier = load(baseline, self.function.cancel)
+        return self.run(choose_cases(every, names), baseline=earlier, observer=observer)
 
     def run(
         self,
         chosen: Sequence[Case],
         *,
+        baseline: Baseline | None = None,
         observer: Observer | None = None,
         reconnect: Callable[[DeviceLost], Endpoint | None] = lambda _lost: None,
     ) -> SuiteResult:
         """Run the cases that :func:`choose_cases` returned, one after the other.
 
+        :param baseline: earlier run; a case failed only if it is worse than there
         :param observer: told of each case as it runs
         :param reconnect: waits for a lost device, and returns it open again, or None to give up
         :raises HostError: the host lacks what the run needs
@@ -379,7 +391,7 @@ class Endpoint:
             return None if again is None else again.driver
 
         driver = self.driver
-        run = Run(self.address, describe(driver))
+        run = Run(self.address, describe(driver), baseline=baseline)
         # A device that is lost before the first case leaves every planned case not run.
         lost: DeviceLost | None = None
         try:
@@ -394,6 +406,24 @@ class Endpoint:
         except DeviceLost as error:
             lost = error
         return SuiteResult(run, lost)
+
+    def check(
+        self,
+        *,
+        destructive: bool = False,
+        done: Callable[[LayerResult], None] = lambda _result: None,
+    ) -> CheckResult:
+        """Check layer by layer, from the link to the doorbell, up to the first that is broken.
+
+        :param destructive: also reset the function, which may lose what the endpoint has set up
+        :param done: called with the result of each layer
+        :raises UsageError: the function is no pci-epf-test
+        """
+        from rcdrv.epf_test.check import Check, check_endpoint
+
+        check = Check(self.address)
+        check_endpoint(self.function, lambda: self.driver, check, reset=destructive, done=done)
+        return CheckResult(check)
 
     # -- closing --------------------------------------------------------------------------------
 
@@ -423,3 +453,10 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"<rcdrv.Endpoint {self.address}>"
+
+
+def check_unopened(address: str, error: RcdrvError) -> CheckResult:
+    """Return the check of an endpoint that could not be opened for a fault of its own."""
+    from rcdrv.epf_test.check import unopened
+
+    return CheckResult(unopened(address, error))

@@ -1,10 +1,10 @@
-"""What ``ring()`` and ``test()`` of an :class:`~rcdrv.api.Endpoint` return."""
+"""What ``ring()``, ``test()`` and ``check()`` of an :class:`~rcdrv.api.Endpoint` return."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rcdrv.epf_test.doorbell import Location
 from rcdrv.epf_test.outcome import ring_document
@@ -14,6 +14,9 @@ from rcdrv.results.document import to_document
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.results.summary import not_run, overall
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify
+
+if TYPE_CHECKING:
+    from rcdrv.epf_test.check import Check, LayerResult
 
 ResultT = TypeVar("ResultT", bound="Result")
 
@@ -135,9 +138,8 @@ class SuiteResult(Result):
 
     @property
     def failed(self) -> Sequence[CaseResult]:
-        """Results of the cases that neither passed nor were skipped."""
-        fine = (Verdict.PASS, Verdict.SKIP)
-        return tuple(case for case in self.run.results if case.verdict not in fine)
+        """Results that neither passed nor were skipped; with a baseline, those worse than there."""
+        return tuple(case for case in self.run.results if case.failed)
 
     @property
     def not_run(self) -> Sequence[str]:
@@ -161,3 +163,31 @@ class SuiteResult(Result):
 
     def document(self) -> dict[str, Any]:
         return {**to_document(self.run), "verdict": self.verdict.value}
+
+
+class CheckResult(Result):
+    """Outcome of a bring-up check. It passed if no layer is broken; a skip is no failure."""
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+        self.layers: Sequence[LayerResult] = tuple(check.layers)
+        """The layers up to the broken one."""
+        self.broken = check.broken
+        """The layer that is broken, or None."""
+        self.side = check.side
+        """On which side to look, or None."""
+        self.picture = check.picture()
+        """One line: how far it works."""
+        self.verdict = Verdict.PASS if check.broken is None else check.broken.verdict
+        self.reason = check.reason
+        error = None if check.broken is None else check.broken.error
+        self.message = "" if error is None else error.message
+        self.hint = check.hint
+
+    def check(self) -> CheckResult:
+        if self.broken is not None and self.broken.error is not None:
+            raise self.broken.error
+        return self
+
+    def document(self) -> dict[str, Any]:
+        return self._check.document()

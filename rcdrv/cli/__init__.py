@@ -27,6 +27,7 @@ COMMANDS = {
     "unbind": "give a function back to the driver that it was taken from",
     "rescan": "find an endpoint again after it rebooted, and bind it again",
     "reset": "reset the function, or all that is behind its port",
+    "check": "check the endpoint layer by layer, up to the first that is broken",
     "ring": "ring the endpoint's doorbell and await the acknowledgement",
     "test": "run the cases of the kernel's pci_endpoint kselftest",
     "pcitest": "the options of the kernel's former pcitest program",

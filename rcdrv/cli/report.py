@@ -1,8 +1,9 @@
 """Make one HTML page of results.
 
-FILE is what --json of these commands printed: test, ring, bench, info, ntb ping, fuzz layout, fuzz
-replay and fuzz device; or the examples.jsonl of a fuzz campaign; or - for standard input. The page
-has everything in it: it loads nothing, runs nothing, and can be mailed, printed and archived.
+FILE is what --json of these commands printed: test, check, ring, bench, info, ntb ping, fuzz
+layout, fuzz replay and fuzz device; or the examples.jsonl of a fuzz campaign; or - for standard
+input. The page has everything in it: it loads nothing, runs nothing, and can be mailed, printed and
+archived.
 
     rcdrv test --json > test.json; rcdrv ring --count 1000 --json > ring.json
     rcdrv report test.json ring.json -o board.html

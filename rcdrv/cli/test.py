@@ -5,6 +5,7 @@ pattern. -l, -f/-F, -v/-V, -t/-T and -r are the options of the kselftest and mea
 names, small letters include, capital ones exclude, and the first that matches decides.
 
 The exit status is 0 if nothing failed (skipped is not failed), else 1; 5 if the device was lost.
+With --baseline only what is worse than there has failed; a failure that it knows is expected.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rcdrv.epf_test.suite import DESTRUCTIVE
 from rcdrv.errors import DeviceLost, HostError, RcdrvError
 from rcdrv.report import for_terminal
 from rcdrv.report.tap import Tap, list_text
+from rcdrv.results.baseline import load, shipped
 from rcdrv.results.document import to_document
 from rcdrv.results.observer import Observer, Observers
 from rcdrv.results.result import CaseResult, Run
@@ -88,6 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--tap", action="store_true", help="TAP version 13, the default when not on a terminal")
     add_reconnect(parser)
+    add(
+        "--baseline",
+        metavar="NAME|FILE",
+        help="exit 0 if nothing is worse than in this result of --json, or than the known limits of"
+        f" a board: {', '.join(shipped())}",
+    )
     add("--junit", type=Path, metavar="FILE", help="write JUnit XML too")
 
 
@@ -106,6 +114,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         print(list_text([case.name for case in every]), end="")
         return 0
     chosen = choose_cases(every, args.names, args.filters)
+    baseline = None if args.baseline is None else load(args.baseline, cancel)
     observer = _observer(args)
     try:
         with contextlib.ExitStack() as stack:
@@ -126,7 +135,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
                     return None
                 return opened()
 
-            result = opened().run(chosen, observer=observer, reconnect=reconnect)
+            result = opened().run(chosen, baseline=baseline, observer=observer, reconnect=reconnect)
             if result.lost is not None:
                 raise result.lost
     except RcdrvError as error:

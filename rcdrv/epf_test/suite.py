@@ -281,6 +281,8 @@ def run_cases(
                 () if passed else tuple(host_errors()),
                 driver.function.clock.now() - begun,
             )
+            if run.baseline is not None:
+                result = run.baseline.judge(result)
             run.results.append(result)
             observer.case_finished(result)
             if reason in (Reason.SILENT, Reason.STUCK_COMMAND):

@@ -7,13 +7,14 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from rcdrv.files import is_stream, replace_file
+from rcdrv.report.text import headline
+from rcdrv.results.baseline import differences
 from rcdrv.results.observer import Observer
-from rcdrv.results.result import CaseName, CaseResult, Run
+from rcdrv.results.result import CaseName, CaseResult, Change, Run
 from rcdrv.results.summary import not_run
 from rcdrv.verdict import Verdict
 
 _OUTCOME = {
-    Verdict.FAIL: "failure",
     Verdict.SKIP: "skipped",
     Verdict.LOST: "error",
     Verdict.ERROR: "error",
@@ -57,14 +58,18 @@ def to_junit(run: Run) -> bytes:
         "testsuite",
         name="rcdrv",
         tests=str(len(run.results) + len(missing)),
-        failures=str(count(Verdict.FAIL)),
+        failures=str(sum(map(_is_failure, run.results))),
         errors=str(count(Verdict.LOST, Verdict.ERROR) + len(missing)),
-        skipped=str(count(Verdict.SKIP)),
+        skipped=str(sum(map(_is_skipped, run.results))),
         time=_time(sum(result.seconds for result in run.results)),
     )
     properties = _add(suite, "properties")
     _add(properties, "property", name="device", value=run.device)
     _add(properties, "property", name="description", value=run.description)
+    if run.baseline is not None:
+        _add(properties, "property", name="baseline", value=run.baseline.name)
+        for line in differences(run):
+            _add(properties, "property", name="difference", value=line)
     for result in run.results:
         _add_result(suite, result)
     for name in missing:
@@ -74,16 +79,31 @@ def to_junit(run: Run) -> bytes:
     return report + b"\n"
 
 
+def _is_failure(result: CaseResult) -> bool:
+    """Whether it failed; a case that the baseline passes and that is skipped now has too."""
+    return result.failed and result.verdict not in (Verdict.LOST, Verdict.ERROR)
+
+
+def _is_skipped(result: CaseResult) -> bool:
+    return result.known_failure or (result.verdict is Verdict.SKIP and not result.failed)
+
+
 def _add_result(suite: ET.Element, result: CaseResult) -> None:
     case = _add_case(suite, result.name, result.seconds)
     output = list(result.diagnostics)
     if result.verdict is Verdict.PASS:
         if result.message:
             output.insert(0, result.message)
+    elif result.known_failure:
+        # What pytest's reports say of a test that is marked as xfail.
+        message = f"expected failure: {headline(result)}"
+        _add(case, "skipped", type="xfail", message=message).text = _xml_text(result.hint)
     else:
         kind = result.reason.value if result.reason else result.verdict.value
-        outcome = _add(case, _OUTCOME[result.verdict], type=kind, message=result.message)
-        outcome.text = _xml_text(result.hint)
+        tag = "failure" if _is_failure(result) else _OUTCOME[result.verdict]
+        _add(case, tag, type=kind, message=result.message).text = _xml_text(result.hint)
+    if result.change not in (None, Change.SAME):
+        output.append(f"before: {result.before or 'not in the baseline'}")
     if output:
         _add(case, "system-out").text = _xml_text("\n".join(output))
 

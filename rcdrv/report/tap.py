@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from rcdrv.report.text import details, headline, one_line
+from rcdrv.results.baseline import differences
 from rcdrv.results.observer import Observer
-from rcdrv.results.result import CaseName, CaseResult, Run
+from rcdrv.results.result import CaseName, CaseResult, Change, Run
 from rcdrv.results.summary import not_run
 from rcdrv.verdict import Verdict
 
@@ -39,10 +40,15 @@ class Tap(Observer):
         self._number += 1
         name = _escaped(str(result.name))
         test = one_line(result.name.test)
-        skipped = result.verdict is Verdict.SKIP
-        passed = skipped or result.verdict is Verdict.PASS
+        passed = not (result.failed or result.known_failure)
+        skipped = result.verdict is Verdict.SKIP and passed
         directive = ""
-        if skipped:
+        if result.known_failure:
+            # What TAP calls a test that is known to fail; its readers count it as no failure.
+            reason = f"expected failure: {_escaped(headline(result))}"
+            directive = f" # TODO {reason}"
+            self._comment(f"     XFAIL     {reason}")
+        elif skipped:
             reason = _escaped(headline(result)) or "unknown"
             directive = f" # SKIP {reason}"
             self._comment(f"     SKIP      {reason}")
@@ -50,19 +56,23 @@ class Tap(Observer):
             self._comment(f"{test}: {headline(result)}")
         for line in details(result):
             self._comment(f"{test}: {line}")
-        if not passed:
+        if result.failed:
             self._comment(f"{test}: Test failed")
-        self._comment(f"         {'OK' if passed else 'FAIL':>4}  {name}")
+        word = "FAIL" if result.failed else "OK" if passed else "XFAIL"
+        self._comment(f"        {word:>5}  {name}")
         self._line(f"{'ok' if passed else 'not ok'} {self._number} {name}{directive}")
 
     def finish(self, run: Run) -> None:
-        done, skipped = len(run.results), run.count(Verdict.SKIP)
-        passed = run.count(Verdict.PASS)
+        done = len(run.results)
+        skipped = sum(one.verdict is Verdict.SKIP and not one.failed for one in run.results)
+        known = sum(one.known_failure for one in run.results)
+        fixed = sum(_unexpected_pass(one) for one in run.results)
         # The harness has no words for a lost device or a host that is not ready: all is FAIL.
-        failed = done - passed - skipped
+        failed = sum(one.failed for one in run.results)
+        passed = done - skipped - known - failed
         complete = not not_run(run)
         state = "PASSED" if complete and not failed else "FAILED"
-        self._comment(f"{state}: {passed + skipped} / {done} tests passed.")
+        self._comment(f"{state}: {done - failed} / {done} tests passed.")
         if skipped:
             self._comment(
                 f"{skipped} skipped test(s) detected."
@@ -70,7 +80,12 @@ class Tap(Observer):
             )
         if not complete:
             self._comment(f"Planned tests != run tests ({len(run.planned)} != {done})")
-        self._comment(f"Totals: pass:{passed} fail:{failed} xfail:0 xpass:0 skip:{skipped} error:0")
+        for line in differences(run):
+            self._comment(_escaped(line))
+        self._comment(
+            f"Totals: pass:{passed - fixed} fail:{failed} xfail:{known} xpass:{fixed}"
+            f" skip:{skipped} error:0"
+        )
 
     def _comment(self, text: str) -> None:
         self._line(f"# {text}")
@@ -78,6 +93,15 @@ class Tap(Observer):
     def _line(self, text: str) -> None:
         self._stream.write(f"{text}\n")
         self._stream.flush()
+
+
+def _unexpected_pass(result: CaseResult) -> bool:
+    """Whether it passes although the baseline has a failure."""
+    return (
+        result.verdict is Verdict.PASS
+        and result.change is Change.BETTER
+        and not result.before.startswith(Verdict.SKIP.value)
+    )
 
 
 def _escaped(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TextIO
 
 from rcdrv.report.text import details, headline, one_line
+from rcdrv.results.baseline import differences
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.results.summary import CASE_VERDICTS, not_run, totals
@@ -37,6 +38,7 @@ class Plain(Observer):
         self._print(
             (one_line(str(result.name)), ""),
             (f"  {_seconds(result.seconds)}", "dim"),
+            ("  expected failure:" if result.known_failure else "", "dim"),
             (f"  {headline(result)}", ""),
             mark=result.verdict,
         )
@@ -44,7 +46,7 @@ class Plain(Observer):
     def finish(self, run: Run) -> None:
         self._print()
         for result in run.results:
-            if result.verdict not in (Verdict.PASS, Verdict.SKIP):
+            if result.failed:
                 self._print((one_line(str(result.name)), "bold"), mark=result.verdict)
                 for line in (headline(result), *details(result)):
                     self._print((line, ""), indent=True)
@@ -53,6 +55,8 @@ class Plain(Observer):
 
     def _summary(self, run: Run) -> None:
         """Print the totals."""
+        for line in differences(run):
+            self._print((one_line(line), ""))
         counts = ", ".join(f"{count} {what}" for what, count in tally(run).items())
         spent = _seconds(sum(result.seconds for result in run.results))
         self._print((f"{counts or 'no tests'} in {spent}", "bold"))

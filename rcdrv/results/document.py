@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rcdrv.results.baseline import case_document, run_document
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.results.summary import not_run, overall, totals
 
@@ -23,7 +24,13 @@ def to_document(run: Run) -> dict[str, Any]:
         How many results are ``pass``, ``fail``, ``skip``, ``lost`` and ``error``.
     ``verdict``
         ``pass`` if no case failed and all ran; otherwise the worst of it: ``lost``, then
-        ``error`` (also when cases were not run), then ``fail``.
+        ``error`` (also when cases were not run), then ``fail``. With a baseline, a failure that it
+        knows is none.
+
+    With a baseline there are besides: ``baseline`` with its ``name`` and the full names of the
+    cases that are ``worse``, ``better``, ``new`` (not in it), ``missing`` (only in it) and
+    ``known_failures``; and in each result ``change`` (``same``, ``better``, ``worse``, ``new``),
+    ``before`` (verdict and reason in the baseline, or null) and ``known_failure``.
     """
     return {
         "device": run.device,
@@ -32,6 +39,7 @@ def to_document(run: Run) -> dict[str, Any]:
         "not_run": [str(name) for name in not_run(run)],
         "totals": {verdict.value: count for verdict, count in totals(run).items()},
         "verdict": overall(run).value,
+        **run_document(run),
     }
 
 
@@ -47,4 +55,5 @@ def _result(result: CaseResult) -> dict[str, Any]:
         "hint": result.hint,
         "diagnostics": list(result.diagnostics),
         "seconds": result.seconds,
+        **case_document(result),
     }

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
 
 from rcdrv.verdict import Reason, Verdict
+
+if TYPE_CHECKING:
+    from rcdrv.results.baseline import Baseline
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,16 @@ class CaseName:
 
     def __str__(self) -> str:
         return ".".join(part for part in (self.fixture, self.variant, self.test) if part)
+
+
+class Change(str, Enum):
+    """A case's result, compared with the baseline's."""
+
+    SAME = "same"
+    BETTER = "better"
+    WORSE = "worse"
+    NEW = "new"
+    """The baseline does not have the case."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,22 @@ class CaseResult:
     diagnostics: tuple[str, ...] = ()
     """More lines, such as where data differed or which AER counters rose."""
     seconds: float = 0.0
+    change: Change | None = None
+    """None without a baseline."""
+    before: str = ""
+    """Verdict and reason in the baseline, such as ``fail irq-lost``; empty where it has none."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is neither passed, nor skipped, nor as bad as the baseline says."""
+        if self.verdict in (Verdict.LOST, Verdict.ERROR) or self.change is Change.WORSE:
+            return True
+        return self.verdict is Verdict.FAIL and self.change in (None, Change.NEW)
+
+    @property
+    def known_failure(self) -> bool:
+        """Whether it fails as it does in the baseline: expected, and no failure of the run."""
+        return self.verdict is Verdict.FAIL and self.change is Change.SAME
 
 
 @dataclass
@@ -48,11 +79,13 @@ class Run:
     """The endpoint: part, ID, kind of interrupts."""
     planned: tuple[CaseName, ...] = ()
     results: list[CaseResult] = field(default_factory=list)
+    baseline: Baseline | None = None
+    """Earlier run that this one is compared with."""
 
     def count(self, *verdicts: Verdict) -> int:
         return sum(result.verdict in verdicts for result in self.results)
 
     @property
     def failed(self) -> bool:
-        """Whether anything is neither passed nor skipped."""
-        return any(result.verdict not in (Verdict.PASS, Verdict.SKIP) for result in self.results)
+        """Whether any case failed; with a baseline, worse than there."""
+        return any(result.failed for result in self.results)

@@ -21,7 +21,7 @@ def totals(run: Run) -> dict[Verdict, int]:
 
 
 def overall(run: Run) -> Verdict:
-    """PASS if no case failed and none is missing; otherwise the worst of it.
+    """PASS if no case failed (:attr:`CaseResult.failed`) and none is missing; else the worst.
 
     A skipped case is no failure, as for the kernel's harness. A missing one is an ERROR: nothing
     is known of it.
@@ -31,6 +31,6 @@ def overall(run: Run) -> Verdict:
         return Verdict.LOST
     if count[Verdict.ERROR] or not_run(run):
         return Verdict.ERROR
-    if count[Verdict.FAIL]:
+    if run.failed:
         return Verdict.FAIL
     return Verdict.PASS

@@ -11,6 +11,7 @@ from tests.sim.conftest import rcdrv
 COMMANDS = {
     "test": "test MSI_TEST LEGACY_IRQ_TEST --device sim:rk3588",
     "ring": "ring --count 30 --device sim:rk3588",
+    "check": "check --device sim:rk3588,fault=irq-lost",
     "info": "info --device sim:rk3588",
     "bench": "bench ring --method poll --count 20 --device sim:rk3588",
     "ping": "ntb ping --count 3 --interval 0 --device sim:rcar-s4-vntb,vntb.peer_delay_ms=0",
@@ -40,7 +41,13 @@ def test_a_page_of_every_command(tmp_path: Path) -> None:
     root = ElementTree.fromstring(page.read_text("utf-8").removeprefix("<!DOCTYPE html>\n"))
     text = "\n".join(root.itertext())
     told = ["32 vectors", "30 rings, 30 acknowledged", "Rockchip RK3588", "n = 20"]
-    told += ["3 sent, 3 answered", "ratio of medians", "50 layouts", "no preset 'rk3558'"]
+    told += [
+        "3 sent, 3 answered",
+        "ratio of medians",
+        "50 layouts",
+        "no preset 'rk3558'",
+        "interrupts is broken",
+    ]
     for part in told:
         assert part in text
     labels = [one.text for one in root.iter("text") if one.get("class") == "label"]

@@ -7,7 +7,7 @@ from datetime import datetime
 from importlib.resources import files
 
 from rcdrv import __version__
-from rcdrv.report.html import fuzzed, latency, layout, suite
+from rcdrv.report.html import check, fuzzed, latency, layout, suite
 from rcdrv.report.html.markup import Markup, element, join, style
 from rcdrv.report.html.section import Finding, Section, badge, explanation, facts, finding
 from rcdrv.report.html.source import Source
@@ -228,6 +228,7 @@ def _alone(make: Callable[[Source], Section]) -> Callable[[Source, Sequence[Sour
 
 
 _SECTIONS: dict[str, Callable[[Source, Sequence[Source]], Section]] = {
+    "check": _alone(check.section),
     "test": _alone(suite.section),
     "ring": _alone(latency.ring),
     "bench": _alone(latency.bench),

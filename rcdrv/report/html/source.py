@@ -14,7 +14,7 @@ from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
 
 _COMMANDS = (
-    "test, ring, bench, info, ntb ping, fuzz layout, fuzz replay or fuzz device, or the"
+    "test, check, ring, bench, info, ntb ping, fuzz layout, fuzz replay or fuzz device, or the"
     " examples.jsonl of a fuzz campaign"
 )
 _LONGEST = 10**18
@@ -160,6 +160,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "fuzz layout": ("seed", "examples", "findings"),
     "fuzz replay": ("replayed",),
     "fuzz device": ("sequences", "steps"),
+    "check": ("layers", "broken", "side"),
     "info": ("bars", "vendor_id"),
     "error": ("verdict", "message", "hint"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import NamedTuple
 
 from rcdrv.report.html.markup import Markup, element, join
@@ -26,6 +26,14 @@ class _Case(NamedTuple):
     hint: str
     diagnostics: tuple[str, ...]
     seconds: float
+    change: str
+    """``worse``, ``better``, ``new`` or ``same``; empty without a baseline."""
+    known: bool
+    """A failure that the baseline has too."""
+
+    @property
+    def failed(self) -> bool:
+        return self.change == "worse" or (self.verdict not in _FINE and not self.known)
 
     @property
     def full_name(self) -> str:
@@ -41,7 +49,7 @@ def section(source: Source) -> Section:
     findings = [
         Finding(case.verdict, device, case.full_name, case.reason, case.message, case.hint)
         for case in cases
-        if case.verdict not in _FINE
+        if case.failed
     ]
     seconds = sum(case.seconds for case in cases)
     counts = [
@@ -51,6 +59,8 @@ def section(source: Source) -> Section:
     ]
     if missing:
         counts.append(f"{len(missing)} not run")
+    if any(case.known for case in cases):
+        counts.append(f"{sum(case.known for case in cases)} as expected")
     return Section(
         "test",
         device,
@@ -90,6 +100,8 @@ def _case(node: Node) -> _Case:
         node.said("hint"),
         tuple(lines),
         node["seconds"].number,
+        node.said("change"),
+        (known := node.find("known_failure")) is not None and known.flag,
     )
 
 
@@ -149,7 +161,7 @@ def _row(case: _Case) -> Markup:
     told = explanation(case.reason, case.message, case.hint, case.diagnostics)
     return element(
         "tr",
-        element("td", badge(case.verdict)),
+        element("td", badge(case.verdict), _since(case)),
         element("td", code(case.name)),
         element("td", told),
         element("td", duration_text(case.seconds * 1e9), class_="right"),
@@ -157,8 +169,25 @@ def _row(case: _Case) -> Markup:
     )
 
 
+def _since(case: _Case) -> Markup | None:
+    """Describe a case beside the baseline, where there is something to say."""
+    said = "as expected" if case.known else case.change
+    return element("small", said) if said not in ("", "same") else None
+
+
 def comparison(sources: Sequence[Source]) -> Markup:
-    """The verdicts of several runs, a column each; rows where they differ are marked."""
+    """The verdicts of several runs, a column each, those of a board side by side.
+
+    Rows in which the runs of one board differ are marked; where each board has one run, those in
+    which the boards differ.
+    """
+    boards: dict[str, list[Source]] = {}
+    for source in sources:
+        boards.setdefault(source.node["device"].text, []).append(source)
+    sources = [source for runs in boards.values() for source in runs]
+    sizes = [len(runs) for runs in boards.values()]
+    if max(sizes) == 1:
+        sizes = [len(sources)]
     runs = [
         {case.full_name: case for case in map(_case, source.node["results"])} for source in sources
     ]
@@ -166,7 +195,7 @@ def comparison(sources: Sequence[Source]) -> Markup:
     rows = []
     for name in names:
         found = [run.get(name) for run in runs]
-        differs = len({case.verdict if case else None for case in found}) > 1
+        differs = _differ(found, sizes)
         rows.append(
             element(
                 "tr",
@@ -176,14 +205,21 @@ def comparison(sources: Sequence[Source]) -> Markup:
             )
         )
     heads = [
-        element("th", source.node["device"].text, element("small", source.name), scope="col")
-        for source in sources
+        element("th", device, colspan=len(of_board), scope="colgroup")
+        for device, of_board in boards.items()
+    ]
+    names_of_runs = [
+        element("th", element("small", source.name), scope="col") for source in sources
     ]
     return element(
         "div",
         element(
             "table",
-            element("thead", element("tr", element("th", "case", scope="col"), heads)),
+            element(
+                "thead",
+                element("tr", element("th", "case", rowspan=2, scope="col"), heads),
+                element("tr", names_of_runs),
+            ),
             element("tbody", rows),
             class_="matrix",
         ),
@@ -195,4 +231,10 @@ def _cell(case: _Case | None) -> list[Markup]:
     if case is None:
         return [element("span", "not run", class_="badge not-run")]
     reason = [] if case.verdict in _FINE else [element("span", case.reason, class_="reason")]
-    return [badge(case.verdict), *reason]
+    return [badge(case.verdict), *reason, *([said] if (said := _since(case)) else [])]
+
+
+def _differ(found: Sequence[_Case | None], sizes: Sequence[int]) -> bool:
+    """Whether the verdicts of a case differ within any group of neighbours of these sizes."""
+    verdicts = iter([case.verdict if case else None for case in found])
+    return any(len(set(islice(verdicts, size))) > 1 for size in sizes)

@@ -144,6 +144,21 @@ DOCUMENTS: dict[str, Any] = {
     "fuzz device": DEVICE,
     "info": INFO,
     "error": ERROR,
+    "check": {
+        "device": "0000:01:00.0",
+        "description": "Rockchip RK3588, 1d87:3588",
+        "layers": [
+            {"name": "link", "verdict": "pass", "message": "8 GT/s x4", "notes": ["it can do x8"]},
+            {"name": "BARs", "verdict": "fail", "message": "BAR1 differs", "notes": []},
+            {"name": "doorbell", "verdict": None, "message": "", "notes": []},
+        ],
+        "broken": "BARs",
+        "side": "endpoint",
+        "verdict": "fail",
+        "reason": "data-mismatch",
+        "message": "BAR1 differs",
+        "hint": "is the inbound mapping right?",
+    },
 }
 EXAMPLES = [
     {"seed": 1, "block": 50, "real_time": False, "hostile": True},
@@ -218,7 +233,19 @@ KNOWN_TAGS = {
 }
 KNOWN_ATTRIBUTES = {
     *("lang", "charset", "http-equiv", "content", "name", "rel", "href", "class", "id", "style"),
-    *("scope", "colspan", "role", "aria-label", "aria-hidden", "viewBox", "x", "y", "x1", "x2"),
+    *(
+        "scope",
+        "colspan",
+        "rowspan",
+        "role",
+        "aria-label",
+        "aria-hidden",
+        "viewBox",
+        "x",
+        "y",
+        "x1",
+        "x2",
+    ),
     *("y1", "y2", "cx", "cy", "r", "d", "width", "height"),
 }
 
@@ -318,12 +345,38 @@ def test_runs_are_compared_where_there_are_several() -> None:
     root = parsed(source("test", one), source("test", other, "other.json"))
     (matrix,) = (table for table in root.iter("table") if table.get("class") == "matrix")
     heads = [words(head) for head in matrix.iter("th") if head.get("scope") == "col"]
-    assert len(heads) == 3
-    assert "the other" in heads[2]
+    assert heads[2] == "other.json"
+    boards = [words(head) for head in matrix.iter("th") if head.get("scope") == "colgroup"]
+    assert boards[1] == "the other"
     differs = [row.get("class") == "differs" for row in matrix.find("tbody") or ()]
     assert differs == [False, False, True, True]
     assert not [table for table in parsed(source("test", one)).iter("table")
                 if table.get("class") == "matrix"]  # fmt: skip
+
+
+def test_runs_of_a_board_stand_side_by_side() -> None:
+    """Boards differ by nature; what is marked is a run that differs from one of the same board."""
+    one = DOCUMENTS["test"]
+    changed = replaced(one, ("results", 0, "verdict"), "fail")
+    other = {**one, "device": "b", "results": one["results"][:2]}
+    root = parsed(source("test", one), source("test", other, "b.json"), source("test", changed))
+    (matrix,) = (table for table in root.iter("table") if table.get("class") == "matrix")
+    boards = [head for head in matrix.iter("th") if head.get("scope") == "colgroup"]
+    assert [head.get("colspan") for head in boards] == ["2", "1"]
+    heads = [words(head) for head in matrix.iter("th") if head.get("scope") == "col"]
+    assert heads[3] == "b.json"
+    differs = [row.get("class") == "differs" for row in matrix.find("tbody") or ()]
+    assert differs == [True, *[False] * (len(differs) - 1)]
+
+
+def test_an_expected_failure_is_nothing_to_look_at() -> None:
+    run = DOCUMENTS["test"]
+    index = next(i for i, case in enumerate(run["results"]) if case["verdict"] == "fail")
+    case = {**run["results"][index], "change": "same", "before": "fail x", "known_failure": True}
+    compared = {**run, "results": [case], "not_run": [], "verdict": "pass"}
+    text = words(parsed(source("test", compared)))
+    assert "as expected" in text
+    assert "What to look at" not in text
 
 
 def test_benchmarks_are_compared_where_there_are_several() -> None:

@@ -1,0 +1,81 @@
+"""Check an endpoint layer by layer, and stop at the first that is broken.
+
+The order is that of a bring-up: link, config space, BARs, commands, interrupts, transfers,
+doorbell, and with --destructive a reset. Each layer needs those before it, so the first broken one
+is what to mend; the last lines say on which side to look, and at what.
+
+The exit status is 0 if none is broken, 1 if the endpoint is, 3 if this host is, 5 if it was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from rcdrv.address import default_address
+from rcdrv.api import check_unopened
+from rcdrv.cli import exit_status
+from rcdrv.cli.common import endpoint, open_function, print_json
+from rcdrv.cli.options import spell
+from rcdrv.epf_test.check import Layer, LayerResult
+from rcdrv.errors import DeviceLost, EndpointError
+from rcdrv.outcomes import CheckResult
+from rcdrv.report.text import one_line
+from rcdrv.verdict import Verdict
+from rcdrv.wait import Cancel
+
+_MARKS = {Verdict.PASS: "ok", Verdict.SKIP: "--"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--destructive",
+        action="store_true",
+        help="also reset the function, which may lose what the endpoint has set up",
+    )
+
+
+def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    shown = _show if not args.json else _quiet
+    args.device = args.device or default_address()
+    try:
+        function = open_function(args, cancel)
+    except (DeviceLost, EndpointError) as error:
+        result = check_unopened(args.device, error)
+        for layer in result.layers:
+            shown(layer)
+    else:
+        with endpoint(args, function) as opened:
+            if not args.json:
+                print(opened.address, flush=True)
+            result = opened.check(destructive=args.destructive, done=shown)
+    if args.json:
+        print_json(result.document())
+    else:
+        _conclude(result)
+    failure = None if result.broken is None else result.broken.error
+    return 0 if failure is None else exit_status(failure, cancel)
+
+
+def _quiet(_layer: LayerResult) -> None:
+    """The document says it."""
+
+
+def _show(one: LayerResult) -> None:
+    said = one.detail
+    if one.error is not None:
+        said = one.error.message
+    mark = _MARKS.get(one.verdict, "BROKEN")
+    print(f"{mark:6}  {one.layer.value:12}  {one_line(spell(said))}".rstrip(), flush=True)
+    for note in one.notes:
+        print(f"{'':22}note: {one_line(spell(note))}", flush=True)
+
+
+def _conclude(result: CheckResult) -> None:
+    done = {one.layer for one in result.layers}
+    for layer in Layer:
+        if layer not in done:
+            print(f"{'':6}  {layer.value:12}  not reached")
+    print(f"\n{result.picture}")
+    if result.side is not None:
+        print(f"look at: {result.side.value}")
+        print(f"hint: {one_line(spell(result.hint))}")

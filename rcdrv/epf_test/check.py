@@ -1,0 +1,406 @@
+"""Bring-up order of an endpoint: layer by layer, up to the first that is broken.
+
+Each layer needs those before it, so the first broken one is what to mend, and on which side. The
+layers are made of the cases of :mod:`rcdrv.epf_test.suite` as far as those do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from rcdrv import pci
+from rcdrv.describe import describe, missing_bars
+from rcdrv.device import IrqKind
+from rcdrv.epf_test import bars, irqs
+from rcdrv.epf_test.doorbell import free_stale_doorbell
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.registers import Caps, Reg, decode
+from rcdrv.epf_test.suite import Case, cases, select
+from rcdrv.errors import DeviceLost, EndpointError, Interrupted, RcdrvError, UsageError
+from rcdrv.function import Function, lost_by_reset
+from rcdrv.parts import Part, part_of
+from rcdrv.verdict import NotPassed, Reason, Verdict, classify
+
+MSI_VECTORS = 32
+"""Vectors that are raised of a kind: all of MSI; ``rcdrv test`` raises all of MSI-X."""
+_PAGE, _SAMPLE = 4096, 64
+
+
+class Side(str, Enum):
+    """Where to look."""
+
+    ENDPOINT = "endpoint"
+    ROOT_COMPLEX = "root complex"
+    EITHER = "either side"
+
+
+_SIDES = {
+    Reason.IRQ_LOST: Side.EITHER,
+    Reason.TRANSFER_FAILED: Side.EITHER,
+    Reason.DEVICE_LOST: Side.EITHER,
+    Reason.HOST: Side.ROOT_COMPLEX,
+}
+"""Everything else is the endpoint's doing."""
+
+
+class Layer(str, Enum):
+    """The layers, each on top of those before it."""
+
+    LINK = "link"
+    CONFIG = "config space"
+    BARS = "BARs"
+    COMMANDS = "commands"
+    INTERRUPTS = "interrupts"
+    TRANSFERS = "transfers"
+    DOORBELL = "doorbell"
+    RESET = "reset"
+
+
+# What to look at where the failure itself has no hint.
+_LOOK = {
+    Layer.LINK: "is the endpoint on, its controller started, and the link up (rcdrv doctor)?",
+    Layer.CONFIG: "on the endpoint: what does its controller driver write into config space?",
+    Layer.BARS: "on the endpoint: are the inbound mappings of the BARs right?",
+    Layer.COMMANDS: "on the endpoint: is pci-epf-test bound and started, what does dmesg say?",
+    Layer.INTERRUPTS: "on the endpoint: does the controller raise this interrupt? On this host: is"
+    " interrupt remapping on, and what does dmesg say of the IOMMU?",
+    Layer.TRANSFERS: "on the endpoint: is the outbound window right? On this host: does dmesg name"
+    " a fault of the IOMMU?",
+    Layer.DOORBELL: "on the endpoint: what does dmesg say of the doorbell?",
+    Layer.RESET: "on the endpoint: its controller driver has to set up again what a reset clears",
+}
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """Outcome of one layer."""
+
+    layer: Layer
+    verdict: Verdict
+    """SKIP where the endpoint does not have it, or it was not asked for."""
+    detail: str = ""
+    notes: tuple[str, ...] = ()
+    """What is odd about it, and did not stop it."""
+    error: RcdrvError | None = None
+    """Why it is broken."""
+
+
+@dataclass
+class Check:
+    """All layers so far."""
+
+    device: str
+    description: str = ""
+    layers: list[LayerResult] = field(default_factory=list)
+
+    @property
+    def broken(self) -> LayerResult | None:
+        """The layer that ended it; None if none is broken."""
+        return next((one for one in self.layers if one.error is not None), None)
+
+    @property
+    def reason(self) -> Reason | None:
+        return None if self.broken is None else classify(self.broken.error)[1]
+
+    @property
+    def hint(self) -> str:
+        """What to look at."""
+        if self.broken is None or self.broken.error is None:
+            return ""
+        return self.broken.error.hint or _LOOK[self.broken.layer]
+
+    @property
+    def side(self) -> Side | None:
+        """On which side to look; None if nothing is broken."""
+        if self.reason is None or self.broken is None:
+            return None
+        if self.reason is Reason.IRQ_LOST and self.broken.detail:
+            return Side.ENDPOINT  # another kind of interrupt arrived at this host
+        return _SIDES.get(self.reason, Side.ENDPOINT)
+
+    def picture(self) -> str:
+        """``RC == link == config space =X= BARs .. commands .. EP``: how far it works."""
+        text, good = "RC", True
+        states = {one.layer: one for one in self.layers}
+        for layer in Layer:
+            one = states.get(layer)
+            if one is not None and one.error is not None:
+                text, good = f"{text} =X= {layer.value}", False
+            elif one is not None and one.verdict is Verdict.SKIP:
+                text += f" {'==' if good else '..'} ({layer.value})"
+            else:
+                text += f" {'==' if good else '..'} {layer.value}"
+        return f"{text} {'==' if good else '..'} EP"
+
+    def document(self) -> dict[str, Any]:
+        """The document, of plain JSON types. Its keys are stable; new ones may come.
+
+        ``layers``
+            In order: ``name``, ``verdict`` (null where it was not reached), ``message``, ``notes``.
+        ``broken``, ``side``
+            The layer that ended it, and ``endpoint``, ``root complex`` or ``either side``; null.
+        ``verdict``, ``reason``, ``message``, ``hint``
+            See :mod:`rcdrv.verdict`; ``reason`` is null when it passed.
+        """
+        broken, side = self.broken, self.side
+        states = {one.layer: one for one in self.layers}
+        return {
+            "device": self.device,
+            "description": self.description,
+            "layers": [
+                {
+                    "name": layer.value,
+                    "verdict": one.verdict.value if (one := states.get(layer)) else None,
+                    "message": _message(one) if one else "",
+                    "notes": list(one.notes) if one else [],
+                }
+                for layer in Layer
+            ],
+            "broken": None if broken is None else broken.layer.value,
+            "side": None if side is None else side.value,
+            "verdict": (Verdict.PASS if broken is None else broken.verdict).value,
+            "reason": None if self.reason is None else self.reason.value,
+            "message": "" if broken is None else _message(broken),
+            "hint": self.hint,
+        }
+
+
+def _message(one: LayerResult) -> str:
+    return one.detail if one.error is None else one.error.message
+
+
+Done = Callable[[LayerResult], None]
+
+
+def check_endpoint(
+    function: Function,
+    make_driver: Callable[[], EpfTest],
+    check: Check,
+    *,
+    reset: bool = False,
+    done: Done = lambda _result: None,
+) -> Check:
+    """Check the layers in order; the first that is broken is the last.
+
+    :param make_driver: called when the BARs come, as that reads the test registers
+    :param check: filled as it goes
+    :param reset: also reset the function, which may lose what the endpoint has set up
+    :param done: called with each result
+    :raises UsageError: the function is no pci-epf-test
+    :raises Interrupted: the user asked to stop
+    """
+    config = function.config
+    part = part_of(config.vendor_id, config.device_id)
+    check.description = f"{part.name}, {config.vendor_id:04x}:{config.device_id:04x}"
+    run = _Run(function, make_driver, part, check.description, reset=reset)
+    for layer in Layer:
+        result = run.layer(layer)
+        check.layers.append(result)
+        done(result)
+        if result.error is not None:
+            break
+    return check
+
+
+def unopened(address: str, error: RcdrvError) -> Check:
+    """Return the check of a function that could not be opened because of the endpoint."""
+    layer = Layer.LINK if isinstance(error, DeviceLost) else Layer.CONFIG
+    before = [] if layer is Layer.LINK else [LayerResult(Layer.LINK, Verdict.PASS)]
+    broken = LayerResult(layer, classify(error)[0], error=error)
+    return Check(address, layers=[*before, broken])
+
+
+class _Run:
+    def __init__(
+        self,
+        function: Function,
+        make_driver: Callable[[], EpfTest],
+        part: Part,
+        description: str,
+        *,
+        reset: bool,
+    ) -> None:
+        self._function = function
+        self._make_driver = make_driver
+        self._part = part
+        self._description = description
+        self._reset_too = reset
+        self._notes: list[str] = []
+        self._passed: list[str] = []
+        """Steps of the layer that have passed."""
+        self._probes: dict[Layer, Callable[[], None]] = {
+            Layer.LINK: self._link,
+            Layer.CONFIG: self._config,
+            Layer.BARS: self._bars,
+            Layer.COMMANDS: self._commands,
+            Layer.INTERRUPTS: self._interrupts,
+            Layer.TRANSFERS: self._transfers,
+            Layer.DOORBELL: self._doorbell,
+            Layer.RESET: self._reset,
+        }
+
+    def layer(self, layer: Layer) -> LayerResult:
+        self._notes, self._passed = [], []
+        error: RcdrvError | None = None
+        try:
+            self._probes[layer]()
+        except (Interrupted, UsageError):
+            raise
+        except RcdrvError as found:
+            error = found
+        detail, notes = ", ".join(self._passed), tuple(self._notes)
+        verdict, _ = classify(error)
+        if error is not None and verdict is Verdict.SKIP:
+            return LayerResult(layer, verdict, error.message, notes)
+        if isinstance(error, DeviceLost):
+            # All layers stand on the link, wherever its loss is noticed.
+            notes = (*notes, f"it was lost while this was tried: {layer.value}")
+            return LayerResult(Layer.LINK, verdict, "", notes, error)
+        return LayerResult(layer, verdict, detail, notes, error)
+
+    # -- the layers ---------------------------------------------------------------------------
+
+    def _link(self) -> None:
+        self._function.check_alive()
+        express = None
+        with suppress(EndpointError):  # the next layer's
+            express = self._function.config.express()
+        if express is None or not express.speed:
+            self._passed.append("config space answers")
+            return
+        self._passed.append(f"{express.speed:g} GT/s x{express.width}")
+        if (express.speed, express.width) != (express.max_speed, express.max_width):
+            self._notes.append(
+                f"the endpoint can do {express.max_speed:g} GT/s x{express.max_width}"
+            )
+
+    def _config(self) -> None:
+        found = describe(self._function)
+        vectors = [f"{count} {kind}" for kind, count in found["interrupts"].items() if count]
+        self._passed.append(self._description)
+        self._passed.append(f"{len(found['capabilities'])} capabilities")
+        self._passed += [one for one in vectors if one.split()[1] in ("intx", "msi", "msix")]
+        msix = self._function.config.msix()
+        if msix is not None and self._part.misplaces(msix.place):
+            self._notes.append(self._part.msix_note(msix.place))
+        if self._part.broken_ats and self._function.config.find(pci.ExtCapId.ATS):
+            self._notes.append(self._part.ats_note)
+
+    def _bars(self) -> None:
+        function, part = self._function, self._part
+        missing = missing_bars(function.config.class_code, part, function.bars)
+        if missing:
+            raise NotPassed(
+                Reason.BAR_DISABLED,
+                f"{part.name} has {part.bar_text(missing[0])}, this endpoint does not",
+                hint=f'does the endpoint\'s dmesg say "Failed to set BAR{missing[0]}"?',
+            )
+        self._driver = self._make_driver()
+        free_stale_doorbell(self._driver)
+        tested = bars.consecutive_bar_test(self._driver, stretches=_samples)
+        self._passed.append(tested.replace(" ", ", "))
+        self._passed.append(f"registers in BAR{self._driver.reg_bar}")
+
+    def _commands(self) -> None:
+        # Polled, so that a lost interrupt is not taken for an endpoint that does not answer.
+        self._driver.use_irq(IrqChoice.POLL)
+        irqs.raise_vector(self._driver, IrqChoice.POLL, 0)
+        caps = decode(Reg.CAPS, int(self._driver.caps)) or "none announced"
+        self._passed.append(f"answered; CAPS {caps}")
+
+    def _interrupts(self) -> None:
+        kinds = list(self._kinds())
+        if not kinds:
+            raise NotPassed(
+                Reason.NO_VECTORS,
+                "the function has no interrupt that the endpoint announces",
+                verdict=Verdict.SKIP,
+            )
+        for choice in kinds:
+            count = self._function.device.irq_count(IrqKind[choice.name])
+            if choice is IrqChoice.INTX:
+                irqs.intx_test(self._driver)
+            else:
+                irqs.vector_test(choice, self._armable(choice, count), self._driver)
+            self._passed.append(choice.value)
+
+    def _kinds(self) -> Iterator[IrqChoice]:
+        """What the caller asked for; else what CAPS announces, or MSI where it announces none."""
+        driver = self._driver
+        if driver.irq_choice is not IrqChoice.AUTO:
+            yield from () if driver.irq_choice is IrqChoice.POLL else (driver.irq_choice,)
+            return
+        silent = not driver.caps & (Caps.INTX | Caps.MSI | Caps.MSIX)
+        announced = {
+            IrqChoice.MSI: silent or bool(driver.caps & Caps.MSI),
+            IrqChoice.MSIX: bool(driver.caps & Caps.MSIX),
+            IrqChoice.INTX: bool(driver.caps & Caps.INTX),
+        }
+        for choice, said in announced.items():
+            if said and self._function.device.irq_count(IrqKind[choice.name]):
+                yield choice
+
+    def _armable(self, choice: IrqChoice, count: int) -> int:
+        self._driver.use_irq(choice)
+        return self._driver.arm(min(count, MSI_VECTORS))
+
+    def _transfers(self) -> None:
+        for case in _named("pci_ep_data_transfer.memcpy.*"):
+            self._case(case)
+            self._passed.append(case.name.test.removesuffix("_TEST"))
+        self._notes.append("the endpoint's DMA engine was not tried: rcdrv test -v dma does")
+
+    def _doorbell(self) -> None:
+        (case,) = _named("pcie_ep_doorbell.DOORBELL_TEST")
+        try:
+            self._passed.append(self._case(case))
+        except NotPassed as error:
+            if error.reason is Reason.ENABLE_FAILED and self._part.doorbell == "none":
+                message = f"{self._part.name} has no doorbell: {error.message}"
+                raise NotPassed(error.reason, message, verdict=Verdict.SKIP) from error
+            raise
+
+    def _case(self, case: Case) -> str:
+        return case.body(self._driver, lambda _done, _total: None)
+
+    def _reset(self) -> None:
+        function, driver = self._function, self._driver
+        if not self._reset_too:
+            raise _skip("not asked for: it may lose what the endpoint has set up (`destructive`)")
+        if not function.device.can_reset():
+            raise _skip("the function has no reset of its own")
+        driver.disarm()
+        function.reset()
+        # A command that is answered, and its interrupt that arrives, as before.
+        driver.use_irq(IrqChoice.POLL)
+        irqs.raise_vector(driver, IrqChoice.POLL, 0)
+        for choice in self._kinds():
+            try:
+                driver.use_irq(choice)
+                irqs.raise_vector(driver, choice, 0)
+            except NotPassed as error:
+                raise lost_by_reset(function.address, [choice.value.upper()]) from error
+        self._passed.append("all as before")
+
+
+def _skip(message: str) -> NotPassed:
+    return NotPassed(Reason.NOT_VERIFIED, message, verdict=Verdict.SKIP)
+
+
+def _named(pattern: str) -> Sequence[Case]:
+    return select((pattern,), (), cases())
+
+
+def _samples(size: int) -> Iterator[tuple[int, int]]:
+    """The first and last page, and a few words at each power of two: every address line."""
+    yield 0, min(size, _PAGE)
+    offset = _PAGE
+    while offset < size - _PAGE:
+        yield offset, _SAMPLE
+        offset *= 2
+    if size > _PAGE:
+        yield size - _PAGE, _PAGE

@@ -1,0 +1,186 @@
+"""Earlier run that a run is compared with, and its known failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from rcdrv.errors import UsageError
+from rcdrv.files import parse_json, read_file
+from rcdrv.results.result import CaseResult, Change, Run
+from rcdrv.results.summary import CASE_VERDICTS, not_run
+from rcdrv.verdict import Verdict
+from rcdrv.wait import Cancel
+
+_LARGEST = 4 << 20
+"""Bytes of a baseline: far more than a run of every case has."""
+_LONGEST = 200
+"""Characters of a case's name or of a reason."""
+_RANK = {Verdict.PASS: 0, Verdict.SKIP: 1, Verdict.FAIL: 2, Verdict.ERROR: 3, Verdict.LOST: 3}
+
+
+class Before(NamedTuple):
+    """Result of a case in the baseline."""
+
+    verdict: Verdict
+    reason: str
+    """Empty where it passed."""
+
+    def __str__(self) -> str:
+        return f"{self.verdict.value} {self.reason}".rstrip()
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The results of an earlier run, by case."""
+
+    name: str
+    cases: Mapping[str, Before]
+
+    def judge(self, result: CaseResult) -> CaseResult:
+        """Return the result with its change since the baseline.
+
+        Another reason for the same verdict is worse: that failure is not the known one.
+        """
+        before = self.cases.get(str(result.name))
+        if before is None:
+            return replace(result, change=Change.NEW)
+        reason = result.reason.value if result.reason else ""
+        now, then = _RANK[result.verdict], _RANK[before.verdict]
+        if now < then:
+            change = Change.BETTER
+        elif now > then or (result.verdict is not Verdict.PASS and reason != before.reason):
+            change = Change.WORSE
+        else:
+            change = Change.SAME
+        return replace(result, change=change, before=str(before))
+
+    def missing(self, run: Run) -> tuple[str, ...]:
+        """Return the cases of the baseline that were not planned in this run."""
+        planned = {str(name) for name in run.planned}
+        return tuple(name for name in self.cases if name not in planned)
+
+
+def shipped() -> tuple[str, ...]:
+    """Return the names of the baselines that rcdrv brings along: the presets' boards."""
+    folder = files("rcdrv.results").joinpath("baselines")
+    names = (entry.name for entry in folder.iterdir())
+    return tuple(sorted(name[:-5] for name in names if name.endswith(".json")))
+
+
+def load(name: str, cancel: Cancel | None = None) -> Baseline:
+    """Read a baseline: one of :func:`shipped` by its name, or a file of ``rcdrv test --json``.
+
+    :param cancel: read pipes too, as this ends the wait for them
+    :raises UsageError: it cannot be read, or is no such document
+    """
+    names = shipped()
+    if name in names:
+        data = files("rcdrv.results").joinpath(f"baselines/{name}.json").read_bytes()
+    else:
+        try:
+            data = read_file(Path(name), _LARGEST, cancel)
+        except UsageError as error:
+            known = ", ".join(names)
+            raise UsageError(
+                error.message, hint=f"a file of rcdrv test --json, or one of {known}"
+            ) from None
+    return parse(data, name)
+
+
+def parse(data: bytes, name: str) -> Baseline:
+    """Check the document of ``rcdrv test --json``. Only its ``results`` are used.
+
+    :raises UsageError: it is no such document; the message names the place
+    """
+    try:
+        document = parse_json(data.decode("utf-8-sig"))
+    except ValueError as error:  # UnicodeDecodeError is one
+        _refuse(name, f"not JSON: {error}" if data.strip() else "it is empty")
+    results = document.get("results") if isinstance(document, dict) else None
+    if not isinstance(results, list):
+        _refuse(name, "it has no list of results")
+    cases: dict[str, Before] = {}
+    for index, entry in enumerate(results):
+        where = f"results[{index}]"
+        case = _text(name, where, entry, "name")
+        if case in cases:
+            _refuse(name, f"{where}: {case!r} is there twice")
+        verdict = _text(name, where, entry, "verdict")
+        if verdict not in [known.value for known in CASE_VERDICTS]:
+            _refuse(name, f"{where}: {verdict!r} is not the verdict of a case")
+        reason = "" if entry.get("reason") is None else _text(name, where, entry, "reason")
+        cases[case] = Before(Verdict(verdict), reason)
+    if not cases:
+        _refuse(name, "it has no results")
+    return Baseline(name, cases)
+
+
+def _text(name: str, where: str, entry: Any, key: str) -> str:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST:
+        _refuse(name, f"{where}: {key} is not a text of 1 to {_LONGEST} characters")
+    return value
+
+
+def _refuse(name: str, what: str) -> NoReturn:
+    raise UsageError(
+        f"{name} is no baseline: {what}", hint="rcdrv test --json > FILE makes a baseline"
+    )
+
+
+def differences(run: Run) -> Iterator[str]:
+    """Describe how a run differs from its baseline, a line each; none without a baseline."""
+    baseline = run.baseline
+    if baseline is None:
+        return
+    known = 0
+    for result in run.results:
+        now = f"{result.verdict.value} {result.reason.value if result.reason else ''}".rstrip()
+        if result.change in (Change.WORSE, Change.BETTER):
+            assert result.change is not None
+            yield f"{result.change.value}: {result.name}: {now}, before {result.before}"
+        elif result.change is Change.NEW:
+            yield f"new: {result.name}: {now}, not in the baseline"
+        elif result.known_failure:
+            known += 1
+    missing = baseline.missing(run)
+    if missing:
+        yield f"missing: {len(missing)} of the baseline were not run: {', '.join(missing)}"
+    worse = sum(result.failed for result in run.results) + len(not_run(run))
+    said = f"{worse} worse" if worse else "nothing is worse"
+    yield f"baseline {baseline.name}: {said}, known failures: {known}"
+
+
+def case_document(result: CaseResult) -> dict[str, Any]:
+    """Return a result's members of the JSON document that only a baseline adds."""
+    if result.change is None:
+        return {}
+    return {
+        "change": result.change.value,
+        "before": result.before or None,
+        "known_failure": result.known_failure,
+    }
+
+
+def run_document(run: Run) -> dict[str, Any]:
+    """Return a run's members of the JSON document that only a baseline adds."""
+    if run.baseline is None:
+        return {}
+
+    def names(change: Change) -> list[str]:
+        return [str(result.name) for result in run.results if result.change is change]
+
+    return {
+        "baseline": {
+            "name": run.baseline.name,
+            "worse": names(Change.WORSE),
+            "better": names(Change.BETTER),
+            "new": names(Change.NEW),
+            "missing": list(run.baseline.missing(run)),
+            "known_failures": [str(one.name) for one in run.results if one.known_failure],
+        }
+    }
