@@ -1,5 +1,5 @@
 # Names for what the README's commands do; tools/ has the scripts.
-.PHONY: demo check fresh lint unit sim lab bench docs clean
+.PHONY: demo check fresh lint unit sim lab bench docs pyz clean
 
 demo:    ; tools/demo
 check:   ; tools/check
@@ -10,4 +10,5 @@ lab:     ; tools/setup dev && .venv/bin/python -m pytest tests/lab
 bench:   ; tools/setup dev && .venv/bin/python -m tools.bench --json bench.json
 lint:    ; tools/setup dev && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 docs:    ; tools/setup docs && .venv/bin/python -m tools.docs build dist/docs
-clean:   ; rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bench.json
+pyz:     ; tools/setup dev && .venv/bin/python -m tools.pyz
+clean:   ; rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bench.json rcdrv.pyz

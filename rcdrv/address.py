@@ -185,9 +185,10 @@ def _spawn(address: str) -> Device:
 
 def _start_failure(spec: str, status: int, said: str, error: RcdrvError) -> RcdrvError:
     """Why a software endpoint did not start: what it printed knows better than we do."""
-    if status == UsageError.exit_status:
-        message, _, hint = said.removeprefix("rcdrv: ").partition("\nhint: ")
-        return UsageError(message, hint=hint)
+    for kind in (UsageError, HostError):
+        if status == kind.exit_status:
+            message, _, hint = said.removeprefix("rcdrv: ").partition("\nhint: ")
+            return kind(message, hint=hint)
     if not said:
         return error
     return HostError(

@@ -105,7 +105,7 @@ class Device(Protocol):
     """The address as the user wrote it."""
 
     backend: str
-    """Name of the backend: ``group``, ``iommufd``, ``noiommu`` or ``vfio-user``."""
+    """Name of the backend: ``group``, ``iommufd``, ``noiommu``, ``sysfs`` or ``vfio-user``."""
 
     dma_by_descriptor: bool
     """The device is another process, which reaches memory by a descriptor of it."""

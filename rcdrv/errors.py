@@ -62,3 +62,18 @@ class Interrupted(RcdrvError):
     """The user asked to stop (SIGINT, SIGTERM, SIGHUP)."""
 
     exit_status = 130
+
+
+def missing_module(name: str) -> HostError:
+    """Return the error for a module that this Python lacks: its own, or of another package."""
+    import sys
+
+    if name in sys.stdlib_module_names:  # distributions split the library; so do Yocto, Buildroot
+        return HostError(
+            f"this Python lacks its own module {name}",
+            hint="install all of the standard library; on Debian: apt install python3",
+        )
+    return HostError(
+        f"this needs {name}, which is not installed for {sys.executable}",
+        hint=f"{sys.executable} -m pip install {name}",
+    )

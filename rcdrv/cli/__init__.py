@@ -13,7 +13,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 from rcdrv import __version__
-from rcdrv.errors import HostError, RcdrvError, UsageError
+from rcdrv.errors import HostError, RcdrvError, UsageError, missing_module
 from rcdrv.wait import Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
@@ -88,6 +88,9 @@ def _run(arguments: list[str], cancel: Cancel, *, in_child: bool) -> int:
         except ImportError as error:
             # Of a library in C: what dlopen() says has no number.
             if os.strerror(errno.EMFILE) not in str(error):
+                name = (error.name or "").partition(".")[0]
+                if isinstance(error, ModuleNotFoundError) and name != "rcdrv":
+                    raise missing_module(name) from error
                 raise
             raise _exhausted(OSError(errno.EMFILE, os.strerror(errno.EMFILE))) from error
         except MemoryError as error:

@@ -67,10 +67,11 @@ def _udev(_args: argparse.Namespace) -> tuple[dict[Path, str], str]:
 
 def udev_rule() -> str:
     """The rule, which the build puts into the package, or that of the source tree."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "manual", package.parent / "udev"):
-        if (folder / RULE).exists():
-            return (folder / RULE).read_text(encoding="utf-8")
+    from importlib.resources import files  # the package may be in an archive
+
+    for rule in (files("rcdrv.manual") / RULE, Path(__file__).parents[2] / "udev" / RULE):
+        if rule.is_file():
+            return rule.read_text(encoding="utf-8")
     raise HostError(f"{RULE} is not in this installation", hint="install rcdrv again")
 
 

@@ -26,7 +26,8 @@ def check_module(subject: Subject) -> Finding:
     if not (subject.paths.sys / "bus/pci/drivers" / DRIVER).exists():
         return bad(
             f"the driver {DRIVER} is not loaded",
-            f"modprobe {DRIVER}; if there is no such module, the kernel needs CONFIG_VFIO_PCI",
+            f"modprobe {DRIVER}; if there is no such module, the kernel needs CONFIG_VFIO_PCI, "
+            "or, as root: RCDRV_BACKEND=sysfs goes without VFIO, and without interrupts",
         )
     return ok(f"{DRIVER} is loaded")
 

@@ -23,7 +23,8 @@ ENVIRONMENT = (
     ("RCDRV_DEVICE", "the address of the endpoint, where --device does not name one"),
     (
         "RCDRV_BACKEND",
-        "group, iommufd or noiommu: the way through kernel VFIO, instead of the best there is",
+        "group, iommufd or noiommu: the way through kernel VFIO, instead of the best there is; "
+        "sysfs: without VFIO",
     ),
     ("RCDRV_TRACEBACK", "if set, a bug in rcdrv shows its traceback"),
 )

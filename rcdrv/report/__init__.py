@@ -9,11 +9,11 @@ from rcdrv.results.observer import Observer
 
 
 def for_terminal(stream: TextIO) -> Observer:
-    """Return the live display if rich is installed, else one that prints plain lines."""
+    """Return the live display if rich is installed, else lines: on a terminal in colour."""
     if find_spec("rich") is None:
-        from rcdrv.report.terminal import Plain
+        from rcdrv.report.terminal import Coloured, Plain, has_colours
 
-        return Plain(stream)
+        return Coloured(stream) if has_colours(stream) else Plain(stream)
     from rcdrv.report.live import Live
 
     return Live(stream)

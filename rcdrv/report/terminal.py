@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import TextIO
 
 from rcdrv.report.text import details, headline, one_line
 from rcdrv.results.baseline import differences
 from rcdrv.results.observer import Observer
-from rcdrv.results.result import CaseResult, Run
+from rcdrv.results.result import CaseName, CaseResult, Run
 from rcdrv.results.summary import CASE_VERDICTS, not_run, totals
 from rcdrv.verdict import Verdict
 
@@ -68,6 +70,61 @@ class Plain(Observer):
             margin = f"{mark.value.upper():<{MARK_WIDTH}} "
         self._stream.write(f"{margin}{''.join(text for text, _ in parts)}".rstrip() + "\n")
         self._stream.flush()
+
+
+_CODES = {
+    "bold": "1",
+    "dim": "2",
+    "green": "32",
+    "yellow": "33",
+    "bold red": "1;31",
+    "bold magenta": "1;35",
+}
+"""Select Graphic Rendition (ECMA-48) for the styles that are in use."""
+
+
+class Coloured(Plain):
+    """The lines of :class:`Plain` in colour, and the running case below them, without rich."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._place = ""
+        self._started = self._planned = 0
+
+    def start(self, run: Run) -> None:
+        super().start(run)
+        self._planned = len(run.planned)
+
+    def case_started(self, name: CaseName) -> None:
+        self._started += 1
+        self._place = f"{self._started}/{self._planned} {one_line(str(name))}"
+        self._show(self._place)
+
+    def progress(self, name: CaseName, done: int, total: int, what: str) -> None:
+        self._show(f"{self._place}  {done}/{total} {one_line(what)}")
+
+    def _show(self, text: str) -> None:
+        """Show the running case; it has to fit in a line, with the ^C that a terminal echoes."""
+        width = shutil.get_terminal_size().columns - len("^C^C")
+        self._stream.write(f"\r\x1b[K{text[: max(1, width)]}")
+        self._stream.flush()
+
+    def _print(self, *parts: Part, mark: Verdict | None = None, indent: bool = False) -> None:
+        margin = " " * (MARK_WIDTH + 1) if indent else ""
+        if mark:
+            margin = _styled(f"{mark.value.upper():<{MARK_WIDTH}}", STYLES[mark]) + " "
+        self._stream.write(f"\r\x1b[K{margin}{''.join(_styled(*part) for part in parts)}\n")
+        self._stream.flush()
+
+
+def _styled(text: str, style: str) -> str:
+    return f"\x1b[{_CODES[style]}m{text}\x1b[m" if style else text
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that takes colours, and the user wants them."""
+    dumb = os.environ.get("TERM", "dumb") == "dumb" or os.environ.get("NO_COLOR")
+    return stream.isatty() and not dumb
 
 
 def tally(run: Run) -> dict[str, int]:

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rcdrv.errors import UsageError
+from rcdrv.errors import UsageError, missing_module
 from rcdrv.files import read_text
 from rcdrv.sim.checks import parse_table, unknown_key
 from rcdrv.sim.description import (
@@ -181,13 +181,23 @@ def _read(name: str) -> dict[str, object]:
         )
     from importlib.resources import files
 
-    resource = files("rcdrv.sim").joinpath("presets").joinpath(f"{name}.toml")
+    presets_folder = files("rcdrv.sim").joinpath("presets")
+    same = presets_folder.joinpath(f"{name}.json")  # in rcdrv.pyz, for a Python without TOML
+    if sys.version_info < (3, 11) and same.is_file():
+        import json
+
+        document: dict[str, object] = json.loads(same.read_text(encoding="utf-8"))
+        return document
+    resource = presets_folder.joinpath(f"{name}.toml")
     return _parse_toml(resource.read_text(encoding="utf-8"), name)
 
 
 def _parse_toml(text: str, name: str) -> dict[str, object]:
     # The same library under two names: it joined the standard library in Python 3.11.
-    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ModuleNotFoundError as error:
+        raise missing_module(str(error.name)) from None
     try:
         document: dict[str, object] = toml.loads(text)
     except ValueError as error:

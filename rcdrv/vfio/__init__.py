@@ -11,7 +11,7 @@ from rcdrv.device import Device
 from rcdrv.errors import UsageError
 from rcdrv.sysfs import Paths, canonical_address, may_use_iommufd
 
-BACKENDS = ("group", "iommufd", "noiommu")
+BACKENDS = ("group", "iommufd", "noiommu", "sysfs")
 
 
 def open_device(bdf: str, backend: str | None = None, *, paths: Paths | None = None) -> Device:
@@ -19,8 +19,9 @@ def open_device(bdf: str, backend: str | None = None, *, paths: Paths | None = N
 
     The kernel resets the function now and again when it is closed.
 
-    :param backend: ``group``, ``iommufd`` or ``noiommu``; None chooses iommufd where the kernel has
-        it for this function and the user may open it, else group. noiommu has to be asked for
+    :param backend: ``group``, ``iommufd``, ``noiommu`` or ``sysfs``; None chooses iommufd where the
+        kernel has it for this function and the user may open it, else group. noiommu and sysfs,
+        which is no VFIO, have to be asked for
     :param paths: where sysfs, /dev and /proc are, when not at their usual places
     :raises UsageError: not a PCI address, or no such backend
     :raises HostError: the host is not ready; the hint is the cure

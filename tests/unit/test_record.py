@@ -125,7 +125,8 @@ RING = """
 """What `rcdrv ring` imports of rcdrv, over vfio-user. Each module is a part of its start."""
 
 KERNEL = """
-    sysfs vfio vfio.device vfio.group vfio.ioctl vfio.iommufd vfio.noiommu vfio.refusals vfio.uapi
+    sysfs vfio vfio.device vfio.group vfio.ioctl vfio.iommufd vfio.noiommu vfio.refusals vfio.sysfs
+    vfio.uapi
 """
 """What the backends of kernel VFIO import besides."""
 

@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -21,7 +22,7 @@ import pytest
 from hypothesis import given
 
 from rcdrv.report.live import Live
-from rcdrv.report.terminal import Plain
+from rcdrv.report.terminal import Coloured, Plain
 from rcdrv.results.result import Run
 
 from .samples import a_run, play, runs
@@ -222,6 +223,22 @@ def test_lines_suffice_where_there_is_no_more(arguments: list[str]) -> None:
         assert shown.lines[-1] == PLAIN.splitlines()[-1]
 
 
+def test_colours_and_progress_need_no_rich() -> None:
+    with terminal(120, "--without-rich") as shown:
+        shown.until_it_waits()
+        assert shown.lines[-1].startswith("2/")
+        shown.go_on()
+        shown.until_the_end()
+        assert shown.lines == PLAIN.splitlines()
+        assert shown.color_of(PLAIN.splitlines()[1]) == "green"
+        assert shown.color_of(PLAIN.splitlines()[4]) == "red"
+    with terminal(80, "--without-rich", NO_COLOR="1") as shown:
+        shown.until_it_waits("PASS  pci_ep_bar.BAR0.BAR_TEST")
+        shown.go_on()
+        shown.until_the_end()
+        assert b"\x1b" not in shown.output
+
+
 def test_plain_lines() -> None:
     stream = io.StringIO()
     play(a_run(), Plain(stream))
@@ -230,9 +247,11 @@ def test_plain_lines() -> None:
 
 @given(runs())
 def test_no_text_reaches_the_terminal_as_control(run: Run) -> None:
-    for observer in (Plain, Live):
+    for observer in (Plain, Coloured, Live):
         stream = io.StringIO()
         play(run, observer(stream))
         text = stream.getvalue()
+        if observer is Coloured:  # what it writes by itself
+            text = re.sub(r"\r\x1b\[K|\x1b\[[0-9;]*m", "", text)
         text.encode("utf-8")
         assert all(line.isprintable() for line in text.split("\n"))

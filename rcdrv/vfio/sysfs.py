@@ -1,0 +1,339 @@
+"""The sysfs backend: a function on a host without VFIO, by the files that sysfs has of it.
+
+BARs are mappings of ``resourceN``, config space is ``config``; ``enable`` turns the function on
+(drivers/pci/pci-sysfs.c). There are no interrupts, nothing resets the function at open and close,
+and DMA takes physical memory, as that of :mod:`rcdrv.vfio.noiommu`, where no IOMMU translates. It
+is used only when asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, PhysicalDma, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError, UsageError
+from rcdrv.mmio import MappedWindow
+from rcdrv.sysfs import DRIVER, Paths, check_present, driver_of, group_of
+from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.vfio.noiommu import PhysicalMemory, look_up
+
+_COMMAND = 4  # offset in config space, 16 bits
+_IO, _MEMORY = 0x100, 0x200  # IORESOURCE_* in include/linux/ioport.h
+
+
+class SysfsDevice(PhysicalDma):
+    """A PCI function that is reached by its files in sysfs.
+
+    Owns ``config``, a descriptor of its config space, from the moment that it is made.
+    """
+
+    backend = "sysfs"
+    dma_by_descriptor = False
+
+    def __init__(self, address: str, config: int, paths: Paths) -> None:
+        self.address = address
+        self._config = config
+        self._folder = paths.function(address)
+        self._paths = paths
+        self._windows: dict[int, MappedWindow] = {}
+        self._memory: PhysicalMemory | None = None
+        self._lines = [
+            tuple(int(word, 16) for word in line.split())
+            for line in (self._folder / "resource").read_text().splitlines()[:6]
+        ]
+        self._command = self.read(CONFIG_REGION, _COMMAND, 2)
+        try:
+            (self._folder / "enable").write_text("1")
+        except OSError as error:
+            raise self._failure("cannot be enabled", error) from error
+
+    # -- regions ------------------------------------------------------------------------------
+
+    def region(self, index: int) -> RegionInfo:
+        """One region; a BAR whose page holds something else too has nothing that can be mapped."""
+        flags = RegionFlag.READ | RegionFlag.WRITE
+        if index == CONFIG_REGION:
+            return RegionInfo(index, os.fstat(self._config).st_size, flags)
+        start, last, kind = self._lines[index] if index < len(self._lines) else (0, 0, 0)
+        if not last or not kind & (_IO | _MEMORY):
+            return RegionInfo(index, 0, RegionFlag(0))
+        size = last - start + 1
+        if kind & _IO or start % mmap.PAGESIZE:
+            return RegionInfo(index, size, flags)
+        return RegionInfo(index, size, flags | RegionFlag.MMAP, (Area(0, size),))
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        """Read a region: one aligned access when ``size`` is 1, 2, 4 or 8; of a BAR only so.
+
+        :raises HostError: the BAR cannot be mapped, or the kernel refused
+        :raises DeviceLost: the device is gone
+        """
+        self._check(region, offset, size)
+        if region != CONFIG_REGION:
+            return self._window(region).read(8 * size, offset).to_bytes(size, "little")
+        try:
+            data = os.pread(self._config, size, offset)
+        except OSError as error:
+            raise self._failure("config space cannot be read", error) from error
+        if len(data) != size:
+            # pci_read_config() gives 64 bytes to whoever is not CAP_SYS_ADMIN.
+            raise HostError(
+                f"{self.address}: only root may read all of config space", hint="run as root"
+            )
+        return data
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        """Write a region; accesses and errors are those of :meth:`read`."""
+        self._check(region, offset, len(data))
+        if region != CONFIG_REGION:
+            window, value = self._window(region), int.from_bytes(data, "little")
+            window.write(8 * len(data), offset, value)
+            return
+        try:
+            os.pwrite(self._config, data, offset)
+        except OSError as error:
+            raise self._failure("config space cannot be written", error) from error
+
+    def _check(self, region: int, offset: int, size: int) -> None:
+        length = self.region(region).size
+        if offset < 0 or size < 0 or offset + size > length:
+            raise AccessError(
+                f"{self.address}: {size} bytes at {offset:#x} are outside the {length:#x} bytes of"
+                f" region {region}"
+            )
+
+    def _window(self, index: int) -> MappedWindow:
+        if index not in self._windows:
+            memory = self.map(index, Area(0, self.region(index).size))
+            self._windows[index] = MappedWindow(memory, name=f"BAR{index}")
+        return self._windows[index]
+
+    def map(self, region: int, area: Area) -> mmap.mmap:
+        """Map a BAR, readable and writable, shared.
+
+        :raises HostError: it is of I/O ports, or shares a page, or the kernel refused
+        """
+        info = self.region(region)
+        if area not in info.areas:
+            if region < len(self._lines) and self._lines[region][2] & _IO:
+                raise HostError(
+                    f"{self.address}: BAR{region} is of I/O ports, which cannot be mapped",
+                    hint="have the endpoint offer a memory BAR",
+                )
+            raise HostError(
+                f"{self.address}: BAR{region} cannot be mapped: it does not begin at a page",
+                hint=f"add pci=resource_alignment={mmap.PAGESIZE.bit_length() - 1}@{self.address}"
+                " to the kernel's command line, and reboot; or use VFIO",
+            )
+        try:
+            fd = os.open(self._folder / f"resource{region}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                return mmap.mmap(fd, area.size)
+            finally:
+                os.close(fd)
+        except (OSError, ValueError) as error:  # ValueError: the file is smaller than the BAR
+            if isinstance(error, ValueError) or error.errno == errno.ENOENT:
+                raise HostError(
+                    f"{self.address}: this kernel has no file in sysfs to map BAR{region} by",
+                    hint="use a kernel whose architecture has HAVE_PCI_MMAP; or use VFIO",
+                ) from error
+            if error.errno == errno.EINVAL:  # iomem_is_exclusive() in pci_mmap_resource()
+                raise HostError(
+                    f"{self.address}: BAR{region} cannot be mapped: the kernel has claimed it",
+                    hint="/proc/iomem shows whose it is; iomem=relaxed on the kernel's command "
+                    "line allows it",
+                ) from error
+            raise self._failure(f"BAR{region} cannot be mapped", error) from error
+
+    # -- interrupts: none -----------------------------------------------------------------------
+
+    def irq_count(self, kind: IrqKind) -> int:
+        """Return 0: sysfs delivers no interrupt."""
+        del kind
+        return 0
+
+    def set_irqs(
+        self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
+    ) -> int:
+        """Turn a kind off, which it is; nothing else can be had."""
+        del flags, start, eventfds
+        if count:
+            raise HostError(
+                f"{self.address}: sysfs delivers no {kind.name}", hint="use polling: `irq`"
+            )
+        return 0
+
+    # -- DMA ----------------------------------------------------------------------------------
+
+    def dma_ranges(self) -> Sequence[tuple[int, int]]:
+        """Return all addresses where DMA is possible, else none."""
+        return [] if self._no_dma() else [(0, (1 << 64) - 1)]
+
+    def _no_dma(self) -> str:
+        """Why there is no DMA; empty if there is."""
+        group = group_of(self._paths, self.address)
+        if group is None:
+            return ""
+        try:
+            kind = (self._paths.group(group) / "type").read_text().strip()
+        except OSError:
+            kind = "unknown"
+        # An identity domain translates nothing: Documentation/ABI/testing/sysfs-kernel-iommu_groups
+        return "" if kind == "identity" else f"an IOMMU (group {group}) stops it without VFIO"
+
+    def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
+        """See :class:`PhysicalDma`; memory is that of the noiommu backend.
+
+        :raises NotPassed: skipped: an IOMMU stops the function's DMA
+        """
+        reason = self._no_dma()
+        if reason:
+            raise NotPassed(
+                Reason.HOST,
+                f"no DMA by sysfs: {reason}",
+                verdict=Verdict.SKIP,
+                hint="use VFIO: rcdrv doctor; or boot with iommu.passthrough=1",
+            )
+        if self._memory is None:
+            self._memory = PhysicalMemory(look_up, lambda: None, huge_only=True)
+        return self._memory.allocate(size, align, limit)
+
+    def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int = -1) -> None:
+        """Refused: there is nothing that could map memory to an address."""
+        del iova, memory, size, fd
+        raise UsageError("by sysfs memory lies where it lies: use dma_allocate")
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        """Give memory of :meth:`dma_allocate` back."""
+        if self._memory is None:
+            raise UsageError(f"no DMA buffer of {size:#x} bytes at {iova:#x}")
+        self._memory.unmap(iova, size)
+
+    # -- the whole device ---------------------------------------------------------------------
+
+    def can_reset(self) -> bool:
+        """Return whether the kernel knows a reset for the function."""
+        return (self._folder / "reset").exists()
+
+    def reset(self) -> None:
+        """Have the kernel reset the function; it saves and restores config space.
+
+        :raises HostError: it has no reset, or the kernel refused
+        """
+        try:
+            (self._folder / "reset").write_text("1")
+        except OSError as error:
+            raise self._failure("the reset failed", error) from error
+
+    def fileno(self) -> int:
+        """-1: sysfs tells of nothing."""
+        return -1
+
+    def on_readable(self) -> None:
+        """Nothing to serve."""
+
+    def close(self) -> None:
+        """Restore COMMAND and ``enable``, and release everything. Closing twice is harmless."""
+        if self._config < 0:
+            return
+        config, self._config = self._config, -1
+        try:
+            for window in self._windows.values():
+                window.close()
+            with contextlib.suppress(OSError):  # it is gone, or the kernel was locked down
+                (self._folder / "enable").write_text("0")
+            if self._command != b"\xff\xff":  # what a device that is gone reads as
+                with contextlib.suppress(OSError):
+                    os.pwrite(config, self._command, _COMMAND)
+        finally:
+            os.close(config)
+            # Last: with bus mastering off again, the endpoint reaches this memory no more.
+            if self._memory is not None:
+                self._memory.close()
+
+    def _failure(self, what: str, error: OSError) -> RcdrvError:
+        return _failure(self._paths, self.address, what, error)
+
+
+def open_sysfs(bdf: str, paths: Paths) -> SysfsDevice:
+    """Open a PCI function, by its canonical address, without VFIO.
+
+    :raises HostError: something of the host is not ready; the message says what and the cure
+    """
+    check_present(paths, bdf)
+    folder = paths.function(bdf)
+    driver = driver_of(folder)
+    if driver == DRIVER:
+        raise HostError(
+            f"{bdf} is bound to {DRIVER}, so the sysfs backend is not for it",
+            hint="unset RCDRV_BACKEND: VFIO is there, and safer",
+        )
+    if driver:
+        raise HostError(
+            f"{bdf} is bound to {driver}, which drives it",
+            hint=f"take it from there, as root: echo {bdf} > {folder}/driver/unbind",
+        )
+    with contextlib.suppress(OSError):
+        power = (folder / "power_state").read_text().strip()
+        if power in ("D3hot", "D3cold"):
+            raise HostError(
+                f"{bdf} sleeps in {power}",
+                hint=f"wake it up, as root: echo on > {folder}/power/control; "
+                f"then, if it still sleeps: rcdrv rescan {bdf}",
+            )
+    config = -1
+    try:
+        config = os.open(folder / "config", os.O_RDWR | os.O_CLOEXEC)
+        fcntl.flock(config, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return SysfsDevice(bdf, config, paths)
+    except BlockingIOError:
+        os.close(config)
+        raise HostError(
+            f"{bdf} is in use by another rcdrv", hint="end the other one first"
+        ) from None
+    except OSError as error:
+        if config >= 0:
+            os.close(config)
+        raise _failure(paths, bdf, "cannot be opened", error) from error
+    except BaseException:
+        os.close(config)
+        raise
+
+
+def _failure(paths: Paths, bdf: str, what: str, error: OSError) -> RcdrvError:
+    """The error for what the kernel refused, with its cure."""
+    if error.errno == errno.ENODEV or not paths.function(bdf).exists():
+        return DeviceLost(
+            f"{bdf}: {what}: the device is gone",
+            hint="the endpoint rebooted, its link is down, or it was removed",
+        )
+    if error.errno == errno.EPERM and _locked_down(paths):  # LOCKDOWN_PCI_ACCESS
+        return HostError(
+            f"{bdf}: {what}: the kernel is locked down",
+            hint=f"use VFIO, which works there: rcdrv bind {bdf}; or turn Secure Boot off",
+        )
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return HostError(f"{bdf}: {what}: only root may", hint="run as root (CAP_SYS_ADMIN)")
+    if error.errno == errno.EBUSY:  # enable_store()
+        return HostError(
+            f"{bdf}: {what}: a driver has just taken it",
+            hint=f"take it from there, as root: echo {bdf} > {paths.function(bdf)}/driver/unbind",
+        )
+    return HostError(
+        f"{bdf}: {what}: {os.strerror(error.errno or 0)}",
+        hint="the kernel's log (dmesg) may say why",
+    )
+
+
+def _locked_down(paths: Paths) -> bool:
+    try:
+        modes = Path(paths.sys / "kernel/security/lockdown").read_text()
+    except OSError:
+        return False
+    return "[none]" not in modes

@@ -1,0 +1,51 @@
+"""Without VFIO: a stock kernel with none of its modules loaded, and the backend ``sysfs``."""
+
+from __future__ import annotations
+
+import pytest
+
+from tools.lab.channel import Result
+from tools.lab.guest import Guest
+
+MODULES = ("vfio_pci", "vfio_pci_core", "vfio_iommu_type1", "vfio")
+BAR_CASES = 11
+"""BAR tests, subranges and the consecutive BARs that pass on an RK3588, and the doorbell."""
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
+def test_a_guest_without_vfio(arch: str) -> None:
+    """Behind an IOMMU that translates nothing, so that transfers reach physical memory too."""
+    with Guest(
+        arch, endpoints=("rk3588",), bind=False, append=("iommu.passthrough=1",)
+    ) as guest:
+        (endpoint,) = guest.endpoints
+        folder = f"/sys/bus/pci/devices/{endpoint.address}"
+
+        def rcdrv(*arguments: str) -> Result:
+            return guest.run(
+                ["rcdrv", "--device", endpoint.address, *arguments],
+                env={"RCDRV_BACKEND": "sysfs"},
+                timeout=300,
+            )
+
+        def state() -> str:
+            command = f"cat {folder}/enable; od -An -tx2 -j4 -N2 {folder}/config"
+            return guest.run(["sh", "-c", command]).stdout
+
+        guest.run(["sh", "-c", f"for one in {' '.join(MODULES)}; do rmmod $one; done"])
+        assert "vfio" not in guest.run(["ls", "/sys/bus/pci/drivers", "/dev"]).stdout
+        before = state()
+
+        doctor = guest.run(["rcdrv", "doctor"])
+        assert "RCDRV_BACKEND=sysfs" in doctor.stdout
+        ring = rcdrv("ring", "--bar", "4", "--count", "10")
+        assert ring.status == 0, ring
+        assert "ring 10: acknowledged" in ring.stdout
+        for command in (("info",), ("regs",), ("peek", "0", "0"), ("poke", "1", "0", "0x5a")):
+            result = rcdrv(*command)
+            assert result.status == 0, result
+        skipped = rcdrv("test")
+        assert skipped.status == 0, skipped
+        assert f"pass:{BAR_CASES} fail:0" in skipped.stdout
+
+        assert state() == before
