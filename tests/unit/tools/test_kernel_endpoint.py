@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from rcdrv.device import Area, RegionFlag, sealed_memory
+from rcdrv.device import CONFIG_REGION, Area, RegionFlag, sealed_memory
+from rcdrv.epf_test.registers import Reg
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.layout import load_layout
 from tools.lab.kernel_endpoint import function as function_module
@@ -153,3 +154,26 @@ def test_mapping_of_a_stopped_endpoint_reads_all_ones(guest: Guest) -> None:
     assert client[:4] == b"\xff" * 4
     one._start([])
     assert client[:4] == b"host"
+
+
+def test_mapping_is_brought_up_to_date_at_the_registers(guest: Guest) -> None:
+    """At COMMAND, for the endpoint; and where a register changes, for the root complex."""
+    one = hardware(guest)
+    set_bar(one, (MIB, MIB), bar=0)
+    one._set_started(False)
+    one._set_started(True)
+    client, function = mapped(one), one.function
+    function.write(CONFIG_REGION, 4, b"\2\0")
+    client[:4] = b"host"
+    function.write(0, Reg.SIZE, bytes(4))
+    assert guest.memory[:4] == bytes(4)
+    function.write(0, Reg.COMMAND, b"\1\0\0\0")
+    assert guest.memory[:4] == b"host"
+
+    function.read(0, Reg.STATUS, 4)
+    guest.memory[:4] = b"part"
+    function.read(0, Reg.STATUS, 4)
+    assert client[:4] == b"host"
+    guest.memory[MIB + Reg.STATUS] = 1
+    function.read(0, Reg.STATUS, 4)
+    assert client[:4] == b"part"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag
+from rcdrv.epf_test.registers import Reg
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import ConfigSpace
@@ -60,6 +61,8 @@ class Function(ServedDevice):
         self._bars: tuple[BarLayout | None, ...] = (None,) * 6
         self._seen = Seen()
         self._asserted = self._delivered = self._masked = False
+        self._known: dict[int, bytes] = {}
+        """What was read of the test registers since they were written last, by offset."""
 
     # -- from the endpoint ----------------------------------------------------------------------
 
@@ -283,9 +286,12 @@ class Function(ServedDevice):
             return b"\0" * size  # registers of the controller's own
         if self._hardware.is_shadowed(bar):
             return self._hardware.shadows[bar].read(offset, size)
-        if bar == self._hardware.layout.register_bar:
+        data = self._hardware.read_bar(bar, offset, size)
+        if bar == self._hardware.layout.register_bar and self._known.get(offset) != data:
+            # The endpoint has gone on.
             self._hardware.pull()
-        return self._hardware.read_bar(bar, offset, size)
+            self._known[offset] = data
+        return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
         config = self._config
@@ -311,7 +317,9 @@ class Function(ServedDevice):
             self._hardware.shadows[region].write(offset, data)
             return
         if region == self._hardware.layout.register_bar:
-            self._hardware.push()
+            self._known.clear()
+            if offset <= Reg.COMMAND < offset + len(data):
+                self._hardware.push()
         done = 0
         for part, inner, length in self._hardware.pieces(region, offset, len(data)):
             if part.memory >= 0:
