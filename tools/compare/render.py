@@ -19,8 +19,8 @@ _PAGE = """\
 Two judges, the unmodified `pci_endpoint_test` driver with its unmodified kselftest, and
 `rcdrv test` through the kernel's VFIO, judge two endpoints of each preset: the software endpoint of
 `rcdrv sim`, and the kernel's unmodified `pci-epf-test` in a [guest of its own](guide/lab.md), whose
-controller has what the preset says. All kernels are a stock one ({release}, x86-64, in QEMU). Made
-by
+controller has what the preset says. All kernels are a stock one ({release}, x86-64, in
+QEMU). Made by
 
     {command}
 
