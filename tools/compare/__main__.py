@@ -1,7 +1,8 @@
-"""Have the kernel's own driver and rcdrv judge the same software endpoints, and compare.
+"""Have the kernel's own driver and rcdrv judge the same endpoints, and compare.
 
-Boots one x86-64 guest of the lab with all presets. The exit status is 0 if every verdict is
-accounted for, 1 if one is not or if an explanation is outdated, 125 if the lab failed.
+The endpoints are software endpoints, all in one x86-64 guest of the lab, and the kernel's own
+endpoint functions. The exit status is 0 if every verdict is accounted for and the same on both
+endpoints, 1 if one is not or if an explanation is outdated, 125 if the lab failed.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tools.compare import judges, render
-from tools.compare.judges import Comparison
+from tools.compare.judges import Comparison, Square
 from tools.compare.rows import Stale, stale
 from tools.lab.errors import LabError
+from tools.lab.guest import KERNEL_PREFIX, Guest
+from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
 
 PRESETS = ("rk3588", "rcar-s4", "imx95", "imx8m", "am654", "tegra194", "j721e", "generic")
 TIMED = "generic"  # everything passes there, so no judge waits in vain
 RUNS = 3
 STATUS_LAB = 125
+AT_ONCE = 4
+"""Kernel's endpoints that run side by side: each is a guest of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,9 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def problems(comparisons: Sequence[Comparison], outdated: Iterable[Stale]) -> str:
+def problems(
+    comparisons: Sequence[Comparison], outdated: Iterable[Stale], squares: Iterable[Square] = ()
+) -> str:
     """All that is not as it should be; empty if nothing is."""
-    return "".join((*map(render.complaints, comparisons), *map(render.stale_complaint, outdated)))
+    return "".join(
+        (
+            *map(render.complaints, comparisons),
+            *map(render.disagreements, squares),
+            *map(render.stale_complaint, outdated),
+        )
+    )
 
 
 def outdated(comparisons: Sequence[Comparison]) -> list[Stale]:
@@ -54,21 +67,14 @@ def _run(options: argparse.Namespace) -> int:
     timed = options.time or (TIMED if TIMED in presets else presets[0])
     if timed not in presets:
         presets.append(timed)
-    comparisons = []
     with judges.laboratory(presets) as guest:
         release = judges.prepare(guest)
-        for endpoint in guest.endpoints:
-            comparison = judges.compare(guest, endpoint)
-            comparisons.append(comparison)
-            print(
-                f"compare: {endpoint.spec}: kernel {comparison.kernel.process:.1f} s,"
-                f" rcdrv {comparison.rcdrv.process:.1f} s",
-                file=sys.stderr,
-            )
+        comparisons = _compare(guest)
         timing = judges.measure(guest, guest.endpoints[presets.index(timed)], options.runs)
+    squares = [] if options.software_only else _squares(comparisons)
 
     stales = outdated(comparisons)
-    wrong = problems(comparisons, stales)
+    wrong = problems(comparisons, stales, squares)
     shown = (
         render.table(comparisons),
         render.notes(comparisons),
@@ -77,11 +83,36 @@ def _run(options: argparse.Namespace) -> int:
     )
     print("\n".join(filter(None, shown)), end="")
     if options.json:
-        document = render.document(comparisons, stales, timing, release)
+        document = render.document(comparisons, squares, stales, timing, release)
         options.json.write_text(json.dumps(document, indent=2) + "\n")
     if options.markdown:
-        options.markdown.write_text(render.page(comparisons, timing, release))
+        options.markdown.write_text(render.page(comparisons, squares, timing, release))
     return 1 if wrong else 0
+
+
+def _compare(guest: Guest) -> list[Comparison]:
+    comparisons = []
+    for endpoint in guest.endpoints:
+        comparison = judges.compare(guest, endpoint)
+        comparisons.append(comparison)
+        whose = "kernel's " if isinstance(endpoint, KernelEndpoint) else ""
+        print(
+            f"compare: {whose}{endpoint.spec}: kernel {comparison.kernel.process:.1f} s,"
+            f" rcdrv {comparison.rcdrv.process:.1f} s",
+            file=sys.stderr,
+        )
+    return comparisons
+
+
+def _squares(comparisons: Sequence[Comparison]) -> list[Square]:
+    """Each with the same judgements of the kernel's endpoint functions."""
+    squares: list[Square] = []
+    for start in range(0, len(comparisons), AT_ONCE):
+        group = comparisons[start : start + AT_ONCE]
+        with judges.laboratory([KERNEL_PREFIX + each.preset for each in group]) as guest:
+            judges.prepare(guest)
+            squares += map(Square, group, _compare(guest))
+    return squares
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,8 +130,12 @@ def _parser() -> argparse.ArgumentParser:
         "--runs", type=_positive, default=RUNS, help=f"runs to measure (default: {RUNS})"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is known")
-    parser.add_argument(
+    pages = parser.add_mutually_exclusive_group()
+    pages.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write the page of the documentation"
+    )
+    pages.add_argument(
+        "--software-only", action="store_true", help="leave out the kernel's endpoint functions"
     )
     return parser
 

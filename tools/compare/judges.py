@@ -1,4 +1,7 @@
-"""Has the kernel's driver and rcdrv judge an endpoint, one after the other in the same guest."""
+"""Has the kernel's driver and rcdrv judge an endpoint, one after the other in the same guest.
+
+The endpoint is a software endpoint, or the kernel's own functions in a guest of their own.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from pathlib import PurePosixPath
 
 from rcdrv.sim.layout import Dma, load_layout
 from tools.compare.outcome import Outcome, from_document, from_tap, stamped
-from tools.compare.rows import Row, rows_of
+from tools.compare.rows import Row, lacking, rows_of
 from tools.lab.channel import Result
 from tools.lab.endpoint import Endpoint
 from tools.lab.errors import LabError
 from tools.lab.guest import Guest
 from tools.lab.kernel_driver import MODULE, SELFTEST, kernel_driver
+from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
 
 DRIVER, VFIO = "pci-endpoint-test", "vfio-pci"
 FOLDER = PurePosixPath("/opt/kernel")
@@ -65,6 +69,25 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Square:
+    """Both judgements of the software endpoint, and both of the kernel's endpoint functions."""
+
+    software: Comparison
+    kernel: Comparison
+
+    @property
+    def preset(self) -> str:
+        return self.software.preset
+
+    @property
+    def differing(self) -> list[tuple[Row, Row]]:
+        """The cases that do not end the same on both endpoints, for both judges."""
+        rows = {row.case: row for row in self.kernel.rows}
+        pairs = [(row, rows.get(row.case, lacking(row))) for row in self.software.rows]
+        return [pair for pair in pairs if pair[0].said != pair[1].said]
+
+
+@dataclass(frozen=True)
 class Timing:
     """The fastest of several runs of each judge on one endpoint."""
 
@@ -77,6 +100,7 @@ class Timing:
 def laboratory(presets: Sequence[str], *, log_accesses: bool = False) -> Guest:
     """The guest for these presets, not booted yet.
 
+    :param presets: with ``kernel:`` in front for the kernel's endpoint functions
     :param log_accesses: trap every access, and log it; else BARs are mapped
 
     :raises LabError: the kernel's driver cannot be built here
@@ -98,7 +122,10 @@ def prepare(guest: Guest) -> str:
 def compare(guest: Guest, endpoint: Endpoint) -> Comparison:
     """Both judges, first the kernel's driver, which leaves the endpoint as it happens to."""
     kernel = judge_by_kernel(guest, endpoint)
-    return Comparison(endpoint.spec, kernel, judge_by_rcdrv(guest, endpoint))
+    comparison = Comparison(endpoint.spec, kernel, judge_by_rcdrv(guest, endpoint))
+    if isinstance(endpoint, KernelEndpoint) and (oops := endpoint.crash()):
+        raise LabError(f"the kernel of endpoint {endpoint.spec} crashed:\n{oops}")
+    return comparison
 
 
 def measure(guest: Guest, endpoint: Endpoint, runs: int) -> Timing:

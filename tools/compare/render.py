@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from tools.compare.explanations import EXPLANATIONS, Explanation
-from tools.compare.judges import Comparison, Judgement, Timing, left_out
+from tools.compare.judges import Comparison, Judgement, Square, Timing, left_out
 from tools.compare.outcome import Outcome
 from tools.compare.rows import Row, Stale, explain, unexplained
 
 COMMAND = "python3 -m tools.compare --markdown docs/fidelity.md"
 
 _PAGE = """\
-# Fidelity: the kernel's own driver judges the software endpoint
+# Fidelity: the kernel's own driver and endpoint functions judge rcdrv
 
-For each preset of `rcdrv sim`, the unmodified `pci_endpoint_test` driver with its unmodified
-kselftest, and `rcdrv test` through the kernel's VFIO, judge the same software endpoint in the same
-boot of a stock kernel ({release}, x86-64, in QEMU). Made by
+Two judges, the unmodified `pci_endpoint_test` driver with its unmodified kselftest, and
+`rcdrv test` through the kernel's VFIO, judge two endpoints of each preset: the software endpoint of
+`rcdrv sim`, and the kernel's unmodified `pci-epf-test` in a [guest of its own](guide/lab.md), whose
+controller has what the preset says. All kernels are a stock one ({release}, x86-64, in
+QEMU). Made by
 
     {command}
 
-which fails if a verdict is neither `pass` nor `skip` by both and not accounted for below, or if
-what is accounted for does not happen. CI runs the same comparison, and fails too if it does not
-give the table of this page.
+which fails if a verdict is neither `pass` nor `skip` by both and not accounted for below, if what
+is accounted for does not happen, or if a case ends differently on the two endpoints. CI runs the
+same comparison, with the kernel's endpoint functions for some of the presets, and fails too if it
+does not give the tables of this page.
 
 {verdicts}
+{square}
 {time}"""
 
 _VERDICTS = """\
-## Verdicts
+## Verdicts on the software endpoint
 
-One verdict where both agree; otherwise the kernel's first and then rcdrv's. Who skips has to skip
-for the same reason.
+Both judge it in the same boot. One verdict where both agree; otherwise the kernel's first and then
+rcdrv's. Who skips has to skip for the same reason.
 
 {table}
 
@@ -46,6 +50,16 @@ for the same reason.
 What this hardware cannot do and does not announce, so that both try it.
 
 {failures}
+"""
+
+SQUARE_HEADING = "## Verdicts on the kernel's endpoint functions"
+_SQUARE = """\
+{heading}
+
+The same, with the same explanations. A cell with a `!` is not as on the software endpoint:
+{different} of {cells} differ.
+
+{table}
 """
 
 _TIME = """\
@@ -100,6 +114,18 @@ def complaints(comparison: Comparison) -> str:
     return "".join(f"{part}\n" for part in parts)
 
 
+def disagreements(square: Square) -> str:
+    """The cases that end differently on the two endpoints, with all that may explain them."""
+    parts = []
+    for pair in square.differing:
+        parts.append(f"{square.preset} {pair[0].case}: the endpoints differ")
+        for endpoint, row in zip(("software", "kernel's"), pair, strict=True):
+            for judge, outcome in (("kernel", row.kernel), ("rcdrv", row.rcdrv)):
+                parts.append(f"    {endpoint} endpoint, {judge}: {outcome}")
+                parts += [f"        {line}" for line in outcome.words]
+    return "".join(f"{part}\n" for part in parts)
+
+
 def stale_complaint(found: Stale) -> str:
     """An explanation that is not needed any more, or that does not fit."""
     entry = found.explanation
@@ -132,28 +158,64 @@ def timing_text(timing: Timing) -> str:
 # -- documentation ------------------------------------------------------------------------------
 
 
-def page(comparisons: Sequence[Comparison], timing: Timing, release: str) -> str:
+def page(
+    comparisons: Sequence[Comparison], squares: Sequence[Square], timing: Timing, release: str
+) -> str:
     """docs/fidelity.md."""
     return _PAGE.format(
-        release=release, command=COMMAND, verdicts=verdicts(comparisons), time=_time(timing)
+        release=release,
+        command=COMMAND,
+        verdicts=verdicts(comparisons),
+        square=square(squares),
+        time=_time(timing),
     )
 
 
 def verdicts(comparisons: Sequence[Comparison]) -> str:
     """The part of the page that must not change from one run to the next."""
+    used = list(_used(comparisons))
+    return _VERDICTS.format(
+        table=_markdown_table(comparisons),
+        differences=_list(entry for entry in used if entry.differs),
+        failures=_list(entry for entry in used if not entry.differs),
+    )
+
+
+def square(squares: Sequence[Square]) -> str:
+    """The section about the kernel's endpoint functions."""
+    changed = {(each.preset, pair[0].case) for each in squares for pair in each.differing}
+    comparisons = [each.kernel for each in squares]
+    return _SQUARE.format(
+        heading=SQUARE_HEADING,
+        table=_markdown_table(comparisons, changed),
+        different=len(changed) or "none",
+        cells=sum(len(comparison.rows) for comparison in comparisons),
+    )
+
+
+def columns(text: str, heading: str) -> dict[str, list[str]]:
+    """The cells below each preset in the table of a section of the page."""
+    section = text.partition(f"{heading}\n")[2].partition("\n## ")[0]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
+    return {column[0].strip("`"): list(column[2:]) for column in zip(*lines, strict=True)}
+
+
+def _markdown_table(
+    comparisons: Sequence[Comparison], changed: Container[tuple[str, str]] = ()
+) -> str:
     lines = [
         ["case", *(f"`{comparison.preset}`" for comparison in comparisons)],
         ["---"] * (1 + len(comparisons)),
     ]
     for case, rows in _by_case(comparisons):
-        cells = ("" if row is None else _markdown_cell(row) for row in rows)
+        cells = (
+            ""
+            if row is None
+            else _markdown_cell(row) + (" !" if (row.preset, case) in changed else "")
+            for row in rows
+        )
         lines.append([f"`{case}`", *cells])
-    used = list(_used(comparisons))
-    return _VERDICTS.format(
-        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
-        differences=_list(entry for entry in used if entry.differs),
-        failures=_list(entry for entry in used if not entry.differs),
-    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _list(entries: Iterable[Explanation]) -> str:
@@ -186,12 +248,17 @@ def _time(timing: Timing) -> str:
 
 
 def document(
-    comparisons: Sequence[Comparison], outdated: Iterable[Stale], timing: Timing, release: str
+    comparisons: Sequence[Comparison],
+    squares: Iterable[Square],
+    outdated: Iterable[Stale],
+    timing: Timing,
+    release: str,
 ) -> dict[str, Any]:
     """All that is known, as plain JSON types."""
     return {
         "kernel": release,
         "rows": [_row(row) for comparison in comparisons for row in comparison.rows],
+        "kernel_endpoint_rows": [_row(row) for each in squares for row in each.kernel.rows],
         "explanations": {
             _number(entry): {
                 "kernel": entry.kernel,

@@ -34,6 +34,11 @@ class Row:
         return self.kernel.verdict == self.rcdrv.verdict == "pass"
 
     @property
+    def said(self) -> tuple[str, str]:
+        """What both judges say, with the reasons."""
+        return str(self.kernel), str(self.rcdrv)
+
+    @property
     def differs(self) -> bool:
         return self.kernel.verdict != self.rcdrv.verdict
 
@@ -44,6 +49,11 @@ class Row:
             and str(self.kernel) == explanation.kernel
             and str(self.rcdrv) == explanation.rcdrv
         )
+
+
+def lacking(row: Row) -> Row:
+    """The row of an endpoint for which no judge knows the case."""
+    return Row(row.preset, row.case, MISSING, MISSING)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rcdrv.sim.layout import load_layout, preset_names
 from tools.compare import __main__ as command
 from tools.compare import judges, render
 from tools.compare.explanations import EXPLANATIONS, Explanation
-from tools.compare.judges import Comparison, Judgement, Timing
+from tools.compare.judges import Comparison, Judgement, Square, Timing
 from tools.compare.outcome import MISSING, NOT_RUN, Line, Outcome, from_document, from_tap, stamped
 from tools.compare.rows import Row, explain, rows_of, stale, unexplained
 from tools.lab.endpoint import Endpoint
@@ -266,6 +266,14 @@ def test_every_preset_of_pci_epf_test_is_compared() -> None:
     assert sorted(command.PRESETS) == theirs
 
 
+def test_the_page_has_every_preset_on_the_kernels_endpoint_and_no_cell_that_differs() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "fidelity.md").read_text()
+    found = render.columns(page, render.SQUARE_HEADING)
+    assert list(found) == ["case", *command.PRESETS]
+    assert {len(cells) for cells in found.values()} == {len(cases())}
+    assert not [cell for cells in found.values() for cell in cells if "!" in cell]
+
+
 # -- the guest ----------------------------------------------------------------------------------
 
 
@@ -373,7 +381,13 @@ def test_the_command(
 
     timed = replace(comparison.kernel, outcomes={"a.B": Outcome("pass", seconds=1.0)})
     timing = Timing(comparison.preset, 3, timed, timed)
-    monkeypatch.setattr(judges, "laboratory", lambda _: Booted(""))
+    booted: list[list[str]] = []
+
+    def laboratory(specs: list[str]) -> Booted:
+        booted.append(specs)
+        return Booted("")
+
+    monkeypatch.setattr(judges, "laboratory", laboratory)
     monkeypatch.setattr(judges, "compare", lambda *_: comparison)
     monkeypatch.setattr(judges, "measure", lambda *_: timing)
     written, page = tmp_path / "all.json", tmp_path / "page.md"
@@ -386,6 +400,30 @@ def test_the_command(
     assert document["rows"][0]["accounted_for"] is (comparison is not BAD)
     assert bool(document["stale"]) is (comparison is OLD)
     assert render.verdicts([comparison]) in page.read_text()
+    assert booted == [[comparison.preset], [f"kernel:{comparison.preset}"]]
+    assert render.columns(page.read_text(), render.SQUARE_HEADING)[comparison.preset]
+
+
+@pytest.mark.parametrize(
+    ("real", "said"),
+    [
+        (GOOD.rcdrv, []),
+        (
+            BAD.rcdrv,
+            ["    software endpoint, rcdrv: pass", "    kernel's endpoint, rcdrv: fail irq-lost"],
+        ),
+        (judgement(), ["    kernel's endpoint, rcdrv: missing"]),
+    ],
+)
+def test_a_case_that_ends_otherwise_on_the_kernels_endpoint(
+    real: Judgement, said: list[str]
+) -> None:
+    square = Square(GOOD, replace(GOOD, rcdrv=real))
+    wrong = command.problems([GOOD], [], [square]).splitlines()
+    assert bool(wrong) is bool(said)
+    assert set(said) <= set(wrong)
+    (cell,) = render.columns(render.square([square]), render.SQUARE_HEADING)["generic"]
+    assert cell.endswith(" !") is bool(said)
 
 
 def test_a_lab_that_does_not_work_is_no_verdict(

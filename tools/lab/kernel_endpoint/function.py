@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag
+from rcdrv.epf_test.registers import Reg
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import SimConfigSpace
@@ -60,6 +61,8 @@ class Function(ServedDevice):
         self._bars: tuple[BarLayout | None, ...] = (None,) * 6
         self._seen = Seen()
         self._asserted = self._delivered = self._masked = False
+        self._known: dict[int, bytes] = {}
+        """What was read of the test registers since they were written last, by offset."""
 
     # -- from the endpoint ----------------------------------------------------------------------
 
@@ -179,26 +182,27 @@ class Function(ServedDevice):
         regions = [ServedRegion()] * 9
         for index, bar in enumerate(self._bars):
             if bar is not None:
-                start = self._mappable(index, bar.size)
-                regions[index] = (
-                    ServedRegion(bar.size, access)
-                    if start < 0
-                    else ServedRegion(
-                        bar.size,
-                        access | RegionFlag.MMAP,
-                        (Area(0, bar.size),),
-                        self._hardware.memory_file(),
-                        start,
-                    )
-                )
+                regions[index] = self._region(index, bar.size)
         regions[CONFIG_REGION] = ServedRegion(config_space.SIZE, access)
         return regions
+
+    def _region(self, bar: int, size: int) -> ServedRegion:
+        access = RegionFlag.READ | RegionFlag.WRITE
+        hardware = self._hardware
+        if bar in hardware.shadows and hardware.shadows[bar].size == size:
+            areas, fd, start = hardware.areas(bar), hardware.shadows[bar].fd, 0
+        else:
+            start = self._mappable(bar, size)
+            areas, fd = (Area(0, size),), hardware.memory_file()
+        if start < 0 or not areas:
+            return ServedRegion(size, access)
+        return ServedRegion(size, access | RegionFlag.MMAP, areas, fd, start)
 
     def _mappable(self, bar: int, size: int) -> int:
         """Where the guest's memory has a BAR that a client may map; -1 for any other.
 
         A mapping stays when the BAR is pointed elsewhere. pci-epf-vntb does that to none;
-        pci-epf-test does it to any, by command.
+        pci-epf-test does it to any, by command, and has shadows instead.
         """
         layout = self._hardware.layout
         known = self._hardware.bars.get(bar)
@@ -280,12 +284,14 @@ class Function(ServedDevice):
     def _read_bar(self, bar: int, offset: int, size: int) -> bytes:
         if bar not in self._hardware.bars:
             return b"\0" * size  # registers of the controller's own
-        return b"".join(
-            self._hardware.read_memory(part.memory + inner, length)
-            if part.memory >= 0
-            else (b"\0" if part.doorbell >= 0 else b"\xff") * length
-            for part, inner, length in self._hardware.pieces(bar, offset, size)
-        )
+        if self._hardware.is_shadowed(bar):
+            return self._hardware.shadows[bar].read(offset, size)
+        data = self._hardware.read_bar(bar, offset, size)
+        if bar == self._hardware.layout.register_bar and self._known.get(offset) != data:
+            # The endpoint has gone on.
+            self._hardware.pull()
+            self._known[offset] = data
+        return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
         config = self._config
@@ -307,6 +313,13 @@ class Function(ServedDevice):
             if exposed and offset <= doorbell.offset < offset + len(data):
                 self._hardware.ring()
             return
+        if self._hardware.is_shadowed(region):
+            self._hardware.shadows[region].write(offset, data)
+            return
+        if region == self._hardware.layout.register_bar:
+            self._known.clear()
+            if offset <= Reg.COMMAND < offset + len(data):
+                self._hardware.push()
         done = 0
         for part, inner, length in self._hardware.pieces(region, offset, len(data)):
             if part.memory >= 0:

@@ -27,9 +27,11 @@ from rcdrv.sim.layout import (
     DoorbellBackend,
     Intx,
     Layout,
+    Trap,
 )
 from rcdrv.vfio_user.served import DmaFault, Peer, ServedDevice, ServedRegion
 from tools.lab.kernel_endpoint.function import Function, Seen
+from tools.lab.kernel_endpoint.shadow import Shadow
 
 REGISTERS_SIZE = 0x10000
 MAGIC = 0x32435045
@@ -87,6 +89,8 @@ class Hardware(ServedDevice):
         self._memory_fd = -1
         self._memory: memoryview | None = None
         self._words: MappedWindow | None = None
+        self.shadows: dict[int, Shadow] = {}
+        """What a client may map of the memory BARs of pci-epf-test."""
         self._commands: tuple[Callable[[Sequence[int]], int], ...] = (
             *(self._header, self._set_bar, self._clear_bar, self._map, self._unmap),
             *(self._set_msi, self._set_msix, self._get_msi, self._get_msix, self._raise),
@@ -324,9 +328,72 @@ class Hardware(ServedDevice):
             self._part(_wide(given, at), _wide(given, at + 2)) for at in range(5, 5 + 4 * count, 4)
         )
         seen = replace(own, size=size, wide=bool(flags & 4), prefetchable=bool(flags & 8))
+        if shadow := self._shadow(bar, size):
+            self._push(bar, shadow)
         self.bars = {**self.bars, bar: (seen, parts)}
+        if shadow:
+            shadow.show(self.read_bar(bar, 0, size))
         self._log.event("set_bar", bar=bar, size=size, parts=[str(part) for part in parts])
         return 0
+
+    def _shadow(self, bar: int, size: int) -> Shadow | None:
+        """That of the BAR; none where accesses have side effects, or each is to be logged."""
+        layout = self.layout
+        if layout.function != "epf_test" or bar in (layout.register_bar, self._seen.msix_bar):
+            return None
+        traps = layout.trap is Trap.ALL or (layout.trap is Trap.AUTO and self._log.enabled)
+        if traps or size % mmap.PAGESIZE:
+            return None
+        known = self.shadows.get(bar)
+        if known is None or known.size != size:
+            if known:
+                known.close()
+            self.shadows[bar] = Shadow(size)
+        return self.shadows[bar]
+
+    def areas(self, bar: int) -> tuple[Area, ...]:
+        """The parts of a BAR's shadow that a client may map: all but where a doorbell may be."""
+        size = self.shadows[bar].size
+        if self.doorbell_kind != 1:
+            return (Area(0, size),)
+        start = self.layout.doorbell_address % size // mmap.PAGESIZE * mmap.PAGESIZE
+        end = start + mmap.PAGESIZE
+        parts = ((0, start), (end, size))
+        return tuple(Area(first, last - first) for first, last in parts if first < last)
+
+    def is_shadowed(self, bar: int) -> bool:
+        """Whether the shadow has what the root complex sees: no part is a doorbell now."""
+        return bar in self.shadows and all(part.doorbell < 0 for part in self.bars[bar][1])
+
+    def push(self) -> None:
+        """Bring what the root complex wrote by its mappings to the endpoint."""
+        for bar, shadow in self.shadows.items():
+            self._push(bar, shadow)
+
+    def _push(self, bar: int, shadow: Shadow) -> None:
+        def write(offset: int, data: bytes) -> None:
+            done = 0
+            for part, inner, length in self.pieces(bar, offset, len(data)):
+                if part.memory >= 0:
+                    self.write_memory(part.memory + inner, data[done : done + length])
+                done += length
+
+        shadow.push(write)
+
+    def pull(self) -> None:
+        """Show the root complex what the endpoint wrote to memory that it has mapped."""
+        for bar, shadow in self.shadows.items():
+            if bar in self.bars:
+                shadow.pull(self.read_bar(bar, 0, shadow.size))
+
+    def read_bar(self, bar: int, offset: int, size: int) -> bytes:
+        """What the endpoint has behind a BAR."""
+        return b"".join(
+            self.read_memory(part.memory + inner, length)
+            if part.memory >= 0
+            else (b"\0" if part.doorbell >= 0 else b"\xff") * length
+            for part, inner, length in self.pieces(bar, offset, size)
+        )
 
     def _part(self, address: int, size: int) -> Part:
         if 0 <= self._doorbell - address < size:
@@ -432,6 +499,10 @@ class Hardware(ServedDevice):
         if started == self.started:
             return
         self._log.event("start" if started else "stop")
+        for bar, shadow in self.shadows.items():
+            self._push(bar, shadow)
+            ones = not started or bar not in self.bars
+            shadow.show(b"\xff" * shadow.size if ones else self.read_bar(bar, 0, shadow.size))
         self.function.power(self._seen if started else None)
         self._listen(started)
         self.started = started
@@ -453,7 +524,9 @@ class Hardware(ServedDevice):
         return 0
 
     def close(self) -> None:
-        """Free the outbound window."""
+        """Free the outbound window and the shadows."""
+        for shadow in self.shadows.values():
+            shadow.close()
         self._window.release()
         self._window_map.close()
         os.close(self._window_fd)
