@@ -48,8 +48,9 @@ def check(source: Path | None) -> dict[str, Verdict]:
         except (ValueError, KeyError):
             cases = []
         for case in cases:
-            found[f"test {case['name']}"] = (case["verdict"], case["reason"])
-        found["test, all cases"] = _outcome(one, done)
+            found[f"test {case['name']}"] = (case["verdict"], case["reason"] or "")
+        status, reason = _outcome(one, done)
+        found["test, all cases"] = (status, reason if status == CRASH else "")
         for command in (RING, FUZZ):
             if found["test, all cases"][0] == CRASH:
                 break
