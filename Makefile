@@ -1,5 +1,5 @@
 # Names for what the README's commands do; tools/ has the scripts.
-.PHONY: demo check fresh lint unit sim lab bench docs pyz clean
+.PHONY: demo check fresh lint unit sim lab bench docs pyz clean kernel-patch-check
 
 demo:    ; tools/demo
 check:   ; tools/check
@@ -7,6 +7,7 @@ fresh:   ; python3 -m tools.fresh
 unit:    ; tools/setup dev && .venv/bin/python -m pytest tests/unit
 sim:     ; tools/setup dev && .venv/bin/python -m pytest tests/sim
 lab:     ; tools/setup dev && .venv/bin/python -m pytest tests/lab
+kernel-patch-check: ; tools/setup dev && .venv/bin/python -m tools.patch_check '$(DIR)'
 bench:   ; tools/setup dev && .venv/bin/python -m tools.bench --json bench.json
 lint:    ; tools/setup dev && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 docs:    ; tools/setup docs && .venv/bin/python -m tools.docs build dist/docs

@@ -15,9 +15,7 @@ BAR_CASES = 11
 @pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
 def test_a_guest_without_vfio(arch: str) -> None:
     """Behind an IOMMU that translates nothing, so that transfers reach physical memory too."""
-    with Guest(
-        arch, endpoints=("rk3588",), bind=False, append=("iommu.passthrough=1",)
-    ) as guest:
+    with Guest(arch, endpoints=("rk3588",), bind=False, append=("iommu.passthrough=1",)) as guest:
         (endpoint,) = guest.endpoints
         folder = f"/sys/bus/pci/devices/{endpoint.address}"
 

@@ -120,6 +120,7 @@ def endpoint(options: argparse.Namespace) -> int:
         socket=options.socket,
         function=options.function,
         settings=dict(options.set),
+        source=options.kernel_source,
         access_log=options.access_log,
         logs=options.logs,
         boot_timeout=options.boot_timeout,
@@ -166,6 +167,8 @@ def _shell_in(guest: Guest, argv: Sequence[str], user: str, name: str) -> int:
 @contextlib.contextmanager
 def _guest(options: argparse.Namespace) -> Iterator[Guest]:
     files = dict(options.file)
+    if options.kernel_source and not any("kernel:" in spec for spec in options.endpoint):
+        raise LabError("--kernel-source is for a kernel's endpoint: give --endpoint kernel:SPEC")
     if options.kernel_ntb:
         files["opt/ntb"] = kernel_ntb(options.arch)
     if options.kernel_driver:
@@ -178,6 +181,7 @@ def _guest(options: argparse.Namespace) -> Iterator[Guest]:
         files=files,
         bind=options.bind,
         iommufd=options.iommufd,
+        kernel_source=options.kernel_source,
         log_accesses=options.log_accesses,
         logs=options.logs,
         boot_timeout=options.boot_timeout,
@@ -255,6 +259,13 @@ def _setting(text: str) -> tuple[str, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m tools.lab", description=__doc__)
+    kernel = argparse.ArgumentParser(add_help=False)
+    kernel.add_argument(
+        "--kernel-source",
+        type=Path,
+        metavar="DIR",
+        help="build the kernel's endpoint core and functions from this kernel tree",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     one = commands.add_parser("build", help="build what the cache lacks (run and shell do it too)")
@@ -277,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--rebuild", action="store_true", help="build it even if it is there")
     one.set_defaults(command=build)
 
-    guest = argparse.ArgumentParser(add_help=False)
+    guest = argparse.ArgumentParser(add_help=False, parents=[kernel])
     guest.add_argument("--arch", choices=list(MACHINES), default="x86_64")
     guest.add_argument(
         "--endpoint",
@@ -334,7 +345,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("argv", nargs="+", metavar="CMD")
     one.set_defaults(command=run)
 
-    one = commands.add_parser("endpoint", help="the kernel's own endpoint, in a guest")
+    one = commands.add_parser(
+        "endpoint", parents=[kernel], help="the kernel's own endpoint, in a guest"
+    )
     one.add_argument("spec", metavar="SPEC", help="its controller, as for 'rcdrv sim'")
     one.add_argument("--socket", type=Path, required=True, metavar="PATH")
     one.add_argument("--function", choices=list(FUNCTIONS.values()), default="")

@@ -33,12 +33,19 @@ def say(message: str) -> None:
     print(f"lab: {message}", file=sys.stderr, flush=True)
 
 
-def part(name: str, recipe: Sequence[str], build: Build, *, rebuild: bool = False) -> Path:
+def part(
+    name: str,
+    recipe: Sequence[str],
+    build: Build,
+    *,
+    rebuild: bool = False,
+    content: bytes = b"",
+) -> Path:
     """Return the folder of part ``name``; call ``build`` to fill it when it is not there yet.
 
     ``recipe`` names the lab's files that say how it is built: a change to one makes another part of
-    it. Working trees of several versions share the cache, so the older one goes only when nobody
-    has used it for a week.
+    it, and so does other ``content``. Working trees of several versions share the cache, so the
+    older one goes only when nobody has used it for a week.
 
     It is filled under another name and renamed when complete, so a part that exists is whole, and
     an interrupted build leaves nothing that a later one could mistake for a result. ``build`` may
@@ -46,7 +53,7 @@ def part(name: str, recipe: Sequence[str], build: Build, *, rebuild: bool = Fals
     """
     home = directory()
     digest = hashlib.sha256(
-        b"".join((Path(__file__).parent / file).read_bytes() for file in recipe)
+        b"".join((Path(__file__).parent / file).read_bytes() for file in recipe) + content
     )
     final = home / f"{name}-{digest.hexdigest()[:12]}"
     if final.is_dir() and not rebuild:

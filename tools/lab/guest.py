@@ -73,7 +73,8 @@ class Guest:
     BARs cannot be mapped then, unless its spec says otherwise. With ``logs``, all logs are kept in
     that folder. With ``iommufd`` VFIO also offers iommufd, on x86-64 the no-IOMMU mode too: by
     other modules, or another kernel. With ``links_up`` the root ports' links stay up whatever
-    happens, so that their buses can be reset.
+    happens, so that their buses can be reset. ``kernel_source`` is a kernel tree to build the
+    KernelEndpoints from.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Guest:
         bind: bool = True,
         iommufd: bool = False,
         links_up: bool = False,
+        kernel_source: Path | None = None,
         log_accesses: bool = False,
         logs: Path | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
@@ -106,6 +108,7 @@ class Guest:
         self._bind = bind
         self._iommufd = iommufd
         self._links_up = links_up
+        self._kernel_source = kernel_source
         self._log_accesses = log_accesses
         self._logs = logs
         self._boot_timeout = boot_timeout
@@ -263,7 +266,9 @@ class Guest:
         from tools.lab.kernel_endpoint.endpoint import KernelEndpoint  # which is a guest itself
 
         log = folder / f"ep{number}.access" if self._log_accesses else None
-        return KernelEndpoint(spec.removeprefix(KERNEL_PREFIX), access_log=log)
+        return KernelEndpoint(
+            spec.removeprefix(KERNEL_PREFIX), source=self._kernel_source, access_log=log
+        )
 
     def _machine_options(self, agent: int) -> list[str]:
         machine = MACHINES[self.arch]

@@ -97,6 +97,7 @@ def compile_for(
     files: Mapping[str, str],
     script: str,
     results: Sequence[str],
+    whole: Path | None = None,
 ) -> None:
     """Build for guests of ``arch`` and leave the results in ``folder``.
 
@@ -105,11 +106,13 @@ def compile_for(
     :param files: text files that are added to it, by their path below ``/build``
     :param script: has ``kernel_make FOLDER``, which builds modules as Kbuild does
     :param results: paths below ``/build``
+    :param whole: where the sources are, instead of Debian's kernel source
     """
     if DEBIAN_NAME[arch] != host_architecture():
         raise LabError(f"kernel modules for {arch} can only be built on {arch}")
     release = image(arch).release
-    whole = source(series(release))
+    stock = source(series(release))
+    whole = whole or stock
     with _workshop((f"linux-headers-{release}",)) as tree:
         for path in whole.rglob("*"):
             inner = path.relative_to(whole)
@@ -123,7 +126,7 @@ def compile_for(
             kernel_make() {{ make -s -j"$(nproc)" -C '{headers}' M="$@" modules; }}
             {script}
         """
-        _run(tree, whole, make)
+        _run(tree, stock, make)
         for name in results:
             shutil.copy(tree / "build" / name, folder)
 

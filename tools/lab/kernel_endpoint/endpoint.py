@@ -37,6 +37,7 @@ class KernelEndpoint(Endpoint):
     :param socket: where the root complex finds the function; by default in a folder of its own
     :param function: ``pci_epf_test`` or ``pci_epf_vntb`` instead of the layout's
     :param settings: further attributes of the function's configfs, by name
+    :param source: a kernel tree to build the endpoint's core and functions from
     :param access_log: a file that gets what the root complex and the controller's driver did
     """
 
@@ -47,6 +48,7 @@ class KernelEndpoint(Endpoint):
         socket: Path | None = None,
         function: str = "",
         settings: Mapping[str, str] | None = None,
+        source: Path | None = None,
         access_log: Path | None = None,
         logs: Path | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
@@ -61,6 +63,7 @@ class KernelEndpoint(Endpoint):
         self.address = ""
         self.group = ""
         self._settings = dict(settings or {})
+        self._source = source
         self._logs = logs
         self._boot_timeout = boot_timeout
         self._folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
@@ -145,7 +148,7 @@ class KernelEndpoint(Endpoint):
 
     def wait_ready(self, deadline: float) -> None:
         """Boot it."""
-        modules = kernel_endpoint_modules()
+        modules = kernel_endpoint_modules(self._source)
         controller = self._folder / "controller.sock"
         command = [sys.executable, "-m", "tools.lab.kernel_endpoint.bridge"]
         command += [self.spec, str(controller), str(self.socket)]

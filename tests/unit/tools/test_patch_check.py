@@ -1,0 +1,61 @@
+"""What counts as worse than the unpatched kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools import patch_check
+from tools.lab.errors import LabError
+from tools.patch_check import Verdict, is_worse
+
+PASS, FAIL, SKIP, CRASH = ("pass", ""), ("fail", "a"), ("skip", ""), ("CRASH", "Oops")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "worse"),
+    [
+        (PASS, PASS, False),
+        (PASS, FAIL, True),
+        (PASS, SKIP, True),  # a feature that is not announced any more
+        (PASS, None, True),
+        (SKIP, PASS, False),
+        (SKIP, FAIL, True),
+        (FAIL, PASS, False),
+        (FAIL, FAIL, False),
+        (FAIL, ("fail", "b"), True),
+        (FAIL, CRASH, True),
+        (CRASH, FAIL, False),
+        (None, PASS, False),
+        (None, FAIL, True),
+    ],
+)
+def test_worse(before: Verdict | None, after: Verdict | None, worse: bool) -> None:
+    assert is_worse(before, after) == worse
+
+
+def test_table_and_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(patch_check, "kernel_endpoint_modules", lambda source: source)
+    monkeypatch.setattr(patch_check, "unpatched", lambda: {"one": PASS, "two": FAIL})
+    monkeypatch.setattr(patch_check, "check", lambda source: {"one": CRASH, "two": PASS})
+    assert patch_check.main(["tree"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["one", "pass", "CRASH", "WORSE:", "Oops"]
+    assert lines[2].split() == ["two", "fail", "pass", "better"]
+    assert lines[3].startswith("2 checks, 1 worse")
+    monkeypatch.setattr(patch_check, "check", lambda source: {"one": PASS, "two": FAIL})
+    assert patch_check.main(["tree"]) == 0
+
+
+def test_tree_that_does_not_build_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(source: Path) -> Path:
+        raise LabError(f"{source} does not build")
+
+    monkeypatch.setattr(patch_check, "kernel_endpoint_modules", fail)
+    assert patch_check.main(["tree"]) == 125
+    assert capsys.readouterr().err == "patch_check: tree does not build\n"

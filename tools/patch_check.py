@@ -1,0 +1,150 @@
+"""Judge a change of the kernel's endpoint functions: ``python3 -m tools.patch_check DIR``.
+
+The same checks on the functions of a kernel tree and on those of Debian's unpatched kernel, whose
+results are cached. Exit status 1 if something is worse than unpatched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.lab import cache
+from tools.lab.endpoint import REPOSITORY, environment
+from tools.lab.errors import LabError
+from tools.lab.kernel_endpoint.build import kernel_endpoint_modules
+from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
+
+TEST, VNTB = "rk3588", "rcar-s4-vntb,vntb.peer_delay_ms=0"
+RING = ("ring", "--cycles", "1000")
+FUZZ = ("fuzz", "device", "--examples", "10", "--seed", "0")
+PING = ("ntb", "ping", "--count", "3")
+# A wait is for an endpoint that works, on a busy machine; a broken one should not cost a minute.
+TIMEOUT = ("--timeout", "5")
+LIMIT = 120.0
+"""Seconds that a command may take."""
+
+PASS, FAIL, CRASH = "pass", "fail", "CRASH"
+_RANK = {CRASH: 0, FAIL: 1}
+_STATUS = {0: PASS, 4: "skip"}
+
+Verdict = tuple[str, str]
+"""The verdict and its reason."""
+
+
+def check(source: Path | None) -> dict[str, Verdict]:
+    """Run all checks on the functions of a kernel tree, by default Debian's."""
+    found: dict[str, Verdict] = {}
+    with KernelEndpoint(TEST, source=source) as one:
+        done = _rcdrv(one, "--json", "test", *TIMEOUT)
+        try:
+            cases = json.loads(done.stdout)["results"]
+        except (ValueError, KeyError):
+            cases = []
+        for case in cases:
+            found[f"test {case['name']}"] = (case["verdict"], case["reason"] or "")
+        status, reason = _outcome(one, done)
+        found["test, all cases"] = (status, reason if status == CRASH else "")
+        for command in (RING, FUZZ):
+            if found["test, all cases"][0] == CRASH:
+                break
+            found[" ".join(command)] = _outcome(one, _rcdrv(one, *command, *TIMEOUT))
+    with KernelEndpoint(VNTB, source=source) as one:
+        found[" ".join(PING)] = _outcome(one, _rcdrv(one, *PING, *TIMEOUT))
+    return found
+
+
+def unpatched() -> dict[str, Verdict]:
+    """Return the results of Debian's kernel, of the cache if rcdrv and the lab are as they were."""
+    modules = kernel_endpoint_modules()
+    digest = hashlib.sha256(modules.name.encode())
+    for top in ("rcdrv", "tools/lab"):
+        for path in sorted((REPOSITORY / top).rglob("*")):
+            if path.suffix in {".py", ".toml"}:
+                digest.update(path.read_bytes())
+
+    def build(folder: Path) -> None:
+        (folder / "verdicts.json").write_text(json.dumps(check(None)))
+
+    recipe = ("../patch_check.py",)
+    part = cache.part("unpatched-verdicts", recipe, build, content=digest.digest())
+    loaded = json.loads((part / "verdicts.json").read_text())
+    return {name: (verdict, reason) for name, (verdict, reason) in loaded.items()}
+
+
+def is_worse(before: Verdict | None, after: Verdict | None) -> bool:
+    """Whether a check of the patched kernel ended worse, or in another failure."""
+    if after is None:
+        return True
+    if before is None:
+        return after[0] in _RANK
+    if before[0] in _RANK and after[0] in _RANK:
+        return after != before and _RANK[after[0]] <= _RANK[before[0]]
+    return after[0] != before[0] and after[0] != PASS and before[0] not in _RANK
+
+
+def table(before: dict[str, Verdict], after: dict[str, Verdict]) -> str:
+    """The verdicts side by side, and the reasons of what differs."""
+    names = list(dict.fromkeys((*before, *after)))
+    width = max(map(len, names))
+    lines = [f"{'':{width}}  {'unpatched':10}  patched"]
+    for name in names:
+        one, two = before.get(name), after.get(name)
+        line = f"{name:{width}}  {one[0] if one else '-':10}  {two[0] if two else '-':10}"
+        if is_worse(one, two):
+            line += f"  WORSE: {two[1]}" if two else "  WORSE: not reached"
+        elif one and two and one[0] != two[0]:
+            line += "  better"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python3 -m tools.patch_check", description=__doc__)
+    parser.add_argument("source", type=Path, metavar="DIR", help="a kernel tree; it is only read")
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    try:
+        kernel_endpoint_modules(options.source)  # first: most faults are the compiler's
+        before = unpatched()
+        after = check(options.source)
+    except LabError as error:
+        print(f"patch_check: {error}", file=sys.stderr)
+        return 125
+    print(table(before, after))
+    worse = sum(is_worse(before.get(name), after.get(name)) for name in {**before, **after})
+    print(f"{len(after)} checks, {worse} worse, {time.monotonic() - started:.0f} s")
+    return 1 if worse else 0
+
+
+def _rcdrv(one: KernelEndpoint, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rcdrv", "--device", f"vfio-user:{one.socket}", *arguments]
+    try:
+        return subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        said = f"did not end in {LIMIT:.0f} s"
+        return subprocess.CompletedProcess(command, 1, "", said)
+
+
+def _outcome(one: KernelEndpoint, done: subprocess.CompletedProcess[str]) -> Verdict:
+    if crash := one.crash():
+        return CRASH, crash.splitlines()[0].partition("] ")[2]
+    if deaths := one.deaths():
+        return CRASH, deaths[0].splitlines()[0]
+    said = (done.stderr if done.returncode else "") or done.stdout
+    comments = [line[2:] for line in said.splitlines() if line.startswith("# ")]
+    reason = (comments or said.strip().splitlines() or [""])[0]
+    return _STATUS.get(done.returncode, FAIL), reason if done.returncode else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
