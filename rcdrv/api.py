@@ -107,20 +107,24 @@ def all_cases(
     boundaries: bool = False,
     whole: bool = False,
     destructive: Sequence[str] = (),
+    more: bool = False,
 ) -> tuple[Case, ...]:
     """Return the cases with these options, which are those of :meth:`Endpoint.test`.
 
     :raises UsageError: invalid transfers, or no such destructive case
     """
+    from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
     from rcdrv.epf_test.suite import DESTRUCTIVE, cases, vary_transfers
 
+    by_name = DESTRUCTIVE | DESTRUCTIVE_MORE
     for name in destructive:
-        if name not in DESTRUCTIVE:
+        if name not in by_name:
             raise UsageError(
-                f"{name!r} is no destructive case", hint=f"one of {', '.join(DESTRUCTIVE)}"
+                f"{name!r} is no destructive case", hint=f"one of {', '.join(by_name)}"
             )
-    more = (DESTRUCTIVE[name] for name in dict.fromkeys(destructive))
-    return (*cases(vary_transfers(sizes, align, boundaries=boundaries, whole=whole)), *more)
+    options = vary_transfers(sizes, align, boundaries=boundaries, whole=whole)
+    suite = MORE if more else cases(options)
+    return (*suite, *(by_name[name] for name in dict.fromkeys(destructive)))
 
 
 def choose_cases(
@@ -332,6 +336,7 @@ class Endpoint:
         boundaries: bool = False,
         whole: bool = False,
         destructive: Sequence[str] = (),
+        more: bool = False,
         observer: Observer | None = None,
     ) -> SuiteResult:
         """Run cases of the kernel's pci_endpoint kselftest.
@@ -342,7 +347,9 @@ class Endpoint:
         :param align: put their buffers at multiples of this power of two, and of no larger one
         :param boundaries: transfers around every 4 KiB boundary instead
         :param whole: test all of a BAR above 1 GiB too
-        :param destructive: cases that may upset the endpoint or this host: ``iommu-fault``
+        :param destructive: cases that may upset the endpoint or this host: ``iommu-fault``,
+            ``bus-master``, ``reset``
+        :param more: the second suite instead of the kselftest's cases
         :param observer: told of each case as it runs
         :raises UsageError: no such cases, or invalid transfers
         :raises HostError: the host lacks what the run needs
@@ -354,6 +361,7 @@ class Endpoint:
             boundaries=boundaries,
             whole=whole,
             destructive=destructive,
+            more=more,
         )
         return self.run(choose_cases(every, names), observer=observer)
 
