@@ -10,6 +10,7 @@ from rcdrv import parts, pci
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
 from rcdrv.epf_test.registers import BLOCK_SIZE
+from rcdrv.errors import EndpointError
 from rcdrv.verdict import NotPassed, Reason
 
 _READ_ONLY = {
@@ -113,7 +114,12 @@ def msix_place(driver: EpfTest, _progress: Progress) -> str:
 
 def ats(driver: EpfTest, _progress: Progress) -> str:
     """ATS is not announced where it is known not to work: the host would wait for it."""
-    if driver.function.config.find(pci.ExtCapId.ATS) is None:
+    try:
+        found = driver.function.config.find(pci.ExtCapId.ATS)
+    except EndpointError as error:
+        message = f"CAPABILITIES_TEST judges the list: {error.message}"
+        raise skip(Reason.BAD_CONFIG, message) from None
+    if found is None:
         return "ATS is not announced"
     if driver.part.broken_ats:
         raise _bad(driver.part.ats_note, parts.ATS_CURE)

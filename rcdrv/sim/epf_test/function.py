@@ -152,6 +152,7 @@ class SimEpfTest(SimFunction):
         self._bound = True
         # The doorbell's interrupt thread crashed.
         self._handler_died = False
+        self._overrun = False
         self._enabled_times = 0
         # epf_test->db_bar_programmed
         self._doorbell_mapped = False
@@ -514,8 +515,8 @@ class SimEpfTest(SimFunction):
             self._log.event("oops", reason="a ring while pci-epf-test is not bound")
             self._handler_died = True
         overrun = bool(self._regs.read32(Register.STATUS) & Status.DOORBELL_SUCCESS)
-        self._handler_died |= overrun and "ring-overrun" in self._faults
-        if self._handler_died:
+        self._overrun |= overrun and "ring-overrun" in self._faults
+        if self._handler_died or self._overrun:
             return
         status = 0 if "no-status" in self._faults else Status.DOORBELL_SUCCESS
         self._log.event("doorbell")
@@ -528,6 +529,7 @@ class SimEpfTest(SimFunction):
         try:
             if "enable-fail" in self._faults:
                 raise OSError(errno.ENODEV, "fault enable-fail")
+            self._overrun = False
             self._enabled_times += 1
             leaks = "doorbell-leaks" in self._faults
             if leaks and self._enabled_times > self._faults.get("doorbell-leaks", 0):
