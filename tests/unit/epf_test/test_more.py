@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rcdrv.epf_test.driver import EpfTest
@@ -12,6 +14,7 @@ from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import load_layout, preset_names
+from tools.more import rows
 
 from .virtual import endpoint
 
@@ -99,3 +102,25 @@ def test_a_bar_that_the_part_has_and_the_host_does_not_find() -> None:
 
 def test_ats_that_does_not_work() -> None:
     assert failed("rk3588,ats=true") == {"ATS": CONFIG}
+
+
+def test_the_docs_say_of_every_case_what_it_proves() -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    assert "\n".join(rows()) in (docs / "commands/test.md").read_text()
+    faults = (docs / "faults.md").read_text()
+    for name in (name for name, fault in FAULTS.items() if fault.more):
+        row = next(line for line in faults.splitlines() if line.startswith(f"| `{name}`"))
+        cell = row.split("|")[3]
+        for test, reason in CAUGHT[name].items():
+            assert test in cell
+            assert f"`{reason}`" in cell
+
+
+def test_every_harmless_case_is_offered_by_the_command_line() -> None:
+    from rcdrv.cli import whole_parser
+    from rcdrv.manual.grammar import command_tree
+
+    tree = command_tree(whole_parser())
+    test = next(command for command in tree.children if command.path[-1] == "test")
+    words = next(one.words for one in test.arguments if one.words)
+    assert {str(case.name) for case in MORE} <= set(words)
