@@ -47,21 +47,21 @@ def bursts(driver: EpfTest, progress: Progress) -> str:
             driver.request_irq()
             driver.write(Reg.STATUS, 0)
             driver.drop_interrupts()
-            before = driver.surplus
+            driver.count_strays()
             start = driver.function.clock.now_ns()
             doorbell.burst(count)
+            driver.unanswered = 0  # so that stray counts them all
             answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
             if not answer.answered or answer.irq_lost:
-                failure = driver.explain(answer, f"{count} rings at once")
-                raise failure
+                raise driver.explain(answer, f"{count} rings at once")
             acknowledged = sum(answer.vectors.values())
             while True:
-                late = driver.surplus
+                late = driver.stray
                 driver.function.pause(_QUIET)
                 driver.drop_interrupts()
-                if driver.surplus == late:
+                if driver.stray == late:
                     break
-            acknowledged += driver.surplus - before
+            acknowledged += driver.stray
             if driver.irq_kind in (IrqKind.MSI, IrqKind.MSIX) and acknowledged > count:
                 raise NotPassed(
                     Reason.IRQ_TWICE, f"{acknowledged} acknowledgements for {count} rings at once"
