@@ -5,6 +5,7 @@ from __future__ import annotations
 from rcdrv.device import IrqKind
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
 from rcdrv.epf_test.registers import Reg, Status
 from rcdrv.verdict import NotPassed, Reason
@@ -53,7 +54,7 @@ def bursts(driver: EpfTest, progress: Progress) -> str:
             driver.unanswered = 0  # so that stray counts them all
             answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
             if not answer.answered or answer.irq_lost:
-                raise driver.explain(answer, f"{count} rings at once")
+                raise explain(driver, answer, f"{count} rings at once")
             acknowledged = sum(answer.vectors.values())
             while True:
                 late = driver.stray
@@ -88,7 +89,7 @@ def vectors(driver: EpfTest, progress: Progress) -> str:
             doorbell.write()
             answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
             if not answer.answered or answer.irq_lost:
-                raise driver.explain(answer, f"a ring to be answered by vector {vector + 1}")
+                raise explain(driver, answer, f"a ring to be answered by vector {vector + 1}")
             if set(answer.vectors) != {vector}:
                 fired = ", ".join(str(other + 1) for other in sorted(answer.vectors))
                 raise NotPassed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
 from rcdrv.epf_test.registers import Command
@@ -28,7 +29,7 @@ def intx_disable(driver: EpfTest, _progress: Progress) -> str:
         with driver.function.cancel.deferred():
             config.command &= ~ConfigCommand.INTX_DISABLE
     if not answer.good:
-        raise driver.explain(answer, "RAISE_INTX_IRQ with INTX_DISABLE")
+        raise explain(driver, answer, "RAISE_INTX_IRQ with INTX_DISABLE")
     if answer.interrupted:
         raise NotPassed(
             Reason.BAD_CONFIG,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rcdrv.epf_test.driver import SETTLE, EpfTest
+from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.more.case import Progress, case
 from rcdrv.epf_test.registers import Command, Reg
 from rcdrv.epf_test.transfer import (
@@ -46,7 +47,7 @@ def bus_master(driver: EpfTest, _progress: Progress) -> str:
             hint="the controller does not look at BUS_MASTER, and a host cannot stop its DMA",
         )
     if not answer.good:
-        raise driver.explain(answer, "WRITE with bus mastering off")
+        raise explain(driver, answer, "WRITE with bus mastering off")
     transfer_test(Direction.READ, False, lambda _: [Placement(_SIZE)], driver)
     return "nothing arrived, and all does since it is on again"
 

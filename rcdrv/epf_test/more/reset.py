@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rcdrv.epf_test.bars import bar_test
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.epf_test.more.case import Progress, case, skip
 from rcdrv.epf_test.registers import Command, Reg
@@ -108,7 +109,7 @@ def _bar(driver: EpfTest, index: int, progress: Progress) -> Callable[[], object
 def _command(driver: EpfTest) -> None:
     answer = driver.command(Command.RAISE_MSI_IRQ, timeout=max(_BACK, driver.timeout))
     if not answer.answered:
-        raise driver.explain(answer, "RAISE_MSI_IRQ")
+        raise explain(driver, answer, "RAISE_MSI_IRQ")
 
 
 def _interrupt(driver: EpfTest) -> None:
