@@ -514,8 +514,9 @@ class SimEpfTest(SimFunction):
         if not self._bound:
             self._log.event("oops", reason="a ring while pci-epf-test is not bound")
             self._handler_died = True
-        overrun = bool(self._regs.read32(Register.STATUS) & Status.DOORBELL_SUCCESS)
-        self._overrun |= overrun and "ring-overrun" in self._faults
+        if "ring-overrun" in self._faults:
+            said = self._regs.read32(Register.STATUS)
+            self._overrun |= bool(said & Status.DOORBELL_SUCCESS)
         if self._handler_died or self._overrun:
             return
         status = 0 if "no-status" in self._faults else Status.DOORBELL_SUCCESS
