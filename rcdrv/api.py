@@ -109,20 +109,24 @@ def all_cases(
     boundaries: bool = False,
     whole: bool = False,
     destructive: Sequence[str] = (),
+    more: bool = False,
 ) -> tuple[Case, ...]:
     """Return the cases with these options, which are those of :meth:`Endpoint.test`.
 
     :raises UsageError: invalid transfers, or no such destructive case
     """
+    from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
     from rcdrv.epf_test.suite import DESTRUCTIVE, cases, vary_transfers
 
+    by_name = DESTRUCTIVE | DESTRUCTIVE_MORE
     for name in destructive:
-        if name not in DESTRUCTIVE:
+        if name not in by_name:
             raise UsageError(
-                f"{name!r} is no destructive case", hint=f"one of {', '.join(DESTRUCTIVE)}"
+                f"{name!r} is no destructive case", hint=f"one of {', '.join(by_name)}"
             )
-    more = (DESTRUCTIVE[name] for name in dict.fromkeys(destructive))
-    return (*cases(vary_transfers(sizes, align, boundaries=boundaries, whole=whole)), *more)
+    options = vary_transfers(sizes, align, boundaries=boundaries, whole=whole)
+    suite = MORE if more else cases(options)
+    return (*suite, *(by_name[name] for name in dict.fromkeys(destructive)))
 
 
 def choose_cases(
@@ -334,6 +338,7 @@ class Endpoint:
         boundaries: bool = False,
         whole: bool = False,
         destructive: Sequence[str] = (),
+        more: bool = False,
         baseline: str | None = None,
         observer: Observer | None = None,
     ) -> SuiteResult:
@@ -345,7 +350,9 @@ class Endpoint:
         :param align: put their buffers at multiples of this power of two, and of no larger one
         :param boundaries: transfers around every 4 KiB boundary instead
         :param whole: test all of a BAR above 1 GiB too
-        :param destructive: cases that may upset the endpoint or this host: ``iommu-fault``
+        :param destructive: cases that may upset the endpoint or this host: ``iommu-fault``,
+            ``bus-master``, ``reset``
+        :param more: the second suite instead of the kselftest's cases
         :param baseline: a file that ``rcdrv test --json`` printed, or a board with known limits
             (``rk3588``): a case failed only if it is worse than there
         :param observer: told of each case as it runs
@@ -359,6 +366,7 @@ class Endpoint:
             boundaries=boundaries,
             whole=whole,
             destructive=destructive,
+            more=more,
         )
         earlier = None
         if baseline is not None:

@@ -23,6 +23,7 @@ from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import endpoint, number, open_function, print_json
 from rcdrv.cli.options import spell
 from rcdrv.cli.reconnect import add_reconnect, wait_until_back
+from rcdrv.epf_test.more import DESTRUCTIVE_MORE
 from rcdrv.epf_test.suite import DESTRUCTIVE
 from rcdrv.errors import DeviceLost, HostError, RcdrvError
 from rcdrv.report import for_terminal
@@ -59,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"-{letter.upper()}", action=_Filter, metavar="NAME", help=f"exclude {what}")
     add("-r", action=_Filter, metavar="NAME", help="run specified test")
     add(
+        "--more",
+        action="store_true",
+        help="the second suite instead: what boards fail at beyond the kselftest",
+    )
+    add(
         "--size",
         type=number,
         action="append",
@@ -80,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--destructive",
         action="append",
         default=[],
-        choices=sorted(DESTRUCTIVE),
+        choices=sorted(DESTRUCTIVE | DESTRUCTIVE_MORE),
         help="also run what may upset the endpoint or this host",
     )
     add(
@@ -106,6 +112,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         boundaries=args.boundaries,
         whole=args.whole,
         destructive=args.destructive,
+        more=args.more,
     )
     if args.list and args.json:
         print_json({"tests": [str(case.name) for case in every]})

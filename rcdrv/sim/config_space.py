@@ -9,7 +9,9 @@ controllers have them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from rcdrv.sim.faults import Faults
 from rcdrv.sim.layout import BarLayout, BarType, Layout, Reset
 
 SIZE = 4096
@@ -70,7 +72,24 @@ class SimConfigSpace:
             self._set(ATS, 4, 0x000F | 1 << 16 | end << 20)
             self._set(ATS + 4, 2, 1 << 5)  # page-aligned requests
             self._set(ATS + 6, 2, 0, writable=0x801F)
+        self._ignores: tuple[bool, bool] = (False, False)
+        self._layout = layout
         self._power_on = bytearray(self._data)
+        self._decode()
+
+    def spoil(self, faults: Faults) -> None:
+        """Faults of registers, from power-on."""
+        self._ignores = ("master-ignored" in faults, "intx-disable-ignored" in faults)
+        if "id-writable" in faults:
+            self._writable[2:4] = b"\xff\xff"
+        if "bar-mask" in faults:
+            for index, bar in enumerate(self._layout.bars):
+                if bar is not None:
+                    self._bar(index, replace(bar, size=2 * bar.size))
+        if "msix-outside" in faults and self._layout.msix:
+            bar = self._layout.bar(self._layout.msix_bar)
+            self._set(MSIX + 4, 4, bar.size | self._layout.msix_bar)
+        self._power_on[:] = self._data
         self._decode()
 
     # -- accesses -----------------------------------------------------------------------------
@@ -122,10 +141,11 @@ class SimConfigSpace:
         awake = self._get(_PM_CONTROL, 2) & 3 == 0
         self.responds = bool(command & COMMAND_MEMORY) and awake
         """BARs are decoded: COMMAND has MEMORY, and the function is in D0."""
-        self.masters = bool(command & COMMAND_MASTER) and awake
+        masters, intx = self._ignores
+        self.masters = (masters or bool(command & COMMAND_MASTER)) and awake
         """The function may write and read host memory, which includes MSI and MSI-X."""
         pin = self._get(INTERRUPT_PIN, 1)
-        self.intx_enabled = bool(pin) and not command & COMMAND_INTX_DISABLE and awake
+        self.intx_enabled = bool(pin) and awake and (intx or not command & COMMAND_INTX_DISABLE)
 
     def set_interrupt_status(self, asserted: bool) -> None:
         """STATUS bit 3, by which a host finds the function that pulls a shared INTx line."""

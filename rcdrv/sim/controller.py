@@ -30,6 +30,7 @@ from rcdrv.sim.layout import (
     Layout,
 )
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
+from rcdrv.sim.spoiler import Spoiler
 from rcdrv.vfio_user.served import DmaFault, Peer
 
 PULSE_SECONDS = 0.0015
@@ -70,6 +71,7 @@ class Controller:
         loop = CAP_LISTS[faults.get("cap-loop", 0)] if "cap-loop" in faults else ""
         seen = replace(layout, bars=self._seen_bars(layout, faults))
         self.config = SimConfigSpace(seen, loop=loop, rebar_empty="rebar-empty" in faults)
+        self.config.spoil(faults)
         self._seen = seen.bars
         # BARs that the endpoint function has configured, as ep_func->epf_bar[], and those that it
         # had and lost: no host finds them any more.
@@ -77,6 +79,7 @@ class Controller:
         self._gone: set[int] = set()
         self._doorbells = doorbells
         self._faults = faults
+        self._spoiler = Spoiler(faults)
         self._log = log
         self._clock = clock
         self._peer: Peer | None = None
@@ -215,7 +218,9 @@ class Controller:
         """A read that arrived at the controller. All ones while BARs are not decoded."""
         if not self._responds(bar):
             return b"\xff" * size
-        memory = self._memory[bar].read(offset, size)
+        spoilt = self._spoiler.active and bar != self.layout.register_bar
+        access = self._memory[bar]
+        memory = self._spoiler.read(access, offset, size) if spoilt else access.read(offset, size)
         if bar not in self._exposed and bar not in self._shown:
             return memory
         data = bytearray(memory)
@@ -234,7 +239,7 @@ class Controller:
             return
         pages = list(self._pages(bar))
         if not pages:
-            self._memory[bar].write(offset, data)
+            self._store(bar, offset, data)
             return
         # Registers see accesses of at most their own width.
         for start, piece in _split(offset, data):
@@ -260,7 +265,19 @@ class Controller:
         if bar in self._shown:
             self._stray(bar, offset, data)
         else:
+            self._store(bar, offset, data)
+
+    def _store(self, bar: int, offset: int, data: bytes) -> None:
+        if self._spoiler.active and bar != self.layout.register_bar:
+            self._spoiler.write(self._memory[bar], offset, data)
+        else:
             self._memory[bar].write(offset, data)
+
+    def forget(self) -> None:
+        """The fault bar-forgets."""
+        for bar, memory in self._memory.items():
+            if bar != self.layout.register_bar:
+                memory.fill(0, min(64, memory.size), 0)
 
     def _stray(self, bar: int, offset: int, data: bytes) -> None:
         self._log.event(
@@ -504,11 +521,22 @@ class Controller:
         if not self.layout.unaligned_access:
             # The window begins at an aligned address, whatever was asked for.
             address -= address % self.layout.outbound_align
+        if "high-address-cut" in self._faults:
+            address &= 0xFFFF_FFFF
         op = "read" if data is None else "write"
         self._log.event("dma", op=op, address=address, size=size)
         try:
             if self._peer is None or not self.config.masters:
                 raise DmaFault("bus mastering is off")
+            below = -address % EP_PAGE
+            if "crosses-4k" in self._faults and 0 < below < size:
+                page = address + below - EP_PAGE
+                if data is None:
+                    whole = self._peer.dma_read(address, size)
+                    return whole[:below] + self._peer.dma_read(page, size)[: size - below]
+                self._peer.dma_write(address, data[:below])
+                self._peer.dma_write(page, data[below : below + EP_PAGE])
+                return None
             if data is None:
                 return self._peer.dma_read(address, size)
             self._peer.dma_write(address, data)

@@ -28,6 +28,8 @@ class Fault:
     """The endpoint function that alone can have it; empty: any."""
     traps: bool = False
     """It can be shown only on accesses that reach the endpoint: all BARs are trapped."""
+    more: bool = False
+    """For cases of the second suite (``rcdrv test --more``); fuzzing leaves it out."""
 
 
 COMMANDS, DOORBELL, BOTH = 0, 1, 2
@@ -111,6 +113,35 @@ FAULTS: dict[str, Fault] = {
         RESET_LOSES,
         traps=True,
     ),
+}
+
+
+def _more(summary: str, argument: str = "", default: int | None = None, *, traps: bool) -> Fault:
+    return Fault(summary, argument, default, function="epf_test", traps=traps, more=True)
+
+
+FAULTS |= {
+    # BARs but that of the registers
+    "data-line": _more("a data line of the BARs is stuck at 0", "bit", 30, traps=True),
+    "address-line": _more("the highest address line of the BARs has no effect", traps=True),
+    "byte-enables": _more("a write of 8 or 16 bits clears the rest of its 32-bit word", traps=True),
+    "write-order": _more("a 32-bit read overtakes the write before it", traps=True),
+    "bar-forgets": _more("a command clears the start of the BARs", traps=True),
+    # config space
+    "id-writable": _more("DEVICE_ID takes writes", traps=False),
+    "bar-mask": _more("the BARs size as twice of what they are", traps=False),
+    "msix-outside": _more("the MSI-X capability puts the table behind its BAR", traps=False),
+    "master-ignored": _more("COMMAND's BUS_MASTER has no effect", traps=False),
+    "intx-disable-ignored": _more("COMMAND's INTX_DISABLE has no effect", traps=False),
+    # the doorbell
+    "ring-overrun": _more("a ring before STATUS is cleared ends the doorbell", traps=False),
+    "ring-vector": _more("a ring is always answered by the first vector", traps=False),
+    "doorbell-leaks": _more(
+        "so many ENABLE_DOORBELL use up all doorbells", "times", 8, traps=False
+    ),
+    # transfers
+    "crosses-4k": _more("from an unaligned address, what crosses 4 KiB wraps around", traps=False),
+    "high-address-cut": _more("outbound windows reach 32-bit addresses only", traps=False),
 }
 
 

@@ -152,6 +152,8 @@ class SimEpfTest(SimFunction):
         self._bound = True
         # The doorbell's interrupt thread crashed.
         self._handler_died = False
+        self._overrun = False
+        self._enabled_times = 0
         # epf_test->db_bar_programmed
         self._doorbell_mapped = False
         # When the handlers of rings run that the doorbell-late fault holds back.
@@ -316,6 +318,8 @@ class SimEpfTest(SimFunction):
         else:
             regs.write32(Register.COMMAND, 0)
         regs.write32(Register.STATUS, 0)
+        if "bar-forgets" in faults:
+            self._controller.forget()
         if "slow" in faults:
             yield faults.get("slow", 0) / 1000
         reason = self._swallows(command, irq_type)
@@ -362,6 +366,8 @@ class SimEpfTest(SimFunction):
     def _raise_irq(self, *, doorbell: bool = False) -> None:
         """pci_epf_test_raise_irq()"""
         irq_number = self._regs.read32(Register.IRQ_NUMBER)
+        if doorbell and "ring-vector" in self._faults:
+            irq_number = 1
         irq_type = self._regs.read32(Register.IRQ_TYPE)
         # Before the interrupt, so that the host finds it when the interrupt arrives.
         self._add_status(Status.IRQ_RAISED)
@@ -508,7 +514,10 @@ class SimEpfTest(SimFunction):
         if not self._bound:
             self._log.event("oops", reason="a ring while pci-epf-test is not bound")
             self._handler_died = True
-        if self._handler_died:
+        if "ring-overrun" in self._faults:
+            said = self._regs.read32(Register.STATUS)
+            self._overrun |= bool(said & Status.DOORBELL_SUCCESS)
+        if self._handler_died or self._overrun:
             return
         status = 0 if "no-status" in self._faults else Status.DOORBELL_SUCCESS
         self._log.event("doorbell")
@@ -521,6 +530,11 @@ class SimEpfTest(SimFunction):
         try:
             if "enable-fail" in self._faults:
                 raise OSError(errno.ENODEV, "fault enable-fail")
+            self._overrun = False
+            self._enabled_times += 1
+            leaks = "doorbell-leaks" in self._faults
+            if leaks and self._enabled_times > self._faults.get("doorbell-leaks", 0):
+                raise OSError(errno.ENOSPC, "fault doorbell-leaks")
             doorbell = self._doorbells.allocate([self._doorbell_handler])[0]
         except OSError:
             self._add_status(Status.DOORBELL_ENABLE_FAIL)

@@ -1,0 +1,15 @@
+"""The second suite, ``rcdrv test --more``: what boards fail at beyond the kselftest.
+
+:data:`MORE` and :data:`DESTRUCTIVE_MORE` are the only lists; the command line, the completion of
+shells, docs/commands/test.md (``python3 -m tools.more``) and the tests derive theirs from them.
+"""
+
+from __future__ import annotations
+
+from rcdrv.epf_test.more import bars, config, doorbell, interrupts, master, reset, transfers
+
+MORE = (*bars.CASES, *config.CASES, *interrupts.CASES, *doorbell.CASES, *transfers.CASES)
+"""Harmless: they do to an endpoint what the 23 cases do."""
+
+DESTRUCTIVE_MORE = {"bus-master": master.CASE, "reset": reset.CASE}
+"""May crash or reset an endpoint; each runs only when it is asked for by name."""

@@ -1,0 +1,255 @@
+"""BARs: data lines, address lines, byte enables, order, retention, and which of them are there."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import zlib
+from array import array
+from functools import partial
+
+from rcdrv.epf_test.bars import check_writable, is_reserved, sampled, testable_size
+from rcdrv.epf_test.driver import ALL_ONES, EpfTest
+from rcdrv.epf_test.mismatch import compare
+from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
+from rcdrv.epf_test.registers import Command
+from rcdrv.mmio import Window
+from rcdrv.verdict import NotPassed, Reason
+
+_INVERTED = bytes(255 - value for value in range(256))
+_REST = 1.0
+"""Seconds that data has to be kept."""
+
+
+def _window(index: int, driver: EpfTest) -> tuple[Window, int]:
+    """The BAR, and how many of its bytes may be written.
+
+    :raises NotPassed: a skip: it is not there, or reserved
+    """
+    check_writable(driver, index)
+    bar = driver.function.bars[index]
+    if bar is None or not bar.is_memory:
+        raise skip(Reason.BAR_DISABLED, "BAR is disabled")
+    return driver.function.bar(index), testable_size(driver, index)
+
+
+def _expect(driver: EpfTest, place: str, wrote: int, got: int, hint: str) -> None:
+    """:raises NotPassed: ``data-mismatch``"""
+    if got == wrote:
+        return
+    driver.function.check_alive()
+    raise NotPassed(
+        Reason.DATA_MISMATCH,
+        f"{place}: wrote {wrote:#010x}, read {got:#010x} (differs in {wrote ^ got:#x})",
+        hint=hint,
+    )
+
+
+def walking_ones(index: int, driver: EpfTest, _progress: Progress) -> str:
+    """Write each data bit alone, as 1 and as 0, then a word of its own at each power of two."""
+    window, size = _window(index, driver)
+    count = min(size // 4, 32)
+    for background in (0, ALL_ONES):
+        for first in range(0, 32, count):
+            words = [1 << bit ^ background for bit in range(first, min(first + count, 32))]
+            for number, word in enumerate(words):
+                window.write32(4 * number, word)
+            for number, word in enumerate(words):
+                _expect(
+                    driver,
+                    f"BAR{index}+{4 * number:#x}",
+                    word,
+                    window.read32(4 * number),
+                    "a data line of the endpoint's memory is stuck or tied to another",
+                )
+    places = {0, size - 4}
+    step = 4
+    while step < size:
+        places |= {step, size - 4 - step}
+        step *= 2
+    marks = {place: 0x5A00_0000 + number for number, place in enumerate(sorted(places))}
+    for place, mark in marks.items():
+        window.write32(place, mark)
+    for place, mark in marks.items():
+        _expect(
+            driver,
+            f"BAR{index}+{place:#x}",
+            mark,
+            window.read32(place),
+            "an address line has no effect: does the inbound window cover the whole BAR?",
+        )
+    return f"32 data bits, {len(marks)} places in {size:#x} bytes"
+
+
+def _addresses(offset: int, length: int) -> bytes:
+    """Words that hold their own offset, little endian; beyond 4 GiB folded into 32 bits."""
+    base = ((offset >> 16 ^ offset >> 32) & 0xFFFF) << 16 | offset & 0xFFFF
+    words = array("I", range(base, base + length, 4))
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words.tobytes()
+
+
+def _verify(driver: EpfTest, index: int, offset: int, expected: bytes, what: str) -> None:
+    found = driver.function.bar(index).read_block(offset, len(expected))
+    mismatch = compare(expected, found, base=offset, others=dict)
+    if mismatch is None:
+        return
+    driver.function.check_alive()
+    raise NotPassed(Reason.DATA_MISMATCH, f"BAR{index} {mismatch}", hint=what)
+
+
+def address_in_address(index: int, driver: EpfTest, progress: Progress) -> str:
+    """Write to every word its own offset, read all of them, and the same inverted."""
+    window, size = _window(index, driver)
+    total, done = 4 * sum(length for _, length in sampled(size)), 0
+    for inverted in (False, True):
+        for writes in (True, False):
+            for offset, length in sampled(size):
+                driver.function.check()
+                data = _addresses(offset, length)
+                data = data.translate(_INVERTED) if inverted else data
+                if writes:
+                    window.write_block(offset, data)
+                else:
+                    hint = "two offsets of the BAR reach the same memory, or a bit is stuck"
+                    _verify(driver, index, offset, data, hint)
+                done += length
+                progress(done, total)
+    return f"{size:#x} bytes" if total == 4 * size else f"{total // 4:#x} of {size:#x} bytes"
+
+
+def widths(index: int, driver: EpfTest, _progress: Progress) -> str:
+    """Write bytes, words, dwords and qwords into known data: all the rest stays as it is.
+
+    At the start, in the middle and at the end, so that the BAR's last byte is among them.
+    """
+    window, size = _window(index, driver)
+    unit = min(8, size)
+    places = sorted({0, size // 2 // unit * unit, size - unit})
+    for place in places:
+        for width in (8, 16, 32, 64):
+            step = width // 8
+            for at in range(place, place + unit, step) if step <= unit else ():
+                expected = bytearray(range(0x11, 0x11 + unit))
+                window.write_block(place, bytes(expected))
+                value = bytes(range(0xC1, 0xC1 + step))
+                window.write(width, at, int.from_bytes(value, "little"))
+                expected[at - place : at - place + step] = value
+                hint = f"a write of {width} bits: does the path to the BAR keep byte enables?"
+                _verify(driver, index, place, bytes(expected), hint)
+                for read in (8, 16, 32, 64):
+                    for start in range(0, unit, read // 8) if read // 8 <= unit else ():
+                        wanted = int.from_bytes(expected[start : start + read // 8], "little")
+                        _expect(
+                            driver,
+                            f"BAR{index}+{place + start:#x}, {read} bits",
+                            wanted,
+                            window.read(read, place + start),
+                            f"a read of {read} bits does not see what a longer one does",
+                        )
+    return f"8 to {8 * unit} bits at {', '.join(f'{place:#x}' for place in places)}"
+
+
+def order(index: int, driver: EpfTest, _progress: Progress) -> str:
+    """Read a word right after it was written: a read never overtakes a write (PCIe 2.4.1)."""
+    window, size = _window(index, driver)
+    for number in range(64):
+        for place in sorted({0, size - 4}):
+            word = number * 0x0101_0101 ^ place & ALL_ONES
+            window.write32(place, word)
+            hint = "a read overtook the write before it: does the endpoint's bus reorder them?"
+            _expect(driver, f"BAR{index}+{place:#x}", word, window.read32(place), hint)
+    return "64 writes, each read back at once"
+
+
+def retention(driver: EpfTest, progress: Progress) -> str:
+    """Fill all BARs, have a command run and wait a second, then read all of them."""
+    bars = [
+        bar.index
+        for bar in driver.function.bars
+        if bar is not None and bar.is_memory and not is_reserved(driver, bar.index)
+    ]
+    stretches = [(n, *part) for n in bars for part in sampled(_window(n, driver)[1])]
+    for index, offset, length in stretches:
+        driver.function.check()
+        driver.function.bar(index).write_block(offset, _addresses(offset, length))
+    # What is wrong at once is for ADDRESS_TEST to judge.
+    sums = [zlib.crc32(driver.function.bar(n).read_block(at, size)) for n, at, size in stretches]
+    with contextlib.suppress(NotPassed):  # other cases judge commands
+        driver.command(Command.RAISE_MSI_IRQ)
+    driver.function.pause(_REST)
+    for done, (index, offset, length) in enumerate(stretches):
+        driver.function.check()
+        if zlib.crc32(driver.function.bar(index).read_block(offset, length)) != sums[done]:
+            hint = "it was another a second ago: who else on the endpoint writes there?"
+            _verify(driver, index, offset, _addresses(offset, length), hint)
+            raise NotPassed(Reason.DATA_MISMATCH, f"BAR{index}+{offset:#x} changes", hint=hint)
+        progress(done + 1, len(stretches))
+    return f"{' '.join(f'BAR{index}' for index in bars)} after {_REST:g} s and a command"
+
+
+def present(driver: EpfTest, _progress: Progress) -> str:
+    """Compare the BARs that are there with those that the part has (struct pci_epc_features)."""
+    part, bars = driver.part, driver.function.bars
+    if not part.bars:
+        raise skip(Reason.NO_CAPS, f"it is not known which BARs {part.name} has")
+    missing = part.missing(bars)
+    if missing:
+        raise NotPassed(
+            Reason.BAR_DISABLED,
+            f"{part.name} has {', '.join(part.bar_text(index) for index in missing)}: not here",
+            hint='does the endpoint\'s dmesg say "Failed to set BAR"? After a reset: rcdrv rescan',
+        )
+    for index, size in part.bars.items():
+        bar = bars[index]
+        if bar is None:
+            continue
+        if not bar.is_memory or (size and bar.size != size):
+            raise NotPassed(
+                Reason.BAD_CONFIG,
+                f"BAR{index} is {bar.describe()} of {bar.size} bytes: {part.name} has"
+                f" {part.bar_text(index)} of memory",
+                hint="is the ID that of another part?",
+            )
+    return " ".join(f"BAR{bar.index}" for bar in bars if bar is not None)
+
+
+_WRITES = "writes patterns to the BAR, as BAR_TEST does: of the register BAR only MAGIC"
+_ONE = "the BAR, not reserved by CAPS"
+_EACH = (
+    ("WALKING_ONES", walking_ones, "no data line and no address line is stuck"),
+    ("ADDRESS", address_in_address, "every word of the BAR has memory of its own"),
+    ("WIDTH", widths, "byte, word, dword and qword accesses merge, up to the last byte"),
+    ("ORDER", order, "a read does not overtake the write before it"),
+)
+
+CASES: tuple[MoreCase, ...] = (
+    case(
+        "bar",
+        "PRESENT",
+        present,
+        "the BARs that the part has are there, of their size",
+        needs="a known part",
+    ),
+    *(
+        case(
+            "bar",
+            test,
+            partial(body, index),
+            proves,
+            variant=f"BAR{index}",
+            risk=_WRITES,
+            needs=_ONE,
+        )
+        for index in range(6)
+        for test, body, proves in _EACH
+    ),
+    case(
+        "bar",
+        "RETENTION",
+        retention,
+        "BARs keep what was written, also while a command runs",
+        risk=_WRITES,
+    ),
+)

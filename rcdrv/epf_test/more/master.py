@@ -1,0 +1,62 @@
+"""Bus mastering off: nothing may leave the function, neither data nor MSI, which is a write."""
+
+from __future__ import annotations
+
+from rcdrv.epf_test.driver import SETTLE, EpfTest
+from rcdrv.epf_test.explain import explain
+from rcdrv.epf_test.more.case import Progress, case
+from rcdrv.epf_test.registers import Command, Reg
+from rcdrv.epf_test.transfer import (
+    ADDRESS_BITS,
+    Direction,
+    Placement,
+    default_align,
+    transfer_test,
+)
+from rcdrv.pci import Command as ConfigCommand
+from rcdrv.verdict import NotPassed, Reason
+
+_SIZE = 1024
+
+
+def bus_master(driver: EpfTest, _progress: Progress) -> str:
+    """Have the endpoint write to this host's memory while COMMAND lacks BUS_MASTER."""
+    function = driver.function
+    config = function.config
+    with function.dma_buffer(
+        _SIZE, align=default_align(driver), address_bits=ADDRESS_BITS
+    ) as buffer:
+        driver.arm()
+        config.command &= ~ConfigCommand.BUS_MASTER
+        try:
+            address = {
+                Reg.DST_ADDR_LOW: buffer.iova & 0xFFFFFFFF,
+                Reg.DST_ADDR_HIGH: buffer.iova >> 32,
+            }
+            answer = driver.command(Command.WRITE, {**address, Reg.SIZE: _SIZE, Reg.CHECKSUM: 0})
+            function.pause(SETTLE)
+            arrived = any(bytes(buffer.memory))
+        finally:
+            with function.cancel.deferred():
+                config.command |= ConfigCommand.BUS_MASTER
+    what = "data" if arrived else f"{driver.irq_name}" if answer.interrupted else ""
+    if what and (arrived or driver.irq_name != "intx"):
+        raise NotPassed(
+            Reason.BAD_CONFIG,
+            f"{what} arrived although bus mastering is off in COMMAND",
+            hint="the controller does not look at BUS_MASTER, and a host cannot stop its DMA",
+        )
+    if not answer.good:
+        raise explain(driver, answer, "WRITE with bus mastering off")
+    transfer_test(Direction.READ, False, lambda _: [Placement(_SIZE)], driver)
+    return "nothing arrived, and all does since it is on again"
+
+
+CASE = case(
+    "destructive",
+    "BUS_MASTER",
+    bus_master,
+    "nothing leaves the function while bus mastering is off",
+    risk="a write of the endpoint's processor may end in an external abort there: its kernel may"
+    " crash",
+)

@@ -1,0 +1,38 @@
+"""`rcdrv test --more` on software endpoints: no healthy one fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
+from rcdrv.sim.layout import load_layout, preset_names
+from tests.sim.conftest import rcdrv
+
+PRESETS = [name for name in preset_names() if load_layout(name).function == "epf_test"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_preset_fails(preset: str) -> None:
+    # A timeout only bounds what a busy host makes late.
+    result = rcdrv("test", "--more", "--timeout", "10", "--json", "--device", f"sim:{preset}")
+    assert result.status == 0, result
+    assert [one["name"] for one in result.document["results"]] == [str(c.name) for c in MORE]
+
+
+def test_what_is_destructive_runs_when_asked_for() -> None:
+    options = [word for name in DESTRUCTIVE_MORE for word in ("--destructive", name)]
+    result = rcdrv(
+        *("test", "--more", "-f", "more_destructive", *options, "--json"),
+        *("--timeout", "10", "--device", "sim:generic"),
+    )
+    assert result.status == 0, result
+    assert {one["verdict"] for one in result.document["results"]} == {"pass"}
+    assert len(result.document["results"]) == len(DESTRUCTIVE_MORE)
+    without = rcdrv("test", "--more", "-f", "more_destructive", "--device", "sim:generic")
+    assert without.status == 2
+
+
+def test_a_fault_is_an_exit_status() -> None:
+    spec = "sim:generic,fault=byte-enables"
+    result = rcdrv("test", "--more", "WIDTH_TEST", "--json", "--device", spec)
+    assert result.status == 1
