@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the import: checkers know the name
 if TYPE_CHECKING:
-    from rcdrv.api import CAPABILITIES as CAPABILITIES
     from rcdrv.api import Endpoint as Endpoint
     from rcdrv.api import case_names as case_names
     from rcdrv.api import open as open
+    from rcdrv.capabilities import CAPABILITIES as CAPABILITIES
     from rcdrv.epf_test.doorbell import Doorbell as Doorbell
     from rcdrv.epf_test.doorbell import Location as Location
     from rcdrv.epf_test.driver import EpfTest as EpfTest
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rcdrv.wait import Cancel as Cancel
 
 _HOMES = {
-    "CAPABILITIES": "api",
+    "CAPABILITIES": "capabilities",
     "Cancel": "wait",
     "Caps": "epf_test.registers",
     "DeviceLost": "errors",

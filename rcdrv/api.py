@@ -14,12 +14,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from rcdrv.address import open_function
-from rcdrv.device import IrqKind
-from rcdrv.epf_test.bars import is_reserved
+from rcdrv.capabilities import lacks
 from rcdrv.epf_test.doorbell import Doorbell, Location, free_stale_doorbell, stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.outcome import worst
-from rcdrv.epf_test.registers import Caps, Reg
+from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.ring import RingPlan, RingReport, RingRun
 from rcdrv.errors import DeviceLost, EndpointError, RcdrvError, UsageError
 from rcdrv.function import Function
@@ -37,29 +36,6 @@ if TYPE_CHECKING:
     from rcdrv.results.baseline import Baseline
 
 Irq = Literal["auto", "msi", "msix", "intx", "poll"]
-
-CAPABILITIES = {
-    "doorbell": "CAPS announces DYNAMIC_INBOUND_MAPPING, which doorbells need",
-    "subrange": "CAPS announces SUBRANGE_MAPPING",
-    "unaligned": "CAPS announces UNALIGNED_ACCESS",
-    "intx": "CAPS announces INTX",
-    "msi": "the function has MSI vectors",
-    "msix": "the function has MSI-X vectors",
-    "reset": "the function can be reset on its own",
-    **{
-        f"bar{index}": f"the function has BAR{index}, it is memory, and CAPS does not reserve it"
-        for index in range(6)
-    },
-}
-"""What :meth:`Endpoint.lacks` can tell of an endpoint, and what each means."""
-
-_CAPS = {
-    "doorbell": Caps.DYNAMIC_INBOUND_MAPPING,
-    "subrange": Caps.SUBRANGE_MAPPING,
-    "unaligned": Caps.UNALIGNED_ACCESS,
-    "intx": Caps.INTX,
-}
-_VECTORS = {"msi": IrqKind.MSI, "msix": IrqKind.MSIX}
 
 
 def open(
@@ -219,36 +195,10 @@ class Endpoint:
     def lacks(self, capability: str) -> str | None:
         """Why a capability is not there, or None when it is.
 
-        :param capability: a key of :data:`CAPABILITIES`
+        :param capability: a key of :data:`rcdrv.CAPABILITIES`
         :raises UsageError: it is none of them
         """
-        if capability in _VECTORS:
-            count = self.function.device.irq_count(_VECTORS[capability])
-            return None if count else f"{self.address} has no {capability.upper()} vectors"
-        if capability == "reset":
-            can = self.function.device.can_reset()
-            return None if can else f"{self.address} has no function reset"
-        if capability in _CAPS:
-            return self._not_announced(_CAPS[capability])
-        if capability in CAPABILITIES:
-            return self._bar_missing(int(capability[-1]))
-        raise UsageError(
-            f"{capability!r} is no capability", hint=f"one of {', '.join(CAPABILITIES)}"
-        )
-
-    def _not_announced(self, cap: Caps) -> str | None:
-        caps = self.driver.caps
-        if caps & cap:
-            return None
-        return f"{self.address} does not announce {cap.name} (CAPS {int(caps):#010x})"
-
-    def _bar_missing(self, index: int) -> str | None:
-        bar = self.function.bars[index]
-        if bar is None or not bar.is_memory:
-            return f"{self.address} has no memory BAR{index}"
-        if is_reserved(self.driver, index):
-            return f"{self.address} reserves BAR{index}"
-        return None
+        return lacks(self.address, self.function, capability, lambda: self.driver)
 
     # -- memory ---------------------------------------------------------------------------------
 
