@@ -25,8 +25,9 @@ from rcdrv.errors import DeviceLost, EndpointError, RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import Window
 from rcdrv.outcomes import CheckResult, RingResult, SuiteResult
+from rcdrv.results.baseline import load
 from rcdrv.results.observer import Observer
-from rcdrv.results.result import Run
+from rcdrv.results.result import Baseline, Run
 from rcdrv.verdict import NotPassed
 from rcdrv.wait import Cancel
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from rcdrv.epf_test.check import LayerResult
     from rcdrv.epf_test.suite import Case
     from rcdrv.epf_vntb.driver import Vntb
-    from rcdrv.results.baseline import Baseline
 
 Irq = Literal["auto", "msi", "msix", "intx", "poll"]
 
@@ -346,8 +346,7 @@ class Endpoint:
         :param boundaries: transfers around every 4 KiB boundary instead
         :param whole: test all of a BAR above 1 GiB too
         :param destructive: cases that may upset the endpoint or this host: ``iommu-fault``
-        :param baseline: a file that ``rcdrv test --json`` printed, or a board with known limits
-            (``rk3588``): a case failed only if it is worse than there
+        :param baseline: file of ``rcdrv test --json``, or board with known limits (``rk3588``)
         :param observer: told of each case as it runs
         :raises UsageError: no such cases, or invalid transfers
         :raises HostError: the host lacks what the run needs
@@ -360,11 +359,7 @@ class Endpoint:
             whole=whole,
             destructive=destructive,
         )
-        earlier = None
-        if baseline is not None:
-            from rcdrv.results.baseline import load
-
-            earlier = load(baseline, self.function.cancel)
+        earlier = None if baseline is None else load(baseline, self.function.cancel)
         return self.run(choose_cases(every, names), baseline=earlier, observer=observer)
 
     def run(
@@ -453,10 +448,3 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"<rcdrv.Endpoint {self.address}>"
-
-
-def check_unopened(address: str, error: RcdrvError) -> CheckResult:
-    """Return the check of an endpoint that could not be opened for a fault of its own."""
-    from rcdrv.epf_test.check import unopened
-
-    return CheckResult(unopened(address, error))
