@@ -24,8 +24,9 @@ from rcdrv.errors import DeviceLost, EndpointError, RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import Window
 from rcdrv.outcomes import CheckResult, RingResult, SuiteResult
+from rcdrv.results.baseline import load
 from rcdrv.results.observer import Observer
-from rcdrv.results.result import Run
+from rcdrv.results.result import Baseline, Run
 from rcdrv.verdict import NotPassed
 from rcdrv.wait import Cancel
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from rcdrv.epf_test.check import LayerResult
     from rcdrv.epf_test.suite import Case
     from rcdrv.epf_vntb.driver import Vntb
-    from rcdrv.results.baseline import Baseline
 
 Irq = Literal["auto", "msi", "msix", "intx", "poll"]
 
@@ -318,11 +318,7 @@ class Endpoint:
             destructive=destructive,
             more=more,
         )
-        earlier = None
-        if baseline is not None:
-            from rcdrv.results.baseline import load
-
-            earlier = load(baseline, self.function.cancel)
+        earlier = None if baseline is None else load(baseline, self.function.cancel)
         return self.run(choose_cases(every, names), baseline=earlier, observer=observer)
 
     def run(
@@ -411,10 +407,3 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"<rcdrv.Endpoint {self.address}>"
-
-
-def check_unopened(address: str, error: RcdrvError) -> CheckResult:
-    """Return the check of an endpoint that could not be opened for a fault of its own."""
-    from rcdrv.epf_test.check import unopened
-
-    return CheckResult(unopened(address, error))

@@ -184,6 +184,13 @@ class CheckResult(Result):
         self.message = "" if error is None else error.message
         self.hint = check.hint
 
+    @classmethod
+    def unopened(cls, address: str, error: RcdrvError) -> CheckResult:
+        """Return the check of an endpoint that could not be opened for a fault of its own."""
+        from rcdrv.epf_test.check import unopened
+
+        return cls(unopened(address, error))
+
     def check(self) -> CheckResult:
         if self.broken is not None and self.broken.error is not None:
             raise self.broken.error

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 
 from rcdrv.address import default_address
-from rcdrv.api import check_unopened
 from rcdrv.cli import exit_status
 from rcdrv.cli.common import endpoint, open_function, print_json
 from rcdrv.cli.options import spell
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     try:
         function = open_function(args, cancel)
     except (DeviceLost, EndpointError) as error:
-        result = check_unopened(args.device, error)
+        result = CheckResult.unopened(args.device, error)
         for layer in result.layers:
             shown(layer)
     else:

@@ -1,16 +1,15 @@
-"""Earlier run that a run is compared with, and its known failures."""
+"""Baselines: earlier runs that a run is compared with, and how it differs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from rcdrv.errors import UsageError
 from rcdrv.files import parse_json, read_file
-from rcdrv.results.result import CaseResult, Change, Run
+from rcdrv.results.result import Baseline, Before, CaseResult, Change, Run
 from rcdrv.results.summary import CASE_VERDICTS, not_run
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
@@ -19,49 +18,6 @@ _LARGEST = 4 << 20
 """Bytes of a baseline: far more than a run of every case has."""
 _LONGEST = 200
 """Characters of a case's name or of a reason."""
-_RANK = {Verdict.PASS: 0, Verdict.SKIP: 1, Verdict.FAIL: 2, Verdict.ERROR: 3, Verdict.LOST: 3}
-
-
-class Before(NamedTuple):
-    """Result of a case in the baseline."""
-
-    verdict: Verdict
-    reason: str
-    """Empty where it passed."""
-
-    def __str__(self) -> str:
-        return f"{self.verdict.value} {self.reason}".rstrip()
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The results of an earlier run, by case."""
-
-    name: str
-    cases: Mapping[str, Before]
-
-    def judge(self, result: CaseResult) -> CaseResult:
-        """Return the result with its change since the baseline.
-
-        Another reason for the same verdict is worse: that failure is not the known one.
-        """
-        before = self.cases.get(str(result.name))
-        if before is None:
-            return replace(result, change=Change.NEW)
-        reason = result.reason.value if result.reason else ""
-        now, then = _RANK[result.verdict], _RANK[before.verdict]
-        if now < then:
-            change = Change.BETTER
-        elif now > then or (result.verdict is not Verdict.PASS and reason != before.reason):
-            change = Change.WORSE
-        else:
-            change = Change.SAME
-        return replace(result, change=change, before=str(before))
-
-    def missing(self, run: Run) -> tuple[str, ...]:
-        """Return the cases of the baseline that were not planned in this run."""
-        planned = {str(name) for name in run.planned}
-        return tuple(name for name in self.cases if name not in planned)
 
 
 def shipped() -> tuple[str, ...]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from rcdrv.verdict import Reason, Verdict
-
-if TYPE_CHECKING:
-    from rcdrv.results.baseline import Baseline
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,51 @@ class CaseResult:
     def known_failure(self) -> bool:
         """Whether it fails as it does in the baseline: expected, and no failure of the run."""
         return self.verdict is Verdict.FAIL and self.change is Change.SAME
+
+
+_RANK = {Verdict.PASS: 0, Verdict.SKIP: 1, Verdict.FAIL: 2, Verdict.ERROR: 3, Verdict.LOST: 3}
+
+
+class Before(NamedTuple):
+    """Result of a case in the baseline."""
+
+    verdict: Verdict
+    reason: str
+    """Empty where it passed."""
+
+    def __str__(self) -> str:
+        return f"{self.verdict.value} {self.reason}".rstrip()
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The results of an earlier run, by case."""
+
+    name: str
+    cases: Mapping[str, Before]
+
+    def judge(self, result: CaseResult) -> CaseResult:
+        """Return the result with its change since the baseline.
+
+        Another reason for the same verdict is worse: that failure is not the known one.
+        """
+        before = self.cases.get(str(result.name))
+        if before is None:
+            return replace(result, change=Change.NEW)
+        reason = result.reason.value if result.reason else ""
+        now, then = _RANK[result.verdict], _RANK[before.verdict]
+        if now < then:
+            change = Change.BETTER
+        elif now > then or (result.verdict is not Verdict.PASS and reason != before.reason):
+            change = Change.WORSE
+        else:
+            change = Change.SAME
+        return replace(result, change=change, before=str(before))
+
+    def missing(self, run: Run) -> tuple[str, ...]:
+        """Return the cases of the baseline that were not planned in this run."""
+        planned = {str(name) for name in run.planned}
+        return tuple(name for name in self.cases if name not in planned)
 
 
 @dataclass

@@ -15,9 +15,9 @@ from rcdrv.errors import UsageError
 from rcdrv.report.junit import to_junit
 from rcdrv.report.tap import Tap
 from rcdrv.report.terminal import Plain
-from rcdrv.results.baseline import Baseline, Before, load, parse, shipped
+from rcdrv.results.baseline import load, parse, shipped
 from rcdrv.results.document import to_document
-from rcdrv.results.result import CaseResult, Change, Run
+from rcdrv.results.result import Baseline, Before, CaseResult, Change, Run
 from rcdrv.results.summary import overall
 from rcdrv.verdict import Reason, Verdict
 from tests.verdicts import EXPECTED
