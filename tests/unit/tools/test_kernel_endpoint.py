@@ -14,6 +14,7 @@ import pytest
 from rcdrv.device import CONFIG_REGION, Area, RegionFlag, sealed_memory
 from rcdrv.epf_test.registers import Reg
 from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import load_layout
 from tools.lab import __main__ as command
 from tools.lab.errors import LabError
@@ -115,7 +116,7 @@ def mapped(one: Hardware, bar: int = 2) -> mmap.mmap:
 
 def test_doorbells_page_is_not_mapped(guest: Guest) -> None:
     regions = hardware(guest).function.regions()
-    place = load_layout("rcar-s4").doorbell_place()
+    place = doorbell_place(load_layout("rcar-s4"))
     assert place is not None
     assert place[0] == 2
     page = place[1] // PAGE * PAGE
