@@ -30,6 +30,7 @@ USES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "test": (("test", "DOORBELL_TEST", *RK3588), 0, "pass:1 fail:0"),
     "pcitest": (("pcitest", *RK3588, "-b", "0"), 0, "OKAY"),
     "info": (("info", *RK3588), 0, "MSI-X"),
+    "check": (("check", *RK3588), 0, "doorbell"),
     "regs": (("regs", *RK3588), 0, "DB_OFFSET"),
     "peek": (("peek", *RK3588, "0", "0"), 0, "BAR0+0x0"),
     "poke": (("poke", *RK3588, "1", "0", "1"), 0, ""),
