@@ -37,7 +37,8 @@ from rcdrv.wait import Deadline
 _IRQ_KINDS = {IrqType.INTX: IrqKind.INTX, IrqType.MSI: IrqKind.MSI, IrqType.MSIX: IrqKind.MSIX}
 
 # The endpoint writes STATUS before it raises the interrupt, and an interrupt crosses a link in
-# microseconds. So once STATUS has the answer, an interrupt that is this late (s) is lost.
+# microseconds. So once STATUS has the answer, an interrupt that is this late (s) is lost; a user who
+# waits long for answers, as on a busy emulator, waits a tenth of that for interrupts too.
 _IRQ_GRACE = 0.1
 # How often (s) a wait for an interrupt looks at STATUS. Rare, since each look is a read over the
 # link that an endpoint under test need not see.
@@ -384,7 +385,8 @@ class EpfTest(RegisterBlock):
                 self._unmatched += sum(vectors.values())
             if answered:
                 if grace is None:
-                    grace = self.function.deadline(min(_IRQ_GRACE, deadline.remaining))
+                    late = max(_IRQ_GRACE, self.timeout / 10)
+                    grace = self.function.deadline(min(late, deadline.remaining))
                 elif grace.expired:
                     return Answer(status, True, interrupted=interrupted, irq_lost=True)
             elif deadline.expired:

@@ -13,28 +13,25 @@ import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from rcdrv.device import Area, IrqKind
+from rcdrv.device import Area
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, SimConfigSpace
-from rcdrv.sim.doorbell import Doorbells, RegisterPage
-from rcdrv.sim.faults import CAP_LISTS, COMMANDS, DOORBELL, Faults
+from rcdrv.sim.doorbell import Doorbells, RegisterPage, bus_accesses
+from rcdrv.sim.faults import CAP_LISTS, Faults
 from rcdrv.sim.functions import doorbell_place
+from rcdrv.sim.interrupts import SimInterrupts
 from rcdrv.sim.layout import (
     EP_PAGE,
     MSIX_ENTRY_SIZE,
     BarLayout,
     BarType,
     DoorbellBackend,
-    Intx,
     Layout,
 )
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
 from rcdrv.sim.spoiler import Spoiler
 from rcdrv.vfio_user.served import DmaFault, Peer
-
-PULSE_SECONDS = 0.0015
-"""How long an INTx pulse is: usleep_range(1000, 2000) in tegra_pcie_ep_raise_intx_irq()."""
 
 SWAPPED = (1, 0)
 """Subrange mapping with the two halves of the BAR exchanged."""
@@ -52,7 +49,7 @@ class _Shown:
     end: int
 
 
-class Controller:
+class Controller(SimInterrupts):
     """The controller of ``layout``. Times are seconds of ``clock``."""
 
     def __init__(
@@ -66,23 +63,19 @@ class Controller:
         trap_all: bool = False,
     ) -> None:
         """:param trap_all: no BAR may be mapped by the client"""
-        self.layout = layout
         self._trap_all = trap_all
         loop = CAP_LISTS[faults.get("cap-loop", 0)] if "cap-loop" in faults else ""
         seen = replace(layout, bars=self._seen_bars(layout, faults))
-        self.config = SimConfigSpace(seen, loop=loop, rebar_empty="rebar-empty" in faults)
-        self.config.spoil(faults)
+        config = SimConfigSpace(seen, loop=loop, rebar_empty="rebar-empty" in faults)
+        config.spoil(faults)
+        super().__init__(layout, config, faults, log, clock)
         self._seen = seen.bars
         # BARs that the endpoint function has configured, as ep_func->epf_bar[], and those that it
         # had and lost: no host finds them any more.
         self._configured: set[int] = set()
         self._gone: set[int] = set()
         self._doorbells = doorbells
-        self._faults = faults
         self._spoiler = Spoiler(faults)
-        self._log = log
-        self._clock = clock
-        self._peer: Peer | None = None
         self._memory = {
             index: BarMemory(index, bar.size)
             for index, bar in enumerate(layout.bars)
@@ -96,13 +89,6 @@ class Controller:
         # BARs without an address: until a reset, after which the host restores it, or for good.
         self._cleared: set[int] = set()
         self._lost: set[int] = set()
-        self._msi_lost = False
-        # INTx: the line, whether the host has seen it go up, and when a pulse ends.
-        self._asserted = False
-        self._delivered = False
-        self._masked = False
-        self._pulse_end: float | None = None
-        self._repeat = False
 
     @property
     def seen_bars(self) -> tuple[BarLayout | None, ...]:
@@ -153,12 +139,10 @@ class Controller:
 
     def connect(self, peer: Peer | None) -> None:
         """The host's side of interrupts and DMA; None while there is no host."""
-        self._peer = peer
-        self._masked = False
+        super().connect(peer)
         if peer is None:
-            # As the host leaves it: nothing is decoded, mastered or asserted (pci_disable_device).
+            # As the host leaves it: nothing is decoded or mastered (pci_disable_device).
             self.config.write(COMMAND, b"\0\0")
-            self._deassert()
 
     def reset(self) -> None:
         """Config space as at power-on, no interrupt asserted. Inbound windows are kept: they
@@ -242,7 +226,7 @@ class Controller:
             self._store(bar, offset, data)
             return
         # Registers see accesses of at most their own width.
-        for start, piece in _split(offset, data):
+        for start, piece in bus_accesses(offset, data):
             if not any(self._write_page(shown, bar, start, piece) for shown in pages):
                 self._write_beside(bar, start, piece)
 
@@ -396,97 +380,6 @@ class Controller:
         count = size // off
         return tuple((part + count // 2 + 1) % count for part in range(count))
 
-    # -- interrupts -----------------------------------------------------------------------------
-
-    def vectors(self, kind: IrqKind) -> int:
-        """pci_epc_get_msi() and pci_epc_get_msix(): how many the host has enabled."""
-        return 0 if self._peer is None else self._peer.armed(kind)
-
-    def raise_irq(self, kind: IrqKind, number: int, *, doorbell: bool = False) -> None:
-        """pci_epc_raise_irq(). ``number`` counts from 1.
-
-        :param doorbell: it answers a ring; only faults tell the two apart
-        """
-        which = DOORBELL if doorbell else COMMANDS
-        self._log.event("interrupt", kind=kind.name.lower(), number=number)
-        if self._faults.hits("irq-lost", which):
-            return
-        if kind is IrqKind.MSIX and "msix-dead" in self._faults:
-            return
-        if kind is not IrqKind.INTX and self._msi_lost:
-            return
-        vector = number - 1
-        if self._faults.hits("irq-wrong-vector", which):
-            vector += 1
-        twice = self._faults.hits("irq-twice", which)
-        if kind is IrqKind.INTX:
-            self._raise_intx(again=twice)
-            return
-        self._send(kind, vector)
-        if twice:
-            self._send(kind, vector)
-
-    def _send(self, kind: IrqKind, vector: int) -> None:
-        if not self.config.masters:
-            self._failed(kind, "bus mastering is off")
-        elif self._peer is None or vector < 0 or not self._peer.trigger(kind, vector):
-            self._failed(kind, f"the host has no vector {vector}")
-
-    def _failed(self, kind: IrqKind, reason: str) -> None:
-        self._log.event("irq-failed", kind=kind.name.lower(), reason=reason)
-
-    def _raise_intx(self, *, again: bool) -> None:
-        if self.layout.intx is Intx.NONE:
-            self._failed(IrqKind.INTX, "the controller cannot raise INTx")
-            return
-        if not self.config.intx_enabled:
-            self._failed(IrqKind.INTX, "INTx is disabled")
-            return
-        self._asserted = True
-        self._repeat = again
-        self.config.set_interrupt_status(True)
-        if self.layout.intx is Intx.PULSE:
-            self._pulse_end = self._clock() + PULSE_SECONDS
-        self._deliver_intx()
-
-    def _deliver_intx(self) -> None:
-        if self._asserted and not self._masked and self.config.intx_enabled and self._peer:
-            self._delivered = self._peer.trigger(IrqKind.INTX, 0) or self._delivered
-
-    def _deassert(self) -> None:
-        self._asserted = self._delivered = self._repeat = False
-        self._pulse_end = None
-        self.config.set_interrupt_status(False)
-
-    def intx_masked(self, masked: bool) -> None:
-        """The host masked or unmasked INTx; it unmasks when it has handled the interrupt."""
-        self._masked = masked
-        if masked:
-            return
-        if self._repeat:
-            self._repeat = False
-        elif self._delivered and self._pulse_end is None:
-            # A held level is let go when it has been handled. So is a pulse that ended while
-            # the host was at it: STATUS still had to name the function that interrupted.
-            self._deassert()
-        self._deliver_intx()
-
-    def irqs_changed(self) -> None:
-        """Vectors were armed: a line that is up already is seen at once."""
-        self._deliver_intx()
-
-    def next_event(self) -> float | None:
-        """When a pulse ends."""
-        return self._pulse_end
-
-    def run(self) -> None:
-        """End a pulse whose time has come."""
-        if self._pulse_end is None or self._clock() < self._pulse_end:
-            return
-        self._pulse_end = None
-        if not (self._delivered and self._masked):
-            self._deassert()
-
     # -- host memory ----------------------------------------------------------------------------
 
     def map_outbound(self, address: int, size: int, used: int = 0) -> int:
@@ -548,14 +441,3 @@ class Controller:
         """Free the BARs' memory."""
         for memory in set(self._memory.values()):
             memory.close()
-
-
-def _split(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The naturally aligned accesses of at most 32 bits that a write consists of."""
-    done = 0
-    while done < len(data):
-        size = 4
-        while (offset + done) % size or done + size > len(data):
-            size //= 2
-        yield offset + done, data[done : done + size]
-        done += size

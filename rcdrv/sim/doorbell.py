@@ -150,3 +150,14 @@ class Doorbells:
         """Free all of them; harmless when there are none."""
         if self.page is not None:
             self.page.handlers = ()
+
+
+def bus_accesses(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Split a write into naturally aligned accesses of at most 32 bits."""
+    done = 0
+    while done < len(data):
+        size = 4
+        while (offset + done) % size or done + size > len(data):
+            size //= 2
+        yield offset + done, data[done : done + size]
+        done += size

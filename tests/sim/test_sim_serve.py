@@ -18,7 +18,8 @@ import pytest
 from rcdrv.device import IrqKind
 from rcdrv.errors import DeviceLost
 from rcdrv.function import Function
-from rcdrv.sim.epf_test.function import NO_BAR, USE_DMA, Command, Register, Status, crc32_le
+from rcdrv.sim.epf_test.function import crc32_le
+from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, Command, Register, Status
 from rcdrv.sim.layout import load_layout
 from rcdrv.vfio_user.client import Client
 from rcdrv.wait import Deadline

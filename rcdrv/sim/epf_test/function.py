@@ -1,5 +1,6 @@
 """The endpoint function pci-epf-test, as Linux's drivers/pci/endpoint/functions/pci-epf-test.c.
 
+This module is longer than others on purpose: that file is one, and both are read side by side.
 Names and order of operations are those of that file; each handler cites its function.
 """
 
@@ -11,100 +12,26 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Generator
-from enum import IntEnum, IntFlag
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import SWAPPED, Controller
 from rcdrv.sim.doorbell import Doorbells
+from rcdrv.sim.epf_test.registers import (
+    KMALLOC_MAX,
+    LARGEST_SUBRANGE,
+    NO_BAR,
+    USE_DMA,
+    VERDICTS,
+    Caps,
+    Command,
+    Register,
+    Status,
+)
 from rcdrv.sim.faults import Faults
 from rcdrv.sim.function import SimFunction
 from rcdrv.sim.layout import BarType, Dma
 from rcdrv.sim.memory import STRAIGHT
-
-
-class Register(IntEnum):
-    """Offsets in the register BAR; 32-bit, little endian (struct pci_epf_test_reg)."""
-
-    MAGIC = 0x00
-    COMMAND = 0x04
-    STATUS = 0x08
-    SRC_ADDR = 0x0C
-    DST_ADDR = 0x14
-    SIZE = 0x1C
-    CHECKSUM = 0x20
-    IRQ_TYPE = 0x24
-    IRQ_NUMBER = 0x28
-    FLAGS = 0x2C
-    CAPS = 0x30
-    DB_BAR = 0x34
-    DB_OFFSET = 0x38
-    DB_DATA = 0x3C
-
-
-class Command(IntEnum):
-    """COMMAND is exactly one of these bits."""
-
-    RAISE_INTX = 1 << 0
-    RAISE_MSI = 1 << 1
-    RAISE_MSIX = 1 << 2
-    READ = 1 << 3
-    WRITE = 1 << 4
-    COPY = 1 << 5
-    ENABLE_DOORBELL = 1 << 6
-    DISABLE_DOORBELL = 1 << 7
-    BAR_SUBRANGE_SETUP = 1 << 8
-    BAR_SUBRANGE_CLEAR = 1 << 9
-
-
-class Status(IntFlag):
-    """Bits of STATUS."""
-
-    READ_SUCCESS = 1 << 0
-    READ_FAIL = 1 << 1
-    WRITE_SUCCESS = 1 << 2
-    WRITE_FAIL = 1 << 3
-    COPY_SUCCESS = 1 << 4
-    COPY_FAIL = 1 << 5
-    IRQ_RAISED = 1 << 6
-    SRC_ADDR_INVALID = 1 << 7
-    DST_ADDR_INVALID = 1 << 8
-    DOORBELL_SUCCESS = 1 << 9
-    DOORBELL_ENABLE_SUCCESS = 1 << 10
-    DOORBELL_ENABLE_FAIL = 1 << 11
-    DOORBELL_DISABLE_SUCCESS = 1 << 12
-    DOORBELL_DISABLE_FAIL = 1 << 13
-    BAR_SUBRANGE_SETUP_SUCCESS = 1 << 14
-    BAR_SUBRANGE_SETUP_FAIL = 1 << 15
-    BAR_SUBRANGE_CLEAR_SUCCESS = 1 << 16
-    BAR_SUBRANGE_CLEAR_FAIL = 1 << 17
-    NO_RESOURCE = 1 << 18
-
-
-class Caps(IntFlag):
-    """Bits of CAPS; BARn_RESERVED is BAR0_RESERVED << n."""
-
-    UNALIGNED_ACCESS = 1 << 0
-    MSI = 1 << 1
-    MSIX = 1 << 2
-    INTX = 1 << 3
-    SUBRANGE_MAPPING = 1 << 4
-    DYNAMIC_INBOUND_MAPPING = 1 << 5
-    BAR0_RESERVED = 1 << 6
-
-
-_VERDICTS = tuple(3 << bit for bit in (0, 2, 4, 10, 12, 14, 16))
-"""The bits of STATUS for success and failure, which are neighbours for every command."""
-
-USE_DMA = 1 << 0
-NO_BAR = 0xFFFF_FFFF
-
-KMALLOC_MAX = 4 << 20
-"""The largest kzalloc() with 4 KiB pages; more warns and fails (include/linux/slab.h)."""
-
-LARGEST_SUBRANGE = 256 << 20
-"""The largest BAR whose memory is filled by BAR_SUBRANGE_SETUP. A larger one is sparse here, and
-could not be allocated by a real endpoint's dma_alloc_coherent()."""
 
 _WRITE_SETTLES = 0.0015
 """usleep_range(1000, 2000) at the end of pci_epf_test_write()."""
@@ -339,7 +266,7 @@ class SimEpfTest(SimFunction):
             yield from handler()
         if "contradiction" in faults:
             said = regs.read32(Register.STATUS)
-            self._add_status(sum(both for both in _VERDICTS if said & both))
+            self._add_status(sum(both for both in VERDICTS if said & both))
         self._log.event("answer", command=command, status=regs.read32(Register.STATUS))
         self._raise_irq()
 

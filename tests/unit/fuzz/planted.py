@@ -19,7 +19,8 @@ from rcdrv.epf_test.registers import Flags, Reg
 from rcdrv.sim.config_space import SimConfigSpace
 from rcdrv.sim.controller import SWAPPED, Controller
 from rcdrv.sim.doorbell import Doorbells
-from rcdrv.sim.epf_test.function import Register, SimEpfTest
+from rcdrv.sim.epf_test.function import SimEpfTest
+from rcdrv.sim.epf_test.registers import Register
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
 
 Patch = pytest.MonkeyPatch

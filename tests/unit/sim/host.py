@@ -10,7 +10,7 @@ from rcdrv.device import CONFIG_REGION, IrqKind
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
 from rcdrv.sim.endpoint import SimEndpoint
-from rcdrv.sim.epf_test.function import Register, Status
+from rcdrv.sim.epf_test.registers import Register, Status
 from rcdrv.sim.layout import Layout, load_layout
 from rcdrv.vfio_user.served import DmaFault
 

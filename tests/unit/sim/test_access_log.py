@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rcdrv.sim.epf_test.function import Command, Register
+from rcdrv.sim.epf_test.registers import Command, Register
 from rcdrv.sim.layout import load_layout
 
 from .host import Host

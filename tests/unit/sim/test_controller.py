@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.config_space import COMMAND_INTX_DISABLE, STATUS, STATUS_INTERRUPT
-from rcdrv.sim.epf_test.function import Command, Register, Status
+from rcdrv.sim.epf_test.registers import Command, Register, Status
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import K, M
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcdrv.device import IrqKind
-from rcdrv.sim.epf_test.function import NO_BAR, USE_DMA, Command, Register, Status, crc32_le
+from rcdrv.sim.epf_test.function import crc32_le
+from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, Command, Register, Status
 from rcdrv.sim.layout import K, M, parse_layout
 
 from .host import MEMORY_BASE, Host

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from rcdrv.device import IrqKind
-from rcdrv.sim.epf_test.function import USE_DMA, Command, Register, Status, crc32_le
+from rcdrv.sim.epf_test.function import crc32_le
+from rcdrv.sim.epf_test.registers import USE_DMA, Command, Register, Status
 from rcdrv.sim.faults import FAULTS, Faults, parse_fault
 
 from .host import MEMORY_BASE, Host

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rcdrv.device import IrqKind
-from rcdrv.sim.epf_test.function import NO_BAR, USE_DMA, Caps, Command, Register, Status
+from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, Caps, Command, Register, Status
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import K, M, load_layout, preset_names
 

@@ -1,0 +1,137 @@
+"""Interrupts of the endpoint's controller: MSI, MSI-X, and the INTx line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rcdrv.device import IrqKind
+from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.config_space import SimConfigSpace
+from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
+from rcdrv.sim.layout import Intx, Layout
+from rcdrv.vfio_user.served import Peer
+
+PULSE_SECONDS = 0.0015
+"""How long an INTx pulse is: usleep_range(1000, 2000) in tegra_pcie_ep_raise_intx_irq()."""
+
+
+class SimInterrupts:
+    """The part of the controller that raises interrupts. Times are seconds of ``clock``."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        config: SimConfigSpace,
+        faults: Faults,
+        log: AccessLog,
+        clock: Callable[[], float],
+    ) -> None:
+        self.layout = layout
+        self.config = config
+        self._faults = faults
+        self._log = log
+        self._clock = clock
+        self._peer: Peer | None = None
+        self._msi_lost = False
+        # INTx: the line, whether the host has seen it go up, and when a pulse ends.
+        self._asserted = False
+        self._delivered = False
+        self._masked = False
+        self._pulse_end: float | None = None
+        self._repeat = False
+
+    def connect(self, peer: Peer | None) -> None:
+        """Set the host's side of interrupts; None while there is no host."""
+        self._peer = peer
+        self._masked = False
+        if peer is None:
+            self._deassert()
+
+    def vectors(self, kind: IrqKind) -> int:
+        """pci_epc_get_msi() and pci_epc_get_msix(): how many the host has enabled."""
+        return 0 if self._peer is None else self._peer.armed(kind)
+
+    def raise_irq(self, kind: IrqKind, number: int, *, doorbell: bool = False) -> None:
+        """pci_epc_raise_irq(). ``number`` counts from 1.
+
+        :param doorbell: it answers a ring; only faults tell the two apart
+        """
+        which = DOORBELL if doorbell else COMMANDS
+        self._log.event("interrupt", kind=kind.name.lower(), number=number)
+        if self._faults.hits("irq-lost", which):
+            return
+        if kind is IrqKind.MSIX and "msix-dead" in self._faults:
+            return
+        if kind is not IrqKind.INTX and self._msi_lost:
+            return
+        vector = number - 1
+        if self._faults.hits("irq-wrong-vector", which):
+            vector += 1
+        twice = self._faults.hits("irq-twice", which)
+        if kind is IrqKind.INTX:
+            self._raise_intx(again=twice)
+            return
+        self._send(kind, vector)
+        if twice:
+            self._send(kind, vector)
+
+    def _send(self, kind: IrqKind, vector: int) -> None:
+        if not self.config.masters:
+            self._failed(kind, "bus mastering is off")
+        elif self._peer is None or vector < 0 or not self._peer.trigger(kind, vector):
+            self._failed(kind, f"the host has no vector {vector}")
+
+    def _failed(self, kind: IrqKind, reason: str) -> None:
+        self._log.event("irq-failed", kind=kind.name.lower(), reason=reason)
+
+    def _raise_intx(self, *, again: bool) -> None:
+        if self.layout.intx is Intx.NONE:
+            self._failed(IrqKind.INTX, "the controller cannot raise INTx")
+            return
+        if not self.config.intx_enabled:
+            self._failed(IrqKind.INTX, "INTx is disabled")
+            return
+        self._asserted = True
+        self._repeat = again
+        self.config.set_interrupt_status(True)
+        if self.layout.intx is Intx.PULSE:
+            self._pulse_end = self._clock() + PULSE_SECONDS
+        self._deliver_intx()
+
+    def _deliver_intx(self) -> None:
+        if self._asserted and not self._masked and self.config.intx_enabled and self._peer:
+            self._delivered = self._peer.trigger(IrqKind.INTX, 0) or self._delivered
+
+    def _deassert(self) -> None:
+        self._asserted = self._delivered = self._repeat = False
+        self._pulse_end = None
+        self.config.set_interrupt_status(False)
+
+    def intx_masked(self, masked: bool) -> None:
+        """The host masked or unmasked INTx; it unmasks when it has handled the interrupt."""
+        self._masked = masked
+        if masked:
+            return
+        if self._repeat:
+            self._repeat = False
+        elif self._delivered and self._pulse_end is None:
+            # A held level is let go when it has been handled. So is a pulse that ended while
+            # the host was at it: STATUS still had to name the function that interrupted.
+            self._deassert()
+        self._deliver_intx()
+
+    def irqs_changed(self) -> None:
+        """Vectors were armed: a line that is up already is seen at once."""
+        self._deliver_intx()
+
+    def next_event(self) -> float | None:
+        """When a pulse ends."""
+        return self._pulse_end
+
+    def run(self) -> None:
+        """End a pulse whose time has come."""
+        if self._pulse_end is None or self._clock() < self._pulse_end:
+            return
+        self._pulse_end = None
+        if not (self._delivered and self._masked):
+            self._deassert()
