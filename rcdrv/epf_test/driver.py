@@ -37,8 +37,8 @@ from rcdrv.wait import Deadline
 _IRQ_KINDS = {IrqType.INTX: IrqKind.INTX, IrqType.MSI: IrqKind.MSI, IrqType.MSIX: IrqKind.MSIX}
 
 # The endpoint writes STATUS before it raises the interrupt, and an interrupt crosses a link in
-# microseconds. So once STATUS has the answer, an interrupt that is this late (s) is lost; a user who
-# waits long for answers, as on a busy emulator, waits a tenth of that for interrupts too.
+# microseconds. So once STATUS has the answer, an interrupt that is this late (s) is lost. Where the
+# user allows long waits, as on a busy emulator, the grace is a tenth of the time-out.
 _IRQ_GRACE = 0.1
 # How often (s) a wait for an interrupt looks at STATUS. Rare, since each look is a read over the
 # link that an endpoint under test need not see.
