@@ -222,6 +222,8 @@ class Endpoint:
         """One write, likewise. ``value`` is unsigned and has to fit."""
         self.function.check()
         self.function.bar(bar).write(width, offset, value)
+        if self._driver is not None and bar == self._driver.reg_bar:
+            self._driver.forget()
 
     # -- the doorbell ---------------------------------------------------------------------------
 

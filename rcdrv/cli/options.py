@@ -17,13 +17,7 @@ OPTIONS = {
     "irq": "--irq",
     "timeout": "--timeout",
     "bar": "--bar",
-    "count": "--count",
-    "cycles": "--cycles",
-    "interval": "--interval",
     "force": "--force",
-    "sizes": "--size",
-    "align": "--align",
-    "boundaries": "--boundaries",
     "destructive": "--destructive",
     # epf_vntb: choose_map, Vntb, the pingers
     "control": "--ctrl-bar",
@@ -32,11 +26,9 @@ OPTIONS = {
     "windows": "--mw-bar",
     "size": "--size",
     "mtu": "--transport-mtu",
-    "ip": "--ip",
     "peer_ip": "--peer-ip",
     # host: Binder.bind, Rescan.run
     "whole_group": "--group",
-    "no_reset": "--no-reset",
     "within": "--wait",
     # fuzz: Plan, board.Shell; bench.plot.draw
     "command": "--ep",
@@ -62,7 +54,7 @@ def _option(found: re.Match[str]) -> str:
     return option if value in (None, "True") else f"{option} {value}"
 
 
-_TEXTS = ("message", "hint", "diagnostics")
+_TEXTS = ("message", "hint", "diagnostics", "notes")
 
 
 def spell_document(document: Any) -> Any:

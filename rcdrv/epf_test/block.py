@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rcdrv.epf_test.registers import BLOCK_SIZE, Command, Reg, decode
+from rcdrv.epf_test.registers import BLOCK_SIZE, Command, IrqType, Reg, decode
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.verdict import NotPassed, Reason
@@ -13,12 +13,15 @@ ALL_ONES = 0xFFFFFFFF
 
 Trace = Callable[[str], None]
 
+_REQUEST = (Reg.FLAGS, Reg.IRQ_TYPE, Reg.IRQ_NUMBER)
+
 
 class RegisterBlock:
     """The registers of pci-epf-test in a BAR: one 32-bit access each.
 
-    VFIO gives a function to one process, so only this driver and the endpoint write them. A value
-    that this driver wrote is not written again; leftovers of an earlier run are checked once.
+    A backend gives a function to one process, so besides the endpoint only this program writes
+    them. Leftovers of an earlier run are checked once, and a request register (FLAGS, IRQ_TYPE,
+    IRQ_NUMBER) is not written twice with one value, until :meth:`distrust` or :meth:`forget`.
 
     :param trace: called with a line for every access
     :raises UsageError: the BAR is too small
@@ -37,9 +40,10 @@ class RegisterBlock:
         self.forget()
 
     def forget(self) -> None:
-        """Assume nothing of the contents: the endpoint may have set the registers up anew."""
-        self.written: dict[Reg, int] = {}
-        """Values that this driver wrote, and the endpoint does not change."""
+        """Assume nothing of the contents."""
+        self._request: dict[Reg, int] = {}
+        self.accepted = False
+        """FLAGS and IRQ_TYPE do not make pci-epf-test swallow a command: it answered one."""
         self.idle = False
         """COMMAND is known to be 0."""
         self.clears_command = False
@@ -47,6 +51,10 @@ class RegisterBlock:
         self.free_db_bar: int | None = None
         """DB_BAR as read while no doorbell was enabled; None: one may be."""
         self._resets = self.function.resets
+
+    def distrust(self) -> None:
+        """Write the request registers again: pci-epf-test may have been bound anew, with zeros."""
+        self._request = {}
 
     def forget_if_reset(self) -> None:
         """Forget if the function was reset since the last :meth:`forget`."""
@@ -68,7 +76,10 @@ class RegisterBlock:
 
     def write(self, register: Reg, value: int) -> None:
         """Write a register."""
-        self.written[register] = value
+        if register in _REQUEST:
+            self._request[register] = value
+        if value and (register is Reg.FLAGS or (register is Reg.IRQ_TYPE and value > IrqType.MSIX)):
+            self.accepted = False
         if register is Reg.COMMAND:
             self.idle = False
         if register is Reg.DB_BAR or (register, value) == (Reg.COMMAND, Command.ENABLE_DOORBELL):
@@ -78,8 +89,8 @@ class RegisterBlock:
         self._regs.write32(register, value)
 
     def set(self, register: Reg, value: int) -> None:
-        """Write a register unless it has the value already."""
-        if self.written.get(register) != value:
+        """Write a request register unless it has the value already."""
+        if self._request.get(register) != value:
             self.write(register, value)
 
     def all_ones(self) -> NotPassed:

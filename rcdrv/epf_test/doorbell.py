@@ -71,8 +71,8 @@ class Doorbell:
         them and do not say so
 
     Entering raises :class:`NotPassed`: ``no-caps`` (a skip), ``enable-failed``, ``wrong-bar``,
-    ``bad-bar``, ``bad-offset`` or what :meth:`EpfTest.explain` finds. Whatever happens, a
-    doorbell that the endpoint has enabled is disabled again. :attr:`left_enabled` says that
+    ``bad-bar``, ``bad-offset`` or what :func:`~rcdrv.epf_test.explain.explain` finds. In any case
+    a doorbell that the endpoint has enabled is disabled again. :attr:`left_enabled` says that
     this could not be confirmed.
     """
 
@@ -105,6 +105,7 @@ class Doorbell:
     def __enter__(self) -> Doorbell:
         driver = self._driver
         driver.count_strays()
+        driver.distrust()
         if not driver.caps & Caps.DYNAMIC_INBOUND_MAPPING and not self._force:
             driver.check_caps_order()
             raise NotPassed(
@@ -363,15 +364,17 @@ class Doorbell:
 def stale_doorbell(driver: EpfTest) -> int | None:
     """The BAR in which the endpoint says that a doorbell is enabled, or None.
 
-    DB_BAR reads 0 before the first ENABLE and NO_BAR after a DISABLE. Only this driver's ENABLE
-    can change that, so it is read once.
+    DB_BAR reads 0 before the first ENABLE and NO_BAR after a DISABLE. Only an ENABLE changes that.
+    So once no command is under way, neither this driver's nor one of an earlier run, it is read
+    only until the next ENABLE.
     """
     if driver.free_db_bar is not None:
         return None
     bar = driver.read(Reg.DB_BAR)
     if 1 <= bar <= 5 and bar != driver.reg_bar:
         return bar
-    driver.free_db_bar = bar
+    if driver.idle:
+        driver.free_db_bar = bar
     return None
 
 

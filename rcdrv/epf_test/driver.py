@@ -54,6 +54,9 @@ _TICKS = 0.02
 # A command that is late to be cleaned up with does no harm. All others are taken back.
 _LATE_IS_FINE = (Command.DISABLE_DOORBELL, Command.BAR_SUBRANGE_CLEAR)
 
+# Only these look at FLAGS, beyond refusing USE_DMA without an engine.
+_TRANSFERS = (Command.READ, Command.WRITE, Command.COPY)
+
 SETTLE = 0.002
 """A second interrupt for one answer follows the first within microseconds; this many seconds are
 enough to see it."""
@@ -241,7 +244,7 @@ class EpfTest(RegisterBlock):
             self._wait_until_idle()
         for register, value in parameters.items():
             self.write(register, value)
-        self._write_request(flags, vector)
+        self._write_request(command, flags, vector)
         # The endpoint clears STATUS too when it takes a command, but one that takes nothing
         # must not be read as if it had answered with what an earlier command left behind.
         self.write(Reg.STATUS, 0)
@@ -286,7 +289,7 @@ class EpfTest(RegisterBlock):
         answer.command_left = self.not_taken = left != 0
         self.in_flight = None
         if complete and answer.good:
-            self.idle = self.clears_command = True
+            self.idle = self.clears_command = self.accepted = True
         else:
             self.forget()
         return answer
@@ -337,11 +340,11 @@ class EpfTest(RegisterBlock):
                 " order; newer kernels convert each with cpu_to_le32()",
             )
 
-    def _write_request(self, flags: Flags, vector: int) -> None:
+    def _write_request(self, command: Command, flags: Flags, vector: int) -> None:
         """Set FLAGS, IRQ_TYPE and IRQ_NUMBER: stale values would spoil a command."""
-        now = self.written.get(Reg.IRQ_TYPE)
-        stale_type = (self.read(Reg.IRQ_TYPE) if now is None else now) > IrqType.MSIX
-        self.set(Reg.FLAGS, flags)
+        stale_type = not self.accepted and self.read(Reg.IRQ_TYPE) > IrqType.MSIX
+        if flags or not self.accepted or command in _TRANSFERS:
+            self.set(Reg.FLAGS, flags)
         self.request_irq(vector)
         if stale_type:
             # A tick that has read the invalid type already would swallow the command.

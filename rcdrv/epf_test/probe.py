@@ -13,7 +13,7 @@ def find_register_bar(function: Function) -> int:
 
     That is the BAR of the part's ID (default BAR0) if its contents fit, else the only other BAR
     whose contents fit, else the BAR of the ID. An endpoint can have any ID, and on another part the
-    controller's own registers may be there. Costs two to four reads a BAR, and no write.
+    controller's own registers may be there. Costs one to four reads a BAR, and no write.
     """
     usual = parts.part_of(function.config.vendor_id, function.config.device_id).reg_bar
     fitting = [

@@ -265,6 +265,7 @@ def run_cases(
         for case in chosen:
             observer.case_started(case.name)
             host_errors()
+            driver.distrust()
             begun = driver.function.clock.now()
             if lost is None:
                 verdict, reason, message, hint, lost = _run_one(driver, case, observer)

@@ -6,20 +6,17 @@ says is checked before it is used, and every wait has a bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from rcdrv.device import IrqKind
 from rcdrv.dma import DmaBuffer
+from rcdrv.epf_vntb.control import ALL_ONES, LOOK_AT_EP, ControlBlock, Trace
 from rcdrv.epf_vntb.registers import (
-    BLOCK_SIZE,
     FIRST_SLOT,
     LINK_IS_UP,
     MAX_SLOTS,
     MAX_VECTORS,
-    MAX_WINDOWS,
     MIN_VECTORS,
-    NARROW,
     SMALLEST_WINDOW_ALIGN,
     BarMap,
     Command,
@@ -28,22 +25,18 @@ from rcdrv.epf_vntb.registers import (
     db_data,
     db_offset,
 )
-from rcdrv.errors import DeviceLost, UsageError
+from rcdrv.errors import DeviceLost, HostError, UsageError
 from rcdrv.function import Function
 from rcdrv.interrupts import Interrupts
 from rcdrv.mmio import Window, barrier
 from rcdrv.verdict import NotPassed, Reason, Verdict
 from rcdrv.wait import Deadline
 
-Trace = Callable[[str], None]
-
-_ALL_ONES = 0xFFFF_FFFF
 # How often (s) to look at CMD_STATUS. The endpoint looks at COMMAND every 5 or 500 ms.
 _POLL = 0.0005
 # How often (s) to look at LINK_STATUS during a wait: no interrupt tells of it.
 _LOOK = 0.1
 
-_LOOK_AT_EP = "on the endpoint: is pci-epf-vntb bound and started, and what does its dmesg say?"
 # pci_vntb_probe() queues the command handler; epf_ntb_bind() makes the device that it probes.
 _LOOK_AT_PROBE = (
     "on the endpoint: does lspci -k show the device of vntb_vid and vntb_pid, bound to pci-vntb?"
@@ -61,7 +54,7 @@ class Doorbell:
     data: int
 
 
-class Vntb:
+class Vntb(ControlBlock):
     """A pci-epf-vntb endpoint, seen from the root complex.
 
     :param function: the open function; it stays the caller's to close
@@ -80,96 +73,13 @@ class Vntb:
         timeout: float = 1.0,
         trace: Trace | None = None,
     ) -> None:
-        self.function = function
-        self.bars = bars
-        self.timeout = timeout
         function.allow(timeout)
-        self._trace = trace
-        self._control = function.bar(bars.control)
+        super().__init__(function, bars, trace)
+        self.timeout = timeout
         self._interrupts: Interrupts | None = None
         self._configured = False
         self._owed: Command | None = None
         """Command that the endpoint has not answered."""
-        if self._control.size < BLOCK_SIZE:
-            raise UsageError(
-                f"BAR{bars.control} has {self._control.size:#x} bytes, too few for a control block",
-                hint="`control` says where it is",
-            )
-        self.windows = self._check_windows()
-        """How many memory windows the endpoint has."""
-        self.spads = self._check_spads()
-        """How many scratchpads each side has."""
-        self._check_bridge()
-        self.polled = self._check_entry_size()
-        """The endpoint looks at the doorbells' memory, rather than being interrupted."""
-
-    # -- registers ----------------------------------------------------------------------------
-
-    def read(self, register: Reg) -> int:
-        """One read of a register, 16 or 32 bits wide as it is.
-
-        :raises DeviceLost: it reads all ones, and so does config space
-        """
-        value = self._control.read(16 if register in NARROW else 32, register)
-        self._say(f"read  {register.name:13} {value:#010x}")
-        if value == (0xFFFF if register in NARROW else _ALL_ONES):
-            self.function.check_alive()
-        return value
-
-    def write(self, register: Reg, value: int) -> None:
-        """One write, likewise."""
-        self._say(f"write {register.name:13} {value:#010x}")
-        self._control.write(16 if register in NARROW else 32, register, value)
-
-    def _say(self, line: str) -> None:
-        if self._trace is not None:
-            self._trace(line)
-
-    def _check_windows(self) -> int:
-        count = self.read(Reg.MW_COUNT)
-        if count > MAX_WINDOWS:
-            raise self._nonsense(f"MW_COUNT is {count:#x}; it can be {MAX_WINDOWS} at most")
-        return count
-
-    def _check_spads(self) -> int:
-        offset, count = self.read(Reg.SPAD_OFFSET), self.read(Reg.SPAD_COUNT)
-        apart = self.bars.peer_spad != self.bars.control
-        end = offset + 4 * count * (1 if apart else 2)
-        if offset % 4 or offset < BLOCK_SIZE or end > self._control.size:
-            raise self._nonsense(
-                f"SPAD_OFFSET {offset:#x} and SPAD_COUNT {count:#x} do not fit BAR"
-                f"{self.bars.control} of {self._control.size:#x} bytes"
-            )
-        self._own_spads = offset
-        self._peer_spads = 0 if apart else offset + 4 * count
-        self._peer_window = self.function.bar(self.bars.peer_spad)
-        if 4 * count > self._peer_window.size:
-            raise self._nonsense(f"SPAD_COUNT {count:#x} does not fit BAR{self.bars.peer_spad}")
-        return count
-
-    def _check_bridge(self) -> None:
-        """Tell pci-epf-ntb apart, which has the same block: its first window is behind doorbells,
-        and its peer's scratchpads are in a BAR of their own (epf_ntb_db_mw_bar_init())."""
-        offset = self.read(Reg.MW1_OFFSET)
-        if offset:
-            raise NotPassed(
-                Reason.BAD_CONTROL,
-                f"MW1_OFFSET is {offset:#x}: this is a pci-epf-ntb, a bridge between two hosts",
-                hint="rcdrv drives pci-epf-vntb; nothing was written",
-            )
-
-    def _check_entry_size(self) -> bool:
-        size = self.read(Reg.DB_ENTRY_SIZE)
-        if size not in (0, 4):
-            raise self._nonsense(f"DB_ENTRY_SIZE is {size:#x}; it can be 0 or 4")
-        return size == 4
-
-    def _nonsense(self, what: str) -> NotPassed:
-        return NotPassed(
-            Reason.BAD_CONTROL,
-            f"BAR{self.bars.control} holds no control block of pci-epf-vntb: {what}",
-            hint="`control` says where it is; " + _LOOK_AT_EP,
-        )
 
     # -- commands -----------------------------------------------------------------------------
 
@@ -223,11 +133,12 @@ class Vntb:
             self.function.pause(_POLL)
         if not left:
             assert self._owed is not None
+            owed, self._owed = self._owed, None  # perhaps it was bound anew and owes nothing
             raise NotPassed(
                 Reason.SILENT,
                 f"{command.name} was not sent: the endpoint still owes the answer to"
-                f" {self._owed.name} after {self.timeout:g} s",
-                hint=_LOOK_AT_EP,
+                f" {owed.name} after {self.timeout:g} s",
+                hint=LOOK_AT_EP,
             )
         raise NotPassed(
             Reason.STUCK_COMMAND,
@@ -242,7 +153,7 @@ class Vntb:
         return NotPassed(
             Reason.SILENT,
             f"{command.name}: the endpoint {how} within {self.timeout:g} s",
-            hint=(_LOOK_AT_EP if taken else _LOOK_AT_PROBE)
+            hint=(LOOK_AT_EP if taken else _LOOK_AT_PROBE)
             + " With an interrupt for its doorbell it polls COMMAND every 500 ms only.",
         )
 
@@ -263,7 +174,7 @@ class Vntb:
             raise NotPassed(
                 Reason.LINK_DOWN,
                 "LINK_UP was answered with OK, but LINK_STATUS says that it is down",
-                hint=_LOOK_AT_EP,
+                hint=LOOK_AT_EP,
             )
 
     def link_down(self) -> None:
@@ -361,7 +272,7 @@ class Vntb:
         offset = base + (4 * slot if self.polled else 0)
         data = self._control.read32(db_data(slot))
         self._say(f"read  slot {slot}: DB_OFFSET {base:#x}, DB_DATA {data:#x}")
-        if _ALL_ONES in (base, data):
+        if ALL_ONES in (base, data):
             self.function.check_alive()
         if offset % 4 or offset + 4 > bar.size:
             raise NotPassed(
@@ -390,7 +301,10 @@ class Vntb:
             available = min(self.function.device.irq_count(IrqKind.MSI), MAX_VECTORS)
             if available < MIN_VECTORS:
                 raise self._few_vectors(available)
-            interrupts = self.function.interrupts(IrqKind.MSI, available, fewer=True)
+            try:
+                interrupts = self.function.interrupts(IrqKind.MSI, available, fewer=True)
+            except HostError as error:
+                raise HostError(error.message, hint="pci-epf-vntb raises MSI alone") from None
             self._interrupts = interrupts
             if interrupts.count < MIN_VECTORS:
                 raise self._few_vectors(interrupts.count)
@@ -448,9 +362,9 @@ class Vntb:
     def point_window(self, index: int, buffer: DmaBuffer) -> None:
         """CONFIGURE_MW: let the endpoint reach ``buffer`` through its side of the window."""
         self._check_window(index)
-        self.write(Reg.ADDR_LOW, buffer.iova & _ALL_ONES)
+        self.write(Reg.ADDR_LOW, buffer.iova & ALL_ONES)
         self.write(Reg.ADDR_HIGH, buffer.iova >> 32)
-        self.write(Reg.SIZE_LOW, buffer.size & _ALL_ONES)
+        self.write(Reg.SIZE_LOW, buffer.size & ALL_ONES)
         self.write(Reg.SIZE_HIGH, buffer.size >> 32)
         self.command(Command.CONFIGURE_MW, index)
 

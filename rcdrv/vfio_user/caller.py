@@ -123,7 +123,7 @@ class Caller:
         self.share = SHARE
         """Seconds that a call adds to the budget."""
         self._budget = timeout
-        self._warned = False
+        self._warned = self._endpoint = False
         self._connection = Connection(sock)
         self._memory = ClientMemory()
         self._next_id = 0
@@ -180,6 +180,7 @@ class Caller:
     def allow(self, timeout: float) -> None:
         """Tolerate slow answers of an endpoint to which the user gives ``timeout`` seconds."""
         self.share = max(SHARE, timeout / 20)
+        self._endpoint = True
 
     def _spend(self, seconds: float) -> None:
         """Take what an answer took from the budget.
@@ -190,7 +191,9 @@ class Caller:
         if self._budget >= 0:
             return
         message = "the server answers too late too often"
-        hint = "is its process starved or stopped? A slow endpoint needs a longer `timeout`"
+        hint = "is its process starved or stopped?"
+        if self._endpoint:
+            hint += " A slow endpoint needs a longer `timeout`"
         if self._warned:
             raise self._fail(message, hint)
         self._warned = True

@@ -305,15 +305,6 @@ def test_imports_have_no_circles() -> None:
     graph.prepare()  # raises CycleError, which names them
 
 
-TOO_LONG = {
-    "epf_test/driver.py",
-    "epf_vntb/driver.py",
-    "sim/controller.py",
-    "sim/epf_test/function.py",
-}
-"""Modules that still await their split."""
-
-
 def test_no_module_is_long_without_a_reason() -> None:
     """A long module says in its docstring why it is one."""
     found = set()
@@ -321,7 +312,7 @@ def test_no_module_is_long_without_a_reason() -> None:
         text = source.read_text()
         if text.count("\n") > 450 and "longer than others on purpose" not in text:
             found.add(source.relative_to(ROOT / "rcdrv").as_posix())
-    assert found - TOO_LONG == set()
+    assert found == set()
 
 
 # -- registers ------------------------------------------------------------------------------------

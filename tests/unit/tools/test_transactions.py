@@ -20,7 +20,7 @@ def test_each_kind_counts_apart() -> None:
         + _line(op="read", region="CONFIG", offset=0, size=2, value=0)
         + _line(event="dma", op="read", address=0, size=4096)
     )
-    assert count(log) == Count(reads=1, writes=2, config=1)
+    assert count(log) == Count(reads=1, writes=2)
 
 
 def test_a_bulk_access_counts_its_words() -> None:
@@ -30,7 +30,7 @@ def test_a_bulk_access_counts_its_words() -> None:
 
 
 def test_the_table_leaves_out_what_the_kernel_has_not() -> None:
-    rows = table({"open": Count(3, 0, 0), "X": Count(2, 1, 0)}, {"X": Count(1, 1, 0)})
+    rows = table({"open": Count(3, 0), "X": Count(2, 1)}, {"X": Count(1, 1)})
     assert "| `open` | 3 |  | 0 |  | 1.6 |  |" in rows
     assert "| `X` | 2 | 1 | 1 | 1 | 1.1 | 0.6 |" in rows
 
@@ -54,4 +54,6 @@ def test_no_case_reads_more_than_the_kernels_driver() -> None:
         if kernels is not None and mine[0] > kernels[0]
     }
     assert not more
-    assert documented()["pcie_ep_doorbell.DOORBELL_TEST"][0] <= (8, 8)
+    reads, writes = documented()["pcie_ep_doorbell.DOORBELL_TEST"][0]
+    assert reads <= 8
+    assert writes <= 8
