@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rcdrv.errors import UsageError as UsageError
     from rcdrv.function import Function as Function
     from rcdrv.mmio import Window as Window
+    from rcdrv.outcomes import CheckResult as CheckResult
     from rcdrv.outcomes import Result as Result
     from rcdrv.outcomes import RingResult as RingResult
     from rcdrv.outcomes import SuiteResult as SuiteResult
@@ -53,6 +54,7 @@ _HOMES = {
     "RcdrvError": "errors",
     "Reason": "verdict",
     "Result": "outcomes",
+    "CheckResult": "outcomes",
     "RingResult": "outcomes",
     "SuiteResult": "outcomes",
     "UsageError": "errors",
