@@ -50,6 +50,8 @@ class RegisterBlock:
         """The endpoint was seen to clear COMMAND before it answered, as pci-epf-test does."""
         self.free_db_bar: int | None = None
         """DB_BAR as read while no doorbell was enabled; None: one may be."""
+        self.wrote_db_bar = False
+        """DB_BAR holds a value of this program, and names no doorbell."""
         self._resets = self.function.resets
 
     def distrust(self) -> None:
@@ -76,17 +78,20 @@ class RegisterBlock:
 
     def write(self, register: Reg, value: int) -> None:
         """Write a register."""
-        if register in _REQUEST:
-            self._request[register] = value
+        self._request.pop(register, None)
         if value and (register is Reg.FLAGS or (register is Reg.IRQ_TYPE and value > IrqType.MSIX)):
             self.accepted = False
         if register is Reg.COMMAND:
             self.idle = False
+        if register is Reg.DB_BAR:
+            self.wrote_db_bar = True
         if register is Reg.DB_BAR or (register, value) == (Reg.COMMAND, Command.ENABLE_DOORBELL):
             self.free_db_bar = None
         if self._trace is not None:
             self._trace(f"write {_line(register, value)}")
         self._regs.write32(register, value)
+        if register in _REQUEST:
+            self._request[register] = value
 
     def set(self, register: Reg, value: int) -> None:
         """Write a request register unless it has the value already."""

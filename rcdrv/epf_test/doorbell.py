@@ -104,6 +104,8 @@ class Doorbell:
 
     def __enter__(self) -> Doorbell:
         driver = self._driver
+        if driver.doorbell_held:
+            raise UsageError("this program holds the doorbell already, enabled")
         driver.count_strays()
         driver.distrust()
         if not driver.caps & Caps.DYNAMIC_INBOUND_MAPPING and not self._force:
@@ -115,6 +117,7 @@ class Doorbell:
                 verdict=Verdict.SKIP,
                 hint="kernels 6.17 to 6.19 can do them without saying so: `force` tries",
             )
+        driver.doorbell_held = True
         try:
             if self._override:
                 self._override.window(driver.function)
@@ -148,6 +151,14 @@ class Doorbell:
             driver.trace("doorbell left enabled by an earlier run: disable it and try again")
             driver.command(Command.DISABLE_DOORBELL)
             answer = self._send_enable()
+            if not self._enabled and stale_doorbell(driver) is not None:
+                self.left_enabled = True
+                raise NotPassed(
+                    Reason.DISABLE_FAILED,
+                    "the doorbell of an earlier run is still enabled: DISABLE_DOORBELL does not"
+                    " free it",
+                    hint=LEFT_ENABLED_HINT,
+                )
         if self._enabled and answer.good:
             return
         if answer.good:
@@ -186,6 +197,8 @@ class Doorbell:
         """What the answer to ENABLE says of the doorbell's state."""
         success = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
         self._enabled = answer.answered and success and not answer.contradicts
+        if self._enabled:
+            self._driver.wrote_db_bar = False
         # Without an answer the endpoint may have taken it without a word.
         self.left_enabled = (not answer.answered and not answer.command_left) or answer.contradicts
 
@@ -234,6 +247,8 @@ class Doorbell:
                 self.left_enabled = self._enabled or self._driver.in_flight is not None
                 if not failing or not isinstance(error, RcdrvError):
                     raise
+            finally:
+                self._driver.doorbell_held = False
 
     def _disable(self) -> None:
         driver = self._driver
@@ -332,7 +347,7 @@ class Doorbell:
                     " the write does not arrive: is the BAR mapped where the endpoint thinks?"
                 )
             return failure
-        if driver.irq_kind is None:
+        if not answer.vectors:  # polled
             return None
         if min(answer.vectors) or len(answer.vectors) > 1:
             fired = ", ".join(str(vector + 1) for vector in sorted(answer.vectors))
@@ -371,7 +386,7 @@ def stale_doorbell(driver: EpfTest) -> int | None:
     if driver.free_db_bar is not None:
         return None
     bar = driver.read(Reg.DB_BAR)
-    if 1 <= bar <= 5 and bar != driver.reg_bar:
+    if 1 <= bar <= 5 and bar != driver.reg_bar and not driver.wrote_db_bar:
         return bar
     if driver.idle:
         driver.free_db_bar = bar

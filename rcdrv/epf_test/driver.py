@@ -113,6 +113,8 @@ class EpfTest(RegisterBlock):
         self.irq_type, self.irq_kind = self._choose_irq(irq)
         self.in_flight: Command | None = None
         """A command without an answer yet, because an exception ended the wait."""
+        self.doorbell_held = False
+        """A :class:`~rcdrv.epf_test.doorbell.Doorbell` of this driver is entered."""
         self.not_taken = False
         """The last command was not taken in time, whether it was taken back or not."""
         self._asked_ns = 0
@@ -248,6 +250,12 @@ class EpfTest(RegisterBlock):
         # The endpoint clears STATUS too when it takes a command, but one that takes nothing
         # must not be read as if it had answered with what an earlier command left behind.
         self.write(Reg.STATUS, 0)
+        if self.irq_kind is None and not self.accepted and self.read(Reg.STATUS):
+            raise NotPassed(
+                Reason.WRONG_STATUS,
+                "STATUS does not take a 0, so no answer could be told from it",
+                hint="is this the register BAR (`reg_bar`)?",
+            )
         self.drop_interrupts()
         barrier()
         self.in_flight = command

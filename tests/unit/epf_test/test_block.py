@@ -9,7 +9,9 @@ import pytest
 
 from rcdrv.api import Endpoint
 from rcdrv.device import CONFIG_REGION
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.registers import Command, Reg
+from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
 from rcdrv.verdict import Reason, Verdict
@@ -67,3 +69,41 @@ def test_a_poke_of_a_register_is_noticed() -> None:
         assert endpoint.test("*.memcpy.READ_TEST").passed
         endpoint.poke(endpoint.driver.reg_bar, Reg.IRQ_TYPE, 7)
         assert endpoint.test("*.memcpy.READ_TEST").passed
+
+
+def test_a_doorbell_that_disable_does_not_free_is_told() -> None:
+    """The second run must not blame the endpoint's kernel configuration."""
+    with virtual.endpoint(f"{SMALL},fault=disable-fail") as device:
+        with opened(device) as endpoint:
+            assert endpoint.ring().left_enabled
+        with opened(device) as endpoint:
+            again = endpoint.ring()
+            assert again.reason is Reason.DISABLE_FAILED
+            assert again.left_enabled
+
+
+def test_a_second_doorbell_is_refused() -> None:
+    """It would disable the first one, which then writes into memory of the BAR."""
+    with virtual.endpoint(SMALL) as device, opened(device) as endpoint:
+        with endpoint.doorbell() as doorbell:
+            with pytest.raises(UsageError, match="holds the doorbell"):
+                endpoint.ring()
+            assert doorbell.judge(doorbell.ring()) is None
+        assert endpoint.ring().passed
+
+
+def test_a_bar_that_this_program_wrote_is_no_doorbell() -> None:
+    """DISABLE_DOORBELL without a doorbell crashes pci-epf-test."""
+    with virtual.endpoint("am654") as device, opened(device) as endpoint:
+        endpoint.driver.write(Reg.DB_BAR, 3)
+        assert endpoint.ring().reason is Reason.ENABLE_FAILED
+
+
+def test_a_vector_of_another_kind_is_no_error_of_the_program() -> None:
+    with (
+        virtual.endpoint(SMALL) as device,
+        opened(device) as endpoint,
+        endpoint.doorbell() as doorbell,
+    ):
+        endpoint.driver.use_irq(IrqChoice.POLL)
+        assert doorbell.judge(doorbell.ring()) is None
