@@ -71,9 +71,9 @@ def _run(arguments: list[str], cancel: Cancel, *, in_child: bool) -> int:
     args = argparse.Namespace(json="--json" in arguments, device=None)
     try:
         try:
-            args = build_parser(arguments).parse_args(arguments)
-            from rcdrv.cli.common import refuse_unused
+            from rcdrv.cli.common import parse, refuse_unused
 
+            args = parse(build_parser(arguments), arguments)
             refuse_unused(args)
             args.in_child = in_child
             status = int(import_module(f"rcdrv.cli.{args.command}").run(args, cancel))

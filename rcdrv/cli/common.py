@@ -57,10 +57,24 @@ class Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
-        hint = f"{self.prog} --help"
-        if message.startswith(("unrecognized arguments: -d", "unrecognized arguments: -v")):
-            hint = "-d and -v stand before the command; --device and --verbose anywhere"
-        raise UsageError(message, hint=hint)
+        raise UsageError(message, hint=f"{self.prog} --help")
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; the hint for what no parser takes is the help of its command.
+
+    :raises UsageError: it is not valid
+    """
+    args, left = parser.parse_known_args(arguments)
+    if not left:
+        return args
+    command = getattr(args, "command", None)
+    hint = f"{parser.prog} {command} --help" if command else f"{parser.prog} --help"
+    if left[0][:2] in ("-d", "-v"):
+        hint = "-d and -v stand before the command; --device and --verbose anywhere"
+    elif left[0].startswith(("sim:", "vfio-user:")):
+        hint = f"an address is the value of an option: --device {left[0]}"
+    raise UsageError(f"unrecognized arguments: {' '.join(left)}", hint=hint)
 
 
 ENDPOINT = ("device", "json", "verbose", "timeout", "reg_bar", "irq")

@@ -39,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    del cancel  # the server has signal handlers of its own
     if args.list:
         return _list(as_json=args.json)
     if args.spec is None or args.socket is None:
@@ -48,6 +47,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     layout = load_layout(spec)
 
     def ready() -> None:
+        # By now the server's handlers are set; an earlier signal was left to those of before.
+        cancel.check()
         print(f"serving {args.spec} on {args.socket}", file=sys.stderr, flush=True)
 
     serve(layout, path=args.socket, access_log=args.access_log, ready=ready)

@@ -55,7 +55,7 @@ def explain(driver: EpfTest, answer: Answer, what: str) -> NotPassed:
 
 def _irq_hint(driver: EpfTest) -> str:
     if driver.irq_type is IrqType.INTX:
-        return "this controller may not be able to raise INTx (many cannot); try `irq=msi`"
+        return "many controllers cannot raise INTx; rings and transfers do without it: `irq=msi`"
     msix = driver.function.config.msix() if driver.irq_type is IrqType.MSIX else None
     advice = (
         "does the endpoint's dmesg show 'Invalid MSI'? Is bus mastering on, and does the"
