@@ -25,6 +25,9 @@ SERVER_HINT = "is it a vfio-user server? one is started with: rcdrv sim PRESET -
 
 SHARE = 0.05
 """Seconds that an answer may take on average, at least: a busy host delays each one."""
+_BEYOND = 1.0
+"""Seconds by which one answer may exceed the budget. After that it is not awaited: the connection
+cannot be used any more, not for clean-up either."""
 _FOR_CLEANUP = 2.0
 """Seconds of lateness that clean-up may add once the budget is exhausted."""
 
@@ -118,16 +121,23 @@ class Caller:
     def __init__(self, sock: socket.socket, address: str, timeout: float) -> None:
         self.address = address
         """The address as the user wrote it."""
-        self.timeout = timeout
-        """Seconds to wait for each reply; may be changed at any time."""
         self.share = SHARE
         """Seconds that a call adds to the budget."""
-        self._budget = timeout
+        self.timeout = timeout
         self._warned = self._endpoint = False
         self._connection = Connection(sock)
         self._memory = ClientMemory()
         self._next_id = 0
         self._lost: tuple[str, str] | None = None
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for each reply; may be changed at any time, which fills the budget."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._timeout = self._budget = seconds
 
     def _fail(self, message: str, hint: str = "") -> DeviceLost:
         """Give the connection up; every later call raises the same."""
@@ -147,18 +157,19 @@ class Caller:
         """
         self._check_lost()
         self._next_id = number = (self._next_id + 1) & 0xFFFF
-        deadline = Deadline(self.timeout)
+        deadline = self._deadline()
         try:
             self._connection.send(command, number, 0, body, deadline, fds=fds)
             message = self._await_reply(deadline)
         except (wire.Disconnected, ProtocolError, TimeoutError) as error:
-            raise self._end(error, command) from error
+            raise self._end(error, deadline, command) from error
         except OSError as error:
             raise HostError(
                 f"{self.address}: cannot send {command.name}: {error.strerror}", hint=_OPEN_FILES
             ) from error
         try:
-            self._spend(deadline.seconds - deadline.remaining)
+            self._budget = min(self._budget + self.share, self.timeout)
+            self._spend(deadline)
             if not message.is_reply or message.id != number or message.command != command:
                 raise self._fail(
                     f"{command.name} {number} was answered by "
@@ -182,12 +193,16 @@ class Caller:
         self.share = max(SHARE, timeout / 20)
         self._endpoint = True
 
-    def _spend(self, seconds: float) -> None:
-        """Take what an answer took from the budget.
+    def _deadline(self) -> Deadline:
+        """Return the bound of one exchange: what is left of the budget, and a little beyond it."""
+        return Deadline(min(self.timeout, self._budget + self.share + _BEYOND))
+
+    def _spend(self, deadline: Deadline) -> None:
+        """Take the time since the start of ``deadline`` from the budget.
 
         :raises DeviceLost: the budget is exhausted
         """
-        self._budget = min(self._budget + self.share, self.timeout) - seconds
+        self._budget -= deadline.seconds - deadline.remaining
         if self._budget >= 0:
             return
         message = "the server answers too late too often"
@@ -219,12 +234,14 @@ class Caller:
         except Refused as refused:
             raise HostError(f"{self.address}: {command.name} was refused: {refused}") from refused
 
-    def _end(self, error: Exception, command: WireCommand | None = None) -> DeviceLost:
+    def _end(
+        self, error: Exception, deadline: Deadline, command: WireCommand | None = None
+    ) -> DeviceLost:
         """Return the error for a connection that ended during ``command``."""
         doing = f" to {command.name}" if command else ""
         if isinstance(error, TimeoutError):
             return self._fail(
-                f"no answer{doing} within {self.timeout:g} s",
+                f"no answer{doing} within {deadline.seconds:.3g} s",
                 "the endpoint's process hangs, or it serves another client (QEMU?): "
                 "a vfio-user server has one at a time",
             )
@@ -259,6 +276,7 @@ class Caller:
 
     def on_readable(self) -> None:
         self._check_lost()
+        deadline = self._deadline()
         try:
             # One message only: the wait that calls this has a bound of its own, and a server may
             # send for ever.
@@ -270,9 +288,10 @@ class Caller:
                 raise ProtocolError(
                     f"a reply to {wire.command_name(message.command)} that nobody waits for"
                 )
-            self._serve(message, Deadline(self.timeout))
+            self._serve(message, deadline)
+            self._spend(deadline)
         except (wire.Disconnected, ProtocolError, TimeoutError) as error:
-            raise self._end(error) from error
+            raise self._end(error, deadline) from error
 
     def close(self) -> None:
         """Close the connection. Closing twice is harmless."""
