@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -15,14 +16,16 @@ from pathlib import Path
 
 import pytest
 
+from rcdrv.cli import build_parser
+from rcdrv.cli import sim as sim_command
 from rcdrv.device import IrqKind
-from rcdrv.errors import DeviceLost
+from rcdrv.errors import DeviceLost, Interrupted
 from rcdrv.function import Function
 from rcdrv.sim.epf_test.function import crc32_le
 from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, Command, Register, Status
 from rcdrv.sim.layout import load_layout
 from rcdrv.vfio_user.client import Client
-from rcdrv.wait import Deadline
+from rcdrv.wait import Cancel, Deadline
 from tests.unavailable import unavailable
 
 from .conftest import LIMIT, Endpoint
@@ -264,3 +267,14 @@ def test_it_starts_with_the_standard_library_alone() -> None:
     )
     foreign = set(run.stdout.split()) - sys.stdlib_module_names - {"rcdrv"}
     assert not {name for name in foreign if not name.startswith(("_", "sitecustomize"))}
+
+
+def test_a_stop_before_it_serves_is_not_lost(tmp_path: Path) -> None:
+    """The handlers of the command line took the signal, before the server set its own."""
+    path = tmp_path / "ep.sock"
+    cancel = Cancel()
+    cancel.request(signal.SIGTERM)
+    arguments = build_parser(["sim"]).parse_args(["sim", "rk3588", "--socket", str(path)])
+    with contextlib.closing(cancel), pytest.raises(Interrupted):
+        sim_command.run(arguments, cancel)
+    assert not path.exists()
