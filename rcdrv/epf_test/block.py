@@ -50,8 +50,6 @@ class RegisterBlock:
         """The endpoint was seen to clear COMMAND before it answered, as pci-epf-test does."""
         self.free_db_bar: int | None = None
         """DB_BAR as read while no doorbell was enabled; None: one may be."""
-        self.wrote_db_bar = False
-        """DB_BAR holds a value of this program, and names no doorbell."""
         self._resets = self.function.resets
 
     def distrust(self) -> None:
@@ -83,8 +81,6 @@ class RegisterBlock:
             self.accepted = False
         if register is Reg.COMMAND:
             self.idle = False
-        if register is Reg.DB_BAR:
-            self.wrote_db_bar = True
         if register is Reg.DB_BAR or (register, value) == (Reg.COMMAND, Command.ENABLE_DOORBELL):
             self.free_db_bar = None
         if self._trace is not None:

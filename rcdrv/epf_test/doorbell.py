@@ -197,8 +197,6 @@ class Doorbell:
         """What the answer to ENABLE says of the doorbell's state."""
         success = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
         self._enabled = answer.answered and success and not answer.contradicts
-        if self._enabled:
-            self._driver.wrote_db_bar = False
         # Without an answer the endpoint may have taken it without a word.
         self.left_enabled = (not answer.answered and not answer.command_left) or answer.contradicts
 
@@ -386,7 +384,7 @@ def stale_doorbell(driver: EpfTest) -> int | None:
     if driver.free_db_bar is not None:
         return None
     bar = driver.read(Reg.DB_BAR)
-    if 1 <= bar <= 5 and bar != driver.reg_bar and not driver.wrote_db_bar:
+    if 1 <= bar <= 5 and bar != driver.reg_bar:
         return bar
     if driver.idle:
         driver.free_db_bar = bar

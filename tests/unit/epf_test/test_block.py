@@ -92,13 +92,6 @@ def test_a_second_doorbell_is_refused() -> None:
         assert endpoint.ring().passed
 
 
-def test_a_bar_that_this_program_wrote_is_no_doorbell() -> None:
-    """DISABLE_DOORBELL without a doorbell crashes pci-epf-test."""
-    with virtual.endpoint("am654") as device, opened(device) as endpoint:
-        endpoint.driver.write(Reg.DB_BAR, 3)
-        assert endpoint.ring().reason is Reason.ENABLE_FAILED
-
-
 def test_a_vector_of_another_kind_is_no_error_of_the_program() -> None:
     with (
         virtual.endpoint(SMALL) as device,
