@@ -107,12 +107,11 @@ def test_every_python_that_is_here(archive: Path) -> None:
     oldest, *_ = oldest_and_newest()
     layout = archive.parent / "own.toml"
     layout.write_text((ROOT / "rcdrv/sim/presets/rk3588.toml").read_text())
-    for arguments in (("ring", "--device", f"sim:{layout}"), ("sim", str(layout), "--dump")):
-        done = bare(archive, *arguments, python=oldest)
-        assert "Traceback" not in done.stderr
-        if done.returncode:
-            assert "this needs tomli" in done.stderr
-            assert "-m pip install tomli" in done.stderr
+    done = bare(archive, "ring", "--device", f"sim:{layout}", python=oldest)
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        assert "this needs tomli" in done.stderr
+        assert "-m pip install tomli" in done.stderr
 
 
 def test_the_endpoint_that_it_starts_is_its_own(archive: Path, tmp_path: Path) -> None:
