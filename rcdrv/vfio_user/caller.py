@@ -288,8 +288,11 @@ class Caller:
                 raise ProtocolError(
                     f"a reply to {wire.command_name(message.command)} that nobody waits for"
                 )
+            deadline = self._deadline()
+            replies = not message.flags & wire.NO_REPLY
             self._serve(message, deadline)
-            self._spend(deadline)
+            if replies:  # which waits while the server does not read
+                self._spend(deadline)
         except (wire.Disconnected, ProtocolError, TimeoutError) as error:
             raise self._end(error, deadline) from error
 

