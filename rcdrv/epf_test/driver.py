@@ -146,9 +146,12 @@ class EpfTest(RegisterBlock):
         if choice is not IrqChoice.AUTO:
             kind = IrqKind[choice.name]
             if not device.irq_count(kind):
+                # By sysfs no endpoint has any: the backend is as likely the reason.
+                none = not any(map(device.irq_count, IrqKind))
+                by = f", nor any other interrupt, by {device.backend}" if none else ""
                 raise NotPassed(
                     Reason.NO_VECTORS,
-                    f"{self.function.address} has no {kind.name}",
+                    f"{self.function.address} has no {kind.name}{by}",
                     verdict=Verdict.SKIP,
                     hint="`irq=auto` takes what there is",
                 )

@@ -277,7 +277,7 @@ def open_sysfs(bdf: str, paths: Paths) -> SysfsDevice:
     if driver:
         raise HostError(
             f"{bdf} is bound to {driver}, which drives it",
-            hint=f"take it from there, as root: echo {bdf} > {folder}/driver/unbind",
+            hint=f"if this host can do without it, as root: echo {bdf} > {folder}/driver/unbind",
         )
     with contextlib.suppress(OSError):
         power = (folder / "power_state").read_text().strip()
@@ -323,7 +323,8 @@ def _failure(paths: Paths, bdf: str, what: str, error: OSError) -> RcdrvError:
     if error.errno == errno.EBUSY:  # enable_store()
         return HostError(
             f"{bdf}: {what}: a driver has just taken it",
-            hint=f"take it from there, as root: echo {bdf} > {paths.function(bdf)}/driver/unbind",
+            hint="if this host can do without it, as root:"
+            f" echo {bdf} > {paths.function(bdf)}/driver/unbind",
         )
     return HostError(
         f"{bdf}: {what}: {os.strerror(error.errno or 0)}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rcdrv.report.html.markup import Markup, element, join
-from rcdrv.report.html.section import Section, badge, explanation, finding
+from rcdrv.report.html.section import Section, badge, explanation, finding, wide_table
 from rcdrv.report.html.source import Node, Source
 
 
@@ -22,18 +22,7 @@ def section(source: Source) -> Section:
         f"{broken} is broken, look at: {side}" if broken else "no layer is broken",
         join(
             element("p", node.said("description"), class_="note"),
-            element(
-                "div",
-                element(
-                    "table",
-                    element(
-                        "thead", element("tr", [element("th", head, scope="col") for head in heads])
-                    ),
-                    element("tbody", rows),
-                    class_="cases",
-                ),
-                class_="wide",
-            ),
+            wide_table(heads, element("tbody", rows)),
         ),
         finding(node, device),
     )

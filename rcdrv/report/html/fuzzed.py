@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rcdrv.report.html import layout
 from rcdrv.report.html.markup import Child, Markup, element, join
-from rcdrv.report.html.section import Finding, Section, badge, code, facts, table
+from rcdrv.report.html.section import Finding, Section, badge, code, facts, table, wide_table
 from rcdrv.report.html.source import Node, Picture, Source
 from rcdrv.results.summary import CASE_VERDICTS
 from rcdrv.verdict import Verdict
@@ -155,18 +155,7 @@ def replay(source: Source) -> Section:
         source.name,
         Verdict.FAIL if findings else Verdict.PASS,
         _findings(len(findings)),
-        element(
-            "div",
-            element(
-                "table",
-                element(
-                    "thead", element("tr", [element("th", head, scope="col") for head in heads])
-                ),
-                element("tbody", rows),
-                class_="cases",
-            ),
-            class_="wide",
-        ),
+        wide_table(heads, element("tbody", rows)),
         findings,
     )
 

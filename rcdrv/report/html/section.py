@@ -54,6 +54,12 @@ def badge(verdict: Verdict) -> Markup:
     return element("span", verdict.value, class_=f"badge {verdict.value}")
 
 
+def wide_table(heads: Sequence[str], bodies: Child) -> Markup:
+    """Return a table of cases that scrolls by itself where the page is narrow."""
+    head = element("thead", element("tr", [element("th", one, scope="col") for one in heads]))
+    return element("div", element("table", head, bodies, class_="cases"), class_="wide")
+
+
 def code(text: str) -> Markup:
     return element("code", text)
 

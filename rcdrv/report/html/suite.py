@@ -7,7 +7,7 @@ from itertools import groupby, islice
 from typing import NamedTuple
 
 from rcdrv.report.html.markup import Markup, element, join
-from rcdrv.report.html.section import Finding, Section, badge, code, explanation
+from rcdrv.report.html.section import Finding, Section, badge, code, explanation, wide_table
 from rcdrv.report.html.source import Node, Source
 from rcdrv.results.summary import CASE_VERDICTS
 from rcdrv.results.units import duration_text
@@ -145,16 +145,7 @@ def _table(cases: Sequence[_Case], missing: Sequence[str]) -> Markup:
         ]
         bodies.append(element("tbody", rows))
     heads = ("verdict", "case", "what was seen", "time")
-    return element(
-        "div",
-        element(
-            "table",
-            element("thead", element("tr", [element("th", head, scope="col") for head in heads])),
-            bodies,
-            class_="cases",
-        ),
-        class_="wide",
-    )
+    return wide_table(heads, bodies)
 
 
 def _row(case: _Case) -> Markup:
