@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rcdrv.api import Endpoint as Endpoint
     from rcdrv.api import case_names as case_names
     from rcdrv.api import open as open
-    from rcdrv.capabilities import CAPABILITIES as CAPABILITIES
     from rcdrv.epf_test.doorbell import Doorbell as Doorbell
     from rcdrv.epf_test.doorbell import Location as Location
     from rcdrv.epf_test.driver import EpfTest as EpfTest
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from rcdrv.errors import UsageError as UsageError
     from rcdrv.function import Function as Function
     from rcdrv.mmio import Window as Window
+    from rcdrv.needs import CAPABILITIES as CAPABILITIES
     from rcdrv.outcomes import CheckResult as CheckResult
     from rcdrv.outcomes import Result as Result
     from rcdrv.outcomes import RingResult as RingResult
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rcdrv.wait import Cancel as Cancel
 
 _HOMES = {
-    "CAPABILITIES": "capabilities",
+    "CAPABILITIES": "needs",
     "Cancel": "wait",
     "Caps": "epf_test.registers",
     "DeviceLost": "errors",

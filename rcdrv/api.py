@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from rcdrv.address import open_function
-from rcdrv.capabilities import lacks
 from rcdrv.epf_test.doorbell import Doorbell, Location, free_stale_doorbell, stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.outcome import worst
@@ -23,6 +22,7 @@ from rcdrv.epf_test.ring import RingPlan, RingReport, RingRun
 from rcdrv.errors import DeviceLost, EndpointError, RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import Window
+from rcdrv.needs import lacks
 from rcdrv.outcomes import CheckResult, RingResult, SuiteResult
 from rcdrv.results.baseline import load
 from rcdrv.results.observer import Observer

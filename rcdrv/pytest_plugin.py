@@ -79,7 +79,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needs = _needs(item)
         if not needs:
             continue
-        from rcdrv.capabilities import CAPABILITIES
+        from rcdrv.needs import CAPABILITIES
 
         unknown = [need for need in needs if need not in CAPABILITIES]
         if unknown:

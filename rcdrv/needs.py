@@ -1,4 +1,4 @@
-"""Capabilities that a test of an endpoint may need, and why one is not there."""
+"""What a test may need of an endpoint, and why it is not there. PCI capabilities: rcdrv.pci."""
 
 from __future__ import annotations
 
