@@ -65,7 +65,7 @@ def halves_not_swapped(patch: Patch) -> None:
 
 
 def stale_flags(patch: Patch) -> None:
-    def careless(self: EpfTest, flags: Flags, vector: int) -> None:
+    def careless(self: EpfTest, _command: Command, flags: Flags, vector: int) -> None:
         if flags:
             self.write(Reg.FLAGS, flags)
         self.request_irq(vector)
