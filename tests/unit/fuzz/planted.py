@@ -15,7 +15,7 @@ import pytest
 from rcdrv.device import IrqKind
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest as Driver
-from rcdrv.epf_test.registers import Flags, Reg
+from rcdrv.epf_test.registers import Command, Flags, Reg
 from rcdrv.sim.config_space import SimConfigSpace
 from rcdrv.sim.controller import SWAPPED, Controller
 from rcdrv.sim.doorbell import Doorbells
@@ -30,7 +30,7 @@ Patch = pytest.MonkeyPatch
 
 
 def driver_leaves_stale_flags(patch: Patch) -> None:
-    def careless(self: Driver, flags: Flags, vector: int) -> None:
+    def careless(self: Driver, _command: Command, flags: Flags, vector: int) -> None:
         if flags:
             self.write(Reg.FLAGS, flags)
         self.request_irq(vector)
