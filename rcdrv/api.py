@@ -277,6 +277,7 @@ class Endpoint:
         :returns: whether none is enabled now
         :raises DeviceLost: the device is gone
         """
+        self.driver.doorbell_held = False  # one that was never left is like that of an earlier run
         free_stale_doorbell(self.driver)
         return stale_doorbell(self.driver) is None
 

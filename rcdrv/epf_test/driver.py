@@ -38,8 +38,8 @@ _IRQ_KINDS = {IrqType.INTX: IrqKind.INTX, IrqType.MSI: IrqKind.MSI, IrqType.MSIX
 
 # The endpoint writes STATUS before it raises the interrupt, and an interrupt crosses a link in
 # microseconds. So once STATUS has the answer, an interrupt that is this late (s) is lost. Where the
-# user allows long waits, as on a busy emulator, the grace is a tenth of the time-out.
-_IRQ_GRACE = 0.1
+# user allows long waits, as on a busy emulator, it may be a tenth of the time-out late, up to more.
+_IRQ_GRACE, _LONGEST_GRACE = 0.1, 0.3
 # How often (s) a wait for an interrupt looks at STATUS. Rare, since each look is a read over the
 # link that an endpoint under test need not see.
 _PEEK = 0.02
@@ -399,7 +399,7 @@ class EpfTest(RegisterBlock):
                 self._unmatched += sum(vectors.values())
             if answered:
                 if grace is None:
-                    late = max(_IRQ_GRACE, self.timeout / 10)
+                    late = min(max(_IRQ_GRACE, self.timeout / 10), _LONGEST_GRACE)
                     grace = self.function.deadline(min(late, deadline.remaining))
                 elif grace.expired:
                     return Answer(status, True, interrupted=interrupted, irq_lost=True)
