@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import termios
+import threading
 import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
@@ -87,13 +88,34 @@ def run(options: argparse.Namespace) -> int:
             sinks=(_sink(sys.stdout.buffer), _sink(sys.stderr.buffer)),
         )
         process.close_stdin()
-        try:
-            result = guest.wait(process)
-        except KeyboardInterrupt:
-            # The first Ctrl-C is for the command, as if it ran here; the second ends the lab.
-            process.signal(signal.SIGINT)
+        with _first_interrupt(process):
             result = guest.wait(process)
         return _shell_status(result.status)
+
+
+@contextlib.contextmanager
+def _first_interrupt(process: Process) -> Iterator[None]:
+    """Hand the first Ctrl-C to the command, as if it ran here; the second ends the lab.
+
+    By a thread: an exception in the middle of a wait could break the wait's lock, and a signal
+    handler must not wait for one.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def hand_over() -> None:
+        with contextlib.suppress(LabError):  # the wait says that the guest is gone
+            process.signal(signal.SIGINT)
+
+    def interrupted(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        threading.Thread(target=hand_over, daemon=True).start()
+
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def replay_saved(options: argparse.Namespace) -> int:
