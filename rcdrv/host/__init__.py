@@ -1,1 +1,1 @@
-"""The host's side of things, read from sysfs: which functions there are and who has them."""
+"""The host's side: find PCI functions, bind them, rescan them, diagnose the host."""

@@ -1,4 +1,4 @@
-"""Advanced Error Reporting: the error counters that sysfs keeps of a function and its port."""
+"""Advanced Error Reporting (AER): the error counters of a function and its port in sysfs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _FILES = ("aer_dev_correctable", "aer_dev_nonfatal", "aer_dev_fatal")
 
 
 class ErrorCounters:
-    """The counters of a function and of the port above it, from one look to the next.
+    """Error counters of a function and of the port above it.
 
-    There are none without AER, and for endpoints that are not on this host's bus. The files are
+    Empty without AER, and for an endpoint that is not on this host's bus. The files are
     described in Documentation/ABI/testing/sysfs-bus-pci-devices-aer.
     """
 
@@ -23,7 +23,7 @@ class ErrorCounters:
         self._seen = self._read()
 
     def risen(self) -> list[str]:
-        """What was counted since the last look, one line each."""
+        """Return the errors counted since the last call, one line each."""
         before, self._seen = self._seen, self._read()
         if before == self._seen:  # all that has to be quick: it is asked before every case
             return []

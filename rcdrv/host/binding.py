@@ -1,8 +1,8 @@
-"""Hand functions to vfio-pci, and back to the driver that they were taken from.
+"""Bind functions to vfio-pci, and give them back to their previous driver.
 
-By driver_override and never by new_id: new_id would also take every other function with this ID,
-now and later. What a function was before is noted under /run/rcdrv, which other processes see and
-a reboot clears, as it clears everything that the note is about.
+Uses driver_override, never new_id: new_id would also claim every other function with this ID, now
+and later. The previous state is noted under /run/rcdrv, which other processes see and a reboot
+clears.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from rcdrv.sysfs import DRIVER, Paths
 Say = Callable[[str], None]
 
 UNBIND_WITHIN = 5.0
-"""Seconds that whoever has the function open gets to let go of it."""
+"""Seconds for a process that has the function open to close it."""
 
-# What must not be taken from a running system by mistake.
+# Classes that a running system may depend on.
 _PRECIOUS = {0x01: "storage", 0x02: "network"}
 
 
 @dataclass
 class Note:
-    """What a function was before rcdrv took it."""
+    """State of a function before rcdrv bound it."""
 
     driver: str | None
     override: str
-    """What driver_override held; empty for nothing."""
+    """Previous driver_override; may be empty."""
     reset_method: str | None = None
-    """What reset_method held, if resets are off now."""
+    """Previous reset_method, if resets are off now."""
 
 
 def note_path(paths: Paths, address: str) -> Path:
@@ -45,7 +45,7 @@ def note_path(paths: Paths, address: str) -> Path:
 
 
 def read_note(paths: Paths, address: str) -> Note | None:
-    """The note that an earlier bind left, if any."""
+    """Return the note of an earlier bind, if any."""
     try:
         note = Note(**parse_json(read_text(note_path(paths, address))))
     except (UsageError, ValueError, TypeError):
@@ -57,7 +57,7 @@ def read_note(paths: Paths, address: str) -> Note | None:
 
 
 def _is_name(driver: object) -> bool:
-    """Whether this can be a driver's folder in sysfs, and nothing outside of that."""
+    """Return whether a name is a plain file name, which cannot leave sysfs's drivers folder."""
     return isinstance(driver, str) and "/" not in driver and driver not in ("", ".", "..")
 
 
@@ -77,11 +77,11 @@ def _write_note(paths: Paths, address: str, note: Note) -> None:
 
 
 class Binder:
-    """Binds and unbinds functions.
+    """Bind and unbind functions.
 
-    :param say: told every change, one line each
-    :param write: how sysfs is written to
-    :param unbind: the same, for what blocks while somebody has the function open
+    :param say: called with each change, one line
+    :param write: writes a sysfs file
+    :param unbind: the same for writes that block while a process has the function open
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class Binder:
         no_reset: bool = False,
         force: bool = False,
     ) -> list[HostFunction]:
-        """Hand a function, or its whole IOMMU group, to vfio-pci; all of them or none.
+        """Bind a function, or its whole IOMMU group, to vfio-pci: all of them or none.
 
-        :param no_reset: turn the function's resets off, as VFIO resets at every open and close
+        :param no_reset: disable resets of the function; VFIO resets at every open and close
         :param force: take storage and network devices from their drivers
         :returns: the functions that are bound now
-        :raises HostError: it cannot be done, or should not; nothing has changed then
+        :raises HostError: impossible or unsafe; nothing has changed
         """
         taken = [function, *(self._others(function) if whole_group else [])]
         self._check(function, taken, force)
@@ -181,7 +181,7 @@ class Binder:
             self._switch_reset(function, off=no_reset)
             return
         override = function.text("driver_override") or ""
-        # After a rescan its driver may not have come back to it yet, but is noted.
+        # After a rescan its driver may not have probed it yet, but is noted.
         earlier = read_note(self._paths, address) or Note(None, "")
         note = Note(before or earlier.driver, "" if override in ("(null)", DRIVER) else override)
         _write_note(self._paths, address, note)
@@ -197,7 +197,7 @@ class Binder:
             self._paths.sys / "bus/pci/drivers_probe",
             address,
         )
-        # The kernel does not tell here that a driver's probe failed.
+        # The kernel does not report a failed probe here.
         if function.driver != DRIVER:
             raise HostError(
                 f"{DRIVER} does not take {address}", hint="the kernel's log (dmesg) says why"
@@ -214,9 +214,9 @@ class Binder:
     def unbind(
         self, function: HostFunction, *, whole_group: bool = False, force: bool = False
     ) -> list[HostFunction]:
-        """Give a function, or its whole IOMMU group, back to the drivers that had them.
+        """Give a function, or its whole IOMMU group, back to the previous drivers.
 
-        :param force: ask whoever has one of them open to let go of it
+        :param force: ask a process that has one of them open to close it
         :returns: the functions that were given back
         :raises HostError: it is in use, or not bound to vfio-pci
         """
@@ -247,7 +247,7 @@ class Binder:
             self._release(function, DRIVER)
         note_path(self._paths, address).unlink(missing_ok=True)
         if note is None:
-            # Somebody else bound it, a udev rule perhaps: whichever driver wants it may have it.
+            # Bound by somebody else, perhaps a udev rule: any driver that matches may probe it.
             probe = self._paths.sys / "bus/pci/drivers_probe"
             self._do(f"cannot probe {address}", self._write, probe, address)
         elif note.driver:
@@ -278,10 +278,10 @@ class Binder:
     # -- resets -------------------------------------------------------------------------------
 
     def _switch_reset(self, function: HostFunction, *, off: bool) -> None:
-        """Turn the resets of a function off, or on again if it was rcdrv that turned them off.
+        """Disable the resets of a function, or enable them again if rcdrv disabled them.
 
-        An empty reset_method is a function without any (reset_method_store() in
-        drivers/pci/pci.c), so VFIO finds nothing to do when it opens and closes it.
+        With an empty reset_method (reset_method_store() in drivers/pci/pci.c) VFIO resets nothing
+        when it opens and closes the function.
         """
         address, now = function.address, function.text("reset_method")
         note = read_note(self._paths, address) or Note(None, "")

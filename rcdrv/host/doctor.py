@@ -1,7 +1,7 @@
-"""Diagnosis of a host: what keeps rcdrv from driving an endpoint, and the cure for it.
+"""Diagnose a host: find what keeps rcdrv from driving an endpoint, and name the fix.
 
-Each row of the table is one small function. It reads a :class:`Subject` and changes nothing, so a
-made-up host shows each of its outcomes.
+Each row of the table is one small function. It reads a :class:`Subject` and changes nothing, so
+tests show each outcome with a made-up host.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def check_iommu(subject: Subject) -> Finding:
         return bad("the kernel runs none", _iommu_cure(subject))
     if function.group is None:
         return bad(f"none in front of {function.address}", _iommu_cure(subject))
-    # vfio_noiommu_group_alloc() in drivers/vfio/group.c names the groups that it makes up.
+    # The name that vfio_noiommu_group_alloc() (drivers/vfio/group.c) gives to its groups.
     if subject.text(paths.group(function.group) / "name").strip() == "vfio-noiommu":
         return ok("none, by this host's own choice (noiommu): the endpoint's DMA is unchecked")
     return ok(f"group {function.group}" + (f", {', '.join(names)}" if names else ""))
@@ -154,7 +154,7 @@ def check_present(subject: Subject) -> Finding:
 
 
 def _of_function(check: Callable[[Subject, HostFunction], Finding]) -> Callable[[Subject], Finding]:
-    """A row that there is nothing to say in without a function."""
+    """Make a row that is skipped without a function."""
 
     def row(subject: Subject) -> Finding:
         if subject.function is None:
@@ -213,7 +213,7 @@ def _udev_cure(function: HostFunction) -> str:
         return "rcdrv setup udev"
     keys = [f'SUBSYSTEM=="vfio", KERNEL=="{function.group}"']
     if any(len(way) > 1 for way in function.ways_in):
-        # By its address: VFIO numbers functions in the order in which it gets them.
+        # Matched by address: VFIO numbers functions in the order of binding.
         keys += [
             f'SUBSYSTEM=="vfio-dev", KERNELS=="{function.address}"',
             'SUBSYSTEM=="misc", KERNEL=="iommu"',
@@ -243,7 +243,7 @@ def check_power(_subject: Subject, function: HostFunction) -> Finding:
     if state == "D0":
         return ok("D0")
     if state != "D3cold" and function.driver == DRIVER:
-        # vfio_pci_core_enable() resumes what vfio-pci has let sleep while nobody used it.
+        # vfio_pci_core_enable() resumes a function that vfio-pci suspended while unused.
         return ok(f"{state}, and opening it wakes it up")
     cure = f"echo on > {function.path}/power/control"
     if state == "D3cold":
@@ -306,7 +306,7 @@ def check_bars(_subject: Subject, function: HostFunction) -> Finding:
 
 
 def check_decoding(subject: Subject, function: HostFunction) -> Finding:
-    """Opening a function turns its own bits on, but nobody looks at those of the bridges."""
+    """Check the bridges' decoding: opening a function enables only the function's own."""
     needed = pci.Command.MEMORY | pci.Command.BUS_MASTER
     for port in function.ports:
         try:
@@ -355,7 +355,7 @@ def check_ats(_subject: Subject, function: HostFunction) -> Finding:
 
 
 def check_caps(subject: Subject, function: HostFunction) -> Finding:
-    """The only row that opens the function, so only when nothing is in the way."""
+    """Open the function: the only row that does, so only when nothing is in the way."""
     if function.driver != DRIVER or function.holders:
         return skip("it cannot be opened now")
     try:
@@ -383,10 +383,10 @@ ROWS: dict[str, Callable[[Subject], Finding]] = {
     "ATS": _of_function(check_ats),
     "CAPS": _of_function(check_caps),
 }
-"""Every row, in an order in which each cure helps those after it."""
+"""Every row; a fix for one may be needed by those after it."""
 
 
 def examine(subject: Subject) -> Iterator[Row]:
-    """Return the table, row by row."""
+    """Yield the findings, row by row."""
     for name, check in ROWS.items():
         yield Row(name, check(subject))

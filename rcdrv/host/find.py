@@ -8,7 +8,7 @@ from rcdrv.sysfs import Paths
 
 
 def functions(paths: Paths | None = None) -> list[HostFunction]:
-    """All functions of this host but the bridges, by address."""
+    """Return the functions of this host except bridges, by address."""
     paths = paths or Paths()
     devices = paths.sys / "bus" / "pci" / "devices"
     found = []
@@ -23,5 +23,5 @@ def functions(paths: Paths | None = None) -> list[HostFunction]:
 
 
 def candidates(paths: Paths | None = None) -> list[HostFunction]:
-    """All functions that may be endpoints, by address."""
+    """Return the functions that may be endpoints, by address."""
     return [function for function in functions(paths) if function.may_be_endpoint]

@@ -1,7 +1,7 @@
-"""A PCI function as sysfs shows it: what can be known of it without opening it.
+"""A PCI function as sysfs shows it, without opening it.
 
-The files are those of Documentation/ABI/testing/sysfs-bus-pci. Whatever is missing, unreadable or
-makes no sense is None, 0 or empty: a function may go away at any moment, and endpoints do.
+The files are those of Documentation/ABI/testing/sysfs-bus-pci. A value that is
+missing, unreadable or malformed is None, 0 or empty: a function may go away at any moment.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rcdrv.sysfs import (
     no_such_device,
 )
 
-# Drivers that leave the DMA of their IOMMU group to user space: those that VFIO itself brings, and
-# every other in Linux 7.3 with .driver_managed_dma (iommu_device_use_default_domain()).
+# Drivers that leave the DMA of their IOMMU group to user space: VFIO's own, and every other in
+# Linux 7.3 with .driver_managed_dma (iommu_device_use_default_domain()).
 SHARING_DRIVERS = frozenset({DRIVER, "pci-stub", "pcieport"})
 
 # include/linux/ioport.h
@@ -36,12 +36,12 @@ _IORESOURCE_UNSET = 0x20000000
 
 @dataclass(frozen=True)
 class HostBar:
-    """One BAR, as the kernel has assigned it."""
+    """One BAR, as the kernel assigned it."""
 
     index: int
     size: int
     address: int
-    """On the host's side; 0 when the kernel found no room for it."""
+    """Host address; 0 if the kernel assigned none."""
     is_memory: bool
     is_64bit: bool
     prefetchable: bool
@@ -49,10 +49,10 @@ class HostBar:
 
 @dataclass(frozen=True)
 class Link:
-    """A PCI Express link, seen from one of its ends."""
+    """A PCI Express link, seen from one end."""
 
     speed: float
-    """GT/s; 0 when it is down, or not known."""
+    """GT/s; 0 if down or unknown."""
     width: int
     max_speed: float
     max_width: int
@@ -66,7 +66,7 @@ class Link:
 
 
 class _Read:
-    """Config space that was read before."""
+    """Config space in memory."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -96,13 +96,13 @@ class HostFunction:
             raise no_such_device(address) from None
 
     def text(self, name: str) -> str | None:
-        """The contents of one of its files."""
+        """Return the contents of one of its files."""
         try:
             return (self.path / name).read_text().strip()
         except (OSError, UnicodeDecodeError):
             return None
 
-    # -- what it is ---------------------------------------------------------------------------
+    # -- identity ---------------------------------------------------------------------------
 
     @property
     def part(self) -> parts.Part:
@@ -114,10 +114,9 @@ class HostFunction:
 
     @property
     def may_be_endpoint(self) -> bool:
-        """A known ID, a class that pci-epf-test or pci-epf-vntb has, or given to vfio-pci.
+        """True for a known ID, a class of pci-epf-test or pci-epf-vntb, or one bound to vfio-pci.
 
-        Never a bridge: the root ports of some parts (TI J721E and its family) carry the very ID
-        that the part has as an endpoint.
+        Never a bridge: root ports of some parts (the TI J721E family) have the endpoint's ID.
         """
         if self.is_bridge:
             return False
@@ -127,7 +126,7 @@ class HostFunction:
 
     @property
     def bars(self) -> tuple[HostBar, ...]:
-        """The BARs that it has, assigned or not."""
+        """Implemented BARs, assigned or not."""
         found = []
         for index, line in enumerate((self.text("resource") or "").splitlines()[:6]):
             start, end, flags = (int(word, 16) for word in line.split())
@@ -147,10 +146,9 @@ class HostFunction:
 
     @property
     def lost_bars(self) -> tuple[int, ...]:
-        """The BARs that have an address here, and none in their register any more.
+        """BARs with an address in sysfs but none in their register.
 
-        A reset clears it, and restoring it failed. The BARs of a virtual function have no
-        registers.
+        A reset cleared it, and restoring it failed. A virtual function's BARs have no registers.
         """
         if self.config is None or (self.path / "physfn").exists():
             return ()
@@ -165,7 +163,7 @@ class HostFunction:
 
     @property
     def config(self) -> pci.ConfigSpace | None:
-        """Config space as it is now: for root all of it, else the first 64 bytes."""
+        """Read config space: all of it as root, else the first 64 bytes."""
         try:
             data = (self.path / "config").read_bytes()
         except OSError:
@@ -176,7 +174,7 @@ class HostFunction:
 
     @property
     def link(self) -> Link | None:
-        """Its end of the link; None for a function that is not PCI Express."""
+        """Its end of the link; None if it is not PCI Express."""
         speed, width = self.text("current_link_speed"), self.text("current_link_width")
         if speed is None or width is None:
             return None
@@ -189,13 +187,13 @@ class HostFunction:
 
     @property
     def ports(self) -> list[str]:
-        """The bridges above it, the nearest first."""
+        """Bridges above it, nearest first."""
         above = [parent.name for parent in self.path.resolve().parents]
         return [name for name in above if is_address(name)]
 
     @property
     def reset_methods(self) -> tuple[str, ...]:
-        """How the kernel resets it, in the order of trying; empty when it cannot."""
+        """Reset methods of the kernel in order of preference; may be empty."""
         return tuple((self.text("reset_method") or "").split())
 
     @property
@@ -208,7 +206,7 @@ class HostFunction:
             return None
         return pci.Command(int.from_bytes(head[4:6], "little")) if len(head) == 6 else None
 
-    # -- whose it is --------------------------------------------------------------------------
+    # -- ownership --------------------------------------------------------------------------
 
     @property
     def driver(self) -> str | None:
@@ -216,12 +214,12 @@ class HostFunction:
 
     @property
     def group(self) -> str | None:
-        """The number of its IOMMU group; None without an IOMMU in front of it."""
+        """IOMMU group number; None without an IOMMU."""
         return group_of(self.paths, self.address)
 
     @property
     def others_in_group(self) -> list[tuple[str, str | None]]:
-        """(address, driver) of the other members of its IOMMU group."""
+        """Return (address, driver) of the other members of its IOMMU group."""
         if self.group is None:
             return []
         members = group_members(self.paths, self.group)
@@ -229,7 +227,7 @@ class HostFunction:
 
     @property
     def blocking(self) -> list[tuple[str, str]]:
-        """The others of its group, with their drivers, that keep VFIO from using the group."""
+        """Return the group members, with their drivers, that keep VFIO from using the group."""
         return [
             (address, driver)
             for address, driver in self.others_in_group
@@ -238,7 +236,7 @@ class HostFunction:
 
     @property
     def nodes(self) -> list[Path]:
-        """The device nodes that open it, as far as they exist: of its group, and its own."""
+        """Existing device nodes that open it: of its group, and its own."""
         vfio = self.paths.dev / "vfio"
         group = [] if self.group is None else [vfio / self.group, vfio / f"noiommu-{self.group}"]
         # vfio_init_device() in drivers/vfio/vfio_main.c makes vfio-dev/vfioN.
@@ -248,9 +246,9 @@ class HostFunction:
 
     @property
     def ways_in(self) -> list[tuple[Path, ...]]:
-        """The device nodes that are there to open it with, those that go together in one tuple.
+        """Device nodes that open it; those needed together are in one tuple.
 
-        The function's own node needs that of iommufd; it comes first, as rcdrv prefers it.
+        The function's own node needs that of iommufd. It comes first, as rcdrv prefers it.
         """
         own = self.paths.dev / "vfio" / "devices"
         iommufd = self.paths.iommufd_node
@@ -259,7 +257,7 @@ class HostFunction:
 
     @property
     def holders(self) -> list[str]:
-        """The processes that have it open, as far as this user may see them."""
+        """Return the processes that have it open, as far as this user may see them."""
         return [holder for node in self.nodes for holder in holders(self.paths, node)]
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Asking the kernel to change something of the host: every write to sysfs goes through here."""
+"""Writes to sysfs: the only module that changes the host."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from rcdrv.errors import HostError
 
 Write = Callable[[Path, str], None]
-"""Write a text to a file of sysfs; raises OSError as the kernel answers."""
+"""Writes a text to a sysfs file; raises the kernel's OSError."""
 
 
 def write(path: Path, text: str) -> None:
-    """One write(2), which is one request to the kernel."""
+    """Write by one write(2), which is one request to the kernel."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
@@ -26,11 +26,11 @@ def write(path: Path, text: str) -> None:
 
 
 def write_within(seconds: float) -> Write:
-    """A :func:`write` that is not waited for any longer; TimeoutError says that it goes on.
+    """Write with a time limit; on TimeoutError the write goes on.
 
-    Unbinding from vfio-pci and removing a function block, and cannot be killed, until whoever
-    has the function open lets go of it (vfio_unregister_group_dev() in drivers/vfio/vfio_main.c).
-    So that is done by a child, which may stay behind.
+    Unbinding from vfio-pci and removing a function block unkillably until every process closes
+    the function (vfio_unregister_group_dev() in drivers/vfio/vfio_main.c). So a child does it,
+    which may stay behind.
     """
 
     def bounded(path: Path, text: str) -> None:
@@ -65,7 +65,7 @@ def write_within(seconds: float) -> Write:
 
 
 def refused(what: str, error: OSError) -> HostError:
-    """What a failed write means for the user."""
+    """Return the error for a failed write, in the user's terms."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return HostError(f"{what}: you may not", hint="run it as root: sudo rcdrv ...")
     return HostError(
@@ -74,7 +74,7 @@ def refused(what: str, error: OSError) -> HostError:
 
 
 def modprobe(module: str) -> None:
-    """Load a module, if this host can; whether it helped shows elsewhere."""
+    """Try to load a module. The caller checks the effect."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         subprocess.run(
             ["modprobe", module], stdin=subprocess.DEVNULL, capture_output=True, timeout=30

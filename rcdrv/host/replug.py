@@ -1,7 +1,7 @@
-"""An endpoint that reboots: take the function off the bus, find it again, bind it again.
+"""Recover an endpoint that rebooted: remove the function, rescan the bus, bind it again.
 
-The kernel gives an endpoint's BARs their addresses once, when it finds the function. One that
-rebooted has forgotten them, and its driver does not notice: it has to be found anew.
+The kernel assigns BAR addresses once, at enumeration. A rebooted endpoint has lost them, and its
+driver does not notice, so it must be enumerated again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rcdrv.sysfs import DRIVER, Paths
 from rcdrv.wait import Cancel, Deadline
 
 _LOOK_AGAIN = 0.5
-"""Seconds between two scans while the endpoint is still starting."""
+"""Seconds between two scans while the endpoint starts."""
 
 
 def port_above(address: str, paths: Paths) -> HostFunction:
-    """The port that a function is behind, or was: found by its bus number.
+    """Return the port that a function is or was behind, by its bus number.
 
-    A port's own address means that port.
+    A port's own address gives that port.
 
     :raises HostError: there is no such port
     """
@@ -52,12 +52,12 @@ def port_above(address: str, paths: Paths) -> HostFunction:
 
 
 def behind(port: HostFunction) -> list[HostFunction]:
-    """The functions directly behind a port."""
+    """Return the functions directly behind a port."""
     return [one for one in functions(port.paths) if one.ports[:1] == [port.address]]
 
 
 def in_use(members: list[HostFunction]) -> list[str]:
-    """Which of these somebody uses: a driver of this host, or a process through VFIO."""
+    """Return those used by a driver of this host, or by a process through VFIO."""
     said = []
     for one in members:
         if one.driver not in (None, DRIVER):
@@ -68,18 +68,18 @@ def in_use(members: list[HostFunction]) -> list[str]:
 
 
 def link_is_up(port: HostFunction) -> bool:
-    """Whether the port has a partner. A port that is not PCI Express always has."""
+    """Return whether the port's link is up; True if the port is not PCI Express."""
     link = port.link
     return link is None or bool(link.speed and link.width)
 
 
 class Rescan:
-    """Removes and finds again what is behind one port, and nothing else.
+    """Remove and rescan the functions behind one port, and nothing else.
 
-    :param binder: binds what was bound to vfio-pci before
-    :param say: told every change, one line each
-    :param write: how sysfs is written to
-    :param remove: the same, for what blocks while somebody has the function open
+    :param binder: binds the functions that were bound to vfio-pci
+    :param say: called with each change, one line
+    :param write: writes a sysfs file
+    :param remove: the same for writes that block while a process has the function open
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class Rescan:
     def run(
         self, wanted: str | None, *, within: float, cancel: Cancel, force: bool = False
     ) -> list[HostFunction]:
-        """Remove, then scan until ``wanted`` (None: any function) is there.
+        """Remove, then scan until ``wanted`` (None: any function) appears.
 
         :param within: seconds to wait for link and function
         :param force: also when a driver or a process uses one of the functions
-        :returns: what is behind the port now
+        :returns: the functions behind the port now
         :raises HostError: it is in use, or does not come back in time
         """
         before = behind(self.port)
@@ -122,7 +122,7 @@ class Rescan:
         found = self._scan(wanted, within, cancel)
         for one in found:
             self._say(f"{one.address}: found, {one.vendor:04x}:{one.device:04x} {one.part.name}")
-            # A note outlives a function that vanished by itself: it was rcdrv's, too.
+            # The note of a function that vanished by itself remains: it was bound by rcdrv, too.
             note = read_note(self._paths, one.address)
             if note is not None or one.address in bound:
                 no_reset = note is not None and note.reset_method is not None
@@ -143,8 +143,8 @@ class Rescan:
         self._say(f"{function.address}: removed")
 
     def _scan(self, wanted: str | None, within: float, cancel: Cancel) -> list[HostFunction]:
-        # bus_rescan_store() in drivers/pci/pci-sysfs.c: of the bus behind the port. The file of
-        # the same name of the port itself would scan the bus that the port is on.
+        # bus_rescan_store() in drivers/pci/pci-sysfs.c scans the bus behind the port; the port's
+        # own file "rescan" would scan the bus that the port is on.
         rescan = next(self.port.path.glob("pci_bus/*/rescan"), None)
         if rescan is None:
             raise HostError(f"{self.port.address} has no bus behind it")
@@ -186,9 +186,9 @@ def bus_reset(
     write: kernel.Write = kernel.write,
     force: bool = False,
 ) -> list[HostFunction]:
-    """Hot reset: bounce the link of the port above, which resets everything behind it.
+    """Reset the secondary bus of the port above (hot reset), with everything behind it.
 
-    :param show: told what will be reset, before it is
+    :param show: called before the reset with the functions that it will reset
     :raises HostError: some of it is in use, or the kernel does not do it
     """
     port = port_above(function.address, paths)
@@ -211,8 +211,8 @@ def bus_reset(
         write(file, "1")
     except OSError as error:
         if error.errno == errno.ENOTTY:
-            # pci_bridge_wait_for_secondary_bus() in drivers/pci/pci.c says the same of a link that
-            # does not come up again as of a bus that cannot be reset.
+            # pci_bridge_wait_for_secondary_bus() in drivers/pci/pci.c has one error for a link that
+            # stays down and for a bus that cannot be reset.
             raise HostError(
                 f"{port.address} cannot reset what is behind it, or its link did not come back",
                 hint=f"dmesg says which; if it is the link: rcdrv rescan {function.address}",

@@ -1,4 +1,4 @@
-"""What the rows of :mod:`rcdrv.host.doctor` look at, and what they return."""
+"""Input and output of the rows of :mod:`rcdrv.host.doctor`."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ class Row:
 
 @dataclass(frozen=True)
 class User:
-    """The user of rcdrv, and what that one may do."""
+    """The user who runs rcdrv, with permissions and limits."""
 
     name: str
     may_open: Callable[[Path], bool]
-    """Whether reading and writing a device node is allowed."""
+    """Returns whether a device node may be read and written."""
     locked_memory: int | None
-    """Bytes that may be locked for DMA; None for as much as there is."""
+    """Limit of locked memory in bytes (for DMA); None if unlimited."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The host, and the function on it to look at, if there is one."""
+    """The host, and the function to examine, if any."""
 
     paths: Paths
     machine: str
-    """As uname says it: ``x86_64``, ``aarch64``."""
+    """uname's: ``x86_64``, ``aarch64``."""
     user: User
     function: HostFunction | None
     read_caps: Callable[[str], str]
-    """Open the function and describe what its endpoint can do."""
+    """Opens the function and describes its endpoint's capabilities."""
 
     def text(self, path: Path) -> str:
         try:
@@ -72,7 +72,7 @@ class Subject:
         return self.text(self.paths.proc / "cmdline").split()
 
     def has_table(self, name: str) -> bool:
-        """Whether the firmware has an ACPI table of this name."""
+        """Return whether the firmware has an ACPI table of this name."""
         return (self.paths.sys / "firmware/acpi/tables" / name).exists()
 
 

@@ -1,7 +1,7 @@
-"""The command line described: man pages and shell completion, made from the parser.
+"""Man pages and shell completion, made from the command-line parser.
 
-``rcdrv setup`` prints them, the build puts them into the wheel, and the manual's pages of commands
-are made from the same :class:`~rcdrv.manual.grammar.Command` tree.
+``rcdrv setup`` prints them, the build puts them into the wheel, and the manual's command pages
+use the same :class:`~rcdrv.manual.grammar.Command` tree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAN_FOLDER = "share/man/man1"
 
 
 def data_files(tree: Command) -> dict[str, str]:
-    """{path below the prefix: contents} of all that is installed beside the package."""
+    """Return {path below the prefix: contents} of the files installed beside the package."""
     files = {path: make(tree) for path, make in COMPLETIONS.values()}
     for name, text in man.pages(tree).items():
         files[f"{MAN_FOLDER}/{name}"] = text

@@ -1,4 +1,4 @@
-"""Completion for bash, 4.2 and newer. Needs nothing of the package bash-completion."""
+"""Completion for bash, 4.2 and newer, without the package bash-completion."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _rcdrv_addresses() {{
     *)
         compgen -W {addresses} -- "$cur"
         for function in /sys/bus/pci/devices/*; do
-            # Bridges are no endpoints.
+            # Bridges are not endpoints.
             [[ $(<"$function/class") != 0x06* && ${{function##*/}} == "$cur"* ]] &&
                 printf '%s\\n' "${{function##*/}}"
         done
@@ -103,7 +103,7 @@ complete -F _rcdrv rcdrv
 
 
 def completion(tree: Command) -> str:
-    """The script, for a file that bash reads."""
+    """Return the script."""
     return _SCRIPT.format(
         words="\n".join(_words(tree)),
         values="\n".join(_values(tree)),
@@ -123,7 +123,7 @@ def _words(tree: Command) -> Iterator[str]:
 def _values(tree: Command) -> Iterator[str]:
     for command in tree.walk():
         for number, argument in enumerate(command.arguments, start=1):
-            # Any number of them: then those behind it are the same.
+            # Any number of arguments: the following ones are the same.
             pattern = "*" if argument.repeated else str(number)
             yield _answer(f"{shlex.quote(f'{command.name} ')}{_digits(pattern)}", argument)
         for option in (*command.options, *command.common):

@@ -54,7 +54,7 @@ function __rcdrv_addresses
     end
     printf '%s\\n' {addresses}
     for function in /sys/bus/pci/devices/*
-        # Bridges are no endpoints.
+        # Bridges are not endpoints.
         string match -q '0x06*' (cat $function/class); or string replace -r '.*/' '' $function
     end
 end
@@ -64,7 +64,7 @@ complete -c rcdrv -f
 
 
 def completion(tree: Command) -> str:
-    """The script, for a file that fish reads."""
+    """Return the script."""
     valued = [
         f"{command.name} {flag}"
         for command in tree.walk()
@@ -104,7 +104,7 @@ def _line(command: str, what: str, description: str, number: str = "") -> str:
 
 
 def _value(parameter: Parameter) -> str:
-    """The options of ``complete`` that tell what a value is."""
+    """Return the options of ``complete`` for a value."""
     if parameter.kind is Kind.WORDS:
         return f"-f -a {_quoted(' '.join(parameter.words))}"
     if parameter.kind is Kind.FILE:

@@ -1,7 +1,7 @@
-"""The command line as data: the commands, and what each of them takes.
+"""The command line as data: commands with their options and arguments.
 
-All of it is read off the argparse parser that runs, so that it cannot say anything else. The few
-internals of argparse that this needs (``_actions``, ``_action_groups``) are in this module alone.
+Read from the argparse parser itself, so it cannot disagree. Only this module uses argparse's
+internals (``_actions``, ``_action_groups``).
 """
 
 from __future__ import annotations
@@ -20,60 +20,60 @@ from rcdrv.sim.layout import preset_names
 
 
 class Kind(Enum):
-    """Kind of a value, as far as a shell can complete it."""
+    """Kind of a value, for completion."""
 
     PLAIN = "plain"
     WORDS = "words"
-    """One of :attr:`Parameter.words`."""
+    """A word of :attr:`Parameter.words`."""
     FILE = "file"
     ADDRESS = "address"
-    """What ``--device`` takes."""
+    """Value of ``--device``."""
     SPEC = "spec"
-    """What ``rcdrv sim`` takes: a preset or a TOML file."""
+    """Argument of ``rcdrv sim``: a preset or a TOML file."""
 
 
 class Parameter(NamedTuple):
-    """An option, or a positional argument (no flags)."""
+    """An option; without flags, a positional argument."""
 
     flags: tuple[str, ...]
     metavar: str
-    """What stands for its value; empty where it takes none."""
+    """Placeholder of its value; empty if it takes none."""
     help: str
     kind: Kind = Kind.PLAIN
     words: tuple[str, ...] = ()
     optional: bool = False
-    """Its value, or the argument, may be left out."""
+    """Whether its value, or the argument, may be omitted."""
     repeated: bool = False
-    """Takes any number of values."""
+    """Whether it takes any number of values."""
     required: bool = False
-    """An option that has to be given."""
+    """Whether the option must be given."""
     group: str = ""
-    """The heading that it stands under, where it is not argparse's own."""
+    """Its heading, if not argparse's own."""
 
     @property
     def values(self) -> str:
-        """The value as a usage line has it: ``N``, ``[ADDRESS]``, ``[NAME...]``."""
+        """Value as in a usage line: ``N``, ``[ADDRESS]``, ``[NAME...]``."""
         text = f"{self.metavar}..." if self.repeated else self.metavar
         return f"[{text}]" if self.optional and text else text
 
     @property
     def usage(self) -> str:
-        """``[--bar N]``, ``ADDRESS``: as a usage line has it."""
+        """Parameter as in a usage line: ``[--bar N]``, ``ADDRESS``."""
         text = " ".join(filter(None, (*self.flags[-1:], self.values)))
         return f"[{text}]" if self.flags and not self.required else text
 
 
 class Command(NamedTuple):
-    """A command, or the program itself."""
+    """A command; the program itself is one."""
 
     path: tuple[str, ...]
     """``('rcdrv', 'ntb', 'ping')``."""
     summary: str
     description: str
     parameters: tuple[Parameter, ...]
-    """Its own, in the order of --help; not the ones in :attr:`common`."""
+    """Its own, in the order of --help, without those in :attr:`common`."""
     common: tuple[Parameter, ...]
-    """Options that every command takes."""
+    """Common options that it takes."""
     children: tuple[Command, ...]
 
     @property
@@ -90,32 +90,32 @@ class Command(NamedTuple):
 
     @property
     def synopsis(self) -> tuple[str, ...]:
-        """Its name, and one item for each of its own options and arguments."""
+        """Return its name, and one item for each of its own options and arguments."""
         return (self.name, *(one.usage for one in (*self.options, *self.arguments)))
 
     @property
     def shared(self) -> tuple[Parameter, ...]:
-        """What all of its commands take, which need not be told of each."""
+        """Parameters that all of its commands take, described once."""
         if len(self.children) < 2:
             return ()
         first, *others = (child.parameters for child in self.children)
         return tuple(one for one in first if all(one in other for other in others))
 
     def without(self, parameters: Sequence[Parameter]) -> Command:
-        """The same, with less to tell of."""
+        """Return the command without these parameters."""
         return self._replace(
             parameters=tuple(one for one in self.parameters if one not in parameters)
         )
 
     def walk(self) -> Iterator[Command]:
-        """This one and all below it."""
+        """Yield this command and all below it."""
         yield self
         for child in self.children:
             yield from child.walk()
 
 
 def known_addresses() -> tuple[str, ...]:
-    """Return the beginnings of addresses that a shell can offer, and whole ones of presets."""
+    """Return address prefixes for completion, and the presets' whole addresses."""
     started = (f"{prefix}{name}" for prefix in prefixes(started=True) for name in preset_names())
     return (*prefixes(started=False), *started)
 
@@ -123,7 +123,7 @@ def known_addresses() -> tuple[str, ...]:
 _KINDS = {"ADDRESS": Kind.ADDRESS, "SPEC": Kind.SPEC} | dict.fromkeys(
     ("FILE", "DIR", "FILE|DIR"), Kind.FILE
 )
-"""Kinds of values whose converter does not tell."""
+"""Kinds of values that the converter does not show."""
 
 
 def command_tree(parser: argparse.ArgumentParser) -> Command:
@@ -196,7 +196,7 @@ def _parameter(action: argparse.Action, heading: str) -> Parameter:
         kind = Kind.WORDS
     elif action.type is Path:
         kind = Kind.FILE
-    # A bit of argparse's own formatting: only %% is in use here.
+    # Of argparse's formatting only %% is in use.
     text = (action.help or "").replace("%%", "%")
     return Parameter(
         tuple(action.option_strings),
@@ -212,7 +212,7 @@ def _parameter(action: argparse.Action, heading: str) -> Parameter:
 
 
 def _words(action: argparse.Action) -> tuple[str, ...]:
-    """The values that a shell can offer: all there are, or the known ones."""
+    """Return the values for completion: all, or the known ones."""
     if action.choices:
         return tuple(str(choice) for choice in action.choices)
     if getattr(action.type, "__name__", "") == "bar_number":

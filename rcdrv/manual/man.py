@@ -12,7 +12,7 @@ from rcdrv.manual.topics import ADDRESSES, ENVIRONMENT, EXIT_STATUSES, FILES
 
 
 def pages(tree: Command) -> dict[str, str]:
-    """{file name: text}: rcdrv.1, and one page for each command (rcdrv-ring.1)."""
+    """Return {file name: text}: rcdrv.1, and one page for each command (rcdrv-ring.1)."""
     return {"rcdrv.1": _overview(tree)} | {
         f"{_page_name(command)}.1": _page(tree, command) for command in tree.children
     }
@@ -79,7 +79,7 @@ def _page(tree: Command, command: Command) -> str:
 
 
 def _head(name: str, summary: str) -> list[str]:
-    # No date: the same source has to make the same page.
+    # No date: the same source makes the same page.
     return [
         rf".\" Made from the command line parser of rcdrv {__version__}.",
         f'.TH {_escape(name.upper())} 1 "" "rcdrv {__version__}" "User Commands"',
@@ -123,7 +123,7 @@ def _parameters(parameters: Sequence[Parameter]) -> list[str]:
 
 
 def _term(parameter: Parameter) -> str:
-    """``-v, --verbose``, ``--bar N``."""
+    """Format the term of a parameter: ``-v, --verbose``, ``--bar N``."""
     flags = ", ".join(map(_bold, parameter.flags))
     return " ".join(filter(None, (flags, _value(parameter))))
 
@@ -142,7 +142,7 @@ def _see_also(names: Iterable[str]) -> str:
 
 
 def _prose(text: str) -> list[str]:
-    """Paragraphs of a docstring: `code` is bold, as in every manual page; indented is verbatim."""
+    """Format a docstring's paragraphs: `code` becomes bold; indented text stays verbatim."""
     lines: list[str] = []
     for number, paragraph in enumerate(re.split(r"\n\s*\n", text.strip("\n"))):
         lines += [".PP"] * bool(number)
@@ -162,12 +162,12 @@ def _prose(text: str) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """A hyphen in a manual page is one that can be copied into a shell."""
+    """Escape text; a hyphen stays one that can be copied into a shell."""
     return text.replace("\\", r"\e").replace("-", r"\-")
 
 
 def _guard(line: str) -> str:
-    """At the beginning of a line a dot or an apostrophe would be a request."""
+    """Guard a line that begins with a dot or an apostrophe, which would be a request."""
     return rf"\&{line}" if line[:1] in (".", "'") else line
 
 

@@ -1,11 +1,11 @@
-"""Manual text that the parser does not have: addresses, environment, files, exit statuses."""
+"""Manual text beyond the parser's: addresses, environment, files, exit statuses."""
 
 from __future__ import annotations
 
 from rcdrv.address import SCHEMES
 
 ADDRESSES = tuple(form for scheme in SCHEMES for form in scheme.forms)
-"""What ``--device`` takes."""
+"""Forms of an endpoint's address."""
 
 EXIT_STATUSES = {
     0: "it passed, or was done as asked",
@@ -35,4 +35,4 @@ FILES = (
     ("/run/rcdrv", "which driver rcdrv bind took each function from"),
     ("/dev/vfio", "the nodes of VFIO that have to be open to the user"),
 )
-"""Files outside of the package."""
+"""Files outside the package."""

@@ -23,7 +23,7 @@ _rcdrv_addresses() {{
         compadd -- {addresses}
         local function
         for function in /sys/bus/pci/devices/*(N); do
-            # Bridges are no endpoints.
+            # Bridges are not endpoints.
             [[ $(<$function/class) == 0x06* ]] || compadd -- ${{function:t}}
         done
     fi
@@ -60,7 +60,7 @@ _PLAIN = """
 
 
 def completion(tree: Command) -> str:
-    """The function, for a file in ``$fpath``."""
+    """Return the function, for a file in ``$fpath``."""
     head = _HEAD.format(
         faults=" ".join(FAULTS),
         prefixes=" ".join(one for one in known_addresses() if one.endswith(":")),
@@ -112,11 +112,11 @@ def _action(parameter: Parameter) -> str:
 
 
 def _escaped(text: str, more: str = "") -> str:
-    """For a specification of _arguments, within single quotes."""
+    """Escape for a specification of _arguments, within single quotes."""
     escaped = re.sub(f"([\\\\:{re.escape(more)}])", r"\\\1", text)
     return escaped.replace("'", "'\\''")
 
 
 def _evaluated(text: str) -> str:
-    """The same within ((...)), which _arguments lets the shell read once more."""
+    """Escape for text within ((...)), which _arguments makes the shell parse again."""
     return re.sub(r"([^\w])", r"\\\1", text).replace("'", "'\\''")

@@ -1,4 +1,4 @@
-"""JUnit XML, for the test views of CI systems."""
+"""JUnit XML, for CI systems."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ _OUTCOME = {
 }
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 cannot hold in any spelling, and the control characters that it could."""
+"""Characters that XML 1.0 forbids, and the other control characters."""
 
 
 class JUnit(Observer):
-    """Writes the report to a file, as a whole or not at all.
+    """Write the report to a file atomically.
 
-    It is written at the start already, with every case as not run: so a path that cannot be
-    written is known before the tests have taken their time, and a run that is killed leaves a
-    report that says so.
+    A first report, with every case as not run, is written at the start: an unwritable path shows
+    before the tests, and a run that is killed leaves a report that says so.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # A pipe or /dev/stdout takes one report, and cannot be replaced by a file.
+        # A pipe takes one report and cannot be replaced by a file.
         self._once = is_stream(path)
 
     def start(self, run: Run) -> None:
@@ -49,7 +48,7 @@ class JUnit(Observer):
 
 
 def to_junit(run: Run) -> bytes:
-    """The report of a run: one test suite; cases that were not run are errors in it."""
+    """Return the report of a run: one test suite; cases that did not run are errors."""
     missing = not_run(run)
     count = run.count
     root = ET.Element("testsuites")
@@ -80,7 +79,7 @@ def to_junit(run: Run) -> bytes:
 
 
 def _is_failure(result: CaseResult) -> bool:
-    """Whether it failed; a case that the baseline passes and that is skipped now has too."""
+    """Return whether it failed; a skip of a case that passes in the baseline is a failure too."""
     return result.failed and result.verdict not in (Verdict.LOST, Verdict.ERROR)
 
 
@@ -95,7 +94,7 @@ def _add_result(suite: ET.Element, result: CaseResult) -> None:
         if result.message:
             output.insert(0, result.message)
     elif result.known_failure:
-        # What pytest's reports say of a test that is marked as xfail.
+        # As pytest reports a test that is marked xfail.
         message = f"expected failure: {headline(result)}"
         _add(case, "skipped", type="xfail", message=message).text = _xml_text(result.hint)
     else:

@@ -1,6 +1,6 @@
-"""The live display: which case runs and how far it is, in colour. The only module that needs rich.
+"""Live display of the running case and its progress. The only module that needs rich.
 
-Colours, widths, ``NO_COLOR`` and terminals that can do little are rich's business.
+Rich handles colours, widths, ``NO_COLOR`` and limited terminals.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from rcdrv.verdict import Verdict
 
 @dataclass(frozen=True)
 class _Running:
-    """The case that runs. Drawn by rich's thread while ours goes on, so it never changes."""
+    """The running case. Immutable, as rich draws it from a thread of its own."""
 
     name: CaseName
     place: str
-    """Which of how many."""
+    """Number of the case, such as ``3/23``."""
     since: float
     done: int = 0
     total: int = 0
-    """0 until the case says how far it is."""
+    """0 until the case reports progress."""
     what: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -51,14 +51,13 @@ class _Running:
             so_far = Text(f" {self.done}/{self.total} {one_line(self.what)}")
             bar.add_row("", ProgressBar(total=self.total, completed=self.done), so_far)
             display.renderables.append(bar)
-        # Room for the ^C that a terminal echoes. If that began a new line, rich would erase one
-        # line too few.
+        # Leave room for the terminal's echo of ^C: if it wrapped, rich would erase a line too few.
         room = options.update_width(max(1, options.max_width - len("^C^C")))
         yield from console.render(display, room)
 
 
 class Live(Plain):
-    """The lines of :class:`Plain` in colour, the running case below them, a table at the end."""
+    """The lines of :class:`Plain` in colour, the running case below, a table at the end."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -69,8 +68,8 @@ class Live(Plain):
             console=self._console,
             get_renderable=lambda: self._running or Text(),
             transient=True,
-            # Register accesses (--verbose) go to stderr. On the same terminal they have to scroll
-            # by above the display; in a file they stay what they are.
+            # Register accesses (--verbose) go to stderr. On a terminal they scroll above the
+            # display; a file gets them unchanged.
             redirect_stderr=sys.stderr.isatty(),
         )
 
@@ -116,7 +115,7 @@ class Live(Plain):
         if mark is None and not indent:
             self._console.print(body)
             return
-        # What does not fit in a line goes on under its own beginning, not under the mark.
+        # Wrapped text is indented under its own beginning, not under the mark.
         line = Table.grid()
         line.add_column(width=MARK_WIDTH + 1)
         line.add_column(overflow="fold")
@@ -125,7 +124,7 @@ class Live(Plain):
 
 
 def _only(run: Run, fixture: str) -> Run:
-    """The part of a run that is one fixture's."""
+    """Return the part of a run that belongs to a fixture."""
     return Run(
         device=run.device,
         planned=tuple(name for name in run.planned if name.fixture == fixture),

@@ -1,7 +1,7 @@
-"""TAP version 13, in the words of the kernel's kselftest harness.
+"""TAP version 13, in the format of the kernel's kselftest harness.
 
-Whoever reads the kernel's ``pci_endpoint_test`` reads this too, so every line has the harness's
-format. What we know beyond it stands where the harness prints the log lines of a test.
+Tools that read the kernel's ``pci_endpoint_test`` read this too: every line has the harness's
+format. Further information stands where the harness prints a test's log lines.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rcdrv.verdict import Verdict
 
 
 class Tap(Observer):
-    """Writes line by line, as the run goes."""
+    """Write line by line during the run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._number = 0
 
     def start(self, run: Run) -> None:
-        # The kernel's runner of many tests sets this, and has printed the version itself.
+        # Set by the kernel's runner of several tests, which prints the version itself.
         if "KSFT_TAP_LEVEL" not in os.environ:
             self._line("TAP version 13")
         self._line(f"1..{len(run.planned)}")
@@ -44,7 +44,7 @@ class Tap(Observer):
         skipped = result.verdict is Verdict.SKIP and passed
         directive = ""
         if result.known_failure:
-            # What TAP calls a test that is known to fail; its readers count it as no failure.
+            # TAP's directive for a known failure, which readers do not count as one.
             reason = f"expected failure: {_escaped(headline(result))}"
             directive = f" # TODO {reason}"
             self._comment(f"     XFAIL     {reason}")
@@ -67,7 +67,7 @@ class Tap(Observer):
         skipped = sum(one.verdict is Verdict.SKIP and not one.failed for one in run.results)
         known = sum(one.known_failure for one in run.results)
         fixed = sum(_unexpected_pass(one) for one in run.results)
-        # The harness has no words for a lost device or a host that is not ready: all is FAIL.
+        # The harness has no word for a lost device or a host that is not ready: all is FAIL.
         failed = sum(one.failed for one in run.results)
         passed = done - skipped - known - failed
         complete = not not_run(run)
@@ -96,7 +96,7 @@ class Tap(Observer):
 
 
 def _unexpected_pass(result: CaseResult) -> bool:
-    """Whether it passes although the baseline has a failure."""
+    """Return whether it passes where the baseline has a failure."""
     return (
         result.verdict is Verdict.PASS
         and result.change is Change.BETTER
@@ -105,21 +105,21 @@ def _unexpected_pass(result: CaseResult) -> bool:
 
 
 def _escaped(text: str) -> str:
-    """``text`` for a test line, where ``#`` begins a directive.
+    """Escape text for a test line, where ``#`` begins a directive.
 
-    TAP 14's ``\\#`` would not do: parsers of TAP 13, the kernel's among them, see the ``#``.
+    TAP 14's ``\\#`` does not help: parsers of TAP 13, such as the kernel's, see the ``#``.
     """
     return one_line(text).replace("\\", "\\\\").replace("#", "\\x23")
 
 
 def list_text(names: Iterable[CaseName]) -> str:
-    """The table that ``-l`` of the harness prints: each fixture's variants beside its tests."""
+    """Return the table of the harness's ``-l``: each fixture's variants and tests."""
     fixtures: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for name in names:
         variants, tests = fixtures.setdefault(name.fixture, ({}, {}))
         variants[name.variant] = None
         tests[name.test] = None
-    # The harness always has a fixture "global", for tests without one. Here as there it is empty.
+    # The harness always lists a fixture "global", for tests without one.
     lines = [_row("# FIXTURE", "VARIANT", "TEST"), _row("global", "", "")]
     for fixture, (variants, tests) in fixtures.items():
         lines.append("-" * 80)

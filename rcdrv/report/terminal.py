@@ -1,4 +1,4 @@
-"""Lines for a person: each case as it ends, and at the end what to look at next."""
+"""Text for a person: each case as it ends, then the failures with their hints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rcdrv.results.summary import CASE_VERDICTS, not_run, totals
 from rcdrv.verdict import Verdict
 
 Part = tuple[str, str]
-"""Some text and how it looks, in rich's words; ``""`` is as it is."""
+"""Text and its style in rich's terms; ``""`` is unstyled."""
 
 STYLES = {
     Verdict.PASS: "green",
@@ -28,7 +28,7 @@ MARK_WIDTH = max(len(verdict.value) for verdict in CASE_VERDICTS)
 
 
 class Plain(Observer):
-    """Lines, and nothing that a terminal has to understand."""
+    """Plain lines, without terminal control."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -64,7 +64,7 @@ class Plain(Observer):
         self._print((f"{counts or 'no tests'} in {spent}", "bold"))
 
     def _print(self, *parts: Part, mark: Verdict | None = None, indent: bool = False) -> None:
-        """A line; with a mark before it, or indented as if it had one."""
+        """Print a line, after a mark or indented like one."""
         margin = " " * (MARK_WIDTH + 1) if indent else ""
         if mark:
             margin = f"{mark.value.upper():<{MARK_WIDTH}} "
@@ -80,11 +80,11 @@ _CODES = {
     "bold red": "1;31",
     "bold magenta": "1;35",
 }
-"""Select Graphic Rendition (ECMA-48) for the styles that are in use."""
+"""Select Graphic Rendition (ECMA-48) of the styles in use."""
 
 
 class Coloured(Plain):
-    """The lines of :class:`Plain` in colour, and the running case below them, without rich."""
+    """The lines of :class:`Plain` in colour, with the running case below, without rich."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -104,7 +104,7 @@ class Coloured(Plain):
         self._show(f"{self._place}  {done}/{total} {one_line(what)}")
 
     def _show(self, text: str) -> None:
-        """Show the running case; it has to fit in a line, with the ^C that a terminal echoes."""
+        """Show the running case in one line, with room for the terminal's echo of ^C."""
         width = shutil.get_terminal_size().columns - len("^C^C")
         self._stream.write(f"\r\x1b[K{text[: max(1, width)]}")
         self._stream.flush()
@@ -122,7 +122,7 @@ def _styled(text: str, style: str) -> str:
 
 
 def has_colours(stream: TextIO) -> bool:
-    """Return whether a stream is a terminal that takes colours, and the user wants them."""
+    """Return whether a stream is a terminal with colours that the user wants."""
     dumb = os.environ.get("TERM", "dumb") == "dumb" or os.environ.get("NO_COLOR")
     return stream.isatty() and not dumb
 

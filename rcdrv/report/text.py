@@ -1,4 +1,4 @@
-"""The words of a result, as lines that can be printed anywhere."""
+"""Text of a result, as printable lines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from rcdrv.verdict import Verdict
 
 
 def one_line(text: str) -> str:
-    """``text`` with everything that is not plain text shown as an escape, such as ``\\n``.
+    """Return text with unprintable characters as escapes, such as ``\\n``.
 
-    Messages quote what an endpoint says. It may neither end a line, nor move a cursor, nor hold
-    what cannot be encoded.
+    Messages quote the endpoint, which must not break lines, move the cursor, or fail to encode.
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
@@ -20,9 +19,9 @@ def one_line(text: str) -> str:
 
 
 def headline(result: CaseResult) -> str:
-    """Return why it did not pass, or a note on a pass; may be empty.
+    """Return the cause of the verdict, or a note on a pass; may be empty.
 
-    A skip's message says all: its reason is only that the endpoint does not support it.
+    A skip's message is complete without its reason (unsupported).
     """
     reason = result.reason.value if result.reason else ""
     if result.verdict is Verdict.SKIP:
@@ -31,7 +30,7 @@ def headline(result: CaseResult) -> str:
 
 
 def details(result: CaseResult) -> Iterator[str]:
-    """The diagnostics and the hint."""
+    """Yield the diagnostics and the hint."""
     for text in result.diagnostics:
         yield from map(one_line, text.splitlines())
     if result.hint:
@@ -39,7 +38,7 @@ def details(result: CaseResult) -> Iterator[str]:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """At most two lines; what does not fit ends in an ellipsis."""
+    """Wrap text to at most two lines; the second may end in an ellipsis."""
     if len(text) <= width:
         return [text]
     cut = max((text.rfind(mark, 0, width + 1) for mark in " ,-:"), default=-1)

@@ -1,1 +1,1 @@
-"""What a run produced: verdicts of cases, distributions, documents. No rendering, no devices."""
+"""Results of a run: verdicts of cases, distributions, documents. No rendering, no devices."""

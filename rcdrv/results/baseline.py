@@ -1,4 +1,4 @@
-"""Baselines: earlier runs that a run is compared with, and how it differs."""
+"""Baselines: earlier runs to compare a run with, and the differences."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
 
 _LARGEST = 4 << 20
-"""Bytes of a baseline: far more than a run of every case has."""
+"""Limit of a baseline file in bytes, far above a run of every case."""
 _LONGEST = 200
-"""Characters of a case's name or of a reason."""
+"""Limit of a case's name or reason in characters."""
 
 
 def shipped() -> tuple[str, ...]:
-    """Return the names of the baselines that rcdrv brings along: the presets' boards."""
+    """Return the names of the shipped baselines: the presets' boards."""
     folder = files("rcdrv.results").joinpath("baselines")
     names = (entry.name for entry in folder.iterdir())
     return tuple(sorted(name[:-5] for name in names if name.endswith(".json")))
@@ -30,8 +30,8 @@ def shipped() -> tuple[str, ...]:
 def load(name: str, cancel: Cancel | None = None) -> Baseline:
     """Read a baseline: one of :func:`shipped` by its name, or a file of ``rcdrv test --json``.
 
-    :param cancel: read pipes too, as this ends the wait for them
-    :raises UsageError: it cannot be read, or is no such document
+    :param cancel: allow pipes too; ends the wait for them
+    :raises UsageError: unreadable, or not such a document
     """
     names = shipped()
     if name in names:
@@ -50,7 +50,7 @@ def load(name: str, cancel: Cancel | None = None) -> Baseline:
 def parse(data: bytes, name: str) -> Baseline:
     """Check the document of ``rcdrv test --json``. Only its ``results`` are used.
 
-    :raises UsageError: it is no such document; the message names the place
+    :raises UsageError: not such a document; the message names the place
     """
     try:
         document = parse_json(data.decode("utf-8-sig"))
@@ -89,7 +89,7 @@ def _refuse(name: str, what: str) -> NoReturn:
 
 
 def differences(run: Run) -> Iterator[str]:
-    """Describe how a run differs from its baseline, a line each; none without a baseline."""
+    """Describe how a run differs from its baseline, one line each; none without a baseline."""
     baseline = run.baseline
     if baseline is None:
         return
@@ -112,7 +112,7 @@ def differences(run: Run) -> Iterator[str]:
 
 
 def case_document(result: CaseResult) -> dict[str, Any]:
-    """Return a result's members of the JSON document that only a baseline adds."""
+    """Return the members that a baseline adds to a result in the JSON document."""
     if result.change is None:
         return {}
     return {
@@ -123,7 +123,7 @@ def case_document(result: CaseResult) -> dict[str, Any]:
 
 
 def run_document(run: Run) -> dict[str, Any]:
-    """Return a run's members of the JSON document that only a baseline adds."""
+    """Return the members that a baseline adds to the run in the JSON document."""
     if run.baseline is None:
         return {}
 

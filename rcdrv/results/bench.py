@@ -24,17 +24,17 @@ class Series(NamedTuple):
 
     name: str
     distribution: Distribution
-    """Nanoseconds an operation."""
+    """Nanoseconds per operation."""
     size: int = 0
-    """Bytes that one operation moves; 0 where a rate would say nothing."""
+    """Bytes per operation; 0 where a rate has no meaning."""
 
     def rate(self, nanoseconds: int) -> float:
-        """MB/s of an operation that takes so long."""
+        """Return the rate in MB/s at this duration."""
         return self.size / max(1, nanoseconds) * 1e3
 
 
 class Result:
-    """One run of a benchmark; fills up as it goes.
+    """One run of a benchmark, filled as it runs.
 
     :param kind: ``ring``, ``mmio``, ``dma`` or ``irq``
     """
@@ -43,27 +43,27 @@ class Result:
         self.kind = kind
         self.device = device
         self.setup = dict(setup)
-        """What has to be known to repeat it; see :func:`rcdrv.bench.setup.describe`."""
+        """Conditions needed to repeat it; see :func:`rcdrv.bench.setup.describe`."""
         self.series: list[Series] = []
         self.left_enabled = False
-        """The endpoint may still have its doorbell enabled."""
+        """Whether the endpoint's doorbell may still be enabled."""
 
     def find(self, name: str) -> Series | None:
-        """The series of that name, if there is one."""
+        """Return the series of that name, if any."""
         return next((series for series in self.series if series.name == name), None)
 
 
 def to_document(result: Result) -> dict[str, Any]:
-    """Plain JSON types. The keys are stable; new ones may come.
+    """Return plain JSON types. Keys are stable; new ones may be added.
 
     ``bench``, ``device``, ``setup``
-        Which benchmark, of what, and under which circumstances.
+        The benchmark, the endpoint and the conditions.
     ``doorbell_left_enabled``
         The endpoint did not confirm the last DISABLE.
     ``series``
-        A list. ``name``; ``unit``, always ``ns``; ``size``, the bytes that one operation moves
-        (0: none); ``count``; ``min``, ``mean``, ``p50``, ``p90``, ``p99``, ``p99.9``, ``max``;
-        ``histogram``, (duration, how often) pairs, durations rounded to three digits.
+        A list. ``name``; ``unit``, always ``ns``; ``size``, bytes per operation (0: none);
+        ``count``; ``min``, ``mean``, ``p50``, ``p90``, ``p99``, ``p99.9``, ``max``;
+        ``histogram``, (duration, count) pairs, durations rounded to three digits.
     """
     return {
         "bench": result.kind,
@@ -88,14 +88,14 @@ def to_document(result: Result) -> dict[str, Any]:
 
 
 def percentiles(distribution: Distribution) -> dict[str, int]:
-    """``{"p50": ..., "p99.9": ...}``."""
+    """Return ``{"p50": ..., "p99.9": ...}``."""
     return {f"p{percent:g}": distribution.percentile(percent) for percent in PERCENTILES}
 
 
 def from_document(document: Any) -> Result:
-    """A run from its document; percentiles are then good to three digits.
+    """Return a run from its document; percentiles have three digits then.
 
-    :raises ValueError: this is not such a document
+    :raises ValueError: not such a document
     """
     try:
         result = Result(document["bench"], document["device"], document["setup"])
@@ -110,9 +110,9 @@ def from_document(document: Any) -> Result:
 
 
 def load(path: Path, kind: str) -> Result:
-    """Read an earlier run of the same benchmark.
+    """Read an earlier run of the same kind of benchmark.
 
-    :raises UsageError: there is no such file, or it is something else
+    :raises UsageError: no such file, or not such a document
     """
     try:
         result = from_document(parse_json(read_text(path, LARGEST_RESULT)))

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
-"""The ones that are shown everywhere, besides the maximum."""
+"""Percentiles shown everywhere, besides the maximum."""
 
 
 class Distribution:
-    """At least one duration in nanoseconds, each with how often it was seen.
+    """One or more durations in nanoseconds, with their counts.
 
-    :param counts: (duration, how often) pairs in any order
-    :raises ValueError: there is none, or one is negative
+    :param counts: (duration, count) pairs in any order
+    :raises ValueError: empty, or a value is negative
     """
 
     def __init__(self, counts: Iterable[tuple[int, int]]) -> None:
@@ -28,12 +28,12 @@ class Distribution:
 
     @classmethod
     def of(cls, samples: Sequence[int]) -> Distribution:
-        """The distribution of single durations."""
+        """Return the distribution of single durations."""
         return cls(Counter(samples).items())
 
     @property
     def count(self) -> int:
-        """How many durations there are."""
+        """Number of durations."""
         return self._ranks[-1]
 
     @property
@@ -49,10 +49,10 @@ class Distribution:
         return self._total / self.count
 
     def percentile(self, percent: float) -> int:
-        """The shortest duration that at least ``percent`` of all do not exceed (nearest rank).
+        """Return the percentile by nearest rank.
 
-        One of the durations, never something between two of them. With fewer than 1000 the
-        99.9th is the maximum.
+        It is one of the durations, never interpolated. With fewer than 1000 the 99.9th is the
+        maximum.
 
         :param percent: above 0, at most 100
         """
@@ -63,7 +63,7 @@ class Distribution:
         return self._values[bisect_left(self._ranks, rank)]
 
     def histogram(self, digits: int = 3) -> list[tuple[int, int]]:
-        """(duration, how often), ascending, with durations rounded to so many decimal digits."""
+        """Return (duration, count), ascending, durations rounded to this many decimal digits."""
         rounded: Counter[int] = Counter()
         previous = 0
         for value, rank in zip(self._values, self._ranks, strict=True):
@@ -73,6 +73,6 @@ class Distribution:
         return sorted(rounded.items())
 
     def tail(self) -> tuple[list[int], list[float]]:
-        """For a plot: each duration, and the share of all that take at least as long."""
+        """Return each duration with the share of all that last at least as long."""
         before = [0, *self._ranks[:-1]]
         return self._values, [1 - rank / self.count for rank in before]

@@ -10,24 +10,24 @@ from rcdrv.results.summary import not_run, overall, totals
 
 
 def to_document(run: Run) -> dict[str, Any]:
-    """The document, of plain JSON types. Its keys are stable; new ones may come.
+    """Return the document, of plain JSON types. Keys are stable; new ones may be added.
 
     ``device``, ``description``
-        The endpoint: its address as the user named it, and what it is.
+        The endpoint: its address as given, and its part.
     ``results``
         A list, in the order of the run. ``name`` is the full name, ``fixture``, ``variant`` (or
         ``""``) and ``test`` its parts. ``verdict``; ``reason`` (null when it passed);
         ``message``, ``hint`` (may be ``""``); ``diagnostics``, a list of lines; ``seconds``.
     ``not_run``
-        The full names of the cases that were planned but not reached; empty when all ran.
+        Full names of the planned cases that did not run.
     ``totals``
-        How many results are ``pass``, ``fail``, ``skip``, ``lost`` and ``error``.
+        Numbers of results that are ``pass``, ``fail``, ``skip``, ``lost`` and ``error``.
     ``verdict``
-        ``pass`` if no case failed and all ran; otherwise the worst of it: ``lost``, then
-        ``error`` (also when cases were not run), then ``fail``. With a baseline, a failure that it
-        knows is none.
+        ``pass`` if no case failed and all ran; otherwise the worst: ``lost``, then
+        ``error`` (also when cases did not run), then ``fail``. A failure that the baseline has
+        does not count.
 
-    With a baseline there are besides: ``baseline`` with its ``name`` and the full names of the
+    With a baseline also: ``baseline`` with its ``name`` and the full names of the
     cases that are ``worse``, ``better``, ``new`` (not in it), ``missing`` (only in it) and
     ``known_failures``; and in each result ``change`` (``same``, ``better``, ``worse``, ``new``),
     ``before`` (verdict and reason in the baseline, or null) and ``known_failure``.

@@ -27,11 +27,11 @@ class Bar(NamedTuple):
 
 
 TEST_REGISTERS = Region(0, 0x80, "test registers", "registers")
-"""Of pci-epf-test, padded as it pads them (TEST_REG_SIZE, pci_epf_test_alloc_space())."""
+"""Bytes of pci-epf-test's registers with padding (pci_epf_test_alloc_space())."""
 
 
 def msix_regions(vectors: int, table: int, pba: int) -> list[Region]:
-    """Return the MSI-X table and the PBA, by their offsets."""
+    """Return the regions of the MSI-X table and the PBA."""
     return [
         Region(table, vectors * 16, "MSI-X table", "msix"),
         Region(pba, -(-vectors // 64) * 8, "PBA", "msix"),

@@ -1,4 +1,4 @@
-"""Observer of a run: the five calls that every display and report implements."""
+"""Observer of a run: the five calls that displays and reports implement."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from rcdrv.results.result import CaseName, CaseResult, Run
 
 
 class Observer:
-    """Listens to one run. Does nothing itself: an observer overrides what it wants to hear.
+    """Listener of one run. The methods do nothing; override those of interest.
 
-    A runner calls :meth:`start` once, then for each case :meth:`case_started`, perhaps
-    :meth:`progress`, and :meth:`case_finished`; and :meth:`finish` at the end, also when the run
+    The runner calls :meth:`start` once; for each case :meth:`case_started`, any number of
+    :meth:`progress`, and :meth:`case_finished`; and :meth:`finish` at the end, also of a run that
     ended early. ``run.planned`` is complete from the start, ``run.results`` at the finish.
     """
 
     def start(self, run: Run) -> None:
-        """The run begins. Raises where the report cannot be made; nothing needs a finish then."""
+        """Start the run. If it raises (the report cannot be made), finish is not called."""
 
     def case_started(self, name: CaseName) -> None:
-        """A case begins."""
+        """Start a case."""
 
     def progress(self, name: CaseName, done: int, total: int, what: str) -> None:
-        """A long case has come so far: ``done`` of ``total`` ``what``, such as vectors."""
+        """Report progress of a long case: ``done`` of ``total`` ``what``, such as vectors."""
 
     def case_finished(self, result: CaseResult) -> None:
-        """A case is finished."""
+        """Take the result of a case."""
 
     def finish(self, run: Run) -> None:
-        """The run is over."""
+        """Finish the run."""
 
 
 class Observers(Observer):
-    """Several at once, called in order. Whoever takes over the terminal comes last."""
+    """Several observers, called in order. One that takes over the terminal comes last."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
@@ -54,8 +54,8 @@ class Observers(Observer):
             observer.case_finished(result)
 
     def finish(self, run: Run) -> None:
-        # A full disk under one report is no reason to leave another unfinished, or the terminal
-        # without its cursor: the stack calls all of them, and raises afterwards.
+        # A full disk under one report must not leave another unfinished, or the terminal without
+        # its cursor: the stack calls all of them, then raises.
         with ExitStack() as stack:
             for observer in reversed(self._observers):
                 stack.callback(observer.finish, run)

@@ -1,4 +1,4 @@
-"""The result of one test case, and of a whole run."""
+"""Result of one test case, and of a whole run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rcdrv.verdict import Reason, Verdict
 
 @dataclass(frozen=True)
 class CaseName:
-    """A test's name, in the three parts that the kernel's kselftest harness gives it."""
+    """Name of a test, in the three parts of the kernel's kselftest harness."""
 
     fixture: str
     variant: str
-    """Empty where the fixture has no variants."""
+    """Empty if the fixture has no variants."""
     test: str
 
     def __str__(self) -> str:
@@ -24,7 +24,7 @@ class CaseName:
 
 
 class Change(str, Enum):
-    """A case's result, compared with the baseline's."""
+    """Result of a case, compared with the baseline's."""
 
     SAME = "same"
     BETTER = "better"
@@ -39,31 +39,31 @@ class CaseResult:
 
     name: CaseName
     verdict: Verdict
-    """Never UNVERIFIED."""
+    """Any but UNVERIFIED."""
     reason: Reason | None = None
-    """None when it passed."""
+    """None for a pass."""
     message: str = ""
-    """Why it did not pass; or a note on a pass, such as ``32 vectors``."""
+    """Cause of the verdict; or a note on a pass, such as ``32 vectors``."""
     hint: str = ""
-    """Next thing to check; empty when it passed."""
+    """Next thing to check; empty for a pass."""
     diagnostics: tuple[str, ...] = ()
-    """More lines, such as where data differed or which AER counters rose."""
+    """More lines, such as differences of data or AER counters that rose."""
     seconds: float = 0.0
     change: Change | None = None
     """None without a baseline."""
     before: str = ""
-    """Verdict and reason in the baseline, such as ``fail irq-lost``; empty where it has none."""
+    """Verdict and reason in the baseline, such as ``fail irq-lost``; empty if it has none."""
 
     @property
     def failed(self) -> bool:
-        """Whether it is neither passed, nor skipped, nor as bad as the baseline says."""
+        """Whether it neither passed, nor was skipped, nor failed as in the baseline."""
         if self.verdict in (Verdict.LOST, Verdict.ERROR) or self.change is Change.WORSE:
             return True
         return self.verdict is Verdict.FAIL and self.change in (None, Change.NEW)
 
     @property
     def known_failure(self) -> bool:
-        """Whether it fails as it does in the baseline: expected, and no failure of the run."""
+        """Whether it failed as in the baseline: expected, not a failure of the run."""
         return self.verdict is Verdict.FAIL and self.change is Change.SAME
 
 
@@ -75,7 +75,7 @@ class Before(NamedTuple):
 
     verdict: Verdict
     reason: str
-    """Empty where it passed."""
+    """Empty for a pass."""
 
     def __str__(self) -> str:
         return f"{self.verdict.value} {self.reason}".rstrip()
@@ -83,7 +83,7 @@ class Before(NamedTuple):
 
 @dataclass(frozen=True)
 class Baseline:
-    """The results of an earlier run, by case."""
+    """Results of an earlier run, by case."""
 
     name: str
     cases: Mapping[str, Before]
@@ -91,7 +91,7 @@ class Baseline:
     def judge(self, result: CaseResult) -> CaseResult:
         """Return the result with its change since the baseline.
 
-        Another reason for the same verdict is worse: that failure is not the known one.
+        Another reason for the same verdict is worse: it is not the known failure.
         """
         before = self.cases.get(str(result.name))
         if before is None:
@@ -107,7 +107,7 @@ class Baseline:
         return replace(result, change=change, before=str(before))
 
     def missing(self, run: Run) -> tuple[str, ...]:
-        """Return the cases of the baseline that were not planned in this run."""
+        """Return the baseline's cases that this run does not plan."""
         planned = {str(name) for name in run.planned}
         return tuple(name for name in self.cases if name not in planned)
 
@@ -117,18 +117,18 @@ class Run:
     """All results of a run, in order."""
 
     device: str
-    """The address of the endpoint, as the user named it."""
+    """Address of the endpoint, as given."""
     description: str = ""
-    """The endpoint: part, ID, kind of interrupts."""
+    """Part, ID and interrupt kind of the endpoint."""
     planned: tuple[CaseName, ...] = ()
     results: list[CaseResult] = field(default_factory=list)
     baseline: Baseline | None = None
-    """Earlier run that this one is compared with."""
+    """Earlier run to compare with."""
 
     def count(self, *verdicts: Verdict) -> int:
         return sum(result.verdict in verdicts for result in self.results)
 
     @property
     def failed(self) -> bool:
-        """Whether any case failed; with a baseline, worse than there."""
+        """Whether any case failed; with a baseline, any that is worse."""
         return any(result.failed for result in self.results)

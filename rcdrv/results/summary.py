@@ -10,7 +10,7 @@ CASE_VERDICTS = (Verdict.PASS, Verdict.FAIL, Verdict.SKIP, Verdict.LOST, Verdict
 
 
 def not_run(run: Run) -> tuple[CaseName, ...]:
-    """The cases that were planned and have no result: the run ended early."""
+    """Return the planned cases without a result: the run ended early."""
     done = {result.name for result in run.results}
     return tuple(name for name in run.planned if name not in done)
 
@@ -23,8 +23,7 @@ def totals(run: Run) -> dict[Verdict, int]:
 def overall(run: Run) -> Verdict:
     """PASS if no case failed (:attr:`CaseResult.failed`) and none is missing; else the worst.
 
-    A skipped case is no failure, as for the kernel's harness. A missing one is an ERROR: nothing
-    is known of it.
+    A skipped case is not a failure, as in the kernel's harness. A missing one is an ERROR.
     """
     count = totals(run)
     if count[Verdict.LOST]:

@@ -1,4 +1,4 @@
-"""``rcdrv check``: the layers of a bring-up, up to the first that is broken."""
+"""Section of ``rcdrv check``: the layers of a bring-up, up to the first broken one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rcdrv.report.html.source import Node, Source
 
 
 def section(source: Source) -> Section:
-    """:raises UsageError: the document is not what it seems to be"""
+    """Return the section of ``check``. :raises UsageError: malformed"""
     node = source.node
     broken, side = node.said("broken"), node.said("side")
     device = node["device"].text

@@ -1,4 +1,4 @@
-"""``rcdrv fuzz``: coverage and findings, each finding with the map of its layout."""
+"""Sections of ``rcdrv fuzz``: coverage and findings, each finding with its BAR map."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAPS = 40
 
 
 def campaign(source: Source) -> Section:
-    """``fuzz layout``. :raises UsageError: the document is not what it seems to be"""
+    """Return the section of ``fuzz layout``. :raises UsageError: malformed"""
     node = source.node
     findings = [
         (one["kind"].text, one["message"].text, one["layout"], one.said("file"))
@@ -98,9 +98,9 @@ def _lines(node: Node) -> list[Markup]:
 
 
 def examples(source: Source) -> Section:
-    """``examples.jsonl`` of a campaign: the outcomes of each case over all layouts.
+    """Return the section of a campaign's ``examples.jsonl``: outcomes of each case.
 
-    :raises UsageError: the file is not what it seems to be
+    :raises UsageError: malformed
     """
     outcomes: dict[str, Counter[str]] = {}
     found: dict[tuple[str, str], tuple[str, str, Node, str]] = {}
@@ -134,7 +134,7 @@ def examples(source: Source) -> Section:
 
 
 def replay(source: Source) -> Section:
-    """``fuzz replay``. :raises UsageError: the document is not what it seems to be"""
+    """Return the section of ``fuzz replay``. :raises UsageError: malformed"""
     rows, findings, replayed = [], [], 0
     for one in source.node["replayed"]:
         replayed += 1
@@ -161,7 +161,7 @@ def replay(source: Source) -> Section:
 
 
 def device(source: Source) -> Section:
-    """``fuzz device``. :raises UsageError: the document is not what it seems to be"""
+    """Return the section of ``fuzz device``. :raises UsageError: malformed"""
     node = source.node
     message, script = node.said("finding"), node.said("script")
     lines = [element("span", line) for line in script.splitlines()]

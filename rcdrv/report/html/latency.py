@@ -1,4 +1,4 @@
-"""``rcdrv ring``, ``bench`` and ``ntb ping``: how long it took, and how that spreads."""
+"""Sections of ``rcdrv ring``, ``bench`` and ``ntb ping``: latencies and their distribution."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rcdrv.verdict import Verdict
 
 
 def ring(source: Source) -> Section:
-    """:raises UsageError: the document is not what it seems to be"""
+    """Return the section of ``ring``. :raises UsageError: malformed"""
     node = source.node
     device = node.said("device")
     points, told = [], []
@@ -68,7 +68,7 @@ def _doorbell(node: Node) -> list[tuple[str, Child]]:
 
 
 def _judged(node: Node) -> list[Child]:
-    """Why it did not pass, where it did not."""
+    """Return the explanation of a verdict other than pass."""
     verdict = node["verdict"].verdict
     if verdict is Verdict.PASS:
         return []
@@ -82,7 +82,7 @@ def _judged(node: Node) -> list[Child]:
 
 
 def bench(source: Source) -> Section:
-    """:raises UsageError: the document is not what it seems to be"""
+    """Return the section of ``bench``. :raises UsageError: malformed"""
     node = source.node
     what, device = node["bench"].text, node["device"].text
     series, sizes = [], []
@@ -113,16 +113,16 @@ def _distribution(entry: Node) -> Distribution:
     for pair in entry["histogram"]:
         duration, times = pair.entries(2)
         counts.append((duration.nanoseconds, times.integer))
-    # The histogram has three digits of each duration; the ends are known exactly.
+    # The histogram has three digits of each duration.
     if not sum(times for _, times in counts):
         entry["histogram"].wrong("a histogram with anything in it")
     return Distribution(counts)
 
 
 def compared_benches(sources: Sequence[Source]) -> Markup:
-    """The same benchmark in several files: each series of all of them, and against the first's.
+    """Compare a benchmark's series in several files, as ratios to the first.
 
-    :raises UsageError: a document is not what it seems to be
+    :raises UsageError: malformed
     """
     runs = [
         {entry["name"].text: _distribution(entry) for entry in source.node["series"]}
@@ -160,7 +160,7 @@ def _ratio(found: Distribution, first: Distribution | None, percent: float) -> s
 
 
 def _plain(value: Node) -> str:
-    """A fact of the set-up, which may be a list of such; empty for null."""
+    """Return a value of the set-up as text; lists are joined, null is empty."""
     if value.value is None:
         return ""
     if isinstance(value.value, list):
@@ -175,7 +175,7 @@ def _median(series: Series) -> str:
 
 
 def ping(source: Source) -> Section:
-    """:raises UsageError: the document is not what it seems to be"""
+    """Return the section of ``ntb ping``. :raises UsageError: malformed"""
     node = source.node
     device = node.said("device")
     series = _trips(node, "round trip")
@@ -206,10 +206,10 @@ def _ping_words(node: Node) -> str:
 
 
 def _ping_course(node: Node, device: str) -> Markup | None:
-    """By sequence number, so that what was lost leaves its mark."""
+    """Return points by sequence number, so that lost ones show."""
     found = {trip["sequence"].integer: trip["nanoseconds"].nanoseconds for trip in node["trips"]}
     count = node["transmitted"].integer
-    # A number that cannot be is no reason to draw a course of that length.
+    # An impossible sequence number must not make a plot of that length.
     if not found or not 3 <= count <= 10 * max(100, len(found)) or max(found) > count + 1:
         return None
     first = min(1, *found)
@@ -218,7 +218,7 @@ def _ping_course(node: Node, device: str) -> Markup | None:
 
 
 def compared_pings(source: Source) -> Section:
-    """:raises UsageError: the document is not what it seems to be"""
+    """Return the section of ``ntb ping --compare``. :raises UsageError: malformed"""
     node = source.node
     series = [
         found for end in node["endpoints"] if (found := _trips(end, end["device"].text)) is not None

@@ -1,7 +1,7 @@
-"""The map of a function's BARs: what lies where, drawn so that four bytes in a megabyte are seen.
+"""Map of a function's BARs, drawn so that four bytes in a megabyte are visible.
 
-Every BAR is a strip of the same width. Within it a piece is as wide as its words need, and what is
-left goes to the pieces by the logarithm of their sizes; offsets are exact, widths are not.
+All BARs are strips of one width. A piece is as wide as its label needs; the rest is shared by the
+logarithm of sizes. Offsets are exact, widths are not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rcdrv.results.units import size_text
 _LEFT, _RIGHT, WIDTH = 150, 16, 960
 _ROW, _STRIP = 74, 34
 _CHARACTER = 7.0
-"""Pixels that a character of a label takes, at most."""
+"""Upper limit of a label character's width in pixels."""
 
 
 class Piece(NamedTuple):
@@ -37,9 +37,9 @@ class Piece(NamedTuple):
 
 
 def of_info(info: Node, doorbell: Region | None = None, doorbell_bar: int = -1) -> Sequence[Bar]:
-    """The BARs of ``rcdrv info --json``, with the doorbell where a ring of the same device saw it.
+    """Return the BARs of ``rcdrv info --json``, with the doorbell found by a ring of the device.
 
-    :raises UsageError: the document is not what it seems to be
+    :raises UsageError: malformed
     """
     found: dict[int, list[Region]] = {}
     table = info.find("msix_table")
@@ -67,7 +67,7 @@ def of_info(info: Node, doorbell: Region | None = None, doorbell_bar: int = -1) 
 
 
 def draw(bars: Sequence[Bar], title: str, note: str = "") -> Markup:
-    """Draw the map; :func:`table` is the same for screen readers."""
+    """Draw the map. Screen readers use :func:`table`."""
     cut = {bar.number: pieces(bar) for bar in bars}
     height = _ROW * len(bars) + 6
     words = "; ".join(
@@ -100,7 +100,7 @@ def draw(bars: Sequence[Bar], title: str, note: str = "") -> Markup:
 
 
 def pieces(bar: Bar) -> list[Piece]:
-    """The BAR cut at every place where something begins or ends."""
+    """Cut a BAR wherever a region begins or ends."""
     inside = [region for region in bar.regions if region.offset < bar.size and region.size > 0]
     cuts = sorted(
         {0, bar.size}
@@ -147,7 +147,7 @@ def _row(bar: Bar, pieces: Sequence[Piece], top: float) -> Markup:
 
 
 def _needed(piece: Piece) -> float:
-    """Pixels for the label within and for the offset below."""
+    """Return the pixels needed by the label inside and the offset below."""
     return max(len(piece.label), len(f"{piece.start:#x}") + 1) * _CHARACTER + 12
 
 

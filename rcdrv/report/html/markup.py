@@ -1,4 +1,4 @@
-"""HTML and SVG that cannot be broken out of: text becomes markup in one place only, escaped.
+"""HTML and SVG without injection: text becomes markup in one place only, escaped.
 
 Results quote what an endpoint says, and reports are opened in browsers.
 """
@@ -13,7 +13,7 @@ from rcdrv.report.text import one_line
 
 
 class Markup(str):
-    """Text that is markup already. Only :func:`element` and :func:`join` make it."""
+    """Markup, as opposed to text. Only :func:`element` and :func:`join` make it."""
 
     __slots__ = ()
 
@@ -25,12 +25,12 @@ _VOID = {"br", "col", "hr", "link", "meta"}
 
 
 def element(tag: str, *children: Child, **attributes: Attribute) -> Markup:
-    """An element.
+    """Make an element.
 
-    :param children: strings are escaped, unprintable characters included; None is left out; a list
-        is flattened
-    :param attributes: None leaves one out. A name may end in ``_`` where Python needs that
-        (``class_``), and another ``_`` stands for ``-``
+    :param children: strings are escaped, with unprintable characters; None is omitted; a list is
+        flattened
+    :param attributes: None is omitted. A trailing ``_`` (``class_``) is dropped; any other ``_``
+        becomes ``-``
     """
     head = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{_text(_number(value))}"'
@@ -43,12 +43,12 @@ def element(tag: str, *children: Child, **attributes: Attribute) -> Markup:
 
 
 def join(*children: Child) -> Markup:
-    """Children without an element around them."""
+    """Join children without an enclosing element."""
     return Markup("".join(map(_render, children)))
 
 
 def style(sheet: str) -> Markup:
-    """A style sheet of ours, which is no text: nothing in it comes from a result."""
+    """Make a style sheet from a constant: never from a result."""
     if "</" in sheet:
         raise ValueError("a style sheet that ends its own element")
     return Markup(f"<style>\n{sheet}</style>")
@@ -69,5 +69,5 @@ def _text(text: str) -> str:
 
 
 def _number(value: str | int | float) -> str:
-    """Coordinates with one decimal, which is a tenth of a pixel."""
+    """Format a coordinate with one decimal."""
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)

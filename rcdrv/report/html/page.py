@@ -1,4 +1,4 @@
-"""The page: one file with everything in it, which loads nothing and runs nothing."""
+"""The page: one self-contained file that loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _WORST = (
     Verdict.PASS,
     Verdict.SKIP,
 )
-"""Of all results' verdicts the first of these is the page's."""
+"""Verdicts in order of severity; the page has the worst."""
 
-# Even if something of a result became markup, a browser would load and run nothing.
+# Even if a result became markup, a browser would load and run nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(sources: Sequence[Source], made: datetime) -> str:
-    """The whole page.
+    """Return the whole page.
 
-    :param made: what it says of its own age
-    :raises UsageError: a document is not what it seems to be; the message names the place
+    :param made: date and version line
+    :raises UsageError: malformed document; the message names the place
     """
     sections = [_SECTIONS[source.kind](source, sources) for source in sources]
     verdicts = [one.verdict for one in sections if one.verdict is not None]
@@ -81,7 +81,7 @@ def page(sources: Sequence[Source], made: datetime) -> str:
 
 
 def _benches(sources: Sequence[Source]) -> dict[str, list[Source]]:
-    """The results of each benchmark."""
+    """Group the results by benchmark."""
     found: dict[str, list[Source]] = {}
     for source in sources:
         if source.kind == "bench":
@@ -95,7 +95,7 @@ def _compared(what: str, runs: Sequence[Source]) -> Markup:
 
 
 def _contents(sections: Sequence[Section]) -> Markup:
-    """One row a result, with its verdict."""
+    """Return the table of contents: one row per result, with its verdict."""
     return element(
         "nav",
         element(
@@ -120,9 +120,9 @@ def _contents(sections: Sequence[Section]) -> Markup:
 
 
 def _findings(sections: Sequence[Section]) -> Markup | None:
-    """What did not pass, and what to look at next, before anything else.
+    """Return failures with what to check next, for the top of the page.
 
-    Cases that may have failed by the same cause share one entry.
+    Cases with the same likely cause share one entry.
     """
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for number, section in enumerate(sections):
@@ -171,7 +171,7 @@ def _section(one: Section, number: int) -> Markup:
 
 
 def _info(source: Source, sources: Sequence[Source]) -> Section:
-    """``rcdrv info``, with the doorbell where a ring of the same device in this page saw it."""
+    """Return the section of ``rcdrv info``, with the doorbell found by a ring of the device."""
     node = source.node
     device = node["device"].text
     doorbell, bar = None, -1
@@ -209,7 +209,7 @@ def _info(source: Source, sources: Sequence[Source]) -> Section:
 
 
 def _error(source: Source, _sources: Sequence[Source]) -> Section:
-    """Show the document of a command that failed before it began."""
+    """Return the section of a command that failed before it began."""
     node = source.node
     device = node.said("device")
     return Section(

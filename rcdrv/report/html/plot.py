@@ -1,7 +1,7 @@
-"""Latencies as SVG: their distribution over a logarithmic axis of time, and their course.
+"""Latency plots as SVG: the distribution over logarithmic time, and the course.
 
-Colours and type come from the page's style sheet, so a drawing follows light and dark. Each has a
-title and a description for screen readers, and the page has the numbers as a table.
+Colours and fonts come from the page's style sheet (light and dark). Each plot has a title and a
+description for screen readers; the page has the numbers as a table.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ _LEFT, _RIGHT = 150, 120
 _FEWEST_BINS, _MOST_BINS = 24, 110
 _TICKS = (1, 2, 5)
 _DOTS = 700
-"""Above so many, a column of the course shows the range of several."""
+"""Maximum number of columns of a course; with more points each shows the range of several."""
 
 
 class Series(NamedTuple):
-    """One distribution to draw, under its name."""
+    """A named distribution."""
 
     name: str
     distribution: Distribution
     """Nanoseconds."""
     colour: int = -1
-    """Those with the same number look the same; -1: one of its own."""
+    """Series of equal number have one look; -1: a look of its own."""
 
 
 class Point(NamedTuple):
-    """One measurement of a course."""
+    """One measurement."""
 
     nanoseconds: int | None
-    """None where there was none: it failed."""
+    """None if it failed."""
 
 
 class _Axis:
-    """Time, logarithmic, between two pixels."""
+    """Logarithmic axis of time."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        # Never a point: a distribution of one value is in the middle of some.
+        # Never of length 0: a single value stands in the middle of a range.
         self.low, self.high = max(1.0, low) / 1.15, max(1.0, high, low) * 1.15
         self._start = start
         self._scale = (end - start) / math.log(self.high / self.low)
@@ -53,7 +53,7 @@ class _Axis:
         return self._start + self._scale * math.log(max(1.0, nanoseconds) / self.low)
 
     def ticks(self) -> Iterator[float]:
-        """Round durations, at least two: fewer marks the more decades there are."""
+        """Return round durations, at least two: fewer per decade, the more decades."""
         decades = math.log10(self.high / self.low)
         steps: Sequence[float] = (1,) if decades > 3 else _TICKS
         if decades < 0.7:
@@ -67,7 +67,7 @@ class _Axis:
 
 
 def distributions(series: Sequence[Series], title: str) -> Markup:
-    """A row for each series, over one axis."""
+    """Draw one row per series, over one axis."""
     tall = len(series) == 1
     row, hill = (150, 104) if tall else (92, 54)
     top, bottom = 14, 34
@@ -134,7 +134,7 @@ def _row(one: Series, axis: _Axis, base: float, hill: float, index: int) -> Mark
 
 
 def _marks(found: Distribution, axis: _Axis, base: float) -> Markup:
-    """The percentiles on the ground, those with names that have room for them."""
+    """Mark the percentiles on the base line, named where there is room."""
     marks = [(f"p{share:g}", found.percentile(share)) for share in (50.0, 99.0, 99.9, 90.0)]
     marks.insert(1, ("max", found.maximum))
     taken: list[float] = []
@@ -150,8 +150,8 @@ def _marks(found: Distribution, axis: _Axis, base: float) -> Markup:
 
 
 def _bins(found: Distribution, axis: _Axis) -> list[tuple[float, float, int]]:
-    """(from, to, how often) of the bins that hold anything; all as wide on the axis."""
-    # With few samples narrow bins would show only that they are few.
+    """Return (from, to, count) of the bins that are not empty, of equal width on the axis."""
+    # Few samples need wide bins.
     bins = min(_MOST_BINS, max(_FEWEST_BINS, round(4 * math.sqrt(found.count))))
     step = math.log(axis.high / axis.low) / bins
     counts: dict[int, int] = {}
@@ -165,10 +165,10 @@ def _bins(found: Distribution, axis: _Axis) -> list[tuple[float, float, int]]:
 
 
 def course(points: Sequence[Point], title: str, unit: str) -> Markup:
-    """The latencies one after the other, and where one failed.
+    """Draw the latencies in order, with the failures.
 
     :param points: at least one with a latency
-    :param unit: what is counted along the axis, such as ``ring``
+    :param unit: unit of the axis, such as ``ring``
     """
     top, floor, height = 16, 176, 222
     measured = [one.nanoseconds for one in points if one.nanoseconds is not None]
@@ -229,7 +229,7 @@ def course(points: Sequence[Point], title: str, unit: str) -> Markup:
 
 
 def _numbers(count: int) -> list[int]:
-    """1, the last, and round numbers between them."""
+    """Return 1, the last, and round numbers between."""
     step = 10 ** max(0, len(str(count)) - 1)
     if count // step < 3:
         step = max(1, step // 2) if count // step == 2 else max(1, step // 5)
@@ -251,7 +251,7 @@ def _drawing(height: float, title: str, words: str, parts: Sequence[Markup]) -> 
 
 
 def _tick_text(nanoseconds: float) -> str:
-    """``1 ms`` for a round duration, where others have ``1.00 ms``."""
+    """Format a round duration: ``1 ms``, not ``1.00 ms``."""
     value, _, unit = duration_text(nanoseconds).partition(" ")
     return f"{float(value):g} {unit}"
 

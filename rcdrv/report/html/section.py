@@ -1,4 +1,4 @@
-"""A section of the page, for one result file; and the elements that several kinds share."""
+"""A section of the page, for one result file, and elements that several kinds share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rcdrv.verdict import Verdict
 
 
 class Finding(NamedTuple):
-    """Something that did not pass, for the top of the page."""
+    """A failure, for the top of the page."""
 
     verdict: Verdict
     device: str
     case: str
-    """``""`` where the whole was one."""
+    """Case; ``""`` if the command has none."""
     reason: str
     message: str
     hint: str
@@ -33,9 +33,9 @@ class Section(NamedTuple):
     device: str
     file: str
     verdict: Verdict | None
-    """None where nothing is judged, as by ``info``."""
+    """None if the command has no verdict, as ``info``."""
     headline: str
-    """The outcome in one line."""
+    """Outcome in one line."""
     body: Markup
     findings: Sequence[Finding] = ()
 
@@ -50,12 +50,12 @@ def finding(node: Node, device: str) -> list[Finding]:
 
 
 def badge(verdict: Verdict) -> Markup:
-    """The verdict as a word, coloured."""
+    """Return the verdict as a coloured word."""
     return element("span", verdict.value, class_=f"badge {verdict.value}")
 
 
 def wide_table(heads: Sequence[str], bodies: Child) -> Markup:
-    """Return a table of cases that scrolls by itself where the page is narrow."""
+    """Return a table of cases that scrolls on a narrow page."""
     head = element("thead", element("tr", [element("th", one, scope="col") for one in heads]))
     return element("div", element("table", head, bodies, class_="cases"), class_="wide")
 
@@ -65,7 +65,7 @@ def code(text: str) -> Markup:
 
 
 def explanation(reason: str, message: str, hint: str, lines: Sequence[str] = ()) -> list[Child]:
-    """Why it did not pass, what was seen, and what to look at next."""
+    """Return reason, message, hint and diagnostics."""
     why = element("span", reason, class_="reason") if reason else None
     return [
         element("p", why, message, class_="message") if reason or message else None,
@@ -75,7 +75,7 @@ def explanation(reason: str, message: str, hint: str, lines: Sequence[str] = ())
 
 
 def facts(pairs: Sequence[tuple[str, Child]]) -> Markup:
-    """Names with values, side by side."""
+    """Return names with values, side by side."""
     return element(
         "dl",
         [element("div", element("dt", name), element("dd", value)) for name, value in pairs],
@@ -84,7 +84,7 @@ def facts(pairs: Sequence[tuple[str, Child]]) -> Markup:
 
 
 def table(heads: Sequence[str], rows: Sequence[Markup], caption: str) -> Markup:
-    """A table that may be wider than the page; columns after the first are numbers."""
+    """Return a table that may be wider than the page; all but the first column are numbers."""
     return element(
         "div",
         element(
@@ -102,9 +102,9 @@ _COLUMNS = ("count", "min", *(f"p{share:g}" for share in PERCENTILES), "max")
 
 
 def percentile_table(series: Sequence[Series], sizes: Sequence[int] = ()) -> Markup:
-    """The distributions as numbers.
+    """Return the distributions as numbers.
 
-    :param sizes: bytes that an operation of each series moves, 0 for none; adds the rate at p50
+    :param sizes: bytes per operation of each series, 0 for none; adds the rate at p50
     """
     moving = any(sizes)
     rows = []

@@ -1,4 +1,4 @@
-"""Result files: read, recognised, and checked so far that every error names its place."""
+"""Reader of result files: every error names its place in the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COMMANDS = (
     " examples.jsonl of a fuzz campaign"
 )
 _LONGEST = 10**18
-"""Nanoseconds: thirty years. Above that it is no duration, and floats would lose its digits."""
+"""Limit of a duration in nanoseconds: thirty years; floats are exact below it."""
 
 
 class Node:
@@ -33,26 +33,28 @@ class Node:
 
     @property
     def where(self) -> str:
-        """``ring.json: rings[3]: status``. Put together when it is asked for, as a ring may be
-        one of a million."""
+        """Place, such as ``ring.json: rings[3]: status``.
+
+        Built on demand: there may be a million rings.
+        """
         before = self._parent.where if self._parent is not None else ""
         if not before:
             return self._step
         return f"{before}{self._step}" if self._step.startswith("[") else f"{before}: {self._step}"
 
     def wrong(self, expected: str) -> NoReturn:
-        """:raises UsageError: always; this is not ``expected``"""
+        """Raise UsageError: the value is not ``expected``."""
         shown = repr(self.value)
         if len(shown) > 60:
             shown = f"{shown[:57]}..."
         raise UsageError(f"{self.where}: {shown} is not {expected}", hint=_hint())
 
     def has(self, *keys: str) -> bool:
-        """Whether this is an object with all of these members."""
+        """Return whether this is an object with all of these members."""
         return isinstance(self.value, dict) and all(key in self.value for key in keys)
 
     def __getitem__(self, key: str) -> Node:
-        """A member that has to be there."""
+        """Return a required member."""
         if not isinstance(self.value, dict):
             self.wrong("an object")
         if key not in self.value:
@@ -60,7 +62,7 @@ class Node:
         return Node(self.value[key], key, self)
 
     def find(self, key: str) -> Node | None:
-        """A member that may be missing or null."""
+        """Return a member, or None if it is missing or null."""
         if not isinstance(self.value, dict):
             self.wrong("an object")
         if self.value.get(key) is None:
@@ -68,21 +70,21 @@ class Node:
         return self[key]
 
     def items(self) -> Iterator[tuple[str, Node]]:
-        """All members."""
+        """Yield all members."""
         if not isinstance(self.value, dict):
             self.wrong("an object")
         for key in self.value:
             yield key, self[key]
 
     def __iter__(self) -> Iterator[Node]:
-        """The entries of a list."""
+        """Yield the entries of a list."""
         if not isinstance(self.value, list):
             self.wrong("a list")
         for index, value in enumerate(self.value):
             yield Node(value, f"[{index}]", self)
 
     def entries(self, count: int) -> Sequence[Node]:
-        """The entries of a list that has exactly so many."""
+        """Return the entries of a list of exactly this length."""
         found = tuple(self)
         if len(found) != count:
             self.wrong(f"a list of {count}")
@@ -96,7 +98,7 @@ class Node:
 
     @property
     def integer(self) -> int:
-        """Not negative, and of 64 bits at most: everything that a result counts is."""
+        """Unsigned integer of 64 bits."""
         if type(self.value) is not int or not 0 <= self.value < 1 << 64:
             self.wrong("an integer of 64 bits")
         return int(self.value)
@@ -127,28 +129,28 @@ class Node:
             self.wrong(f"one of {', '.join(verdict.value for verdict in Verdict)}")
 
     def said(self, key: str) -> str:
-        """A text that may be missing or null: ``""`` then."""
+        """Return a text member, or ``""`` if it is missing or null."""
         found = self.find(key)
         return "" if found is None else found.text
 
 
 Picture = Callable[[Any, str], "tuple[Sequence[Bar], str] | None"]
-"""From a layout (a TOML table, and its place for messages) to its BARs, and its doorbell in words;
-None where it is no layout."""
+"""Convert a layout (a TOML table, and its place for messages) to BARs and a doorbell text; None if
+it is not a layout."""
 
 
 class Source(NamedTuple):
-    """One result."""
+    """One result file."""
 
     name: str
-    """How the page calls it: the file's name."""
+    """File name."""
     kind: str
-    """A key of :data:`KINDS`."""
+    """Key of :data:`KINDS`."""
     node: Node
     lines: Sequence[Node] = ()
-    """What follows the first line in a file of JSON lines."""
+    """Further lines of a file of JSON lines."""
     picture: Picture = lambda _table, _where: None
-    """What reads the layouts in it."""
+    """Converts layouts."""
 
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -164,13 +166,13 @@ KINDS: dict[str, tuple[str, ...]] = {
     "info": ("bars", "vendor_id"),
     "error": ("verdict", "message", "hint"),
 }
-"""The members by which a document is recognised; the first that fits counts."""
+"""Members that identify a document; the first match counts."""
 
 
 def read(path: str, picture: Picture, cancel: Cancel | None = None) -> Source:
     """Read a result; ``-`` is standard input.
 
-    :raises UsageError: it cannot be read, is not JSON, or of no command that a page can show
+    :raises UsageError: unreadable, not JSON, or not a known document
     """
     try:
         if path == "-":
@@ -196,7 +198,7 @@ def _hint() -> str:
 
 
 def _parse(data: bytes, name: str) -> list[Node]:
-    """The document, or each line's where every line is one."""
+    """Parse one document, or one per line."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""``rcdrv test``: the verdict of each case, and of several runs beside each other."""
+"""Sections of ``rcdrv test``: the verdict of each case; several runs side by side."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Case(NamedTuple):
     change: str
     """``worse``, ``better``, ``new`` or ``same``; empty without a baseline."""
     known: bool
-    """A failure that the baseline has too."""
+    """Whether the baseline has the same failure."""
 
     @property
     def failed(self) -> bool:
@@ -41,7 +41,7 @@ class _Case(NamedTuple):
 
 
 def section(source: Source) -> Section:
-    """:raises UsageError: the document is not what it seems to be"""
+    """Return the section of ``test``. :raises UsageError: malformed"""
     node = source.node
     cases = [_case(result) for result in node["results"]]
     missing = [name.text for name in node["not_run"]]
@@ -106,7 +106,7 @@ def _case(node: Node) -> _Case:
 
 
 def _bar(cases: Sequence[_Case], missing: int) -> Markup | None:
-    """Draw the totals as lengths; the headline has them in words."""
+    """Draw the totals as a bar; the headline has the numbers."""
     parts = [(verdict.value, sum(case.verdict is verdict for case in cases)) for verdict in Verdict]
     parts.append(("not-run", missing))
     if not any(count for _, count in parts):
@@ -161,16 +161,16 @@ def _row(case: _Case) -> Markup:
 
 
 def _since(case: _Case) -> Markup | None:
-    """Describe a case beside the baseline, where there is something to say."""
+    """Return a case's change since the baseline, if any."""
     said = "as expected" if case.known else case.change
     return element("small", said) if said not in ("", "same") else None
 
 
 def comparison(sources: Sequence[Source]) -> Markup:
-    """The verdicts of several runs, a column each, those of a board side by side.
+    """Return the verdicts of several runs, one column each, grouped by board.
 
-    Rows in which the runs of one board differ are marked; where each board has one run, those in
-    which the boards differ.
+    Rows in which the runs of one board differ are marked; with one run per board, rows in which
+    the boards differ.
     """
     boards: dict[str, list[Source]] = {}
     for source in sources:
@@ -226,6 +226,6 @@ def _cell(case: _Case | None) -> list[Markup]:
 
 
 def _differ(found: Sequence[_Case | None], sizes: Sequence[int]) -> bool:
-    """Whether the verdicts of a case differ within any group of neighbours of these sizes."""
+    """Return whether verdicts differ within a group; groups are consecutive, of these sizes."""
     verdicts = iter([case.verdict if case else None for case in found])
     return any(len(set(islice(verdicts, size))) > 1 for size in sizes)
