@@ -1,1 +1,1 @@
-"""How long an endpoint's doorbell, memory, transfers and interrupts take, as distributions."""
+"""Benchmarks of an endpoint's doorbell, memory, transfers and interrupts, as distributions."""

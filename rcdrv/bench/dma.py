@@ -9,12 +9,12 @@ from rcdrv.results.distribution import Distribution
 
 
 def measure(driver: EpfTest, direction: Direction, size: int, dma: bool, count: int) -> Series:
-    """``count`` transfers of ``size`` bytes, from COMMAND to its answer.
+    """Measure ``count`` transfers of ``size`` bytes, from COMMAND to its answer.
 
-    In that time are the endpoint's own tick of a millisecond and more, and its checksum.
+    The time includes the endpoint's tick of a millisecond or more, and its checksum.
 
-    :param dma: with the endpoint's DMA engine, else with its processor
-    :raises NotPassed: what went wrong first
+    :param dma: use the endpoint's DMA engine, else its processor
+    :raises NotPassed: the first failure
     :raises UsageError: the size could harm the endpoint
     """
     samples = []

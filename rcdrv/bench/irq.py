@@ -1,4 +1,4 @@
-"""Interrupts: the way through this host alone, and all of it from a command to its answer."""
+"""Interrupts: the latency of this host alone, and from a command to its answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rcdrv.verdict import NotPassed, Reason, Verdict
 
 
 def choices(driver: EpfTest) -> tuple[IrqChoice, ...]:
-    """The kind that the user asked for, else all that function and endpoint have."""
+    """Return the requested kind, else all that function and endpoint have."""
     if driver.irq_choice is not IrqChoice.AUTO:
         return (driver.irq_choice,)
     kinds = {IrqKind.MSI: IrqChoice.MSI, IrqKind.MSIX: IrqChoice.MSIX}
@@ -19,10 +19,10 @@ def choices(driver: EpfTest) -> tuple[IrqChoice, ...]:
 
 
 def loopback(driver: EpfTest, choice: IrqChoice, count: int) -> Series | None:
-    """The host fires the vector's eventfd itself (VFIO_IRQ_SET_ACTION_TRIGGER) and waits for it.
+    """Measure the host alone: trigger a vector's eventfd (VFIO_IRQ_SET_ACTION_TRIGGER) and wait.
 
-    What remains of a latency without this is the endpoint's and the link's. None for INTx, which
-    VFIO masks when it fires, and for polling.
+    The rest of a latency is the endpoint's and the link's. None for INTx, which VFIO masks when
+    it fires, and for polling.
 
     :raises NotPassed: ``irq-lost``
     """
@@ -49,11 +49,11 @@ def loopback(driver: EpfTest, choice: IrqChoice, count: int) -> Series | None:
 
 
 def measure(driver: EpfTest, choice: IrqChoice, vectors: int, count: int) -> Series:
-    """The endpoint raises ``count`` interrupts, on vectors 1 to ``vectors`` in turns.
+    """Measure ``count`` interrupts of the endpoint, on vectors 1 to ``vectors`` in turn.
 
-    From COMMAND to the answer, so the endpoint's tick of a millisecond and more is in it.
+    From COMMAND to the answer, with the endpoint's tick of a millisecond or more.
 
-    :raises NotPassed: what came instead of one; or a skip, there are not so many vectors
+    :raises NotPassed: an interrupt failed; or a skip, too few vectors
     """
     driver.use_irq(choice)
     ready = driver.arm(vectors)

@@ -15,11 +15,11 @@ from rcdrv.results.distribution import Distribution
 from rcdrv.verdict import NotPassed
 
 BLOCK = 1 << 16
-"""Bytes of a block at most."""
+"""Maximum size of a block in bytes."""
 
 
 def default_bar(driver: EpfTest) -> int | None:
-    """The first BAR whose memory may be written, without the one of the test registers."""
+    """Return the first BAR whose memory may be written, except the register BAR."""
     for bar in driver.function.bars:
         if bar is None or not bar.is_memory or bar.index == driver.reg_bar:
             continue
@@ -32,7 +32,7 @@ def default_bar(driver: EpfTest) -> int | None:
 
 
 def measure(driver: EpfTest, bar: int | None, count: int) -> Iterator[Series]:
-    """Registers by MAGIC, which the protocol does not use; memory by ``bar``, if there is one.
+    """Measure registers by MAGIC, which the protocol does not use, and memory by ``bar``, if any.
 
     The memory's contents are restored.
 
@@ -93,7 +93,7 @@ def _memory(driver: EpfTest, window: Window, size: int, count: int) -> Iterator[
 def _timed(
     driver: EpfTest, name: str, access: Callable[[], object], count: int, *, size: int = 0
 ) -> Series:
-    """Durations with the clock's own in them (``clock_ns`` of the setup)."""
+    """Return durations, including the clock's own (``clock_ns`` of the setup)."""
     now = driver.function.clock.now_ns
     samples = []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""A run of a benchmark as a picture: a hill for each series, with its percentiles on the ground.
+"""Plot of a benchmark: a histogram for each series, with its percentiles on the base line.
 
 Needs matplotlib: ``pip install rcdrv[plot]``.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".svg", ".png", ".pdf")
 
-# Okabe and Ito's colours, which remain apart for every kind of colour vision, the yellow left out.
+# Okabe and Ito's colours, distinct for every kind of colour vision, without yellow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _INK, _FAINT, _BEFORE = "#22262b", "#8a9099", "#9aa1aa"
 _MARKS = ((50.0, "o", 7.0), (90.0, "|", 11.0), (99.0, "D", 5.5), (99.9, "s", 5.0))
@@ -35,9 +35,9 @@ _SMOOTH = 2.0  # standard deviation of the smoothing, in bins
 
 
 def check(path: Path) -> None:
-    """Whether a picture can be made there, before anything is measured for it.
+    """Check that a plot can be written, before the measurement.
 
-    :raises UsageError: the name does not say a format, or there is no such folder
+    :raises UsageError: the suffix is not a format, or there is no such folder
     :raises HostError: matplotlib is not installed
     """
     if path.suffix.lower() not in SUFFIXES:
@@ -53,9 +53,9 @@ def check(path: Path) -> None:
 
 
 def draw(result: Result, path: Path, against: Result | None = None) -> None:
-    """Draw the series of a run over a common axis of time; an earlier run's hang below them.
+    """Draw the series of a run over a common axis of time, those of an earlier run below.
 
-    :param path: where to; the suffix is one of :data:`SUFFIXES`
+    :param path: file; the suffix is one of :data:`SUFFIXES`
     :raises HostError: it cannot be written there
     """
     import matplotlib
@@ -148,7 +148,7 @@ def _draw_row(
 def _hill(
     axes: Axes, base: int, height: float, found: Distribution, edges: Floats, colour: str
 ) -> None:
-    """How often each duration was seen, as high as ``height`` at the most."""
+    """Draw a histogram of this maximum height."""
     import numpy
 
     pairs = numpy.array(found.histogram(4), dtype=float)
@@ -164,7 +164,7 @@ def _hill(
 
 
 def _edges(found: Sequence[Distribution]) -> Floats:
-    """The bins, as wide as each other on a logarithmic axis."""
+    """Return the edges of bins of equal width on a logarithmic axis."""
     import numpy
 
     low = max(1, min(one.minimum for one in found)) / 1.25

@@ -1,4 +1,4 @@
-"""From the doorbell to its acknowledgement, and the write alone."""
+"""Latency from the doorbell to its acknowledgement, and of the write alone."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from rcdrv.results.bench import Result, Series
 from rcdrv.results.distribution import Distribution
 
 BURST = 64
-"""Rings of a burst that is measured as one."""
+"""Rings per burst, measured as one."""
 
 
 class Method(Enum):
-    """How to learn of the acknowledgement."""
+    """Detection of the acknowledgement."""
 
     INTERRUPT = "interrupt"
     """Sleep until the interrupt's eventfd is readable."""
     SPIN = "spin"
-    """Look at the eventfd without sleeping."""
+    """Poll the eventfd without sleeping."""
     POLL = "poll"
-    """Look at STATUS; no interrupt is armed."""
+    """Poll STATUS; no interrupt is armed."""
     WRITE = "write"
-    """Not at all: the time of the write, which a processor posts and does not wait for."""
+    """None: the time of the posted write."""
     BURST = "burst"
-    """Not at all: the time of each write of a burst."""
+    """None: the time of each write of a burst."""
 
 
 def default_methods(driver: EpfTest) -> tuple[Method, ...]:
-    """All that this endpoint and the wish of the user (``irq``) allow."""
+    """Return the methods that the endpoint and ``irq`` allow."""
     if driver.irq_choice is IrqChoice.POLL or driver.irq_kind is None:
         return Method.POLL, Method.WRITE, Method.BURST
     return tuple(Method)
@@ -47,9 +47,9 @@ def measure(
 ) -> Series:
     """Enable the doorbell, ring ``count`` times, disable it.
 
-    :param result: learns whether the doorbell was left enabled
+    :param result: records whether the doorbell was left enabled
     :param expect_bar, force: see :class:`~rcdrv.epf_test.doorbell.Doorbell`
-    :raises NotPassed: what was wrong with the first ring that was not acknowledged, or what
+    :raises NotPassed: the first ring without acknowledgement, or what
         :class:`~rcdrv.epf_test.doorbell.Doorbell` raises
     """
     driver.use_irq(IrqChoice.POLL if method is Method.POLL else driver.irq_choice)
@@ -102,5 +102,5 @@ def _bursts(driver: EpfTest, doorbell: Doorbell, count: int) -> Iterator[int]:
 
 
 def _warm_up(count: int) -> int:
-    """The first rings pay for caches and, on a sleeping link, for waking it (ASPM)."""
+    """Ring first for the caches and, on a sleeping link, to wake it (ASPM)."""
     return min(100, count // 10)

@@ -1,4 +1,4 @@
-"""The circumstances of a measurement, without which its numbers say little."""
+"""Conditions of a measurement."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _SYS = Path("/sys")
 
 
 def describe(driver: EpfTest, sys: Path = _SYS) -> dict[str, Any]:
-    """Return what the figures depend on, in plain JSON types; null if the host does not tell.
+    """Return the conditions that figures depend on, in plain JSON types; null if unknown.
 
     ``backend``, ``irq``, ``part``
-        How the function is reached, how its answers are learned of, and what it is.
+        Backend, interrupt kind and part of the function.
     ``governor``
-        The CPU frequency governors in use; several are joined by commas.
+        CPU frequency governors in use, joined by commas.
     ``numa_node``, ``cpu_nodes``
-        Where the function is, and the nodes of the CPUs that this process may run on.
+        NUMA node of the function, and those of the CPUs that this process may use.
     ``cpu``, ``cpus``, ``load``
-        The processor's name, how many this process may run on, and the load of the last minute.
+        Processor's name, number of CPUs that this process may use, and load of the last minute.
     ``clock_ns``
-        What reading the clock adds to each duration: the shortest of many.
+        Time that reading the clock adds to each duration: the shortest of many.
     ``python``, ``kernel``, ``machine``, ``rcdrv``
         Versions.
     """
@@ -52,7 +52,7 @@ def describe(driver: EpfTest, sys: Path = _SYS) -> dict[str, Any]:
 
 
 def governor(cpus: list[int], sys: Path = _SYS) -> str | None:
-    """The governors of these CPUs; None in most virtual machines, which have none."""
+    """Return the governors of these CPUs; None in most virtual machines."""
     found = {
         text
         for cpu in cpus
@@ -62,7 +62,7 @@ def governor(cpus: list[int], sys: Path = _SYS) -> str | None:
 
 
 def function_node(address: str, sys: Path = _SYS) -> int | None:
-    """The NUMA node of a function of this host; None for others, and where there is one node."""
+    """Return the NUMA node of a function of this host; None if there is only one node."""
     if not is_address(address):
         return None
     text = _read(sys / f"bus/pci/devices/{canonical_address(address)}/numa_node")
@@ -70,7 +70,7 @@ def function_node(address: str, sys: Path = _SYS) -> int | None:
 
 
 def cpu_nodes(cpus: list[int], sys: Path = _SYS) -> list[int]:
-    """The NUMA nodes of these CPUs."""
+    """Return the NUMA nodes of these CPUs."""
     nodes = {
         int(node.name.removeprefix("node"))
         for cpu in cpus
@@ -80,7 +80,7 @@ def cpu_nodes(cpus: list[int], sys: Path = _SYS) -> list[int]:
 
 
 def processor() -> str | None:
-    """The processor's name; arm64 kernels do not tell it."""
+    """Return the processor's name; unknown on arm64."""
     for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
@@ -89,7 +89,7 @@ def processor() -> str | None:
 
 
 def clock_overhead() -> int:
-    """Nanoseconds between two readings of the clock, the fewest of many."""
+    """Return the nanoseconds between two readings of the clock, the minimum of many."""
     now = time.perf_counter_ns
     return min(-now() + now() for _ in range(1000))
 

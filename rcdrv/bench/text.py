@@ -13,15 +13,15 @@ _CELL = 10
 
 
 def table(result: Result, against: Result | None = None) -> str:
-    """Percentiles in microseconds, one line a series; with ``against``, that one's and the ratio.
+    """Return percentiles in microseconds, one line per series; with ``against``, its and the ratio.
 
-    Series that only one of the two runs has stand alone.
+    Series that only one run has stand alone.
     """
     return "\n".join(_lines(result, against)) + "\n"
 
 
 def circumstances(result: Result) -> str:
-    """One line, in the order in which they matter most."""
+    """Return the conditions in one line, the most important first."""
     setup = result.setup
     parts = [
         f"{setup.get('backend')}, {setup.get('irq')}",
@@ -42,7 +42,7 @@ def _nodes(setup: Mapping[str, Any]) -> str:
 
 
 def duration(nanoseconds: float) -> str:
-    """Microseconds to three digits or more: ``0.043``, ``7.21``, ``112.4``."""
+    """Return microseconds with three digits or more: ``0.043``, ``7.21``, ``112.4``."""
     value = nanoseconds / 1e3
     return f"{value:.{1 if value >= 100 else 2 if value >= 1 else 3}f}"
 

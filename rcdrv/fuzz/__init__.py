@@ -1,4 +1,4 @@
-"""Campaigns that look for the layout, or the order of commands, that breaks the two sides.
+"""Fuzzing campaigns: over BAR layouts, and over the order of commands.
 
 Needs hypothesis: ``pip install rcdrv[fuzz]``.
 """

@@ -1,9 +1,8 @@
-"""Layouts on a board: its kernel's configfs sets them, over a shell on the endpoint.
+"""Fuzz layouts on a board: set them in its configfs, over a shell on the endpoint.
 
-What can be set is what pci-epf-test and the EPC core offer there: the sizes of the BARs and the
-numbers of vectors (``Documentation/PCI/endpoint/pci-test-howto.rst``). The controller is unknown,
-so no oracle covers all of it. A layout is compared with the request, and with the outcome of the
-same board in its original settings.
+configfs has the sizes of pci-epf-test's BARs and the numbers of vectors
+(``Documentation/PCI/endpoint/pci-test-howto.rst``). The controller is unknown, so no oracle covers
+everything: a layout is compared with the request, and with the board's original outcome.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel, Deadline
 
 CONFIGFS = "/sys/kernel/config/pci_ep"
-"""Where the endpoint's kernel has its endpoint functions and controllers."""
+"""configfs folder of endpoint functions and controllers."""
 
 SHELL_TIMEOUT = 60.0
-"""Seconds for one script on the endpoint, its log-in included."""
+"""Seconds for one script on the endpoint, with log-in."""
 LINK_TIMEOUT = 30.0
-"""Seconds until the function is there again after it was started."""
+"""Seconds for the function to reappear after a start."""
 _LOOK_AGAIN = 0.2
 
 _DONE = "rcdrv: done"
@@ -44,7 +43,7 @@ Settings = Mapping[str, int]
 
 KEYS = (*(f"bar{index}_size" for index in range(6)), "msi_interrupts", "msix_interrupts")
 
-# POSIX, for a shell as small as busybox's. Nothing in it is expanded on this side but the root.
+# POSIX, for busybox's shell. Only the root is filled in on this side.
 _HEAD = """\
 set -eu
 fail() {{ printf 'rcdrv: %s\\n' "$1" >&2; exit 1; }}
@@ -65,7 +64,7 @@ set -- "$function"/pci_epf_test.*/
 bars=${{1%/}}
 """
 
-# Sizes can be set only while no controller is bound, and a link only be made while stopped.
+# Sizes can be set only while no controller is bound, links only while it is stopped.
 _APPLY = """\
 read -r started <"$controller/start"
 if [ "$started" != 0 ]; then put "$controller/start" 0; fi
@@ -87,14 +86,14 @@ done
 
 
 def show_script(root: str) -> str:
-    """A POSIX shell script that prints every setting as ``KEY VALUE``."""
+    """Return a POSIX shell script that prints every setting as ``KEY VALUE``."""
     return _script(root, _SHOW.format(keys=" ".join(KEYS)))
 
 
 def apply_script(settings: Settings, root: str) -> str:
-    """A POSIX shell script that stops and unlinks the function, sets it up, and starts it again.
+    """Return a POSIX shell script that stops, unlinks, sets up and restarts the function.
 
-    Where a value is refused the function is still linked and started.
+    After a refused value the function is still linked and started.
     """
     lines = []
     for key, value in settings.items():
@@ -108,11 +107,11 @@ def _script(root: str, body: str) -> str:
 
 
 class Shell:
-    """Runs scripts on the endpoint.
+    """Run scripts on the endpoint.
 
-    :param command: what reads a script from its standard input, such as ``ssh root@board``
-    :param cancel: the wish to stop, with which a terminal ends the command too
-    :raises UsageError: it is no command
+    :param command: reads a script from standard input, such as ``ssh root@board``
+    :param cancel: ends the wait; the terminal ends the command itself
+    :raises UsageError: not a command
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class Shell:
     def run(self, script: str) -> list[str]:
         """Run a script and return its output by line.
 
-        :raises HostError: it fails, does not end in time, or something other than a shell read it
+        :raises HostError: failure, time-out, or not read by a shell
         """
         name = shlex.join(self._command)
         try:
@@ -151,9 +150,9 @@ class Shell:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         lines = done.stdout.decode(errors="replace").splitlines()
         if done.returncode or lines[-1:] != [_DONE]:
-            # Not in a session of its own, for ssh asks for a password on the terminal.
+            # In the same session: ssh asks for a password on the terminal.
             self.cancel.check()
-            # The shell's own words, and those of the script.
+            # The messages of the shell and of the script.
             last = "; ".join(line.removeprefix("rcdrv: ") for line in said[-2:])
             status = f"status {done.returncode}"
             if done.returncode < 0:
@@ -166,10 +165,10 @@ class Shell:
 
 
 class Seen(NamedTuple):
-    """What the root complex finds of an endpoint, and what came of the cases."""
+    """Endpoint as the root complex sees it, with the outcomes of the cases."""
 
     sizes: tuple[int, ...]
-    """Bytes of each BAR; 0 where there is none."""
+    """Bytes of each BAR; 0 if absent."""
     msi: int
     msix: int
     reg_bar: int
@@ -179,19 +178,19 @@ class Seen(NamedTuple):
 
 @dataclass
 class BoardReport:
-    """How far a campaign on a board is."""
+    """Progress of a campaign on a board."""
 
     settings: int = 0
-    """Layouts that were set."""
+    """Number of layouts set."""
     findings: list[tuple[Finding, Table]] = field(default_factory=list)
 
 
 class Board:
-    """A board that is set up anew for each layout.
+    """A board, set up again for each layout.
 
-    :param shell: on the endpoint
-    :param root: of its configfs, :data:`CONFIGFS` on a board
-    :param returned: waits until the root complex has the function again, and opens it
+    :param shell: runs scripts on the endpoint
+    :param root: configfs folder, :data:`CONFIGFS` on a board
+    :param returned: waits for the function to reappear, and opens it
     """
 
     def __init__(
@@ -212,7 +211,7 @@ class Board:
         self._timeout = timeout
 
     def settings(self) -> dict[str, int]:
-        """What configfs says now."""
+        """Read the settings from configfs."""
         found = {}
         for line in self._shell.run(show_script(self._root)):
             key, _, value = line.partition(" ")
@@ -227,7 +226,7 @@ class Board:
         self._shell.run(apply_script(settings, self._root))
 
     def look(self) -> Seen:
-        """Run the root complex's side."""
+        """Run the cases from the root complex."""
         with self._returned() as function:
             driver = EpfTest(function, reg_bar=self._reg_bar, irq=self._irq, timeout=self._timeout)
             run = run_cases(driver, _cases(), Run("fuzz"), Observer())
@@ -248,7 +247,7 @@ class Board:
 
     @contextmanager
     def restored(self) -> Iterator[dict[str, int]]:
-        """The settings as they are, which they are again afterwards."""
+        """Yield the settings, and restore them at the end."""
         before = self.settings()
         try:
             yield before
@@ -258,14 +257,13 @@ class Board:
 
 
 def _cases() -> Sequence[Case]:
-    """Cases that concern a layout: none that raises 2048 interrupts, nor what may hang an endpoint
-    without a DMA engine."""
+    """Return the cases that depend on the layout and that cannot hang an endpoint without DMA."""
     wanted = ("BAR_TEST", "BAR_SUBRANGE_TEST", "CONSECUTIVE_BAR_TEST", "MSI_TEST", "DOORBELL_TEST")
     return [c for c in cases() if c.name.test in wanted or c.name.variant == "memcpy"]
 
 
 def judge(settings: Settings, base: Seen, seen: Seen) -> list[Finding]:
-    """Findings of a layout that was set.
+    """Return the findings of a layout.
 
     :param base: outcome of the board in its original settings
     """
@@ -273,7 +271,7 @@ def judge(settings: Settings, base: Seen, seen: Seen) -> list[Finding]:
     for index in range(6):
         wanted = settings.get(f"bar{index}_size")
         size, before = seen.sizes[index], base.sizes[index]
-        # The controller decides of fixed, resizable, reserved and absent BARs, and pci-epf-test
+        # The controller decides on fixed, resizable, reserved and absent BARs, and pci-epf-test
         # of the one with the registers.
         if wanted is None or index in (seen.reg_bar, *seen.reserved) or size == before:
             continue
@@ -307,9 +305,9 @@ def _next_power(number: int) -> int:
 
 
 def draw_settings(seed: int, examples: int) -> list[dict[str, int]]:
-    """Plausible settings: BARs from 128 B to 1 MiB, and vectors that the EPC core takes.
+    """Draw plausible settings: BARs from 128 B to 1 MiB, and numbers of vectors.
 
-    A key stands in one only when it is set.
+    Keys that are absent keep their original value.
     """
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
@@ -347,7 +345,7 @@ def campaign(
     layouts: Sequence[Settings],
     on_layout: Callable[[BoardReport], None] = lambda _report: None,
 ) -> BoardReport:
-    """Set each layout, look, and leave the board as it was.
+    """Set and judge each layout, and restore the board.
 
     :raises HostError: the board's shell fails, or the function does not come back
     """
@@ -375,7 +373,7 @@ def campaign(
 def _shrink(
     settings: Settings, key: tuple[str, str], try_it: Callable[[Settings], list[Finding]]
 ) -> Settings:
-    """Leave out what does not matter: each try takes a restart of the link, so each key once."""
+    """Drop keys that do not matter: each once, as a try takes a restart of the link."""
     for name in list(settings):
         without = {other: value for other, value in settings.items() if other != name}
         if any((found.kind, found.what) == key for found in try_it(without)):
@@ -384,7 +382,7 @@ def _shrink(
 
 
 def as_table(settings: Settings) -> Table:
-    """The same in a layout's words, for a TOML file."""
+    """Convert settings to a layout's table."""
     table: Table = {}
     for key, value in settings.items():
         if key.endswith("_size"):
@@ -395,9 +393,9 @@ def as_table(settings: Settings) -> Table:
 
 
 def wait_open(opened: Callable[[], Function], cancel: Cancel) -> Function:
-    """Open a function that is on its way back.
+    """Open a function that is about to reappear.
 
-    :raises HostError: it does not come back within :data:`LINK_TIMEOUT`
+    :raises HostError: not within :data:`LINK_TIMEOUT`
     """
     deadline = Deadline(LINK_TIMEOUT)
     while True:

@@ -1,8 +1,8 @@
-"""Many layouts, in blocks: findings depend on the seed alone, not on the worker.
+"""Campaigns over layouts, in blocks: findings depend on the seed, not on the worker.
 
-Block n of a seed has always the same examples. Workers take blocks, and blocks are looked at in
-their order; so a campaign can be split over processes and machines, stopped and taken up again.
-Workers share nothing: what they get is a plan and a number, what they give is a block's examples.
+Block n of a seed always has the same examples, and blocks are evaluated in order. So a campaign can
+be split over processes and machines, stopped and resumed. Workers share nothing: a worker gets a
+plan and a number, and returns a block's examples.
 """
 
 from __future__ import annotations
@@ -40,37 +40,37 @@ from rcdrv.sim.layout import parse_layout
 Table = dict[str, Any]
 
 BLOCK = 50
-"""Examples in a block."""
+"""Examples per block."""
 
 DASK_TIMEOUT = 10.0
-"""Seconds to wait for a scheduler."""
+"""Seconds to wait for a dask scheduler."""
 
 LARGEST_WHOLE = 4 << 20
-"""Bytes; the largest BAR of a campaign that tests every byte of every BAR."""
+"""Size in bytes of the largest BAR when every byte is tested."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run."""
+    """Parameters of a campaign."""
 
     seed: int = 0
     examples: int | None = None
-    """At most so many, rounded up to whole blocks."""
+    """Maximum number of examples, rounded up to whole blocks."""
     seconds: float | None = None
-    """No block is begun after so long."""
+    """Seconds after which no block is started."""
     workers: int = 1
     dask: str = ""
-    """The address of a dask.distributed scheduler: its workers are used, and no processes here."""
+    """Address of a dask.distributed scheduler, whose workers are used instead of processes."""
     real_time: bool = False
-    """At the endpoint's own tick, BARs up to :data:`LARGEST_WHOLE` and all of them tested; and
-    what comes out is compared with virtual time."""
+    """Use the endpoint's real tick, test whole BARs (up to :data:`LARGEST_WHOLE`), and compare the
+    outcome with virtual time."""
     hostile: bool = True
     folder: Path | None = None
-    """Where findings and the record of every example go, and where a campaign is resumed."""
+    """Folder of findings and of the record from which a campaign is resumed."""
 
     @property
     def identity(self) -> dict[str, object]:
-        """Properties that a resumed campaign must share with this one."""
+        """Return the properties that a resumed campaign must share."""
         return {
             "seed": self.seed,
             "block": BLOCK,
@@ -81,7 +81,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Example:
-    """One layout and what came of it."""
+    """One layout with its outcomes and findings."""
 
     table: Table
     outcomes: dict[str, str]
@@ -90,7 +90,7 @@ class Example:
 
 @dataclass
 class Shrunk:
-    """A finding of the campaign, made small."""
+    """A shrunk finding."""
 
     finding: Finding
     table: Table
@@ -99,23 +99,23 @@ class Shrunk:
 
 @dataclass
 class Progress:
-    """How far a campaign is."""
+    """Progress of a campaign."""
 
     examples: int = 0
     resumed: int = 0
-    """Of these, taken from the record of an earlier run."""
+    """Examples taken from the record of an earlier run."""
     seconds: float = 0.0
     coverage: Coverage = field(default_factory=Coverage)
     findings: list[Shrunk] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
-        """Examples a second."""
+        """Examples per second."""
         return (self.examples - self.resumed) / self.seconds if self.seconds else 0.0
 
 
 def try_table(table: Table, *, real_time: bool = False) -> Example:
-    """Run one table. An invalid layout has no outcome and no finding.
+    """Run one table. An invalid layout has neither outcomes nor findings.
 
     :param real_time: as in :class:`Plan`
     """
@@ -130,8 +130,7 @@ def try_table(table: Table, *, real_time: bool = False) -> Example:
 
 
 def _compare(real: Report, virtual: Report) -> None:
-    """Note where virtual time had an unacceptable outcome. It leaves out some cases of large
-    BARs."""
+    """Add the outcomes that are unacceptable on virtual time only."""
     for name, outcome in virtual.outcomes.items():
         if name not in virtual.open and real.outcomes.get(name) != outcome:
             real.find(
@@ -142,7 +141,7 @@ def _compare(real: Report, virtual: Report) -> None:
 
 
 def run_block(plan: Plan, number: int) -> list[Example]:
-    """The examples of one block, the same ones whenever and wherever it runs."""
+    """Return the examples of one block; they depend on seed and number alone."""
     try:
         from hypothesis import HealthCheck, Phase, given, seed, settings
     except ImportError:
@@ -173,10 +172,10 @@ def run_block(plan: Plan, number: int) -> list[Example]:
 
 
 def run(plan: Plan, on_block: Callable[[Progress], None] = lambda _progress: None) -> Progress:
-    """Run a campaign, or go on with the one in ``plan.folder``.
+    """Run a campaign, or resume the one in ``plan.folder``.
 
     :param on_block: called after every block
-    :raises UsageError: the folder has another campaign
+    :raises UsageError: the folder holds another campaign
     """
     progress = Progress()
     begun = time.monotonic()
@@ -212,7 +211,7 @@ def _take(plan: Plan, progress: Progress, finding: Finding, table: Table) -> Non
 
 
 def _blocks(plan: Plan, record: _Record, begun: float) -> Iterator[tuple[int, list[Example]]]:
-    """All blocks in order, those of the record first."""
+    """Yield all blocks in order, those of the record first."""
 
     def wanted(number: int) -> bool:
         if plan.examples is not None and number * BLOCK >= plan.examples:
@@ -233,7 +232,7 @@ def _blocks(plan: Plan, record: _Record, begun: float) -> Iterator[tuple[int, li
                 running.append((number, executor.submit(run_block, plan, number)))
             if not running:
                 return
-            # The queue is short, so that little is thrown away when the time is up.
+            # A short queue, so that little is discarded at the end of the time.
             if len(running) > 2 * most or not wanted(number):
                 first, future = running.pop(0)
                 yield first, future.result()
@@ -241,7 +240,7 @@ def _blocks(plan: Plan, record: _Record, begun: float) -> Iterator[tuple[int, li
 
 @contextmanager
 def _executor(plan: Plan) -> Iterator[tuple[Executor, int]]:
-    """What runs blocks elsewhere, and how many at once."""
+    """Return the executor of blocks, and its number of workers."""
     if plan.dask:
         with _dask_executor(plan.dask) as found:
             yield found
@@ -254,11 +253,11 @@ def _executor(plan: Plan) -> Iterator[tuple[Executor, int]]:
 
 
 class _Pool(ProcessPoolExecutor):
-    """Processes of this host that import nothing from the working directory."""
+    """Process pool that imports nothing from the working directory."""
 
     def __init__(self, workers: int) -> None:
         here = Path.cwd()
-        # Not forked: a child shall not share what this process has open.
+        # Not forked: a child must not share this process's descriptors.
         context = get_context("spawn")
         with _in_root():  # starts multiprocessing's resource tracker
             super().__init__(workers, context, initializer=_begin_worker, initargs=(here,))
@@ -270,8 +269,8 @@ class _Pool(ProcessPoolExecutor):
 
 @contextmanager
 def _in_root() -> Iterator[None]:
-    """For the start of ``python -c``, as multiprocessing does: it looks for modules in the working
-    directory before all others, and Python 3.10 has no option against that."""
+    """Change to / while multiprocessing starts ``python -c``, which searches the working directory
+    for modules first; Python 3.10 has no option against that."""
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     os.chdir("/")
     try:
@@ -283,15 +282,15 @@ def _in_root() -> Iterator[None]:
 
 def _begin_worker(folder: Path) -> None:
     os.chdir(folder)
-    # Ctrl-C reaches it too, and it is for the campaign to end it.
+    # Ctrl-C reaches it too, but the campaign ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def _dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
-    """The workers of a dask.distributed scheduler. Each needs this version of rcdrv[fuzz].
+    """Return the workers of a dask.distributed scheduler. Each needs this version of rcdrv[fuzz].
 
-    :raises HostError: dask.distributed is not installed, no such scheduler, or it has no workers
+    :raises HostError: dask.distributed is not installed, or no scheduler or worker is there
     """
     try:
         distributed: Any = import_module("distributed")  # it has no types
@@ -328,7 +327,7 @@ def _version() -> str:
 
 
 class _Record:
-    """``examples.jsonl``: the campaign's identity, then every example, a line each."""
+    """``examples.jsonl``: the campaign's identity, then one example per line."""
 
     def __init__(self, plan: Plan) -> None:
         self.blocks: list[list[Example]] = []
@@ -355,7 +354,7 @@ class _Record:
                 f"{path} is of another campaign: {head}", hint="choose another `folder`"
             )
         self.blocks = [examples[start : start + BLOCK] for start in range(0, whole, BLOCK)]
-        # A block that was cut off is run again.
+        # A truncated block is run again.
         replace_file(path, ("\n".join([head, *lines[:whole]]) + "\n").encode())
 
     def add(self, number: int, examples: list[Example]) -> None:

@@ -1,4 +1,4 @@
-"""What of the layout space was tried: BAR types x sizes x doorbell backends."""
+"""Coverage of the layout space: BAR types x sizes x doorbell backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MARKS = ("16", "256", "4K", "64K", "1M", "16M", "256M", "4G", "64G")
 """Every fourth size."""
 
 _CELL, _LEFT, _TOP = 16, 150, 46
-"""Of the drawing, in pixels."""
+"""Size of a cell in pixels."""
 
 
 def _first(kind: str) -> int:
@@ -26,7 +26,7 @@ def _first(kind: str) -> int:
 
 
 class Coverage:
-    """Counts the cells of the space that layouts have been in."""
+    """Counts of layouts per cell of the space."""
 
     def __init__(self) -> None:
         self._cells: Counter[tuple[str, int, str]] = Counter()
@@ -41,13 +41,15 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of all cells, 0 to 1."""
+        """Share of cells tried, 0 to 1."""
         cells = sum(_LAST + 1 - _first(kind) for kind in _TYPES) * len(_BACKENDS)
         return len(self._cells) / cells
 
     def picture(self) -> str:
-        """A line for each type and backend, a column for each size. A digit says how many zeros
-        the number of BARs has that were tried; a dot is none."""
+        """Return a text map: one line per type and backend, one column per size.
+
+        A digit is the decimal magnitude of the number of BARs tried; a dot is none.
+        """
         lines = [" " * 23 + "".join(f"{mark:8}" for mark in _MARKS).rstrip()]
         for kind in _TYPES:
             for backend in _BACKENDS:
@@ -56,7 +58,7 @@ class Coverage:
         return "\n".join(lines)
 
     def svg(self) -> str:
-        """The same as a drawing; the darker, the more BARs. Each cell's title says how many."""
+        """Return the map as SVG: darker cells have more BARs; the title has the number."""
         rows = [(kind, backend) for kind in _TYPES for backend in _BACKENDS]
         width = _LEFT + _CELL * (_LAST + 1 - _FIRST) + _CELL
         height = _TOP + _CELL * len(rows) + 2 * _CELL

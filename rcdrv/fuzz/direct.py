@@ -1,8 +1,8 @@
 """A software endpoint in this process, on virtual time.
 
-No socket, no process, no sleep: an access is a method call, and a wait sets the clock to the next
-thing that the endpoint does. What the server of :mod:`rcdrv.vfio_user` does between the two sides
-is done here in the least number of lines; a test holds the two against each other.
+No socket, no process, no sleep: an access is a method call, and a wait sets the clock to the
+endpoint's next event. This is a minimal replacement of the server of :mod:`rcdrv.vfio_user`; a test
+compares the two.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from rcdrv.vfio_user.served import DmaFault
 from rcdrv.wait import Clock
 
 ACCESS_TIME = 20e-6
-"""Seconds of virtual time that an access takes, so that a loop without a pause ends too. About
-what it takes over a socket."""
+"""Virtual seconds per access, about as over a socket, so that a loop without a pause ends too."""
 
 _IOVA_LAST = (1 << 48) - 1
 
 
 class Hang(BaseException):
-    """Passes every handler on its way out: nothing may take it for an error of the device."""
+    """A wait that would not end. Not an Exception: no handler may take it for a device error."""
 
 
 class VirtualClock(Clock):
@@ -38,17 +37,17 @@ class VirtualClock(Clock):
     def __init__(self) -> None:
         self.time = 1000.0
         self.endpoint: SimEndpoint | None = None
-        """Whose events happen as the time comes."""
+        """Endpoint whose events this clock runs."""
         self.limit = math.inf
-        """A wait beyond this moment is a hang."""
+        """End of time: a wait beyond it raises :class:`Hang`."""
         self.signals = 0
-        """How often the endpoint has made a descriptor readable."""
+        """Number of times that the endpoint made a descriptor readable."""
         self.now = lambda: self.time
         self.now_ns = lambda: int(self.time * 1e9)
         self.sleep = self.advance
 
     def advance(self, seconds: float) -> None:
-        """Let everything happen that falls within ``seconds``."""
+        """Run the events of the next ``seconds``."""
         end = self.time + seconds
         while self._step(end):
             pass
@@ -56,7 +55,7 @@ class VirtualClock(Clock):
     def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
         end = self.time + seconds
         while True:
-            # Only the endpoint can make something ready, and it counts what it does.
+            # Only the endpoint can make a descriptor readable, and it counts that.
             seen = self.signals
             ready = epoll.poll(0, most)
             if ready:
@@ -66,7 +65,7 @@ class VirtualClock(Clock):
                     return []
 
     def _step(self, end: float) -> bool:
-        """Go to the next event, or to ``end`` where there is none before; False then."""
+        """Go to the next event; False if there is none before ``end``, where time stands then."""
         if self.time > self.limit:
             raise Hang(f"{self.time - self.limit:.0f} s too long on virtual time")
         endpoint = self.endpoint
@@ -74,7 +73,7 @@ class VirtualClock(Clock):
         if endpoint is None or due is None or due > end:
             self.time = end
             return False
-        # Of polls without a result, only the last before a write makes a difference.
+        # Of polls without a result, only the last before a write matters.
         self.time = end if endpoint.idle else max(self.time, due)
         endpoint.run()
         return True
@@ -83,8 +82,8 @@ class VirtualClock(Clock):
 class Direct:
     """The endpoint of ``layout``: a :class:`~rcdrv.device.Device` and the endpoint's Peer.
 
-    Nothing of it is mapped, so that every access is seen by ``log``. Closing ends the session
-    and not the endpoint, which can be opened again with :meth:`attach`.
+    Nothing is mapped, so ``log`` sees every access. Closing ends the session, not the endpoint,
+    which :meth:`attach` opens again.
     """
 
     backend = "direct"
@@ -103,7 +102,7 @@ class Direct:
         self._attached = False
 
     def attach(self) -> Direct:
-        """Begin a session, as opening the device does."""
+        """Begin a session, like opening the device."""
         self._attached = True
         self.endpoint.attach(self)
         return self
@@ -164,7 +163,7 @@ class Direct:
         return -1
 
     def on_readable(self) -> None:
-        """There is no transport that could become readable."""
+        """Do nothing: there is no transport."""
 
     def close(self) -> None:
         if self._attached:
@@ -172,7 +171,7 @@ class Direct:
             self.endpoint.detach()
 
     def left_behind(self) -> list[str]:
-        """Resources that a closed session failed to release."""
+        """Return resources that a closed session did not release."""
         armed = [kind.name for kind, vectors in self._vectors.items() if vectors]
         left = [f"{' and '.join(armed)} still armed"] if armed else []
         if self._memory:
@@ -211,7 +210,7 @@ class Direct:
         return None  # it is no file's
 
     def _find(self, address: int, size: int) -> tuple[mmap.mmap, int]:
-        """Buffers are never adjacent on purpose, so what crosses their end is a fault."""
+        """Find a mapping. Buffers are never adjacent, so an access across an end is a fault."""
         for iova, (memory, length) in self._memory.items():
             if iova <= address and address + size <= iova + length:
                 return memory, address - iova

@@ -1,8 +1,8 @@
 """Expected outcome of each case, derived from the layout alone.
 
-Written from the protocol (``pci-epf-test.c``, ``pci-epc-core.c``, ``pcie-designware-ep.c``) and
-not from the code of the two sides, which it is there to judge. Where a misbehaving endpoint leaves
-several outcomes open, all of them are named; what is never open is an access out of bounds.
+Written from the protocol (``pci-epf-test.c``, ``pci-epc-core.c``, ``pcie-designware-ep.c``), not
+from the code of the two sides that it judges. Where a faulty endpoint allows several outcomes, all
+are listed; an access out of bounds is never allowed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Outcomes = frozenset[Outcome]
 
 PASS: Outcomes = frozenset({"pass"})
 ANY: Outcomes = frozenset()
-"""Nothing can be said: whatever comes out is right."""
+"""No prediction: any outcome is right."""
 
 UNALIGNED, MSI, MSIX, INTX, SUBRANGE, DYNAMIC_INBOUND = (1 << bit for bit in range(6))
 BAR0_RESERVED = 1 << 6
@@ -31,7 +31,7 @@ BAR0_RESERVED = 1 << 6
 TRANSFER_SIZES = (1, 1024)
 
 LARGEST_SUBRANGE = 256 << 20
-"""What the software endpoint fills at most."""
+"""Limit of the software endpoint's fills in bytes."""
 
 _PAGE = 4096
 
@@ -45,10 +45,10 @@ _NO_COMMANDS = {
     "stuck-command": frozenset({"fail silent", "fail stuck-command"}),
     "contradiction": frozenset({"fail wrong-status"}),
 }
-"""Faults after which no command is answered as it should be."""
+"""Faults after which no command is answered correctly."""
 
 STAYS_ENABLED = ("disable-silent", "disable-fail", "stuck-command", *_UNPREDICTABLE)
-"""Faults with which a doorbell cannot be disabled, whatever the root complex does."""
+"""Faults with which a doorbell cannot be disabled."""
 
 LIES = (
     "wrong-bar",
@@ -58,7 +58,7 @@ LIES = (
     "offset-changes",
     "window-off",
 )
-"""Faults with which a ring may go astray in good faith."""
+"""Faults that may misdirect a ring without a sign."""
 
 
 def fail(reason: str) -> Outcomes:
@@ -71,7 +71,7 @@ def skip(reason: str) -> Outcomes:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the endpoint says that its doorbell is, and whether a write there rings it."""
+    """Announced place of a doorbell, and whether a write there rings it."""
 
     bar: int
     offset: int
@@ -99,8 +99,8 @@ class Oracle:
 
     @cached_property
     def _without_window(self) -> list[int]:
-        """pci_epf_test_set_bar(): the last BARs, where inbound windows are too few; it goes on
-        without them."""
+        """Return the BARs for which inbound windows are too few: the last ones, without which
+        pci_epf_test_set_bar() goes on."""
         usable = [
             index
             for index, bar in enumerate(self.layout.bars)
@@ -110,14 +110,14 @@ class Oracle:
 
     @property
     def reachable(self) -> bool:
-        """Whether the host sees the BAR with the registers."""
+        """Return whether the host sees the register BAR."""
         return self.bars[self.layout.register_bar] is not None
 
-    # -- how the root complex must be started ---------------------------------------------------
+    # -- options of the root complex ---------------------------------------------------
 
     @property
     def reg_bar(self) -> int | None:
-        """The ``reg_bar`` that a user has to give; None where the driver must find it itself."""
+        """Return the ``reg_bar`` that a user must give; None if the driver must find it."""
         layout = self.layout
         if self._part is not parts.UNKNOWN_PART:
             return None if self._part.reg_bar == layout.register_bar else layout.register_bar
@@ -144,10 +144,10 @@ class Oracle:
         return caps
 
     def is_reserved(self, index: int) -> bool:
-        """Whether the root complex is told to leave the BAR alone."""
+        """Return whether the root complex must not touch the BAR."""
         return bool(self.caps & BAR0_RESERVED << index) or index in self._part.untestable_bars
 
-    # -- what must come out -----------------------------------------------------------------------
+    # -- outcomes -----------------------------------------------------------------------
 
     def expect(self, case: Case, *, again: bool = False) -> Outcomes:
         """Return the acceptable outcomes of a case.
@@ -174,7 +174,7 @@ class Oracle:
 
     @cached_property
     def irq(self) -> str:
-        """IRQ_TYPE_AUTO of pci_endpoint_test, with polling where the function has none."""
+        """Return pci_endpoint_test's IRQ_TYPE_AUTO, or polling if the function has no interrupt."""
         layout = self.layout
         has = {MSI: layout.msi, MSIX: layout.msix, INTX: layout.intx_pin}
         names = {MSI: "msi", MSIX: "msix", INTX: "intx"}
@@ -186,16 +186,16 @@ class Oracle:
 
     @property
     def unpredictable(self) -> bool:
-        """Whether an access may find the device, or a BAR, gone at any time."""
+        """Return whether the device or a BAR may vanish at any time."""
         layout, faults = self.layout, self.faults
-        # Nothing gives the BAR back; it may be that of the registers.
+        # Nothing restores the BAR; it may be that of the registers.
         stays_lost = layout.reset is Reset.NONE and "disable-clears-bar" in faults
-        # A subrange that looks as if it was not set up meets a reset, which costs the BAR.
+        # A subrange that seems not to be set up is followed by a reset, which loses the BAR.
         meets_reset = layout.reset is Reset.BUS and layout.subrange and "stuck-command" in faults
         return stays_lost or meets_reset or any(name in faults for name in _UNPREDICTABLE)
 
     def _heard(self, which: int) -> bool:
-        """Whether interrupts of commands, or of rings, arrive."""
+        """Return whether interrupts of commands, or of rings, arrive."""
         if self.irq == "poll":
             return True
         if self.irq == "intx" and self.layout.intx is Intx.NONE:
@@ -207,11 +207,11 @@ class Oracle:
         return not self.faults.hits("irq-lost", which)
 
     def _command(self, outcome: Outcomes) -> Outcomes:
-        """``outcome`` is that of a command that is answered and heard."""
+        """Return the outcomes of a command, given that of one with answer and interrupt."""
         for fault, instead in _NO_COMMANDS.items():
             if fault in self.faults:
                 return instead
-        # Data is not looked at before the answer is complete.
+        # Data is not checked before the answer is complete.
         if outcome in (PASS, fail("data-mismatch")) and not self._heard(COMMANDS):
             return fail("irq-lost")
         return outcome
@@ -219,7 +219,7 @@ class Oracle:
     # -- BARs -------------------------------------------------------------------------------------
 
     def _shows_registers(self, index: int) -> bool:
-        """Whether a BAR's test meets the page, or the word, of a doorbell always exposed there."""
+        """Return whether a BAR's test touches the page, or word, of an always exposed doorbell."""
         layout, doorbell = self.layout, self.layout.doorbell
         if doorbell.backend is not DoorbellBackend.EXPOSED or doorbell.bar != index:
             return False
@@ -274,7 +274,7 @@ class Oracle:
         return fail("data-mismatch") if wrong else PASS
 
     def _aliases(self) -> tuple[int, ...]:
-        """The two BARs that show the same memory."""
+        """Return the two BARs that show the same memory."""
         if "bar-alias" not in self.faults:
             return ()
         sizes = [
@@ -316,14 +316,14 @@ class Oracle:
         return self._command(PASS)
 
     def _window(self, size: int) -> int:
-        """Outbound space for ``size`` bytes at the start of a page."""
+        """Return the outbound space for ``size`` bytes at the start of a page."""
         pages = -(-size // self.layout.outbound_align)
         return self.layout.outbound_align << (pages - 1).bit_length()
 
     # -- the doorbell -----------------------------------------------------------------------------
 
     def place(self) -> tuple[int, int] | None:
-        """(BAR, offset) of an enabled doorbell, or None where ENABLE must fail."""
+        """Return (BAR, offset) of an enabled doorbell, or None if ENABLE must fail."""
         layout, doorbell = self.layout, self.layout.doorbell
         if doorbell.backend is DoorbellBackend.NONE:
             return None
@@ -341,22 +341,22 @@ class Oracle:
         return None
 
     def names_bar(self, bar: int) -> bool:
-        """Whether DB_BAR proves that a doorbell is enabled there: 0 may also mean never."""
+        """Return whether DB_BAR proves an enabled doorbell: 0 may also mean never enabled."""
         return bar not in (0, self.layout.register_bar)
 
     def _said(self, bar: int, offset: int) -> Place:
-        """What DB_BAR and DB_OFFSET say; faults make them lie."""
+        """Return DB_BAR and DB_OFFSET, which faults falsify."""
         layout, faults = self.layout, self.faults
         sizes = [entry.size if entry else 0 for entry in layout.bars]
         said, where = faults.said_place((bar, offset), sizes, layout.register_bar)
-        # pci_epf_test_enable_doorbell(): cpu_to_le32() cuts an offset beyond 4 GiB off.
+        # pci_epf_test_enable_doorbell(): cpu_to_le32() truncates an offset beyond 4 GiB.
         where &= 0xFFFF_FFFF
         if layout.doorbell.backend is not DoorbellBackend.EXPOSED:
             offset -= faults.window_off(sizes[bar])
         return Place(said, where, (said, where) == (bar, offset))
 
     def _location_fault(self, said: Place) -> Outcomes:
-        """Why nothing may be written to what the endpoint says; PASS where it may."""
+        """Return why the announced place must not be written; PASS if it may."""
         layout = self.layout
         if said.bar > 5 or said.bar == layout.register_bar:
             return fail("bad-bar")
@@ -413,7 +413,7 @@ class Oracle:
         stays = any(name in self.faults for name in ("disable-silent", "disable-fail"))
         place = self.place()
         if stays and place and first not in (skip("no-caps"), fail("enable-failed")):
-            # Busy, for good: told where DB_BAR names the doorbell of the first session.
+            # Busy for good: reported if DB_BAR names the doorbell of the first session.
             named = self._said(*place).bar
             told = 1 <= named <= 5 and named != self.layout.register_bar
             return fail("disable-failed" if told else "enable-failed")

@@ -1,4 +1,4 @@
-"""Which words of a large BAR are worth a look."""
+"""Sample of words in a large BAR."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 from rcdrv.epf_test import bars
 
 WHOLE = 1 << 20
-"""Bytes up to which a BAR is tested as a whole."""
+"""Limit in bytes of a BAR that is tested as a whole."""
 
 _EDGE = 64
 _RANDOM_WORDS = 8
@@ -16,10 +16,10 @@ _RANDOM_WORDS = 8
 
 @lru_cache(256)
 def sample(size: int) -> tuple[tuple[int, int], ...]:
-    """(offset, length) of both edges, one word at each power of two, and random words.
+    """Return (offset, length) of both edges, one word at each power of two, and random words.
 
-    An address line that is stuck or lost shows at a power of two. The random words are the same
-    for every BAR of a size, so that aliases meet.
+    A stuck address line shows at a power of two. BARs of one size have the same random words, so
+    that aliases show.
     """
     if size <= WHOLE:
         return tuple(bars.chunks(size))
@@ -31,5 +31,5 @@ def sample(size: int) -> tuple[tuple[int, int], ...]:
 
 
 def covers(size: int, start: int, end: int) -> bool:
-    """Whether any byte of ``start`` to ``end`` is in the sample."""
+    """Return whether the sample has any byte of ``start`` to ``end``."""
     return any(offset < end and start < offset + length for offset, length in sample(size))

@@ -24,7 +24,7 @@ Table = dict[str, Any]
 
 
 def dump_table(table: Table) -> str:
-    """A layout's table as TOML."""
+    """Return a layout's table as TOML."""
     lines = [
         f"{key} = {_value(value)}" for key, value in table.items() if key not in _tables(table)
     ]
@@ -54,9 +54,9 @@ def save(folder: Path, finding: Finding, table: Table) -> Path:
 
 
 def saved_files(where: Path) -> Iterator[Path]:
-    """The findings in a file or a folder.
+    """Return the findings in a file or a folder.
 
-    :raises UsageError: there are none
+    :raises UsageError: none there
     """
     if where.is_dir():
         files = sorted(where.glob("*.toml"))
@@ -70,6 +70,6 @@ def saved_files(where: Path) -> Iterator[Path]:
 
 
 def reason_of(path: Path) -> str:
-    """The reason that a finding was saved with; empty when it has none."""
+    """Return a finding's saved reason; may be empty."""
     first, _, _ = read_text(path).partition("\n")
     return first.removeprefix("#").strip() if first.startswith("#") else ""

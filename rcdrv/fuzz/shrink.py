@@ -1,7 +1,7 @@
 """Shrink a layout to the smallest that still shows a finding.
 
-Works on the table and not on what hypothesis drew, so that it is also the way to shorten a layout
-that was written by hand, and each key that is left has been tried without.
+Works on the table, not on hypothesis's draws, so that a layout written by hand can be shrunk too,
+and each remaining key is known to matter.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def shrink(table: Table, shows: Callable[[Table], bool]) -> Table:
 
 
 def _simpler(table: Table) -> Iterator[Table]:
-    """Tables with one thing less, the most promising first: whole BARs, keys, then values."""
+    """Yield smaller tables, the most promising first: without a BAR, a key, simpler values."""
     yield from _plain(table)
     for key in sorted(table, key=lambda key: not isinstance(table[key], dict)):
         yield _without(table, (key,))
@@ -49,8 +49,8 @@ def _simpler(table: Table) -> Iterator[Table]:
 
 
 def _plain(table: Table) -> Iterator[Table]:
-    """BARs as they are by default, and the doorbell in the next of them: what takes several
-    changes at once."""
+    """Return default BARs with the doorbell in the next of them, which takes several changes at
+    once."""
     bars = [key for key in table if key.startswith("bar")]
     plain: Table = {**table, **{bar: {} for bar in bars}}
     simplest = {"backend": "embedded"}

@@ -1,11 +1,10 @@
-"""Layouts to try, as hypothesis strategies: tables as a TOML file has them.
+"""Layouts as hypothesis strategies: tables as in a TOML file.
 
-A plausible layout is what some controller could have; a hostile one adds a fault, CAPS that
-contradict the rest, or a doorbell where none belongs. A key stands in a table only where it says
-something, so that what is found is short from the start.
+A plausible layout may belong to some controller; a hostile one adds a fault, contradictory CAPS, or
+a misplaced doorbell. A table has no redundant key, so that findings are short from the start.
 
-What goes together is drawn together, from a list that is made once: each draw costs hypothesis
-more than the endpoint takes for a command.
+Related values are one draw from a precomputed list: a draw costs hypothesis more time than the
+endpoint needs for a command.
 """
 
 from __future__ import annotations
@@ -27,12 +26,11 @@ SMALLEST, LARGEST = 16, 64 * G
 _LARGEST_32BIT = 2 * G
 _REGISTERS = 0x80
 _WORDWISE = 4 * K
-"""The endpoint takes a BAR with an exposed doorbell word by word, so such a BAR is small."""
+"""Size limit of a BAR with an exposed doorbell, which the endpoint handles word by word."""
 
 
 def _bar_choices() -> list[Table]:
-    """One BAR in each way it can be. Most are small, as in the field, and as large ones take
-    time."""
+    """Return one BAR of every kind. Most are small, as in the field and for speed."""
     small = [1 << bit for bit in range(4, 18)]
     sizes = [128 * K, *3 * small, *(1 << bit for bit in range(18, 37))]
     by_type = [
@@ -60,7 +58,7 @@ def _bars_up_to(largest: int) -> SearchStrategy[Table]:
 
 
 _PRESENT = st.sampled_from([mask for mask in range(1, 64) for _ in range(mask.bit_count())])
-"""Which BARs there are, one bit each; more often many than few."""
+"""Sets of BARs, one bit each; more often many than few."""
 
 _IDS = st.sampled_from(
     [
@@ -92,7 +90,7 @@ _TRANSFERS = st.sampled_from(
             [None, None, 4, 256, 1 * K, 64 * K],
             [None, None, None, False],
         )
-        # Without a required alignment, coarser windows depend on the place of the buffers.
+        # Without a required alignment, coarser windows depend on the buffers' addresses.
         if not (outbound == 64 * K and unaligned is False)
         for keys in [{"dma": dma, "outbound_align": outbound, "unaligned_access": unaligned}]
     ]
@@ -130,7 +128,7 @@ _ADDRESSES = st.sampled_from(
         )
     )
 )
-"""Where a doorbell's registers are, and the first event number."""
+"""Places of a doorbell's registers, and first event numbers."""
 
 _ONE_IN = {number: st.sampled_from([True] + [False] * (number - 1)) for number in (2, 6, 8)}
 
@@ -162,17 +160,17 @@ _FAULTS = {
 }
 _OF_DOORBELLS = ("unaligned-offset", "bad-offset", "disable-fail", "disable-silent", "wrong-bar")
 _FAULT_NAMES = st.sampled_from([*_OF_DOORBELLS * 2, *sorted(_FAULTS)])
-"""Those that show only once a doorbell was found and enabled come more often."""
+"""Faults; those that need an enabled doorbell are more frequent."""
 
 _ODD_CAPS = st.sampled_from(list(product(range(64), [0, 0x80, 0xFC0])))
 
 
 @st.composite
 def tables(draw: DrawFn, *, hostile: bool = True, largest: int = LARGEST) -> Table:
-    """Table of a layout. Some contradict themselves: parse_layout() refuses those.
+    """Draw a layout's table. parse_layout() refuses contradictory ones.
 
-    :param hostile: also what no controller has
-    :param largest: bytes of a BAR at most; from 1 MiB on
+    :param hostile: include layouts of no real controller
+    :param largest: size limit of a BAR in bytes, at least 1 MiB
     """
     table: Table = dict(draw(_IDS))
     bars = _bars(draw, _bars_up_to(largest))
@@ -264,7 +262,7 @@ def _doorbell(draw: DrawFn, bars: dict[int, Table], register_bar: int, hostile: 
 
 @lru_cache(None)
 def _offsets(size: int) -> SearchStrategy[int]:
-    """Words of a BAR: the first and the last, those at page edges, and any other."""
+    """Draw the offset of a word: the first, the last, at page edges, or any other."""
     edges = {0, 4, 0x40, 0x80, 0xA0, 0xFFC, 0x1000, 0xD50A0, size // 2, size - 4}
     inside = sorted(offset for offset in edges if 0 <= offset <= size - 4)
     return st.sampled_from(inside) | st.integers(0, size // 4 - 1).map(lambda word: 4 * word)
@@ -274,8 +272,8 @@ def _hostility(draw: DrawFn, table: Table, bars: dict[int, Table]) -> None:
     if draw(_ONE_IN[2]):
         table["faults"] = [draw(_FAULTS[draw(_FAULT_NAMES)])]
     if draw(_ONE_IN[8]):
-        # CAPS of another kernel, or of none. What is reserved stays so: writing there is harm
-        # that an endpoint which does not say so has to answer for itself.
+        # CAPS of another kernel, or of none. Reserved BARs stay announced: an endpoint that hides
+        # one is responsible for the harm itself.
         reserved = sum(0x40 << i for i, bar in bars.items() if bar["type"] == "reserved")
         low, high = draw(_ODD_CAPS)
         table["caps"] = low | high | reserved

@@ -1,4 +1,4 @@
-"""One layout, from the start of its endpoint to what is wrong with what came out."""
+"""Run one layout: start its endpoint, run the cases, judge the outcomes."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ from rcdrv.verdict import Verdict
 from rcdrv.wait import MONOTONIC
 
 TIMEOUT, REAL_TIMEOUT = 0.3, 1.0
-"""Seconds the driver waits on virtual time and on a busy host: more than the slowest endpoint
-takes, which is the fault ``slow`` with its 200 ms and a tick."""
+"""Driver's time-out in seconds (virtual time, busy host), more than the slowest endpoint needs: the
+fault ``slow`` with 200 ms and a tick."""
 
 LONGEST = 120.0
-"""Virtual seconds after which a run hangs: every case has a few waits, all of them bounded."""
+"""Virtual seconds after which a run counts as hung: every case has a few bounded waits."""
 
 MOST_ACCESSES = 30_000
-"""On virtual time, where large BARs are sampled."""
+"""Size limit of a BAR on virtual time, where large BARs are sampled."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that must not be."""
+    """One violation."""
 
     kind: str
     """``verdict``, ``crash``, ``hang``, ``access`` or ``left``."""
     what: str
-    """The same for every layout that shows the same; shrinking keeps it."""
+    """Identity of the violation, which shrinking preserves."""
     message: str
-    """One line for people."""
+    """One line for the user."""
 
 
 @dataclass
@@ -69,10 +69,10 @@ class Report:
     """Outcome of one layout."""
 
     outcomes: dict[str, str] = field(default_factory=dict)
-    """By case; those of the second session have ``again`` behind their name."""
+    """Outcomes by case; names of the second session end in ``again``."""
     findings: list[Finding] = field(default_factory=list)
     open: set[str] = field(default_factory=set)
-    """Cases of which the oracle leaves open what must come out, as when it depends on the tick."""
+    """Cases without a prediction, as when the outcome depends on the tick."""
 
     def find(self, kind: str, what: str, message: str) -> None:
         finding = Finding(kind, what, message)
@@ -81,7 +81,7 @@ class Report:
 
 
 class Watch(AccessLog):
-    """Sees every access and event of an endpoint, and notes what none of them may be."""
+    """Watch every access and event of an endpoint, and record violations."""
 
     def __init__(self, oracle: Oracle, report: Report) -> None:
         super().__init__()
@@ -90,15 +90,15 @@ class Watch(AccessLog):
         self._report = report
         self._lies = any(name in oracle.faults for name in LIES)
         place = oracle.place()
-        # A doorbell that the 32 bits of DB_OFFSET cannot reach is a lie too.
+        # A doorbell beyond the 32 bits of DB_OFFSET is announced wrongly too.
         self._lies = self._lies or (place is not None and place[1] >= 1 << 32)
         self.endpoint: SimEndpoint | None = None
         self.virtual = False
         self.accesses = 0
         self.shows: dict[int, str] = {}
-        """What BARs show instead of their memory."""
+        """Contents that replace BARs' memory."""
         self.command = 0
-        """Config space COMMAND, as last written."""
+        """Last value written to config space COMMAND."""
 
     def access(self, op: str, region: int, offset: int, data: bytes) -> None:
         self.accesses += 1
@@ -122,7 +122,7 @@ class Watch(AccessLog):
         if region == CONFIG_REGION:
             if offset == COMMAND:
                 self.command = int.from_bytes(data, "little")
-            # A reset is judged by the sizes of the BARs before and after (Function.reset()).
+            # Function.reset() compares the BARs' sizes before and after a reset.
             sizing = offset in range(0x10, 0x28, 4) and len(data) == 4
             return sizing or (offset == COMMAND and len(data) == 2)
         if region == self._layout.register_bar:
@@ -189,7 +189,7 @@ def _direct(device: Direct) -> Iterator[Function]:
 
 @contextmanager
 def _served(endpoint: SimEndpoint) -> Iterator[Function]:
-    """Over a socket pair, the server in another thread, at the real tick."""
+    """Serve over a socket pair, from another thread, at the real tick."""
     from rcdrv.vfio_user.client import Client
     from rcdrv.vfio_user.server import Server
 
@@ -210,7 +210,7 @@ def run_layout(layout: Layout, *, real_time: bool = False, whole: bool = False) 
     """Run the root complex's side against the endpoint of ``layout``, twice.
 
     :param real_time: over vfio-user, with the endpoint's own tick
-    :param whole: no sampling of large BARs
+    :param whole: test large BARs as a whole
     """
     report = Report()
     oracle = Oracle(layout)
@@ -236,12 +236,12 @@ def run_layout(layout: Layout, *, real_time: bool = False, whole: bool = False) 
 
 
 def run_elsewhere(layout: Layout, opened: Callable[[], Function]) -> Report:
-    """As :func:`run_layout`, against an endpoint of this layout that is there already.
+    """Run as :func:`run_layout`, against an existing endpoint of this layout.
 
-    Its accesses cannot be watched: what is judged are the verdicts.
+    Its accesses cannot be watched, so only the verdicts are judged.
 
     :param opened: opens the function; called once for each of the two sessions
-    :raises NotPresented: what is there does not look like the layout
+    :raises NotPresented: the endpoint does not look like the layout
     :raises HostError: it cannot be opened
     """
     report = Report()
@@ -256,7 +256,7 @@ def run_elsewhere(layout: Layout, opened: Callable[[], Function]) -> Report:
 
 
 class NotPresented(HostError):
-    """A layout does not reach the driver as it is: something in between does not take it."""
+    """A layout does not reach the driver unchanged: a layer in between rejects it."""
 
 
 def _check_presented(oracle: Oracle, function: Function) -> None:
@@ -316,7 +316,7 @@ def _session(
 
 
 def _judge(report: Report, expected: Outcomes, result: CaseResult, suffix: str) -> None:
-    """Hold the outcome of a case against those that are right."""
+    """Compare the outcome of a case with the acceptable ones."""
     outcome = result.verdict.value
     if result.verdict is not Verdict.PASS and result.reason is not None:
         outcome += f" {result.reason.value}"
@@ -348,7 +348,7 @@ def _walk_capabilities(report: Report, oracle: Oracle, function: Function) -> No
 
 
 def _check_rest(report: Report, oracle: Oracle, watch: Watch, device: Direct | None) -> None:
-    """Resources that a closed session must have released."""
+    """Check that a closed session released its resources."""
     if device is not None:
         for left in device.left_behind():
             report.find("left", left.lstrip("0123456789 "), left)

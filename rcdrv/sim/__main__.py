@@ -5,7 +5,7 @@ Users start an endpoint with ``rcdrv sim``.
 
 from __future__ import annotations
 
-# The terminal sends SIGINT to its owner too, who ends it: not even the imports may be interrupted.
+# The terminal sends SIGINT to the parent too, which ends this process: imports included.
 import _signal  # type: ignore[import-not-found]
 import sys
 
@@ -20,7 +20,7 @@ _USAGE = "SPEC (--fd N | --socket PATH) [--access-log FILE] [--set KEY=VALUE]...
 
 
 def _run(arguments: list[str]) -> None:
-    # argparse would cost more time than all the rest of the start.
+    # argparse would take longer than the rest of the start.
     spec, fd, path, log = "", -1, None, None
     options = iter(arguments)
     for option in options:

@@ -1,4 +1,4 @@
-"""What reached the endpoint and what it did, one JSON object a line.
+"""Log of accesses and events at the endpoint, one JSON object per line.
 
 An access::
 
@@ -22,19 +22,19 @@ REGIONS = ("BAR0", "BAR1", "BAR2", "BAR3", "BAR4", "BAR5", "ROM", "CONFIG", "VGA
 
 
 class AccessLog:
-    """Writes to ``stream``, each line at once; without a stream it does nothing."""
+    """Write to ``stream``, line by line; without a stream do nothing."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self.clock: Callable[[], float] = lambda: 0.0
-        """Seconds; the endpoint puts its own clock here."""
+        """The endpoint's clock in seconds."""
 
     @property
     def enabled(self) -> bool:
         return self._stream is not None
 
     def access(self, op: str, region: int, offset: int, data: bytes) -> None:
-        """One trapped access; ``op`` is ``read`` or ``write``, ``data`` what was moved."""
+        """Log a trapped access; ``op`` is ``read`` or ``write``."""
         if self._stream is None:
             return
         entry: dict[str, object] = {
@@ -50,16 +50,16 @@ class AccessLog:
         self._write(entry)
 
     def event(self, event: str, **details: object) -> None:
-        """Something the endpoint did or noticed.
+        """Log an action or observation of the endpoint.
 
-        ``attach``, ``detach``: a client came or went. ``command``: COMMAND was taken.
+        ``attach``, ``detach``: of a client. ``command``: COMMAND was taken.
         ``answer``: its STATUS was written. ``swallowed``: a command that gets no answer, and why.
         ``doorbell``: a doorbell interrupt was handled. ``interrupt``: one was raised;
-        ``irq-failed``: one could not be, and why. ``inbound``: what a BAR shows was changed.
-        ``stray``: a write where none belongs: beside a doorbell, or into a BAR whose memory was
-        hidden. ``doorbell-unheard``: the doorbell's register was written in vain. ``dma``: a
-        transfer; ``dma-fault``: the host let none through. ``reset``: the function was reset.
-        ``harm``: something that a kernel would not take well. ``oops``: it crashed.
+        ``irq-failed``: one failed, and why. ``inbound``: a BAR was redirected.
+        ``stray``: a misplaced write: beside a doorbell, or into a BAR whose memory was hidden.
+        ``doorbell-unheard``: the doorbell's register was written without effect. ``dma``: a
+        transfer; ``dma-fault``: the host refused one. ``reset``: the function was reset.
+        ``harm``: an input that harms a kernel. ``oops``: it crashed.
         """
         if self._stream is not None:
             self._write({"event": event, **details})

@@ -1,4 +1,4 @@
-"""The checks that the keys of a layout are made of."""
+"""Checks of a layout's keys."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def choice(enum: type[Enum]) -> Check:
 
 
 def parse_integer(text: str, path: str) -> int:
-    """An integer as a user writes it: decimal, 0x, 0o or 0b, with K, M, G or T for powers of 1024.
+    """Parse an integer: decimal, 0x, 0o or 0b, with K, M, G or T for powers of 1024.
 
     :raises UsageError: it is none
     """

@@ -1,9 +1,8 @@
-"""The 4 KiB configuration space of the endpoint's function.
+"""Configuration space (4 KiB) of the endpoint's function.
 
-Every byte has a mask of the bits that a write changes and of those that a written 1 clears; what
-has neither is read-only. Offsets and bits are those of the PCI Express Base Specification
-(chapter 7.5) and ``include/uapi/linux/pci_regs.h``; capabilities stand where DesignWare
-controllers have them.
+Every byte has masks of writable bits and of write-1-to-clear bits; other bits are read-only.
+Offsets and bits are those of the PCI Express Base Specification (chapter 7.5) and
+``include/uapi/linux/pci_regs.h``; capabilities stand where DesignWare controllers have them.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class SimConfigSpace:
         self._decode()
 
     def spoil(self, faults: Faults) -> None:
-        """Faults of registers, from power-on."""
+        """Apply faults of registers."""
         self._ignores = ("master-ignored" in faults, "intx-disable-ignored" in faults)
         if "id-writable" in faults:
             self._writable[2:4] = b"\xff\xff"
@@ -105,7 +104,7 @@ class SimConfigSpace:
         for index, byte in enumerate(data, offset):
             writable = self._writable[index]
             if index == _PM_CONTROL and byte & 3 in (1, 2):
-                # A write that asks for a power state that the function lacks is discarded.
+                # A write of an unsupported power state is discarded.
                 writable = 0
             kept = self._data[index] & ~writable & ~(byte & self._clears[index])
             self._data[index] = kept | byte & writable
@@ -114,18 +113,17 @@ class SimConfigSpace:
         return self._flr and 0 <= high < len(data) and bool(data[high] & _INITIATE_FLR >> 8)
 
     def disable_bars(self) -> None:
-        """Turn the BAR registers into zeros that no write changes, also after a reset."""
+        """Make the BAR registers read-only zeros, also after a reset."""
         self._set(BAR0, 24, 0)
         self._power_on = self._power_on[:BAR0] + bytes(24) + self._power_on[BAR0 + 24 :]
 
     def reset(self) -> None:
-        """Everything as at power-on."""
+        """Restore the power-on state."""
         self._data[:] = self._power_on
         self._decode()
 
     def set_bar(self, index: int, bar: BarLayout, *, present: bool) -> None:
-        """Let a host that enumerates find the BAR, or none in its place
-        (__dw_pcie_ep_reset_bar())."""
+        """Present a BAR to an enumerating host, or none (__dw_pcie_ep_reset_bar())."""
         if present:
             self._bar(index, bar)
         else:
@@ -133,22 +131,22 @@ class SimConfigSpace:
         first, end = BAR0 + 4 * index, BAR0 + 4 * index + (8 if bar.wide else 4)
         self._power_on[first:end] = self._data[first:end]
 
-    # -- what the rest of the controller acts on ----------------------------------------------
+    # -- state used by the controller ----------------------------------------------
 
     def _decode(self) -> None:
-        """What COMMAND and the power state allow, for every access to look at."""
+        """Cache what COMMAND and the power state allow."""
         command = self._get(COMMAND, 2)
         awake = self._get(_PM_CONTROL, 2) & 3 == 0
         self.responds = bool(command & COMMAND_MEMORY) and awake
-        """BARs are decoded: COMMAND has MEMORY, and the function is in D0."""
+        """Whether BARs are decoded: COMMAND has MEMORY, and the function is in D0."""
         masters, intx = self._ignores
         self.masters = (masters or bool(command & COMMAND_MASTER)) and awake
-        """The function may write and read host memory, which includes MSI and MSI-X."""
+        """Whether the function may access host memory, which includes MSI and MSI-X."""
         pin = self._get(INTERRUPT_PIN, 1)
         self.intx_enabled = bool(pin) and awake and (intx or not command & COMMAND_INTX_DISABLE)
 
     def set_interrupt_status(self, asserted: bool) -> None:
-        """STATUS bit 3, by which a host finds the function that pulls a shared INTx line."""
+        """Set STATUS bit 3, by which a host finds the function behind a shared INTx line."""
         status = self._get(STATUS, 2) & ~STATUS_INTERRUPT
         self._set(STATUS, 2, status | (STATUS_INTERRUPT if asserted else 0))
 
@@ -186,7 +184,7 @@ class SimConfigSpace:
 
     def _bar(self, index: int, bar: BarLayout) -> None:
         flags = (0x4 if bar.wide else 0) | (0x8 if bar.prefetchable else 0)
-        # Writing all ones and reading back must give the size: its bits are read-only.
+        # Writing all ones and reading back must give the size: those bits are read-only.
         width = 8 if bar.wide else 4
         mask = (1 << 8 * width) - bar.size & ~0xF
         self._set(BAR0 + 4 * index, width, flags, writable=mask)
@@ -238,7 +236,7 @@ class SimConfigSpace:
         self._set(AER + 0x14, 4, 0x0000_E000, writable=0x0000_F1C1)
 
     def _rebar(self, bars: Sequence[tuple[int, int]], following: int, *, empty: bool) -> None:
-        """Each BAR supports the one size it has, as dw_pcie_ep_set_bar_resizable() leaves it."""
+        """Compose Resizable BAR: one size per BAR, as by dw_pcie_ep_set_bar_resizable()."""
         self._set(REBAR, 4, 0x0015 | 1 << 16 | following << 20)
         for slot, (index, size) in enumerate(bars):
             exponent = size.bit_length() - 1 - 20

@@ -1,4 +1,4 @@
-"""The endpoint's PCIe controller: what its BARs show, its interrupts, its access to host memory.
+"""The endpoint's PCIe controller: BARs, interrupts, access to host memory.
 
 One side is the bus: config space and BARs, as :class:`rcdrv.sim.endpoint.SimEndpoint` hands them
 over. The other is what the kernel's EPC core offers an endpoint function (pci-epc-core.c), with
@@ -39,7 +39,7 @@ SWAPPED = (1, 0)
 
 @dataclass(frozen=True)
 class _Shown:
-    """A page of registers where a BAR shows it, or a part of it."""
+    """A page of registers, or part of it, shown in a BAR."""
 
     page: RegisterPage
     offset: int
@@ -86,18 +86,18 @@ class Controller(SimInterrupts):
         self._shown: dict[int, _Shown] = {}
         self._windows: dict[int, int] = {}
         self._exposed = self._find_exposed()
-        # BARs without an address: until a reset, after which the host restores it, or for good.
+        # BARs without an address: until the host restores it after a reset, or for good.
         self._cleared: set[int] = set()
         self._lost: set[int] = set()
 
     @property
     def seen_bars(self) -> tuple[BarLayout | None, ...]:
-        """The BARs that the host finds."""
+        """BARs that the host finds."""
         return tuple(None if n in self._gone else bar for n, bar in enumerate(self._seen))
 
     @staticmethod
     def _seen_bars(layout: Layout, faults: Faults) -> tuple[BarLayout | None, ...]:
-        """The fault bar-empty hides one, by default the last that does not hold the registers."""
+        """Apply the fault bar-empty: hide one BAR, by default the last without the registers."""
         if "bar-empty" not in faults:
             return layout.bars
         present = [index for index, bar in enumerate(layout.bars) if bar is not None]
@@ -106,7 +106,7 @@ class Controller(SimInterrupts):
         return tuple(None if index == empty else bar for index, bar in enumerate(layout.bars))
 
     def _alias_memory(self) -> None:
-        """The fault bar-alias: a BAR shows the memory of another one of the same size."""
+        """Apply the fault bar-alias: a BAR shows the memory of another one of the same size."""
         if "bar-alias" not in self._faults:
             return
         bars = [n for n in self._memory if n != self.layout.register_bar]
@@ -124,8 +124,8 @@ class Controller(SimInterrupts):
                 return
 
     def _find_exposed(self) -> dict[int, _Shown]:
-        """Registers that a BAR always shows: their page of a reserved one. In any other BAR there
-        is memory around the doorbell."""
+        """Find registers that a BAR always shows: a page in a reserved BAR; in any other BAR
+        memory surrounds the doorbell."""
         doorbell = self.layout.doorbell
         page = self._doorbells.page
         if page is None or doorbell.backend is not DoorbellBackend.EXPOSED:
@@ -135,24 +135,24 @@ class Controller(SimInterrupts):
             start, end = page.base, page.base + EP_PAGE
         return {doorbell.bar: _Shown(page, page.base, start, end)}
 
-    # -- the host's side: attach and detach -----------------------------------------------------
+    # -- host: attach and detach -----------------------------------------------------
 
     def connect(self, peer: Peer | None) -> None:
-        """The host's side of interrupts and DMA; None while there is no host."""
+        """Connect the host's interrupts and DMA; None disconnects."""
         super().connect(peer)
         if peer is None:
             # As the host leaves it: nothing is decoded or mastered (pci_disable_device).
             self.config.write(COMMAND, b"\0\0")
 
     def reset(self) -> None:
-        """Config space as at power-on, no interrupt asserted. Inbound windows are kept: they
-        belong to the controller, not to the function (dw_pcie_ep_init_non_sticky_registers)."""
+        """Reset config space and interrupts. Inbound windows are kept: they belong to the
+        controller, not to the function (dw_pcie_ep_init_non_sticky_registers)."""
         self.config.reset()
         self._cleared.clear()
         self._deassert()
 
     def lose(self, what: str) -> None:
-        """The fault reset-loses: the BARs are disabled, or MSI and MSI-X never arrive again."""
+        """Apply the fault reset-loses: disable the BARs, or stop MSI and MSI-X for good."""
         if what == "bars":
             self._lost = set(self._memory)
             self.config.disable_bars()
@@ -166,11 +166,11 @@ class Controller(SimInterrupts):
     # -- BARs, from the bus ---------------------------------------------------------------------
 
     def fd(self, bar: int) -> int:
-        """The shared memory of a BAR."""
+        """Return the file descriptor of a BAR's shared memory."""
         return self._memory[bar].fd
 
     def areas(self, bar: int) -> tuple[Area, ...]:
-        """The parts of a BAR that a client may map: whole pages without any side effect."""
+        """Return the parts of a BAR that a client may map: whole pages without side effects."""
         layout = self.layout.bar(bar)
         page = mmap.PAGESIZE
         if self._trap_all or layout.type is BarType.RESERVED or layout.size < page:
@@ -186,7 +186,7 @@ class Controller(SimInterrupts):
         return tuple(areas)
 
     def _trapped(self, bar: int) -> Iterator[tuple[int, int]]:
-        """(first, last) byte of what must not be mapped."""
+        """Return (first, last) byte of ranges that must not be mapped."""
         layout = self.layout
         place = doorbell_place(layout)
         if place is not None and place[0] == bar:
@@ -199,7 +199,7 @@ class Controller(SimInterrupts):
         return self.config.responds and bar not in self._cleared | self._lost | self._gone
 
     def read_bar(self, bar: int, offset: int, size: int) -> bytes:
-        """A read that arrived at the controller. All ones while BARs are not decoded."""
+        """Read on behalf of the host. All ones while BARs are not decoded."""
         if not self._responds(bar):
             return b"\xff" * size
         spoilt = self._spoiler.active and bar != self.layout.register_bar
@@ -218,7 +218,7 @@ class Controller(SimInterrupts):
         return bytes(data)
 
     def write_bar(self, bar: int, offset: int, data: bytes) -> None:
-        """A write that arrived at the controller; nothing happens while BARs are not decoded."""
+        """Write on behalf of the host. Ignored while BARs are not decoded."""
         if not self._responds(bar):
             return
         pages = list(self._pages(bar))
@@ -258,7 +258,7 @@ class Controller(SimInterrupts):
             self._memory[bar].write(offset, data)
 
     def forget(self) -> None:
-        """The fault bar-forgets."""
+        """Apply the fault bar-forgets."""
         for bar, memory in self._memory.items():
             if bar != self.layout.register_bar:
                 memory.fill(0, min(64, memory.size), 0)
@@ -271,7 +271,7 @@ class Controller(SimInterrupts):
     # -- BARs, from the endpoint function -------------------------------------------------------
 
     def window(self, bar: int) -> MappedWindow:
-        """What a BAR shows, for the endpoint's own processor. Meant for a BAR that is never
+        """Return a BAR's memory for the endpoint's own processor. For a BAR that is never
         redirected, such as that of the registers."""
         return self._memory[bar].window
 
@@ -304,14 +304,14 @@ class Controller(SimInterrupts):
         self._show(bar, order, None)
 
     def clear_bar(self, bar: int) -> None:
-        """pci_epc_clear_bar(): the BAR takes no inbound window and is not configured. What it
-        shows stays until :meth:`map_memory` or :meth:`lose_bar`, which follows at once."""
+        """pci_epc_clear_bar(): free the BAR's inbound window. Its contents stay visible until
+        :meth:`map_memory` or :meth:`lose_bar`, which follows at once."""
         self._windows[bar] = 0
         self._configured.discard(bar)
 
     def lose_bar(self, bar: int) -> None:
-        """pci_epf_free_space() of a BAR that is not configured: its memory is gone, and so is the
-        BAR for every host. Through a mapping of before it reads zero."""
+        """pci_epf_free_space() of a BAR that is not configured: memory and BAR are gone for every
+        host. An earlier mapping reads zero."""
         if bar not in self._gone:
             self._gone.add(bar)
             self._shown.pop(bar, None)
@@ -325,8 +325,8 @@ class Controller(SimInterrupts):
             self.config.set_bar(bar, layout, present=present)
 
     def map_nothing(self, bar: int) -> None:
-        """pci_epc_set_bar() to an address at which nothing of the endpoint's is meant to be
-        touched: what is written there is noted as stray when the BAR shows memory again."""
+        """pci_epc_set_bar() to an address that must not be touched: writes there are logged as
+        stray when the BAR shows memory again."""
         self._windows[bar] = 0
         self._take_windows(bar, 1)
         self._show(bar, REGISTERS, None)
@@ -371,7 +371,7 @@ class Controller(SimInterrupts):
             self._log.event("stray", bar=bar, offset=stray, hidden=True)
 
     def _spoilt(self, size: int, order: tuple[int, ...]) -> tuple[int, ...]:
-        """What faults make of the two halves of a BAR."""
+        """Apply faults to the two halves of a BAR."""
         if "subrange-straight" in self._faults:
             return (0, 1)
         if "window-off" not in self._faults:
@@ -401,18 +401,18 @@ class Controller(SimInterrupts):
     def read_host(self, address: int, size: int) -> bytes:
         """Read host memory through an outbound window; all ones where the host refuses.
 
-        May be entered again from other methods while it waits for the host.
+        Other methods may be called while it waits for the host.
         """
         data = self._transfer(address, size, None)
         return b"\xff" * size if data is None else data
 
     def write_host(self, address: int, data: bytes) -> None:
-        """Write host memory, likewise; lost where the host refuses (writes are posted)."""
+        """Write host memory through an outbound window; lost where the host refuses (posted)."""
         self._transfer(address, len(data), data)
 
     def _transfer(self, address: int, size: int, data: bytes | None) -> bytes | None:
         if not self.layout.unaligned_access:
-            # The window begins at an aligned address, whatever was asked for.
+            # The window begins at an aligned address, whatever was requested.
             address -= address % self.layout.outbound_align
         if "high-address-cut" in self._faults:
             address &= 0xFFFF_FFFF

@@ -56,7 +56,7 @@ class SimEndpoint(ServedDevice):
         self._vanishes = faults.get("vanish", 0) if "vanish" in faults else never
         self._goes_silent = faults.get("all-ones", 0) if "all-ones" in faults else never
 
-    # -- what it looks like -----------------------------------------------------------------------
+    # -- identity -----------------------------------------------------------------------
 
     def regions(self) -> Sequence[ServedRegion]:
         access = RegionFlag.READ | RegionFlag.WRITE
@@ -84,7 +84,7 @@ class SimEndpoint(ServedDevice):
     # -- the client -------------------------------------------------------------------------------
 
     def attach(self, peer: Peer) -> None:
-        """VFIO resets the function at every open; so does this, where it has a reset."""
+        """Attach a client. Resets the function if it has a reset, as VFIO does at every open."""
         self._log.event("attach")
         self._attached = True
         self.controller.connect(peer)
@@ -111,12 +111,12 @@ class SimEndpoint(ServedDevice):
             self._function.start()
 
     def unbind(self) -> None:
-        """What taking pci-epf-test's link from its controller does, in the endpoint's configfs."""
+        """Unlink pci-epf-test from its controller, as in the endpoint's configfs."""
         assert isinstance(self._function, SimEpfTest)
         self._function.unbind()
 
     def bind(self) -> None:
-        """Link it there again; its directory, and so its struct pci_epf, is the same."""
+        """Link it again; its directory, and so its struct pci_epf, is the same."""
         assert isinstance(self._function, SimEpfTest)
         self._function.bind()
 
@@ -150,7 +150,7 @@ class SimEndpoint(ServedDevice):
             self.reset()
 
     def _lost(self, region: int) -> bool:
-        """Whether a fault keeps this access from the endpoint."""
+        """Return whether a fault drops this access."""
         self._accesses += 1
         if self._accesses > self._vanishes:
             self._vanished = True
@@ -170,7 +170,7 @@ class SimEndpoint(ServedDevice):
 
     @property
     def idle(self) -> bool:
-        """Nothing will happen until the host does something, whoever calls :meth:`run`."""
+        """Whether nothing happens until the host acts."""
         return self.controller.next_event() is None and self._function.idle
 
     def run(self) -> None:

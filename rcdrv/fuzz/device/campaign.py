@@ -1,4 +1,4 @@
-"""Sequences of steps until something is found, which is then made short and written as a script."""
+"""Run sequences of steps until one shows a fault; shorten it and write it as a script."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from rcdrv.verdict import NotPassed, classify
 from rcdrv.wait import Cancel
 
 STEPS = 30
-"""In a sequence."""
+"""Maximum number of steps in a sequence."""
 
 LONGEST = 600.0
-"""Virtual seconds after which a sequence hangs: all waits in it are bounded."""
+"""Virtual seconds after which a sequence counts as hung: all its waits are bounded."""
 
 _CONFIRM = 5
-"""How often a finding is done again to see it again."""
+"""Number of attempts to reproduce a finding."""
 
 _MOST_TRIES = 400
-"""Sequences tried to make a finding short."""
+"""Maximum number of sequences tried to shorten a finding."""
 
 _MOST_SECONDS = 120.0
-"""Likewise, where each takes real time."""
+"""The same in real time."""
 
 
 class Target(NamedTuple):
@@ -51,13 +51,13 @@ class Target(NamedTuple):
 
     open: Opener
     address: str
-    """As the user named it."""
+    """Address, as given."""
     renew: Callable[[], None] = lambda: None
-    """Make it as it was at first. A board cannot; it is only cleaned up before each sequence."""
+    """Restore the initial state. A board cannot; it is cleaned up before each sequence."""
 
 
 class Software:
-    """A software endpoint of this process, on virtual time; one for all steps of a sequence."""
+    """A software endpoint in this process, on virtual time; one for each sequence."""
 
     def __init__(
         self, layout: Layout, cancel: Cancel | None = None, log: AccessLog | None = None
@@ -71,7 +71,7 @@ class Software:
         return Function(self.device.attach(), self._cancel, self.device.clock)
 
     def renew(self) -> None:
-        """Start it again: nothing is left of what was done with it."""
+        """Replace it by a new one."""
         self.close()
         self.device = Direct(self._layout, self._log)
         self.device.clock.limit = self.device.clock.time + LONGEST
@@ -82,18 +82,18 @@ class Software:
 
 @dataclass(frozen=True)
 class Options:
-    """How to go about it."""
+    """Options of a campaign."""
 
     steps: int = STEPS
     destructive: Collection[str] = ()
     reg_bar: int | None = None
     timeout: float = 1.0
-    """Seconds, the bound of every wait."""
+    """Bound of every wait in seconds."""
     irq: IrqChoice = IrqChoice.AUTO
     trace: Callable[[str], None] | None = None
 
     def words(self) -> list[str]:
-        """They, on a command line."""
+        """The options as command-line words."""
         words = [f"--destructive={name}" for name in self.destructive]
         if self.reg_bar is not None:
             words.append(f"--reg-bar={self.reg_bar}")
@@ -106,25 +106,25 @@ class Options:
 
 @dataclass
 class Campaign:
-    """How far it is."""
+    """Progress and finding."""
 
     sequences: int = 0
     steps: int = 0
     found: Found | None = None
     flaky: bool = False
-    """The finding was not seen again when the same was done again."""
+    """Whether the finding was not reproduced."""
 
 
 @dataclass
 class _Run:
-    """One sequence, as far as it came."""
+    """One sequence, up to its last executed step."""
 
     steps: list[Step] = field(default_factory=list)
     found: Found | None = None
 
 
 class DeviceFuzzer:
-    """Runs sequences on ``target``."""
+    """Run sequences on ``target``."""
 
     def __init__(self, target: Target, options: Options = Options()) -> None:
         self._target = target
@@ -140,9 +140,9 @@ class DeviceFuzzer:
     ) -> Campaign:
         """Run sequences until one shows a fault, and shorten that one.
 
-        :param examples: at most so many sequences
-        :param seconds: begin no other after so long
-        :param on_sequence: called with each: its number, its steps, what was found
+        :param examples: maximum number of sequences
+        :param seconds: start none after this
+        :param on_sequence: called with the number, steps and finding of each
         """
         campaign = Campaign()
         begun = time.monotonic()
@@ -160,9 +160,9 @@ class DeviceFuzzer:
         return campaign
 
     def replay(self, steps: Sequence[Step]) -> Found | None:
-        """Run only these.
+        """Run these steps only.
 
-        :raises UsageError: one of them makes no sense, or may harm what was not named
+        :raises UsageError: a step is senseless, or does harm without consent
         """
         return self._sequence(lambda _model: iter(steps)).found
 
@@ -174,7 +174,7 @@ class DeviceFuzzer:
             if model.tainted:  # what comes of it shows now, or never
                 yield Step("disable")
                 yield Step("raise")
-        # Hidden memory comes back, and its contents are still there.
+        # Hidden memory reappears with its contents.
         if model.enabled:
             yield Step("disable", irq=Irq(IrqChoice.POLL))
         for bar, memory in model.memory.items():
@@ -184,7 +184,7 @@ class DeviceFuzzer:
                 yield Step("peek", bar=bar, offset=offset, width=8)
 
     def _sequence(self, choose: Callable[[Model], Iterator[Step]]) -> _Run:
-        """Steps as ``choose`` has them, up to the first that goes wrong."""
+        """Run the steps that ``choose`` returns, up to the first fault."""
         options, run, dead = self._options, _Run(), False
         self._target.renew()
         try:
@@ -240,7 +240,7 @@ class DeviceFuzzer:
     # -- shortening -------------------------------------------------------------------------------
 
     def _shorten(self, found: Found) -> tuple[Found, bool]:
-        """Without what it takes no part in; and whether it could not be seen again."""
+        """Return the shortened sequence, and whether it was not reproduced."""
         tries, begun, repeats = 0, time.monotonic(), 1 if found.dead else _CONFIRM
 
         def once(steps: Sequence[Step]) -> Found | None:
@@ -260,7 +260,7 @@ class DeviceFuzzer:
         first = shows(found.steps)
         if first is None:
             return found, not found.dead  # a board that is dead shows nothing any more
-        # An intermittent fault needs as many tries as the first time took.
+        # An intermittent fault needs as many attempts as its first occurrence took.
         found, repeats = first, tries
         return shorten(found, shows), False
 
@@ -272,21 +272,21 @@ def _found(steps: Sequence[Step], kind: str, message: str, dead: bool = False) -
     return Found(tuple(steps), kind, f"{where}: {' '.join(message.split())}", dead)
 
 
-# -- what is kept of it ----------------------------------------------------------------------------
+# -- files of a finding ----------------------------------------------------------------------------
 
 
 def script(found: Found, address: str, options: Options, origin: str) -> str:
-    """Shell script that repeats the steps, and exits with 1 where the fault shows."""
+    """Return a shell script that repeats the steps; it exits with 1 if the fault shows."""
     device = '"${RCDRV_DEVICE:-' + re.sub(r'(["$`\\])', r"\\\1", address) + '}"'
     words = ["exec rcdrv fuzz device --device", device, *map(shlex.quote, options.words())]
-    # Where not even the first step was reached, any will do.
+    # If not even the first step was reached, any step will do.
     steps = found.steps or (Step("raise", irq=Irq(IrqChoice.POLL)),)
     lines = [" ".join(words), *(f"    {shlex.quote(str(step))}" for step in steps)]
     return f"#!/bin/sh\n# {found.message}\n# Found by {origin}\n" + " \\\n".join(lines) + "\n"
 
 
 def save(folder: Path, found: Found, text: str) -> Path:
-    """Write a script, under a name that says what it shows."""
+    """Write a script, named after the fault."""
     make_folder(folder)
     slug = re.sub(r"[^a-z0-9]+", "-", " ".join(found.key).lower()).strip("-")
     path = folder / f"{slug[:80]}.sh"
@@ -295,7 +295,7 @@ def save(folder: Path, found: Found, text: str) -> Path:
 
 
 def record(number: int, steps: Sequence[Step], found: Found | None) -> str:
-    """A sequence as a line of JSON."""
+    """Return a sequence as a line of JSON."""
     return json.dumps(
         {
             "sequence": number,

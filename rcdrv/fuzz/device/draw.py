@@ -1,4 +1,4 @@
-"""What to do next: a step that makes sense now and harms nothing that was not named."""
+"""Draw the next step: one that makes sense now and does no harm without consent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_BARS = (6, 7, 0xFF, 0x7FFFFFFF)
 _KNOWN_COMMANDS = sum(int(command) for command in Command)
 _EVERY_STATUS = sum(int(bit) for bit in Status)
 
-# Verbs with how often they come; what makes no sense when drawn is drawn anew.
+# Verbs with their weights; a senseless step is drawn again.
 _WEIGHTS = {
     "enable": 8,
     "disable": 8,
@@ -45,10 +45,10 @@ _ATTEMPTS = 1000
 
 
 class Draw:
-    """Draws steps.
+    """Draw steps.
 
-    :param rng: the same seed and the same endpoint make the same sequence
-    :param destructive: classes of harm that are wanted (:data:`rcdrv.fuzz.device.harm.CLASSES`)
+    :param rng: a seed and an endpoint determine the sequence
+    :param destructive: allowed classes of harm (:data:`rcdrv.fuzz.device.harm.CLASSES`)
     """
 
     def __init__(self, rng: random.Random, destructive: Collection[str] = ()) -> None:
@@ -57,7 +57,7 @@ class Draw:
         self._harmful = [_HARMFUL[name] for name in sorted(self._destructive)]
 
     def next(self, model: Model) -> Step:
-        """A step for an endpoint that is as ``model`` says."""
+        """Draw a step for an endpoint in the state of ``model``."""
         verbs, weights = list(_WEIGHTS), list(_WEIGHTS.values())
         for _ in range(_ATTEMPTS):
             if self._harmful and self._rng.randrange(100) < _DESTRUCTIVE_WEIGHT:
@@ -110,12 +110,12 @@ class Draw:
         if rng.random() < (0.4 if verb in ("read", "write", "copy") else 0.04):
             step = step.but(dma=True)
         if verb == "raise" and rng.random() < 0.1:
-            # A kind that the host has not enabled. INTx is not among them: it needs no enabling.
+            # A kind that the host has not enabled. INTx needs no enabling.
             step = step.but(type=rng.choice((1, 2)))
         return step
 
     def _stale(self, answers: Status) -> int:
-        """Bits that a driver which does not clear STATUS might leave there."""
+        """Draw stale STATUS bits, as of a driver that does not clear it."""
         return self._rng.getrandbits(19) & _EVERY_STATUS & ~int(answers | Status.IRQ_RAISED)
 
     def _irq(self, model: Model) -> Irq | None:
@@ -134,9 +134,9 @@ class Draw:
         return step.but(size=size, shift=shift, bad=bad)
 
     def _no_command(self, step: Step) -> Step:
-        """An IRQ_TYPE that is none, a bit that means nothing, or several bits.
+        """Draw an invalid IRQ_TYPE, an unknown COMMAND bit, or several bits.
 
-        Older kernels looked at each bit of its own, so the doorbell's are not among several."""
+        Older kernels test each bit by itself, so the doorbell's bits are never among several."""
         rng = self._rng
         if rng.random() < 0.4:
             value = int(rng.choice([Command.RAISE_MSI_IRQ, Command.BAR_SUBRANGE_CLEAR]))
@@ -151,8 +151,8 @@ class Draw:
     # -- accesses ---------------------------------------------------------------------------------
 
     def _access(self, verb: str, model: Model) -> Step:
-        """At an edge: of the BAR, of its halves, of what a doorbell hides; often where something
-        is known to be, and sometimes where no such access is possible."""
+        """Draw an access at an edge: of the BAR, its halves, or a doorbell's window; often at known
+        contents, sometimes an impossible one."""
         rng, facts = self._rng, model.facts
         bar = rng.choice(facts.writable) if facts.writable and rng.random() < 0.9 else facts.reg_bar
         width, size = rng.choice(WIDTHS), facts.bars[bar]
@@ -172,7 +172,7 @@ class Draw:
         step = Step(verb, bar=bar, offset=max(0, offset), width=width)
         return step.but(value=value) if verb == "poke" else step
 
-    # -- what harms -------------------------------------------------------------------------------
+    # -- harm -------------------------------------------------------------------------------
 
     def _disable_too_early(self, model: Model) -> Step | None:
         return None if model.registers[Reg.DB_BAR] == NO_BAR else Step("disable")
@@ -192,7 +192,7 @@ class Draw:
     def _write_db_bar(self, model: Model) -> Step | None:
         if not model.enabled:
             return None
-        # A BAR that is not the doorbell's, what is behind the array, far behind, in front of it.
+        # Another BAR than the doorbell's; an index just past the array, far past it, before it.
         return Step("db_bar", value=self._rng.choice((*range(6), 6, *[0x7FFFFFFF] * 8, NO_BAR)))
 
     def _doorbell_bar(self, model: Model) -> Step | None:

@@ -1,7 +1,7 @@
 """Harm that a step can do to an endpoint's kernel (Linux 7.3). Such a step needs consent by name.
 
-Each class is a thing that ``drivers/pci/endpoint/functions/pci-epf-test.c`` takes from the host
-unchecked. A model that knows the endpoint's state is needed: DISABLE is harmless behind an ENABLE.
+Each class is an input that ``drivers/pci/endpoint/functions/pci-epf-test.c`` does not check. It
+depends on the endpoint's state, hence on the model: DISABLE is harmless after ENABLE.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _Test = Callable[[Step, Model], object]
 
 
 class Harm(NamedTuple):
-    """A class of it."""
+    """A class of harm."""
 
     what: str
     done_by: _Test
-    """Whether a step does it now."""
+    """Returns whether a step would do it now."""
 
 
 HARMS = {
     "disable-without-enable": Harm(
         "DISABLE_DOORBELL where none was enabled: a null pointer is followed",
-        # The endpoint itself refuses NO_BAR; anything else it takes for an enabled doorbell.
+        # The endpoint refuses only NO_BAR; any other value counts as an enabled doorbell.
         lambda step, model: (
             command_of(step) & Command.DISABLE_DOORBELL
             and not model.enabled
@@ -57,7 +57,7 @@ HARMS = {
     ),
     "doorbell-bar": Harm(
         "accesses to a BAR that shows the endpoint's interrupt controller",
-        # One that is always exposed is in a reserved BAR, and so never accessed either.
+        # An always exposed doorbell is in a reserved BAR, which is never accessed.
         lambda step, model: step.verb in ("peek", "poke") and step.bar in model.hidden,
     ),
     "iommu-fault": Harm(
@@ -68,11 +68,11 @@ HARMS = {
 }
 
 CLASSES = {name: harm.what for name, harm in HARMS.items()}
-"""Every class of ``destructive``, and what it does."""
+"""Classes of ``destructive`` with their effects."""
 
 
 def harm_of(step: Step, model: Model) -> str:
-    """The class of what ``step`` could do now; empty when it is harmless."""
+    """Return the class of harm of ``step`` now; empty if harmless."""
     return next((name for name, harm in HARMS.items() if harm.done_by(step, model)), "")
 
 
@@ -80,7 +80,7 @@ _RINGS = ("ring", "threads")
 _DOORBELL = ("enable", "disable", "cycle", "expect")
 _SUBRANGE = ("setup", "clear")
 
-# The verbs, when it makes no sense, and why.
+# Verbs, condition under which they are senseless, and the reason.
 _NONSENSE: tuple[tuple[tuple[str, ...], _Test, str], ...] = (
     (
         ("peek", "poke"),
@@ -134,7 +134,7 @@ _NONSENSE: tuple[tuple[tuple[str, ...], _Test, str], ...] = (
         "that is a command",
     ),
     (("reset",), lambda _step, model: not model.facts.can_reset, "the function has no reset"),
-    # epf->bar[].submap outlives it, and the first pci_epc_set_bar() behind it is -EINVAL.
+    # epf->bar[].submap survives it, and the next pci_epc_set_bar() is -EINVAL.
     (
         ("reset", "reopen"),
         lambda _step, model: model.swapped and not model.facts.keeps_state,
@@ -145,9 +145,9 @@ _NONSENSE: tuple[tuple[tuple[str, ...], _Test, str], ...] = (
 
 
 def check_sense(step: Step, model: Model) -> None:
-    """Steps that are never done, with any consent.
+    """Check a step that is never done, with any consent.
 
-    :raises UsageError: there is no such thing to do, or now is not the time
+    :raises UsageError: impossible, or senseless in the current state
     """
     for verbs, senseless, why in _NONSENSE:
         if (not verbs or step.verb in verbs) and senseless(step, model):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 
 class Memory:
-    """``size`` bytes of the endpoint's memory, and in what order a BAR shows their halves.
+    """``size`` bytes of endpoint memory, whose halves a BAR may show swapped.
 
-    Addressed as the BAR shows them. A byte that was neither written nor read yet is unknown.
+    Addressed as in the BAR. A byte is unknown until written or read.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.swapped = False
-        # Of the memory itself, by half and by byte; a later fill of a half forgets its bytes.
+        # Of the memory itself, by half and by byte; a fill of a half discards its bytes.
         self._fill: list[int | None] = [None, None]
         self._bytes: dict[int, int] = {}
 
@@ -21,18 +21,18 @@ class Memory:
             self._bytes[self._where(index)] = byte
 
     def expected(self, offset: int) -> int | None:
-        """Return the expected byte; None: any."""
+        """Return the expected byte, or None if unknown."""
         where = self._where(offset)
         return self._bytes.get(where, self._fill[where * 2 // self.size])
 
     def sign(self, signatures: tuple[int, int]) -> None:
-        """Fill the halves with a byte each, in the order in which the BAR shows them."""
+        """Fill the halves with one byte each, in the BAR's order."""
         self._bytes.clear()
         for half, byte in enumerate(signatures):
             self._fill[half ^ self.swapped] = byte
 
     def known(self) -> list[int]:
-        """Offsets worth a look: what was written, and where filled halves begin and end."""
+        """Return offsets with known contents: written ones, and the ends of filled halves."""
         half = self.size // 2
         filled = [
             offset
@@ -42,5 +42,5 @@ class Memory:
         return sorted({*filled, *map(self._where, self._bytes)})
 
     def _where(self, offset: int) -> int:
-        """Swapping is its own inverse, so this goes both ways."""
+        """Convert an offset between BAR and memory; swapping is its own inverse."""
         return (offset + self.size // 2) % self.size if self.swapped else offset

@@ -1,9 +1,8 @@
 """Model of the pci-epf-test protocol: the expected outcome of each step.
 
-Written from ``drivers/pci/endpoint/functions/pci-epf-test.c`` (Linux 7.3) and from nothing of
-:mod:`rcdrv.sim`, so that the two can disagree. Where the protocol leaves it to the endpoint
-(whether it has a DMA engine, whether it can raise INTx, whether a BAR's halves can be mapped), the
-first answer of a sequence is taken, and every later one must equal it.
+Written from ``drivers/pci/endpoint/functions/pci-epf-test.c`` (Linux 7.3), independently of
+:mod:`rcdrv.sim`, so that the two can disagree. Where the protocol leaves a choice to the endpoint
+(DMA engine, INTx, mapping of a BAR's halves), later answers of a sequence must equal the first.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from rcdrv.fuzz.device.memory import Memory
 from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step
 
 _SURELY_MAPPED = 1024001
-"""Bytes; the largest transfer of the kselftest, which every part's outbound windows have to do."""
+"""Bytes of the kselftest's largest transfer, which every part's outbound windows support."""
 
 _IRQ_TYPES = {
     IrqChoice.INTX: IrqType.INTX,
@@ -28,7 +27,7 @@ _IRQ_TYPES = {
 
 
 class Model:
-    """Current state. :meth:`judge` takes steps in the order of execution.
+    """Current state. Call :meth:`judge` with steps in the order of execution.
 
     :param registers: all of them, as they were found
     """
@@ -37,16 +36,16 @@ class Model:
         self.facts = facts
         self.registers = dict(registers)
         self.doorbell_bar: int | None = None
-        """The BAR in which a doorbell is enabled, and which may show that instead of memory."""
+        """BAR of the enabled doorbell, which may show that instead of memory."""
         self.swapped: set[int] = set()
         """BARs with a subrange mapping."""
         self.memory = {bar: Memory(facts.bars[bar]) for bar in facts.writable}
         self.memory[facts.reg_bar] = Memory(4)  # MAGIC, which is unused
         self.learned: dict[str, object] = {}
         self.tainted = False
-        """The host has overwritten DB_BAR of an enabled doorbell."""
+        """Whether the host has overwritten DB_BAR of an enabled doorbell."""
         self.lost: set[int] = set()
-        """BARs that were not given back when a doorbell was: what they show is not known."""
+        """BARs not restored when the doorbell was disabled: contents unknown."""
 
     @property
     def enabled(self) -> bool:
@@ -54,11 +53,11 @@ class Model:
 
     @property
     def hidden(self) -> set[int]:
-        """BARs that do not show their memory, as far as is known."""
+        """BARs known not to show their memory."""
         return self.lost if self.doorbell_bar is None else {*self.lost, self.doorbell_bar}
 
     def restart(self, registers: Mapping[Reg, int]) -> None:
-        """After a reset that undoes mappings, once doorbell and subranges were cleared."""
+        """Start again after a reset that undoes mappings."""
         self.registers = dict(registers)
         self.doorbell_bar = None
         for bar in self.swapped:
@@ -101,8 +100,7 @@ class Model:
     # -- answers to commands ----------------------------------------------------------------------
 
     def _answer(self, step: Step, seen: Seen, answers: Sequence[int]) -> int:
-        """An answer's STATUS without IRQ_RAISED, which is one of ``answers``; its interrupt, and
-        that no other register has changed."""
+        """Return STATUS without IRQ_RAISED, after checking answer, interrupt and registers."""
         status = seen.registers[Reg.STATUS]
         # pci_epf_test_cmd_handler() clears COMMAND, then STATUS, before anything else.
         if seen.command_left:
@@ -118,10 +116,9 @@ class Model:
         return got
 
     def _interrupt(self, step: Step, seen: Seen, most: int = 1) -> None:
-        """pci_epf_test_raise_irq(): IRQ_RAISED always, the interrupt only up to as many vectors
-        as the host has enabled.
+        """Check pci_epf_test_raise_irq(): IRQ_RAISED always, interrupts of enabled vectors only.
 
-        :param most: interrupts there may be, of which the endpoint merges any but the last
+        :param most: maximum number of interrupts; the endpoint may merge all but the last
         """
         choice, number = self._irq(step)
         fired = " and ".join(
@@ -129,7 +126,7 @@ class Model:
             for vector, times in seen.vectors.items()
         )
         if choice is IrqChoice.INTX and step.type in (-1, IrqType.INTX):
-            # A level, so its count says nothing; and many controllers cannot raise it.
+            # Level-triggered, so its count means nothing; and many controllers cannot raise it.
             self._learn("intx", bool(seen.vectors), "it came" if fired else "it did not come")
             return
         mine = step.type in (-1, _IRQ_TYPES[choice])
@@ -147,8 +144,8 @@ class Model:
         return step.irq or Irq(self.facts.default_irq)
 
     def _check_registers(self, step: Step, seen: Seen) -> None:
-        """The endpoint writes STATUS, CHECKSUM and the doorbell's registers, and nothing else;
-        the driver writes what the step says, before every command."""
+        """Check that only STATUS, CHECKSUM and the doorbell's registers have changed since the
+        driver wrote the step's registers."""
         choice, number = self._irq(step)
         self.registers.update(seen.parameters)
         self.registers[Reg.FLAGS] = step.dma | step.flags
@@ -170,13 +167,13 @@ class Model:
                 )
 
     def _swallowed(self, seen: Seen) -> bool:
-        """Taken without any answer, as what USE_DMA asks of an endpoint that has no engine."""
+        """Check a command that is taken without an answer, as USE_DMA without a DMA engine."""
         return not (
             seen.command_left or seen.answered or seen.registers[Reg.STATUS] or seen.vectors
         )
 
     def _no_dma(self, step: Step, seen: Seen) -> bool:
-        """Whether USE_DMA swallowed it, which must hold always or never."""
+        """Return whether the command was swallowed for USE_DMA, always or never."""
         if not step.dma:
             return False
         swallowed = self._swallowed(seen)
@@ -190,7 +187,7 @@ class Model:
             self._answer(step, seen, [0])
 
     def _no_command(self, step: Step, seen: Seen) -> None:
-        """Not exactly one known bit, or an IRQ_TYPE that is none: taken, and no answer."""
+        """Check an invalid COMMAND or IRQ_TYPE: taken without an answer."""
         if seen.command_left:
             raise Wrong("COMMAND", "COMMAND is not cleared")
         if not self._swallowed(seen):
@@ -201,7 +198,7 @@ class Model:
     # -- transfers --------------------------------------------------------------------------------
 
     def _transfer(self, step: Step, seen: Seen) -> None:
-        """pci_epf_test_write(), _read() and _copy(); a size of 0 moves nothing and succeeds."""
+        """Check pci_epf_test_write(), _read() and _copy(); size 0 moves nothing and succeeds."""
         if self._no_dma(step, seen):
             return
         src, dst = Status.SRC_ADDR_INVALID, Status.DST_ADDR_INVALID
@@ -216,7 +213,7 @@ class Model:
         elif step.verb == "copy" and step.dma:
             answers = [good, bad]  # an engine that cannot copy memory to memory
         elif step.unmapped:
-            # Posted writes know of no error, and what cannot be read does not have the CHECKSUM.
+            # Posted writes report no error; data that cannot be read does not match the CHECKSUM.
             answers = [bad] if step.verb == "write" else [good, bad]
         if step.size > _SURELY_MAPPED:
             sides = {"read": (dst,), "write": (src,), "copy": (src, dst)}[step.verb]
@@ -242,12 +239,12 @@ class Model:
         self.registers.update(doorbell)
         got = self._answer(step, seen, [success, fail])
         if got == fail:
-            # Nothing was allocated, or all of it was given back.
+            # Nothing was allocated, or all of it was freed.
             if doorbell[Reg.DB_BAR] not in (before[Reg.DB_BAR], NO_BAR):
                 raise Wrong("register DB_BAR", f"DB_BAR is {doorbell[Reg.DB_BAR]:#x} after a FAIL")
             short = self.swapped or self.lost
             if doorbell[Reg.DB_BAR] == NO_BAR:
-                # dw_pcie_ep_set_bar() takes the BAR's window away before it fails.
+                # dw_pcie_ep_set_bar() removes the BAR's window before it fails.
                 self.lost.add(self._likely_bar())
             if short:
                 return  # no inbound window may be left
@@ -257,15 +254,15 @@ class Model:
             self.doorbell_bar = doorbell[Reg.DB_BAR]
 
     def _likely_bar(self) -> int:
-        """Where a doorbell comes: where it was, or pci_epc_get_next_free_bar()."""
+        """Return the likely BAR of a doorbell: the last one, or pci_epc_get_next_free_bar()."""
         behind = [bar for bar in self.facts.writable if bar > self.facts.reg_bar]
         bar = self.learned.get("DB_BAR", min(behind, default=NO_BAR))
         assert isinstance(bar, int)
         return bar
 
     def _may_lack_window(self, bar: int) -> bool:
-        """Whether no inbound window may be left to show the BAR's memory: while a doorbell was in
-        place of its two halves, those of another BAR may have taken one."""
+        """Return whether a BAR may have no inbound window left: while a doorbell replaced its two
+        halves, another BAR's may have taken one."""
         return bar in self.lost or (bar in self.swapped and len(self.swapped) > 1)
 
     def _check_place(self, doorbell: Mapping[Reg, int]) -> None:
@@ -296,14 +293,14 @@ class Model:
         bar = self.doorbell_bar
         got = self._answer(step, seen, [success, *self._disable_fails(named)])
         self.doorbell_bar, self.tainted = None, False
-        # pci_epc_set_bar() of the BAR that DB_BAR names, whichever the doorbell is in.
+        # pci_epc_set_bar() of the BAR in DB_BAR, wherever the doorbell is.
         self.lost.add(bar)
         if got == success:
             self.lost.discard(named)
 
     def _disable_fails(self, named: int) -> list[Status]:
-        """DOORBELL_DISABLE_FAIL, where pci_epc_set_bar() may fail: a BAR that has no memory, what
-        is behind epf->bar[], or no inbound window."""
+        """Return whether DISABLE may fail, as pci_epc_set_bar() may: a BAR without memory, past
+        epf->bar[], or no inbound window."""
         usable = named in self.facts.bars and named not in self.facts.reserved
         if self.doorbell_bar in self.facts.reserved or (
             usable and not self._may_lack_window(named)
@@ -312,8 +309,8 @@ class Model:
         return [Status.DOORBELL_DISABLE_FAIL]
 
     def _ring(self, step: Step, seen: Seen) -> None:
-        """pci_epf_test_doorbell_handler(): adds to STATUS; rings that come close together may be
-        one interrupt of the endpoint's, as its handler is a thread."""
+        """Check pci_epf_test_doorbell_handler(): adds to STATUS. Its handler is a thread, so close
+        rings may be one interrupt of the endpoint."""
         rings = step.count * (2 if step.verb == "threads" else 1)
         status = seen.registers[Reg.STATUS]
         wanted = Status.DOORBELL_SUCCESS | Status.IRQ_RAISED | step.stale
@@ -326,12 +323,12 @@ class Model:
         self._check_registers(step, seen)
 
     def _cycle(self, step: Step, seen: Seen) -> None:
-        """What ``rcdrv ring`` does, which recovers a doorbell that was left enabled."""
+        """Check ``rcdrv ring``, which recovers a doorbell that was left enabled."""
         del step
         self._whole_doorbell(seen, ["pass"])
 
     def _expect(self, step: Step, seen: Seen) -> None:
-        """The same with ``bar``: refused if the doorbell is in another one."""
+        """Check ``rcdrv ring`` with ``bar``: refused if the doorbell is in another one."""
         self._whole_doorbell(seen, ["pass", "fail wrong-bar"])
         if seen.outcome == "pass":
             self._learn("DB_BAR", step.bar, f"it is {step.bar}")
@@ -339,7 +336,7 @@ class Model:
             raise Wrong("DB_BAR", f"DB_BAR: it is not {step.bar}, unlike before")
 
     def _whole_doorbell(self, seen: Seen, good: Sequence[str]) -> None:
-        """The driver's own way from ENABLE to DISABLE, whatever is in between."""
+        """Check the driver's sequence from ENABLE to DISABLE."""
         works = seen.outcome in good
         bar = self._likely_bar()
         if seen.outcome == "fail disable-failed" and self._may_lack_window(bar):
@@ -381,7 +378,7 @@ class Model:
             return
         got = self._answer(step, seen, [success, fail, fail | Status.NO_RESOURCE])
         if not got & Status.NO_RESOURCE:
-            # Whether the controller can map halves of this size does not change.
+            # The controller's ability to map halves of this size does not change.
             self._learn(f"halves of BAR{step.bar}", got, bit_names(Status(got)))
         if got == success:
             self.lost.discard(step.bar)
@@ -407,8 +404,8 @@ class Model:
     # -- the rest ---------------------------------------------------------------------------------
 
     def _kept(self, step: Step, seen: Seen) -> None:
-        """A function reset is not the endpoint function's to notice: its registers are memory.
-        Any other is followed by :meth:`restart`."""
+        """Check a function level reset: the endpoint function does not notice, registers stay.
+        Any other reset is followed by :meth:`restart`."""
         if self.facts.keeps_state:
             self._compare(seen)
 

@@ -1,7 +1,7 @@
 """Execute steps on an endpoint through rcdrv's driver.
 
-In any case, at the end the doorbell is disabled and subrange mappings are cleared, as far
-as the endpoint answers.
+At the end the doorbell is disabled and subrange mappings are cleared, as far as the endpoint
+answers.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason, classify
 
 Opener = Callable[[], Function]
-"""Opens the function."""
+"""Opener of the function."""
 
 _QUIET = 0.02
-"""Seconds after which no more answer comes: two ticks of the slowest endpoint, and
-as long as the endpoint's doorbell thread may take for a ring that it did not merge."""
+"""Seconds after which no further answer comes: two ticks of the slowest endpoint, and the time of
+its doorbell thread for a ring that it did not merge."""
 
 _SLOWEST = 1_000_000.0  # bytes a second that a transfer gets at the least
 _PAGE = 4096
@@ -50,7 +50,7 @@ class Session:
     """The endpoint, open.
 
     :param opener: called again for every ``reopen``
-    :param irq: the only kind of interrupt to use; AUTO for all that there are
+    :param irq: the only interrupt kind to use; AUTO for all
     :raises RcdrvError: it cannot be opened, or does not answer
     """
 
@@ -68,8 +68,8 @@ class Session:
         self._timeout = timeout
         self._trace = trace
         self._swallows_dma = False
-        # Where the doorbell is whose DB_BAR was overwritten, and whether its BAR still shows it
-        # although it was disabled.
+        # Place of a doorbell whose DB_BAR was overwritten, and whether its BAR still shows it
+        # after DISABLE.
         self._overwritten: int | None = None
         self._misplaced = False
         self._stack = contextlib.ExitStack()
@@ -115,13 +115,13 @@ class Session:
         )
 
     def registers(self) -> dict[Reg, int]:
-        """All of them, read once each."""
+        """Read each register once."""
         return {register: self.driver.read(register) for register in Reg}
 
-    # -- the beginning and the end ----------------------------------------------------------------
+    # -- begin and end ----------------------------------------------------------------
 
     def _revive(self) -> None:
-        """Clear a COMMAND that an earlier run left: a reset does, if the endpoint honours it."""
+        """Clear a COMMAND that an earlier run left, by a reset if the endpoint honours it."""
         driver = self.driver
         deadline = self.function.deadline(self._timeout)
         while driver.read(Reg.COMMAND) and not deadline.expired:
@@ -134,7 +134,7 @@ class Session:
     def clean(self) -> None:
         """Disable the doorbell and clear subrange mappings, also those of another driver.
 
-        :raises RcdrvError: the endpoint does not do that
+        :raises RcdrvError: the endpoint does not comply
         """
         driver = self.driver
         driver.use_irq(IrqChoice.POLL)
@@ -184,7 +184,7 @@ class Session:
     def do(self, step: Step) -> Seen:
         """Execute a step. The caller checks :func:`rcdrv.fuzz.device.harm.harm_of` first.
 
-        :raises RcdrvError: what rcdrv itself has to say about the endpoint
+        :raises RcdrvError: the driver's own verdict
         """
         self.function.cancel.check()
         if step.verb in ("peek", "poke"):
@@ -213,7 +213,7 @@ class Session:
         return Seen(self.registers())
 
     def takes_nothing(self) -> bool:
-        """Whether the endpoint takes no command any more, so that only a reboot of it helps."""
+        """Return whether the endpoint takes no command any more and needs a reboot."""
         driver = self.driver
         try:
             driver.use_irq(IrqChoice.POLL)
@@ -248,7 +248,7 @@ class Session:
         return Seen(self.registers())
 
     def _doorbell(self, step: Step) -> Seen:
-        """As ``rcdrv ring`` does, with one ring."""
+        """Ring once, as ``rcdrv ring`` does."""
         choice = step.irq.choice if step.irq else self.facts.default_irq
         self.driver.use_irq(IrqChoice.POLL if choice is IrqChoice.INTX else choice)
         error: RcdrvError | None = None
@@ -269,7 +269,7 @@ class Session:
     def _arm(self, step: Step) -> Irq:
         irq = step.irq or Irq(self.facts.default_irq)
         self.driver.use_irq(irq.choice)
-        # One past the end is asked for with all there are.
+        # A vector past the end is requested with all vectors armed.
         self.driver.arm(max(1, min(irq.number, self.facts.vectors[irq.choice])))
         return irq
 
@@ -293,16 +293,16 @@ class Session:
     def _raw(
         self, step: Step, irq: Irq, parameters: Mapping[Reg, int]
     ) -> tuple[dict[int, int], bool, bool]:
-        """A command as the driver would never give it: with bits in FLAGS or STATUS that do not
-        belong there, with an IRQ_TYPE or COMMAND that is none.
+        """Give a command as the driver never does: with wrong bits in FLAGS or STATUS, or an
+        invalid IRQ_TYPE or COMMAND.
 
-        :returns: interrupts, whether it was answered, whether COMMAND was left
+        :returns: interrupts, whether it was answered, whether COMMAND remained
         """
         driver = self.driver
         if driver.read(Reg.COMMAND):
             return {}, False, True
         if driver.read(Reg.IRQ_TYPE) > IrqType.MSIX:
-            # A tick that has read it already would swallow the command.
+            # A tick that has already read COMMAND would swallow it.
             driver.write(Reg.IRQ_TYPE, driver.irq_type)
             self.function.pause(_QUIET)
         for register, value in parameters.items():
@@ -319,8 +319,8 @@ class Session:
         deadline = self.function.deadline(self._timeout)
         while driver.read(Reg.COMMAND) and not deadline.expired:
             self.function.pause(0.001)
-        # COMMAND is cleared first of all, also of what is swallowed then; a whole time-out is for
-        # what may still be answered.
+        # COMMAND is cleared first, also of a command that is swallowed; only one that may still be
+        # answered gets the whole time-out.
         swallowed = step.verb == "command" or (step.dma and self._swallows_dma)
         patience = _QUIET if swallowed else self._timeout + step.size / _SLOWEST
         answer = driver.wait_answer(start, _ANSWERS.get(command), patience)
@@ -336,7 +336,7 @@ class Session:
         left: bool,
         parameters: Mapping[Reg, int],
     ) -> Seen:
-        """After a moment in which more may come than was asked for."""
+        """Return the interrupts after a pause in which surplus ones may arrive."""
         driver = self.driver
         self.function.pause(SETTLE)
         driver.drop_interrupts()
@@ -381,7 +381,7 @@ class Session:
 
     @contextlib.contextmanager
     def _buffer(self, step: Step) -> Iterator[DmaBuffer]:
-        """With a page behind it, where nothing may be written."""
+        """Allocate a buffer with a guard page behind it."""
         size = step.shift + step.size + _PAGE
         align = max(self.facts.align, _PAGE)
         with self.function.dma_buffer(size, align=align, address_bits=ADDRESS_BITS) as buffer:
@@ -397,13 +397,13 @@ class Session:
             driver.read(register) for register in (Reg.DB_BAR, Reg.DB_OFFSET, Reg.DB_DATA)
         )
         window = self.function.bar(bar)
-        # As they stand when the endpoint's handler runs.
+        # As the endpoint's handler finds them.
         driver.write(Reg.IRQ_NUMBER, irq.number)
         driver.write(Reg.IRQ_TYPE, driver.irq_type if step.type < 0 else step.type)
         driver.write(Reg.STATUS, step.stale)
         driver.drop_interrupts()
         barrier()
-        # A connection takes one message at a time, so there the threads take turns.
+        # A connection takes one message at a time, so the threads take turns there.
         mapped = self.function.device.backend not in ("direct", "vfio-user")
         turn: contextlib.AbstractContextManager[object] = (
             contextlib.nullcontext() if mapped else threading.Lock()

@@ -1,4 +1,4 @@
-"""The shortest sequence that still shows a finding, and the plainest."""
+"""Shorten a sequence that shows a finding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import combinations
 from rcdrv.fuzz.device.steps import Irq, Step
 
 _PAIRS_UP_TO = 12
-"""Steps in a sequence from which pairs are left out: their number goes with its square."""
+"""Limit of steps for dropping pairs, whose number is quadratic."""
 
 
 @dataclass(frozen=True)
@@ -17,32 +17,32 @@ class Found:
     """A sequence whose last step has a wrong outcome."""
 
     steps: tuple[Step, ...]
-    """None where the endpoint could not even be made ready for the first one."""
+    """None if the endpoint could not be made ready for the first step."""
     kind: str
-    """Kind of fault in a word or two; equal for sequences that show the same fault."""
+    """Kind of fault in a word or two; equal for equal faults."""
     message: str
     dead: bool = False
-    """The endpoint takes no command any more."""
+    """Whether the endpoint takes no command any more."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """By which it is known again: the last step's verb, and what is wrong with it."""
+        """Identity: the last step's verb and the kind of fault."""
         return self.steps[-1].verb if self.steps else "", self.kind
 
     @property
     def lost(self) -> bool:
-        """The device is gone."""
+        """Whether the device is lost."""
         return self.kind == "device-lost"
 
 
 Shows = Callable[[Sequence[Step]], "Found | None"]
-"""Run the steps; return whether they show the same fault."""
+"""Runs the steps; returns whether they show the same fault."""
 
 
 def shorten(found: Found, shows: Shows) -> Found:
-    """Leave out steps and arguments while the fault remains; the last step stays.
+    """Drop steps and arguments while the fault remains; the last step stays.
 
-    :param shows: is asked for nothing that makes no sense; ``found`` itself it has shown
+    :param shows: called with sensible sequences only, not with ``found`` itself
     """
     size = len(found.steps) // 2
     while size > 1:
@@ -58,7 +58,7 @@ def shorten(found: Found, shows: Shows) -> Found:
 
 
 def _leave_out(found: Found, size: int, shows: Shows) -> Found:
-    """Each run of ``size`` steps, the last ones first."""
+    """Drop each run of ``size`` steps, the last ones first."""
     end = len(found.steps) - 1
     while end > 0:
         start = max(0, end - size)
@@ -70,7 +70,7 @@ def _leave_out(found: Found, size: int, shows: Shows) -> Found:
 
 
 def _leave_out_pairs(found: Found, shows: Shows) -> Found:
-    """Two steps of which neither can go alone, such as an ENABLE and its DISABLE."""
+    """Drop pairs, such as an ENABLE and its DISABLE."""
     if len(found.steps) > _PAIRS_UP_TO:
         return found
     for pair in combinations(range(len(found.steps) - 1), 2):
@@ -81,7 +81,7 @@ def _leave_out_pairs(found: Found, shows: Shows) -> Found:
 
 
 def _simplify(found: Found, shows: Shows) -> Found:
-    """Each step as plain as it can be."""
+    """Simplify each step."""
     index = 0
     while index < len(found.steps):
         for simpler in _simpler(found.steps[index]):
@@ -95,7 +95,7 @@ def _simplify(found: Found, shows: Shows) -> Found:
 
 
 def _simpler(step: Step) -> Iterator[Step]:
-    """It with one argument less, or a plainer one."""
+    """Yield the step with one argument dropped or simplified."""
     if step.irq is not None:
         yield step.but(irq=None)
         if step.irq.number > 1:

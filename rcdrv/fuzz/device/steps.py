@@ -1,6 +1,6 @@
 """Steps of a sequence, and their text form in a script.
 
-One word each, a verb with its arguments behind commas: ``setup,bar=2``,
+One word each, a verb and its arguments separated by commas: ``setup,bar=2``,
 ``copy,size=1025,dma,irq=msix:3``, ``poke,bar=2,offset=0x10,width=16,value=0x1234``.
 """
 
@@ -15,11 +15,11 @@ from rcdrv.errors import UsageError
 
 
 class Irq(NamedTuple):
-    """The interrupt that an answer is to come with."""
+    """Interrupt requested for an answer."""
 
     choice: IrqChoice
     number: int = 1
-    """IRQ_NUMBER, from 1. 0 is known to harm: see :mod:`rcdrv.fuzz.device.harm`."""
+    """IRQ_NUMBER, from 1. 0 does harm: see :mod:`rcdrv.fuzz.device.harm`."""
 
     def __str__(self) -> str:
         return f"{self.choice.value}:{self.number}"
@@ -27,7 +27,7 @@ class Irq(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One step. Arguments that the verb does not take stay at their defaults."""
+    """One step. Arguments that the verb does not take have their defaults."""
 
     verb: str
     bar: int = 0
@@ -35,26 +35,26 @@ class Step:
     offset: int = 0
     """Bytes from the BAR's start."""
     width: int = 32
-    """Bits of an access."""
+    """Width of an access in bits."""
     value: int = 0
     size: int = 0
-    """Bytes to transfer."""
+    """Size of a transfer in bytes."""
     shift: int = 0
-    """Bytes from a page's start to the transfer's buffers."""
+    """Offset of the buffers in a page."""
     count: int = 1
-    """Rings before anything is waited for; of ``threads`` so many from each of two."""
+    """Rings before the first wait; for ``threads``, of each of two."""
     dma: bool = False
-    """FLAGS has USE_DMA."""
+    """Whether FLAGS has USE_DMA."""
     bad: bool = False
-    """A CHECKSUM that is not the data's."""
+    """Whether CHECKSUM is wrong."""
     unmapped: bool = False
-    """The bus address is one that the IOMMU refuses."""
+    """Whether the IOMMU refuses the bus address."""
     flags: int = 0
-    """Bits of FLAGS that mean nothing."""
+    """Reserved bits in FLAGS."""
     type: int = -1
-    """What IRQ_TYPE says, if not the kind that ``irq`` has armed."""
+    """IRQ_TYPE, if not the kind armed by ``irq``."""
     stale: int = 0
-    """What STATUS holds when the command is given, instead of 0."""
+    """STATUS before the command."""
     irq: Irq | None = None
     """How the endpoint has to answer; default as the driver chooses."""
 
@@ -69,7 +69,7 @@ class Step:
         return ",".join(words)
 
     def but(self, **changes: object) -> Step:
-        """It with some of its arguments changed."""
+        """Return the step with some arguments changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
@@ -93,11 +93,11 @@ VERBS: dict[str, tuple[str, ...]] = {
     "reset": (),
     "reopen": (),
 }
-"""Every verb, with the arguments that it always has.
+"""Verbs with their required arguments.
 
 ``enable``, ``disable``: the doorbell's commands alone. ``ring``: write the enabled doorbell.
-``threads``: from two threads at once. ``cycle``: what ``rcdrv ring`` does, and ``expect``: the same
-with ``bar``, but no ring. ``setup``, ``clear``: BAR_SUBRANGE. ``read``, ``write``,
+``threads``: from two threads at once. ``cycle``: as ``rcdrv ring``; ``expect``: the same with
+``bar``, without a ring. ``setup``, ``clear``: BAR_SUBRANGE. ``read``, ``write``,
 ``copy``: a transfer, named as in ``rcdrv test``. ``raise``: an interrupt. ``command``: a COMMAND
 that is none. ``db_bar``: write DB_BAR. ``peek``, ``poke``: one access. ``reset``: reset the
 function. ``reopen``: close it and open it, which resets it too where it can be reset.
@@ -113,12 +113,12 @@ COMMANDS = {
     "disable": Command.DISABLE_DOORBELL,
     "setup": Command.BAR_SUBRANGE_SETUP,
     "clear": Command.BAR_SUBRANGE_CLEAR,
-    # The endpoint's commands are named as it sees them.
+    # The endpoint's commands are named from its side.
     "read": Command.WRITE,
     "write": Command.READ,
     "copy": Command.COPY,
 }
-"""The COMMAND of a verb that is always the same one."""
+"""COMMAND of each verb with a fixed one."""
 
 TRANSFERS = ("read", "write", "copy")
 
@@ -131,7 +131,7 @@ _RAISE = {
 
 
 def command_of(step: Step) -> int:
-    """What the step writes to COMMAND; 0 for one that gives no command of its own."""
+    """Return the step's COMMAND; 0 if it has none of its own."""
     if step.verb == "raise":
         return _RAISE[step.irq.choice if step.irq else IrqChoice.POLL]
     if step.verb == "command":
@@ -145,9 +145,9 @@ def _text(key: str, value: object) -> str:
 
 
 def parse_step(text: str) -> Step:
-    """Parse the step in ``text``.
+    """Parse a step.
 
-    :raises UsageError: it is none
+    :raises UsageError: not a step
     """
     verb, *words = text.split(",")
     if verb not in VERBS:

@@ -66,9 +66,9 @@ class SimEpfTest(SimFunction):
         self._regs = controller.window(self._layout.register_bar)
         self._due: float | None = None
         self._steps: _Steps | None = None
-        # Changes with every reset, so that a transfer notices one that it waited through.
+        # Changes with every reset, so that a transfer notices one during its wait.
         self._epoch = 0
-        # The worker crashed, or waits for ever: nothing but a reboot brings it back.
+        # The worker crashed, or waits for ever: only a reboot helps.
         self._dead = False
         self._stuck = 0
         self._silent = "silent" in faults
@@ -83,9 +83,9 @@ class SimEpfTest(SimFunction):
         self._enabled_times = 0
         # epf_test->db_bar_programmed
         self._doorbell_mapped = False
-        # When the handlers of rings run that the doorbell-late fault holds back.
+        # Times of the ring handlers that the fault doorbell-late delays.
         self._late_rings: list[float] = []
-        # What DB_BAR was made to say, and of which BAR.
+        # The falsified DB_BAR, and the true BAR.
         self._said_bar = (NO_BAR, NO_BAR)
         # How far the offset-changes fault has moved DB_OFFSET, in bytes.
         self._offset_moved = 0
@@ -116,8 +116,8 @@ class SimEpfTest(SimFunction):
                 self._controller.lose_bar(index)
 
     def unbind(self) -> None:
-        """pci_epf_test_unbind(): no command is looked for, and all BARs and their memory go. A
-        doorbell and its interrupt stay allocated, and so do subrange mappings."""
+        """pci_epf_test_unbind(): stop polling, free all BARs and their memory. A doorbell, its
+        interrupt and subrange mappings stay allocated."""
         self.stop()
         for index in sorted(self._allocated):
             self._controller.clear_bar(index)
@@ -127,7 +127,7 @@ class SimEpfTest(SimFunction):
         self._log.event("unbind")
 
     def bind(self) -> None:
-        """pci_epf_test_bind() and what follows: other memory, which reads zero."""
+        """pci_epf_test_bind() and set-up, with new memory, which reads zero."""
         self._bound = True
         self._log.event("bind")
         self._allocated = self._alloc_space()
@@ -135,25 +135,25 @@ class SimEpfTest(SimFunction):
         self.start()
 
     def start(self) -> None:
-        """The link is up: begin to look for commands (pci_epf_test_link_up)."""
+        """Start polling for commands: the link is up (pci_epf_test_link_up)."""
         if self._bound and not self._dead:
             self._queue()
 
     def stop(self) -> None:
-        """The link is down: a command in progress is not finished (pci_epf_test_link_down)."""
+        """Stop polling: the link is down (pci_epf_test_link_down). Drops a command in progress."""
         self._epoch += 1
         self._due = None
         self._steps = None
         self._late_rings.clear()
 
     def next_event(self) -> float | None:
-        """When :meth:`run` has something to do."""
+        """Time of the next :meth:`run`."""
         if not self._late_rings:
             return self._due
         return min(self._late_rings[0], math.inf if self._due is None else self._due)
 
     def run(self) -> None:
-        """Look for a command, or go on with one that slept. May call the host's DMA methods."""
+        """Poll for a command, or resume one that slept. May call the host's DMA methods."""
         while self._late_rings and self._late_rings[0] <= self._clock():
             del self._late_rings[0]
             self._handle_ring()
@@ -183,13 +183,13 @@ class SimEpfTest(SimFunction):
 
     @property
     def idle(self) -> bool:
-        """Nothing will happen until the host writes to the registers or rings."""
+        """Whether nothing happens until the host writes to the registers or rings."""
         if self._steps is not None or self._late_rings:
             return False
         return not self._takes(self._regs.read32(Register.COMMAND))
 
     def _takes(self, command: int) -> bool:
-        """Whether what COMMAND holds is a new command."""
+        """Return whether COMMAND holds a new command."""
         if not command:
             self._stuck = 0
         return command != self._stuck and not self._silent
@@ -226,7 +226,7 @@ class SimEpfTest(SimFunction):
         return value
 
     def answer(self, bar: int, offset: int, data: bytes) -> bytes:
-        """Let DB_OFFSET grow with each read where a fault says so."""
+        """Apply the fault offset-changes to a read."""
         here = (self._layout.register_bar, Register.DB_OFFSET, 4)
         if "offset-changes" not in self._faults or (bar, offset, len(data)) != here:
             return data
@@ -271,7 +271,7 @@ class SimEpfTest(SimFunction):
         self._raise_irq()
 
     def _swallows(self, command: int, irq_type: int) -> str:
-        """Why a command gets no answer at all; empty when it gets one."""
+        """Return why a command gets no answer; empty if it gets one."""
         if self._regs.read32(Register.FLAGS) & USE_DMA and self._layout.dma is Dma.NONE:
             return "USE_DMA without a DMA channel"
         if irq_type > 2:
@@ -318,7 +318,7 @@ class SimEpfTest(SimFunction):
     # -- transfers --------------------------------------------------------------------------------
 
     def _read(self) -> _Steps:
-        """pci_epf_test_read(): the host's memory at SRC must have the CRC that CHECKSUM says."""
+        """pci_epf_test_read(): the host's memory at SRC must have the CRC in CHECKSUM."""
         source, size = self._address(Register.SRC_ADDR), self._regs.read32(Register.SIZE)
         expected = self._regs.read32(Register.CHECKSUM)
         if "bad-checksum" in self._faults:
@@ -489,7 +489,7 @@ class SimEpfTest(SimFunction):
         self._add_status(Status.DOORBELL_ENABLE_SUCCESS)
 
     def _announce(self, bar: int, offset: int, data: int) -> None:
-        """DB_BAR, DB_OFFSET, DB_DATA; faults change what is said, not what is."""
+        """Write DB_BAR, DB_OFFSET, DB_DATA; faults change the announcement, not the doorbell."""
         sizes = [entry.size if entry else 0 for entry in self._layout.bars]
         said, offset = self._faults.said_place((bar, offset), sizes, self._layout.register_bar)
         said &= 0xFFFF_FFFF
@@ -537,7 +537,7 @@ class SimEpfTest(SimFunction):
         self._add_status(Status.DOORBELL_DISABLE_SUCCESS)
 
     def _oops(self, reason: str) -> _Steps:
-        """The kernel's worker dies: no command is looked for any more, whatever the host does."""
+        """Kill the kernel's worker: no command is taken any more."""
         self._log.event("oops", reason=reason)
         yield _NEVER
 

@@ -101,7 +101,7 @@ class SimEpfVntb(SimFunction):
     # -- life -------------------------------------------------------------------------------------
 
     def set_up(self) -> None:
-        """A bus reset: the function has no event_ops, so it notices nothing."""
+        """Handle a bus reset: nothing, as the function has no event_ops."""
 
     def start(self) -> None:
         """Begin to look for commands (pci_vntb_probe)."""
@@ -164,7 +164,7 @@ class SimEpfVntb(SimFunction):
     # -- time -------------------------------------------------------------------------------------
 
     def next_event(self) -> float | None:
-        """When :meth:`run` has something to do."""
+        """Time of the next :meth:`run`."""
         if self._dropped:
             return self.clock()
         times = (self._due, self._peer.due)
@@ -172,11 +172,11 @@ class SimEpfVntb(SimFunction):
 
     @property
     def idle(self) -> bool:
-        """Never for certain: the peer may begin something of its own."""
+        """Always False: the peer may act by itself."""
         return False
 
     def run(self) -> None:
-        """Look for commands and doorbells, and let the peer do what it has to."""
+        """Handle commands and doorbells, and run the peer."""
         if self._due is not None and self.clock() >= self._due:
             self._cmd_handler()
         if self._dropped:
@@ -188,7 +188,7 @@ class SimEpfVntb(SimFunction):
             self._peer.run()
 
     def jiffies(self, milliseconds: int) -> float:
-        """When a delayed work of so many milliseconds runs that is queued now.
+        """Return the time at which a delayed work of this many milliseconds, queued now, runs.
 
         msecs_to_jiffies() rounds up, and the timer wheel fires in the jiffy after the one in
         which the delay ends (kernel/time/timer.c, calc_index): 5 ms are 12 ms after a tick at
