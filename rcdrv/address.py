@@ -1,4 +1,4 @@
-"""From the name of a device to an open :class:`~rcdrv.function.Function`, by one table of schemes.
+"""Open a :class:`~rcdrv.function.Function` by its address, through one table of schemes.
 
 To add a transport, write its :class:`~rcdrv.device.Device` and a row of :data:`SCHEMES`.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-# Starting a software endpoint starts a Python interpreter, which a busy host may take long for.
+# Starting a software endpoint starts a Python interpreter, which takes long on a busy host.
 _SIM_START = 20.0
 _SIM_REPLY = 5.0
 _SIM_END = 5.0
@@ -27,18 +27,18 @@ _SIM_END = 5.0
 
 @record
 class Scheme:
-    """A way to name a device, and to open what it names."""
+    """A form of address, and how to open it."""
 
     name: str
-    """What stands before the colon; empty for PCI addresses, which need none."""
+    """Text before the colon; empty for PCI addresses."""
     forms: tuple[tuple[str, str], ...]
-    """What an address looks like, and what it means, for manual and help."""
+    """Form and meaning of an address, for manual and help."""
     open: Callable[[str], Device]
-    """Open the device, given the whole address."""
+    """Opens the device of an address."""
     is_local: bool = False
-    """A PCI function of this host, which can be bound, rescanned and removed."""
+    """Whether it is a PCI function of this host, which can be bound, rescanned and removed."""
     is_started: bool = False
-    """A software endpoint, started anew by each open: it seals its memory, and is no board."""
+    """Whether each open starts a software endpoint, which seals its memory and is not a board."""
 
 
 def open_function(address: str | None = None, *, cancel: Cancel | None = None) -> Function:
@@ -46,8 +46,8 @@ def open_function(address: str | None = None, *, cancel: Cancel | None = None) -
 
     :param address: see :data:`SCHEMES`; default ``$RCDRV_DEVICE``, else the only endpoint here
     :param cancel: ends every wait on the function
-    :raises UsageError: this is not an address, or there is no such preset or file
-    :raises HostError: the host is not ready; the hint says the cure
+    :raises UsageError: not an address, or no such preset or file
+    :raises HostError: the host is not ready; the hint names the fix
     :raises DeviceLost: the device does not answer
     """
     return Function(open_device(address or default_address()), cancel)
@@ -89,9 +89,9 @@ def prefixes(*, started: bool) -> tuple[str, ...]:
 
 
 def default_address() -> str:
-    """``$RCDRV_DEVICE``, else the only function on this host that may be an endpoint.
+    """Return ``$RCDRV_DEVICE``, else the only function on this host that may be an endpoint.
 
-    :raises HostError: there is none, or more than one; a software endpoint is never chosen
+    :raises HostError: none, or more than one; a software endpoint is never chosen
     """
     named = os.environ.get("RCDRV_DEVICE")
     if named:
@@ -136,7 +136,7 @@ _SIM_MAIN = (
 
 
 def _sim_command() -> list[str]:
-    """The start of the command that runs :mod:`rcdrv.sim.__main__` as a process of its own."""
+    """Return the command, without arguments, that runs :mod:`rcdrv.sim.__main__` as a process."""
     flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
     return [sys.executable, *flags, "-c", _SIM_MAIN, _ROOT]
 
@@ -151,14 +151,14 @@ def _spawn(address: str) -> Device:
     spec = address.partition(":")[2]
 
     class Spawned(Client):
-        """The client of an endpoint that ends with it."""
+        """Client of an endpoint whose process ends with it."""
 
         def close(self) -> None:
             super().close()
             _end(process)
 
     ours, theirs = socket.socketpair()
-    # What it prints goes to memory: a pipe that nobody empties could stop it.
+    # Its output goes to memory: a full pipe could stop it.
     printed = os.memfd_create("rcdrv-sim-stderr", os.MFD_CLOEXEC)
     with theirs, os.fdopen(printed, "r+", errors="replace") as output:
         process = subprocess.Popen(
@@ -184,7 +184,7 @@ def _spawn(address: str) -> Device:
 
 
 def _start_failure(spec: str, status: int, said: str, error: RcdrvError) -> RcdrvError:
-    """Why a software endpoint did not start: what it printed knows better than we do."""
+    """Return why a software endpoint did not start, from its output."""
     for kind in (UsageError, HostError):
         if status == kind.exit_status:
             message, _, hint = said.removeprefix("rcdrv: ").partition("\nhint: ")
@@ -198,7 +198,7 @@ def _start_failure(spec: str, status: int, said: str, error: RcdrvError) -> Rcdr
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Its socket is closed, so it ends by itself; nothing may be left behind if it does not."""
+    """Wait for its end after the close of its socket, then kill it: nothing is left behind."""
     from subprocess import TimeoutExpired
 
     try:

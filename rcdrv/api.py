@@ -1,9 +1,9 @@
-"""An endpoint as a program uses it: open it, ring, test, read and write, and close it again.
+"""The Python API: open an endpoint, ring, test, read and write.
 
-What the *endpoint* came to is data: :meth:`Endpoint.ring` and :meth:`Endpoint.test` return a
-:class:`Result` also when the doorbell is dead or the device is lost, and its
-:meth:`~Result.check` raises for whoever prefers that. What the caller or the host is at fault for
-is an exception: :class:`~rcdrv.errors.UsageError`, :class:`~rcdrv.errors.HostError`.
+The endpoint's outcome is data: :meth:`Endpoint.ring` and :meth:`Endpoint.test` return a
+:class:`~rcdrv.outcomes.Result` also for a dead doorbell or a lost device; its
+:meth:`~rcdrv.outcomes.Result.check` raises. A fault of the caller or the host is an exception:
+:class:`~rcdrv.errors.UsageError`, :class:`~rcdrv.errors.HostError`.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def open(
     :param address: ``0000:01:00.0``, ``vfio-user:/path/to.sock``, ``sim:PRESET`` or
         ``sim:FILE.toml``; default ``$RCDRV_DEVICE``, else the only endpoint on this host
     :param reg_bar: the BAR with the test registers; default by the part's ID, else by looking
-    :param irq: how to learn of the endpoint's answers
-    :param timeout: seconds, the bound of every wait for the endpoint; a transfer gets that and
-        its size at 1 MB/s
+    :param irq: interrupt kind of the endpoint's answers; ``poll`` uses none
+    :param timeout: bound of every wait for the endpoint in seconds; a transfer gets that plus its
+        size at 1 MB/s
     :param trace: called with a line for every access to the test registers
-    :param cancel: ends every wait when somebody asks to stop
-    :raises UsageError: this is not an address, or there is no such preset or file
-    :raises HostError: the host is not ready; its ``hint`` says the cure
+    :param cancel: ends every wait when the user asks to stop
+    :raises UsageError: not an address, or no such preset or file
+    :raises HostError: the host is not ready; its ``hint`` names the fix
     :raises DeviceLost: the device does not answer
     :raises EndpointError: its config space contradicts itself
     """
@@ -72,7 +72,7 @@ def open(
 
 
 def case_names() -> tuple[str, ...]:
-    """The full names of the cases of :meth:`Endpoint.test`, in the order of the kselftest."""
+    """Return the full names of the cases of :meth:`Endpoint.test`, in the kselftest's order."""
     from rcdrv.epf_test.suite import cases
 
     return tuple(str(case.name) for case in cases())
@@ -122,8 +122,8 @@ def choose_cases(
 class Endpoint:
     """One open endpoint; made by ``rcdrv.open``.
 
-    Nothing is read of the endpoint's registers before the first method that needs them, so a
-    function that is no pci-epf-test can be opened and looked at too.
+    No register is read before the first method that needs one, so any other function can be
+    opened and examined too.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Endpoint:
         self.function = function
         """The function underneath: config space, BARs, interrupts, DMA."""
         self.address = function.address
-        """As the user named it, or the full PCI address."""
+        """Address as given, or the full PCI address."""
         self._reg_bar = reg_bar
         self._irq = IrqChoice(irq)
         self._timeout = timeout
@@ -146,11 +146,11 @@ class Endpoint:
         self._driver: EpfTest | None = None
         self._vntb: Vntb | None = None
 
-    # -- what it is -----------------------------------------------------------------------------
+    # -- identity -----------------------------------------------------------------------------
 
     @property
     def driver(self) -> EpfTest:
-        """The driver of pci-epf-test, for what the methods here do not cover.
+        """Driver of pci-epf-test, for what the methods here do not cover.
 
         :raises UsageError: the function has no such register BAR
         :raises NotPassed: ``no-vectors``: it has no interrupt of the kind asked for
@@ -167,9 +167,9 @@ class Endpoint:
 
     @property
     def vntb(self) -> Vntb:
-        """The driver of pci-epf-vntb, with the BARs that the part's ID tells; closed with this.
+        """Driver of pci-epf-vntb, with the BARs of the part's ID; closed with this.
 
-        :raises UsageError: the ID is of no known vNTB, or a BAR is missing
+        :raises UsageError: not the ID of a known vNTB, or a BAR is missing
         :raises NotPassed: ``bad-control``: there is no control block of a vNTB
         """
         if self._vntb is None:
@@ -182,44 +182,46 @@ class Endpoint:
         return self._vntb
 
     def info(self) -> dict[str, Any]:
-        """The document of ``rcdrv info --json``: IDs, BARs, capabilities, interrupts. No BAR is
-        touched for it."""
+        """Return the document of ``rcdrv info --json``: IDs, BARs, capabilities, interrupts.
+
+        Touches no BAR.
+        """
         from rcdrv.describe import describe
 
         return describe(self.function)
 
     def registers(self) -> dict[str, int]:
-        """The test registers by name (``STATUS``, ``CAPS``, ...), each read once."""
+        """Read each test register once; return them by name (``STATUS``, ``CAPS``, ...)."""
         return {register.name: self.driver.read(register) for register in Reg}
 
     def lacks(self, capability: str) -> str | None:
-        """Why a capability is not there, or None when it is.
+        """Return why a capability is missing, or None if it is there.
 
         :param capability: a key of :data:`rcdrv.CAPABILITIES`
-        :raises UsageError: it is none of them
+        :raises UsageError: not a key of it
         """
         return lacks(self.address, self.function, capability, lambda: self.driver)
 
     # -- memory ---------------------------------------------------------------------------------
 
     def bar(self, index: int) -> Window:
-        """The memory of a BAR, for many accesses and for bulk ones.
+        """Return the memory of a BAR, for many accesses and for bulk ones.
 
-        :raises UsageError: there is no such BAR, or it is an I/O BAR
+        :raises UsageError: no such BAR, or an I/O BAR
         """
         return self.function.bar(index)
 
     def peek(self, bar: int, offset: int, width: int = 32) -> int:
-        """One read of ``width`` bits (8, 16, 32 or 64), little endian, ``offset`` bytes into a BAR.
+        """Read ``width`` bits (8, 16, 32 or 64), little endian, ``offset`` bytes into a BAR.
 
-        :raises UsageError: there is no such place, or it is not aligned to the width
+        :raises UsageError: no such place, or not aligned to the width
         :raises DeviceLost: the device is gone
         """
         self.function.check()
         return self.function.bar(bar).read(width, offset)
 
     def poke(self, bar: int, offset: int, value: int, width: int = 32) -> None:
-        """One write, likewise. ``value`` is unsigned and has to fit."""
+        """Write ``width`` bits. ``value`` is unsigned and has to fit. See :meth:`peek`."""
         self.function.check()
         self.function.bar(bar).write(width, offset, value)
         if self._driver is not None and bar == self._driver.reg_bar:
@@ -241,14 +243,14 @@ class Endpoint:
         """Enable the doorbell, ring it, await each acknowledgement, and disable it.
 
         :param count: rings in a cycle
-        :param bar: the BAR in which the doorbell has to be; default: wherever the endpoint says
-        :param cycles: how often to enable, ring and disable
+        :param bar: required BAR of the doorbell; default: the one that the endpoint announces
+        :param cycles: number of enable, ring and disable cycles
         :param interval: seconds between rings
-        :param wait: look for the acknowledgements; without, the verdict is ``unverified``
+        :param wait: wait for acknowledgements; without, the verdict is ``unverified``
         :param force: try although CAPS does not announce doorbells (kernels 6.17 to 6.19)
-        :param at: ring there, instead of where the endpoint says
-        :raises UsageError: what was asked for makes no sense
-        :raises HostError: the host does not give what it needs
+        :param at: ring here instead of at the announced place
+        :raises UsageError: invalid arguments
+        :raises HostError: the host lacks a resource
         """
         if count < 1 or cycles < 1 or interval < 0:
             raise UsageError(
@@ -264,15 +266,14 @@ class Endpoint:
         return RingResult(self.address, report, worst(report, error))
 
     def doorbell(self, *, bar: int | None = None, force: bool = False) -> Doorbell:
-        """The doorbell itself: enabled when ``with`` begins, disabled when it ends.
+        """Return the doorbell: enabled when ``with`` begins, disabled when it ends.
 
         Entering raises :class:`~rcdrv.verdict.NotPassed` where :meth:`ring` would have a verdict.
         """
         return Doorbell(self.driver, expect_bar=bar, force=force)
 
     def disable_doorbell(self) -> bool:
-        """Disable a doorbell that was left enabled, here or by an earlier run, as far as the
-        endpoint lets us.
+        """Disable a doorbell left enabled here or by an earlier run, as far as the endpoint allows.
 
         :returns: whether none is enabled now
         :raises DeviceLost: the device is gone
@@ -308,7 +309,7 @@ class Endpoint:
         :param more: the second suite instead of the kselftest's cases
         :param baseline: a file that ``rcdrv test --json`` printed, or a board with known limits
             (``rk3588``): a case failed only if it is worse than there
-        :param observer: told of each case as it runs
+        :param observer: called for each case
         :raises UsageError: no such cases, or invalid transfers
         :raises HostError: the host lacks what the run needs
         :raises NotPassed: ``no-vectors``: the function lacks the interrupt asked for
@@ -335,8 +336,8 @@ class Endpoint:
         """Run the cases that :func:`choose_cases` returned, one after the other.
 
         :param baseline: earlier run; a case failed only if it is worse than there
-        :param observer: told of each case as it runs
-        :param reconnect: waits for a lost device, and returns it open again, or None to give up
+        :param observer: called for each case
+        :param reconnect: waits for a lost device and returns it open again, or None to give up
         :raises HostError: the host lacks what the run needs
         :raises NotPassed: ``no-vectors``: the function lacks the interrupt asked for
         """
@@ -385,8 +386,7 @@ class Endpoint:
     # -- closing --------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give everything back: interrupts, DMA buffers, mappings, config COMMAND. Closing twice
-        is harmless."""
+        """Release interrupts, DMA buffers, mappings and COMMAND. Closing twice is harmless."""
         vntb, self._vntb = self._vntb, None
         try:
             if vntb is not None:
@@ -404,7 +404,7 @@ class Endpoint:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # What went wrong first is what the caller has to see.
+        # The first error is the one to report.
         with contextlib.suppress(*([RcdrvError] if exc is not None else [])):
             self.close()
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-# Low addresses are left alone: 0 is what an endpoint shows for "no address".
+# Low addresses stay unused: 0 means "no address" to an endpoint.
 _LOWEST_IOVA = 1 << 20
 _HUGE_PAGE = 2 << 20
 

@@ -25,7 +25,7 @@ class RcdrvError(Exception):
 
 
 def _shortened(text: str) -> str:
-    """What somebody gave us, and an error repeats, may have a megabyte."""
+    """Shorten quoted input, which may have a megabyte."""
     left_out = len(text) - _LONGEST
     if left_out <= 0:
         return text

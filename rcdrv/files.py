@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from rcdrv.wait import Cancel
 
 LARGEST = 1 << 20
-"""Bytes of a file that a person writes: a layout, a note."""
+"""Limit in bytes of a file written by a person: a layout, a note."""
 LARGEST_RESULT = 1 << 30
-"""Bytes of a file that rcdrv writes: a ring of a million has 100 MB."""
+"""Limit in bytes of a file written by rcdrv: a million rings have 100 MB."""
 
 _STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 """Not opened again: a file behind it would be truncated, and written from its start."""
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is there and is no regular file: a pipe, a device, a directory.
+    """Return whether a path exists and is not a regular file: a pipe, a device, a directory.
 
     Unreadable paths count as missing: writing them says why they cannot be written.
     """
@@ -90,7 +90,7 @@ def open_output(path: Path, *, append: bool = False) -> TextIO:
 def make_folder(path: Path) -> None:
     """Make a folder and its parents. An existing one is trusted under the rules for links.
 
-    :raises HostError: it cannot be made, or is another user's in a world-writable folder
+    :raises HostError: impossible, or another user's in a world-writable folder
     """
     with _named(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def read_file(path: Path, limit: int = LARGEST, cancel: Cancel | None = None) ->
     """Read a regular file.
 
     :param cancel: read pipes and devices too, as this ends the wait for them
-    :raises UsageError: it cannot be read, is no regular file, or has more than ``limit`` bytes
+    :raises UsageError: unreadable, not a regular file, or more than ``limit`` bytes
     :raises Interrupted: the user asked to stop
     """
     try:
@@ -169,7 +169,7 @@ def _too_large(limit: int) -> OSError:
 def parse_json(text: str, **options: Any) -> Any:
     """Parse JSON from an untrusted file.
 
-    :raises ValueError: it is no JSON, or nested deeper than any document of rcdrv's
+    :raises ValueError: not JSON, or nested too deeply
     """
     import json
 
@@ -180,7 +180,7 @@ def parse_json(text: str, **options: Any) -> Any:
 
 
 def _open(path: Path, flags: int) -> int:
-    """A descriptor to write to. A pipe must have its reader already: nothing waits for one."""
+    """Open for writing. A pipe must have its reader already: nothing waits for one."""
     if str(path) in _STREAMS:
         return os.dup(_STREAMS[str(path)])
     flags |= os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

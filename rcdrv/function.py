@@ -96,14 +96,14 @@ class Function:
         if device.fileno() >= 0:
             self._watch(device.fileno(), self._TRANSPORT)
         self._watch(self.cancel.fd, self._CANCEL)
-        # What was read so far means nothing if the device went away meanwhile.
+        # The values read so far mean nothing if the device vanished meanwhile.
         self.check_alive()
         self._stack.callback(self._disarm)
         for kind, key in ((IrqKind.ERR, self._ERR), (IrqKind.REQ, self._REQ)):
             self._arm_notice(kind, key)
 
     def _config_size(self) -> int:
-        # QEMU and the kernel report 256 or 4096; a lying server must not make us index past it.
+        # QEMU and the kernel report 256 or 4096; a lying server must not cause an index past it.
         size = self.device.region(CONFIG_REGION).size
         if size < 64:
             raise HostError(f"{self.address}: it has no PCI config space")
@@ -363,7 +363,7 @@ class Function:
         try:
             self.close()
         except RcdrvError:
-            # What went wrong first is what the user has to read.
+            # The first error is the one to report.
             if exc is None:
                 raise
 

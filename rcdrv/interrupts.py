@@ -61,7 +61,7 @@ class Interrupts:
         self.count = count
         """Vectors armed, numbered from 0. The endpoint's IRQ_NUMBER counts from 1."""
         self.eventfds: list[int] = []
-        """One a vector."""
+        """One per vector."""
         self._masked = False
 
     def arm(self, fewer: bool) -> None:
@@ -81,7 +81,7 @@ class Interrupts:
         flags = SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER
         available = self._device.set_irqs(self.kind, flags, 0, self.count, self.eventfds)
         if fewer and 0 < available < self.count:
-            # Nothing is armed yet (VFIO_DEVICE_SET_IRQS): ask again for what can be had.
+            # Nothing is armed yet (VFIO_DEVICE_SET_IRQS): ask again for the available number.
             for fd in self.eventfds[available:]:
                 os.close(fd)
             del self.eventfds[available:]

@@ -1,4 +1,4 @@
-"""What a test may need of an endpoint, and why it is not there. PCI capabilities: rcdrv.pci."""
+"""Requirements of tests, and why an endpoint lacks them. PCI capabilities: rcdrv.pci."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``ring()``, ``test()`` and ``check()`` of an :class:`~rcdrv.api.Endpoint` return."""
+"""Return types of ``ring()``, ``test()`` and ``check()`` of :class:`~rcdrv.api.Endpoint`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Result(ABC):
 
     verdict: Verdict
     reason: Reason | None
-    """None when it passed."""
+    """None for a pass."""
     message: str
-    """Why it did not pass, in a sentence."""
+    """Cause of the verdict, in a sentence."""
     hint: str
-    """What to look at next."""
+    """Next thing to check."""
 
     @property
     def passed(self) -> bool:
@@ -41,7 +41,7 @@ class Result(ABC):
     def check(self: ResultT) -> ResultT:
         """Return self if the verdict is pass or unverified.
 
-        :raises NotPassed: it failed or was skipped; ``verdict`` tells which
+        :raises NotPassed: failed or skipped; see its ``verdict``
         :raises DeviceLost: the device was lost
         """
 

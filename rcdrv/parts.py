@@ -1,4 +1,4 @@
-"""Known parts: what an ID tells of a controller in endpoint mode. Defaults, never a gate.
+"""Known parts: defaults for a controller in endpoint mode by its ID, never a gate.
 
 BARs are those of ``struct pci_epc_features`` in the endpoint controller drivers of Linux 7.3.
 """
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 _ANY = 0
-"""The size of a BAR that the endpoint function chooses, or that the kernel does not tell."""
+"""Size of a BAR that the endpoint function chooses, or that is unknown."""
 
 
 @record
 class Part:
-    """What is known of an endpoint by its ID: defaults, never a gate."""
+    """Defaults for an endpoint by its ID, never a gate."""
 
     name: str
     reg_bar: int = 0
