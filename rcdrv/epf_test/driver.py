@@ -254,8 +254,8 @@ class EpfTest(RegisterBlock):
             self.write(register, value)
         # The endpoint clears STATUS too when it takes a command, but one that takes nothing must
         # not be read as if it had answered with what an earlier command left behind.
-        expected = ANSWERS.get(command)
-        if expected is None or self.status is None or self.status & int(expected):
+        left, answers = self.status, ANSWERS.get(command)
+        if not self.accepted or left is None or answers is None or left & int(answers):
             self.write(Reg.STATUS, 0)
         self._left_status = self.status
         if self.irq_kind is None and not self.accepted and self.read(Reg.STATUS):
