@@ -38,6 +38,10 @@ WORD = 4
 """Bytes. A bulk access is one message of vfio-user, and that many words on a link."""
 STATUS_LAB = 125
 
+DOORBELL_TEST = "pcie_ep_doorbell.DOORBELL_TEST"
+WHOLE = "DOORBELL_TEST, all of a session"
+"""Opening included: for the kernel's driver its probe."""
+
 
 class Count(NamedTuple):
     """Accesses of BARs. Those of the config space are left out: the host's kernel makes most."""
@@ -107,6 +111,13 @@ def of_rcdrv(log: Path) -> dict[str, Count]:
             counter.take()
             step("one ring", doorbell.ring)
         endpoint.close()
+        counter.take()
+
+        def session() -> None:
+            with rcdrv.api.Endpoint(Function(device.attach(), clock=device.clock)) as endpoint:
+                endpoint.test(DOORBELL_TEST).check()
+
+        step(WHOLE, session)
         device.endpoint.close()
     return counts
 
@@ -129,14 +140,19 @@ def _of_kernel() -> Iterator[tuple[str, Count]]:
     with judges.laboratory([SPEC], log_accesses=True) as guest:
         judges.prepare(guest)
         (endpoint,) = guest.endpoints
-        judges.hand_over(guest, endpoint, judges.DRIVER)
         counter = Counter(endpoint.access_log)
+        counter.take()
+        judges.hand_over(guest, endpoint, judges.DRIVER)
+        probe = counter.take()
         for name in rcdrv.api.case_names():
             counter.take()
             result = guest.run([str(judges.FOLDER / SELFTEST), "-r", name], timeout=180)
             if result.status:
                 raise LabError(f"the kselftest's {name} does not pass: {result.stdout}")
-            yield name, counter.take()
+            counts = counter.take()
+            yield name, counts
+            if name == DOORBELL_TEST:
+                yield WHOLE, Count(*map(sum, zip(probe, counts, strict=True)))
 
 
 def table(ours: Mapping[str, Count], kernel: Mapping[str, Count]) -> str:

@@ -50,6 +50,11 @@ class RegisterBlock:
         """The endpoint was seen to clear COMMAND before it answered, as pci-epf-test does."""
         self.free_db_bar: int | None = None
         """DB_BAR as read while no doorbell was enabled; None: one may be."""
+        self.db_bar: int | None = None
+        """DB_BAR as last read."""
+        self.status: int | None = None
+        """STATUS when it was last accessed. Since then the endpoint may have added what rings and
+        a command under way add."""
         self._resets = self.function.resets
 
     def distrust(self) -> None:
@@ -66,12 +71,20 @@ class RegisterBlock:
 
         :raises DeviceLost: it reads all ones, and so does config space
         """
-        value = self._regs.read32(register)
-        if self._trace is not None:
-            self._trace(f"read  {_line(register, value)}")
+        value = self.note(register, self._regs.read32(register))
+        if register is Reg.STATUS:
+            self.status = value
+        elif register is Reg.DB_BAR:
+            self.db_bar = value
         # DB_BAR is all ones after a disable, and data may have any value.
         if value == ALL_ONES and register in (Reg.COMMAND, Reg.STATUS, Reg.CAPS, Reg.IRQ_TYPE):
             self.function.check_alive()
+        return value
+
+    def note(self, register: Reg, value: int) -> int:
+        """Add what was read to the trace, and return it."""
+        if self._trace is not None:
+            self._trace(f"read  {_line(register, value)}")
         return value
 
     def write(self, register: Reg, value: int) -> None:
@@ -82,12 +95,14 @@ class RegisterBlock:
         if register is Reg.COMMAND:
             self.idle = False
         if register is Reg.DB_BAR or (register, value) == (Reg.COMMAND, Command.ENABLE_DOORBELL):
-            self.free_db_bar = None
+            self.free_db_bar = self.db_bar = None
         if self._trace is not None:
             self._trace(f"write {_line(register, value)}")
         self._regs.write32(register, value)
         if register in _REQUEST:
             self._request[register] = value
+        elif register is Reg.STATUS:
+            self.status = value
 
     def set(self, register: Reg, value: int) -> None:
         """Write a request register unless it has the value already."""

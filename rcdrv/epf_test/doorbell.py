@@ -140,7 +140,7 @@ class Doorbell:
 
     def _enable(self) -> None:
         driver = self._driver
-        before = driver.read(Reg.DB_BAR) if driver.free_db_bar is None else driver.free_db_bar
+        before = driver.db_bar if driver.free_db_bar is None else driver.free_db_bar
         answer = self._send_enable()
         failed = bool(answer.status & Status.DOORBELL_ENABLE_FAIL)
         refused = answer.answered and failed and not answer.contradicts
@@ -171,15 +171,21 @@ class Doorbell:
             self._enabled = True  # it did enable, and only failed to say so
         raise explain(driver, answer, "ENABLE_DOORBELL")
 
-    def _enable_failed(self, before: int, after: int) -> NotPassed:
+    def _enable_failed(self, before: int | None, after: int) -> NotPassed:
         """The verdict after DOORBELL_ENABLE_FAIL: pci_epf_test_doorbell_cleanup() writes NO_BAR
-        once pci_epf_alloc_doorbell() has succeeded."""
+        once pci_epf_alloc_doorbell() has succeeded.
+
+        :param before: DB_BAR before ENABLE; None: not known
+        """
         from rcdrv.epf_test.causes import Symptom, hint
 
         part = self._driver.part
         message = "the endpoint could not enable its doorbell (DOORBELL_ENABLE_FAIL)"
         if after != NO_BAR:
             message, advice = f"{message}: it got none", hint(Symptom.REFUSED, part)
+        elif before is None:
+            message += ": it probably got one and could not map it into a BAR"
+            advice = hint(Symptom.NOT_MAPPED, part)
         elif before != NO_BAR:
             message += ": it got one and could not map it into a BAR"
             advice = hint(Symptom.NOT_MAPPED, part)

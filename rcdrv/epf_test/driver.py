@@ -15,7 +15,7 @@ from rcdrv.epf_test.answer import Answer as Answer
 from rcdrv.epf_test.answer import IrqChoice as IrqChoice
 from rcdrv.epf_test.block import ALL_ONES as ALL_ONES
 from rcdrv.epf_test.block import RegisterBlock, Trace
-from rcdrv.epf_test.probe import find_register_bar
+from rcdrv.epf_test.probe import find_registers
 from rcdrv.epf_test.registers import (
     ANSWERS,
     Caps,
@@ -48,9 +48,6 @@ _PEEK = 0.02
 _SPIN = 0.002
 # How long (s) to wait for an INTx line to become quiet; controllers pulse it for 1-2 ms.
 _INTX_PULSE = 0.02
-# The endpoint reads IRQ_TYPE before COMMAND in one tick of 1-10 ms; two of them are enough.
-_TICKS = 0.02
-
 # A command that is late to be cleaned up with does no harm. All others are taken back.
 _LATE_IS_FINE = (Command.DISABLE_DOORBELL, Command.BAR_SUBRANGE_CLEAR)
 
@@ -74,7 +71,7 @@ class EpfTest(RegisterBlock):
     """A pci-epf-test endpoint, seen from the root complex.
 
     :param function: the open function; it stays the caller's to close
-    :param reg_bar: where the test registers are; default: :func:`find_register_bar`
+    :param reg_bar: where the test registers are; default: :func:`find_registers`
     :param irq: how to learn of answers
     :param timeout: seconds, the bound of every wait for the endpoint
     :param trace: called with a line for every register access
@@ -102,11 +99,10 @@ class EpfTest(RegisterBlock):
                 f"{function.address} is no pci-epf-test: its class is that of pci-epf-vntb",
                 hint="rcdrv ntb drives it; `reg_bar=N` takes it for a pci-epf-test nevertheless",
             )
-        super().__init__(
-            function, find_register_bar(function) if reg_bar is None else reg_bar, trace
-        )
+        bar, caps = find_registers(function) if reg_bar is None else (reg_bar, None)
+        super().__init__(function, bar, trace)
         self.timeout = timeout
-        self.caps = Caps(self.read(Reg.CAPS))
+        self.caps = Caps(self.read(Reg.CAPS) if caps is None else self.note(Reg.CAPS, caps))
         self.irq_choice = irq
         """What the caller asked for; :meth:`use_irq` may have changed what is in use."""
         self._interrupts: Interrupts | None = None
@@ -118,6 +114,8 @@ class EpfTest(RegisterBlock):
         self.not_taken = False
         """The last command was not taken in time, whether it was taken back or not."""
         self._asked_ns = 0
+        # STATUS when the last command was given: without a bit of its answer.
+        self._left_status: int | None = None
         self.spin = False
         """Look for interrupts without sleeping: sooner seen, at the price of a busy processor."""
         self._unmatched = 0
@@ -245,14 +243,21 @@ class EpfTest(RegisterBlock):
         """
         self.arm(vector + 1)
         self.forget_if_reset()
-        if not self.idle:
+        trusted = self.idle and self.accepted
+        self._write_request(command, flags, vector)
+        if not trusted:
+            # The endpoint reads IRQ_TYPE, then COMMAND, and an old IRQ_TYPE that is none would
+            # have it swallow the new command. This read pushes IRQ_TYPE there, and takes longer
+            # than the endpoint from one to the other.
             self._wait_until_idle()
         for register, value in parameters.items():
             self.write(register, value)
-        self._write_request(command, flags, vector)
-        # The endpoint clears STATUS too when it takes a command, but one that takes nothing
-        # must not be read as if it had answered with what an earlier command left behind.
-        self.write(Reg.STATUS, 0)
+        # The endpoint clears STATUS too when it takes a command, but one that takes nothing must
+        # not be read as if it had answered with what an earlier command left behind.
+        left, answers = self.status, ANSWERS.get(command)
+        if not self.accepted or left is None or answers is None or left & int(answers):
+            self.write(Reg.STATUS, 0)
+        self._left_status = self.status
         if self.irq_kind is None and not self.accepted and self.read(Reg.STATUS):
             raise NotPassed(
                 Reason.WRONG_STATUS,
@@ -295,6 +300,8 @@ class EpfTest(RegisterBlock):
         if left == ALL_ONES:
             # The registers went away behind the answer, which says nothing any more.
             answer = Answer(Status(ALL_ONES), False, interrupted=answer.interrupted)
+        if not answer.answered and answer.status == self._left_status:
+            answer.status = Status(0)  # nothing new
         both = ANSWERS.get(command)
         answer.contradicts = both is not None and answer.status & both == both
         answer.command_left = self.not_taken = left != 0
@@ -353,13 +360,9 @@ class EpfTest(RegisterBlock):
 
     def _write_request(self, command: Command, flags: Flags, vector: int) -> None:
         """Set FLAGS, IRQ_TYPE and IRQ_NUMBER: stale values would spoil a command."""
-        stale_type = not self.accepted and self.read(Reg.IRQ_TYPE) > IrqType.MSIX
         if flags or not self.accepted or command in _TRANSFERS:
             self.set(Reg.FLAGS, flags)
         self.request_irq(vector)
-        if stale_type:
-            # A tick that has read the invalid type already would swallow the command.
-            self.function.pause(_TICKS)
 
     def request_irq(self, vector: int = 0) -> None:
         """Say which interrupt the endpoint has to raise with its next answer."""

@@ -9,38 +9,55 @@ from rcdrv.mmio import Window
 
 
 def find_register_bar(function: Function) -> int:
-    """Return the BAR with the test registers.
+    """Return the BAR with the test registers: see :func:`find_registers`."""
+    return find_registers(function)[0]
+
+
+def find_registers(function: Function) -> tuple[int, int | None]:
+    """Return the BAR with the test registers, and CAPS if it was found there.
 
     That is the BAR of the part's ID (default BAR0) if its contents fit, else the only other BAR
     whose contents fit, else the BAR of the ID. An endpoint can have any ID, and on another part the
     controller's own registers may be there. Costs one to four reads a BAR, and no write.
     """
-    usual = parts.part_of(function.config.vendor_id, function.config.device_id).reg_bar
+    part = parts.part_of(function.config.vendor_id, function.config.device_id)
+    usual = part.reg_bar
     fitting = [
         bar.index
         for bar in function.bars
         if bar is not None and bar.is_memory and bar.size >= BLOCK_SIZE
     ]
     # Leftovers of an earlier run in the other registers do not matter here.
-    if usual in fitting and _has_caps_and_db_bar(function.bar(usual)):
-        return usual
+    if usual in fitting:
+        window = function.bar(usual)
+        caps = window.read32(Reg.CAPS)
+        # Where a known ID says so, CAPS is evidence enough.
+        if _fits(caps) and (part is not parts.UNKNOWN_PART or _has_db_bar(window)):
+            return usual, caps
     others = [
-        index for index in fitting if index != usual and _looks_like_registers(function.bar(index))
+        (index, caps)
+        for index in fitting
+        if index != usual and (caps := _caps_of_registers(function.bar(index)))
     ]
-    return others[0] if len(others) == 1 else usual
+    return others[0] if len(others) == 1 else (usual, None)
 
 
-def _has_caps_and_db_bar(window: Window) -> bool:
-    """Whether CAPS and DB_BAR have values that only pci-epf-test writes; zeroed memory has not."""
+def _fits(caps: int) -> bool:
+    """Whether CAPS has a value that only pci-epf-test writes; zeroed memory has not."""
+    return caps != 0 and not caps & ~KNOWN_CAPS
+
+
+def _has_db_bar(window: Window) -> bool:
+    return window.read32(Reg.DB_BAR) in (*range(6), NO_BAR)
+
+
+def _caps_of_registers(window: Window) -> int | None:
+    """CAPS if all registers fit a pci-epf-test that is idle, or stuck at a command."""
     caps = window.read32(Reg.CAPS)
-    known = caps != 0 and not caps & ~KNOWN_CAPS
-    return known and window.read32(Reg.DB_BAR) in (*range(6), NO_BAR)
-
-
-def _looks_like_registers(window: Window) -> bool:
-    """Whether all registers fit a pci-epf-test that is idle, or stuck at a command."""
-    return (
-        _has_caps_and_db_bar(window)
+    fits = (
+        _fits(caps)
+        and _has_db_bar(window)
         and window.read32(Reg.COMMAND) in (0, *Command)
         and window.read32(Reg.IRQ_TYPE) <= IrqType.MSIX
     )
+    return caps if fits else None

@@ -27,6 +27,9 @@ Body = Callable[[EpfTest, Progress], str]
 
 MSI_VECTORS, MSIX_VECTORS = 32, 2048
 
+_DOORBELL = "pcie_ep_doorbell"
+"""Fixture of the case that itself looks for a doorbell of an earlier run."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -147,7 +150,7 @@ def cases(options: Options = _DEFAULTS) -> tuple[Case, ...]:
             )
     found.append(
         Case(
-            CaseName("pcie_ep_doorbell", "", "DOORBELL_TEST"),
+            CaseName(_DOORBELL, "", "DOORBELL_TEST"),
             partial(_with_announced_irq, _doorbell),
             "ring the doorbell",
         )
@@ -260,7 +263,8 @@ def run_cases(
     run.planned = tuple(case.name for case in chosen)
     observer.start(run)
     try:
-        free_stale_doorbell(driver)
+        if any(case.name.fixture != _DOORBELL for case in chosen):
+            free_stale_doorbell(driver)
         lost: DeviceLost | None = None
         for case in chosen:
             observer.case_started(case.name)
