@@ -1,17 +1,61 @@
-"""PCI functions through the kernel's VFIO. Useful on its own: it knows nothing of endpoints.
+"""PCI functions through the kernel's VFIO. A library of its own: it knows nothing of endpoints.
 
-:func:`open_device` opens one; :class:`~rcdrv.vfio.device.VfioDevice` is what it returns.
+:func:`open` opens one as a :class:`Function`: BARs, interrupts, DMA, config space.
+:func:`open_device` opens the :class:`Device` below it: VFIO's own model. The names in ``__all__``
+are stable; docs/vfio.md has an example.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from rcdrv.device import Device
-from rcdrv.errors import UsageError
+from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.dma import DmaBuffer
+from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError, UsageError
+from rcdrv.function import Function
+from rcdrv.interrupts import Interrupts
+from rcdrv.mmio import Window, barrier
 from rcdrv.sysfs import Paths, canonical_address, may_use_iommufd
+from rcdrv.wait import Cancel, Deadline
+
+__all__ = [
+    "BACKENDS",
+    "CONFIG_REGION",
+    "AccessError",
+    "Area",
+    "Cancel",
+    "Deadline",
+    "Device",
+    "DeviceLost",
+    "DmaBuffer",
+    "Function",
+    "HostError",
+    "Interrupts",
+    "IrqKind",
+    "RcdrvError",
+    "RegionFlag",
+    "RegionInfo",
+    "SetIrqs",
+    "UsageError",
+    "Window",
+    "barrier",
+    "open",
+    "open_device",
+]
 
 BACKENDS = ("group", "iommufd", "noiommu", "sysfs")
+
+
+def open(bdf: str, backend: str | None = None, *, cancel: Cancel | None = None) -> Function:
+    """Open the PCI function ``bdf`` for a driver, best with ``with``.
+
+    Memory decoding and bus mastering are on until it is closed.
+
+    :param backend: see :func:`open_device`, whose errors it also has
+    :param cancel: ends every wait on the function
+    :raises DeviceLost: the function does not answer
+    """
+    return Function(open_device(bdf, backend), cancel)
 
 
 def open_device(bdf: str, backend: str | None = None, *, paths: Paths | None = None) -> Device:

@@ -7,6 +7,11 @@ latter in a guest without an IOMMU.
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +19,11 @@ from typing import NamedTuple
 import pytest
 
 from tests.unavailable import unavailable
+from tests.unit.test_api import blocks
 from tools.lab.errors import LabError
 from tools.lab.guest import Device, Guest
 
+ROOT = Path(__file__).parents[2]
 CASES = Path(__file__).with_name("vfio_cases.py")
 INSIDE = "opt/vfio_cases.py"
 
@@ -128,6 +135,26 @@ def run(guest: Guest, case: str, backend: str = "group") -> None:
         assert "can read and write all of this host's memory" in result.stderr
 
 
+@contextlib.contextmanager
+def toy() -> Iterator[str]:
+    """The device of docs/vfio-user.md, served; what QEMU calls it."""
+    with tempfile.TemporaryDirectory(prefix="toy-") as folder:
+        path = f"{folder}/s"
+        code = blocks(ROOT / "docs/vfio-user.md")[0]
+        server = subprocess.Popen(
+            [sys.executable, "-c", code, path], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            while not Path(path).exists() and server.poll() is None:
+                time.sleep(0.02)
+            socket = {"type": "unix", "path": path}
+            yield json.dumps({"driver": "vfio-user-pci", "socket": socket})
+        finally:
+            server.terminate()
+            _, complaint = server.communicate()
+            assert not complaint
+
+
 class Guests:
     """The guest for a way: the one that there is, or a fresh one in its place."""
 
@@ -149,11 +176,12 @@ class Guests:
     def _boot(self, way: Way) -> Guest:
         if way.backend != "noiommu":
             with_iommufd = way.backend == "iommufd"
-            return self._booted.enter_context(
-                booted("edu", "igb", XHCI, arch=way.arch, iommufd=with_iommufd)
-            )
+            devices = ["edu", "igb", XHCI]
+            if way is WAYS["group"]:
+                devices.append(self._booted.enter_context(toy()))
+            return self._booted.enter_context(booted(*devices, arch=way.arch, iommufd=with_iommufd))
         # The engine of edu reaches 256 MiB unless told otherwise, and nothing moves addresses here.
-        devices = ("edu,dma_mask=0xffffffff", "igb")
+        devices = ["edu,dma_mask=0xffffffff", "igb"]
         options = ["intel_iommu=off"]
         guest = self._booted.enter_context(
             booted(*devices, append=options, bind=False, iommufd=True)
@@ -182,6 +210,19 @@ def follow_the_cure(guest: Guest, device: Device) -> None:
     assert steps, result.stderr
     assert guest.run(["sh", "-e", "-c", steps]).status == 0, steps
     assert guest.run(command, env={"RCDRV_BACKEND": "noiommu"}).status == 0
+
+
+@pytest.mark.parametrize(("name", "block"), [("edu", "vfio.md"), ("vfio-user-pci", "vfio-user.md")])
+def test_the_programs_of_the_manual(guests: Guests, name: str, block: str) -> None:
+    """As they are written: on QEMU's edu, and on a device of thirty lines of Python."""
+    guest = guests.have("group")
+    (address,) = (device.address for device in guest.devices if name in device.spec)
+    page = ROOT / "docs" / block
+    result = guest.run(["python3", "-c", blocks(page)[-1], address])
+    assert result.status == 0, f"{result.stderr}\n{guest.console[-2000:]}"
+    assert len(result.stdout.splitlines()) == 3
+    for line in result.stdout.splitlines():
+        assert f"`{line}`" in page.read_text(), line
 
 
 @pytest.mark.parametrize(
