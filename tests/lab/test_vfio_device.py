@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.lab.test_guest_functions import DISABLE, ENABLE, TOKENS
 from tests.unavailable import unavailable
 from tests.unit.test_api import blocks
 from tools.lab.errors import LabError
@@ -64,6 +65,7 @@ NOT_WITHOUT_IOMMU = ("edu_iova_ranges", "xhci_all_vectors")
 # The kernel without iommufd in no-IOMMU mode, which is any before Linux 7.3.
 BY_GROUP = ["edu_description", "edu_msi", "edu_dma", "edu_noiommu_dma", "edu_noiommu_refusals"]
 AS_USER = ("edu_not_for_this_user", "edu_memory_limit")
+IOMMUFD = ("edu_descriptor", "igb_tokens")
 # Removes the device and brings it back, so it comes last.
 LAST = "edu_wanted_back"
 
@@ -78,7 +80,7 @@ class Way(NamedTuple):
 
 WAYS = {
     "group": Way("x86_64", "group", (*EVERYWHERE, *AS_USER, LAST)),
-    "iommufd": Way("x86_64", "iommufd", (*EVERYWHERE, *AS_USER, "edu_chosen", LAST)),
+    "iommufd": Way("x86_64", "iommufd", (*EVERYWHERE, *AS_USER, "edu_chosen", *IOMMUFD, LAST)),
     "noiommu": Way(
         "x86_64",
         "noiommu",
@@ -230,6 +232,9 @@ def test_the_programs_of_the_manual(guests: Guests, name: str, block: str) -> No
 )
 def test_device(guests: Guests, way: str, case: str) -> None:
     guest, backend = guests.have(way), WAYS[way].backend
+    if case == "igb_tokens":
+        tokens(guest, backend)
+        return
     if case != "edu_memory_limit":
         run(guest, case, backend)
         return
@@ -242,6 +247,18 @@ def test_device(guests: Guests, way: str, case: str) -> None:
         run(guest, case, backend)
     finally:
         guest.run(["chown", "root", *nodes])
+
+
+def tokens(guest: Guest, backend: str) -> None:
+    """A virtual function and its physical one on vfio-pci share a VF token."""
+    (physical,) = (one.address for one in guest.devices if one.spec == "igb")
+    made = guest.run(["sh", "-e", "-c", ENABLE, "enable", physical, "vfio-pci"])
+    assert made.status == 0, made
+    try:
+        shared = guest.run(["python3", "-c", TOKENS, physical, made.stdout.strip(), backend])
+        assert (shared.status, shared.stdout) == (0, "done\n"), shared
+    finally:
+        assert guest.run(["sh", "-e", "-c", DISABLE, "disable", physical]).status == 0
 
 
 @pytest.mark.parametrize("backend", ["group", "iommufd"])
