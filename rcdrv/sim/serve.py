@@ -49,9 +49,9 @@ def serve(
         raise UsageError("serve a socket path or a connected socket: one of the two")
     allow_descriptors(layout.msi + layout.msix)
     with contextlib.ExitStack() as stack:
-        sock = stack.enter_context(_inherited(fd)) if path is None else None
         endpoint = SimEndpoint(layout, stack.enter_context(_open_log(access_log)))
         stack.callback(endpoint.close)
+        sock = stack.enter_context(_inherited(fd)) if path is None else None
         server = Server(endpoint)
         stack.callback(server.close)
         stack.enter_context(_signals(server, interactive=sock is None or not owned))

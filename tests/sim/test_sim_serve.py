@@ -281,7 +281,7 @@ def test_a_stop_before_it_serves_is_not_lost(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-# -- conventions of vfio-user for backend programs --------------------------------------------------
+# -- conventions of vfio-user for backend programs -------------------------------------------------
 
 
 def ring_over(sock: socket.socket) -> None:
