@@ -33,29 +33,42 @@ class Scheme:
     """Text before the colon; empty for PCI addresses."""
     forms: tuple[tuple[str, str], ...]
     """Form and meaning of an address, for manual and help."""
-    open: Callable[[str], Device]
-    """Opens the device of an address."""
+    open: Callable[..., Device]
+    """Opens the device of an address; takes ``vf_token`` if :attr:`is_vfio`."""
     is_local: bool = False
     """Whether it is a PCI function of this host, which can be bound, rescanned and removed."""
+    is_vfio: bool = False
+    """Whether the kernel's VFIO opens it: it may take a VF token, and accesses may be SIGBUS."""
     is_started: bool = False
     """Whether each open starts a software endpoint, which seals its memory and is not a board."""
 
 
-def open_function(address: str | None = None, *, cancel: Cancel | None = None) -> Function:
+def open_function(
+    address: str | None = None, *, cancel: Cancel | None = None, vf_token: str | None = None
+) -> Function:
     """Open a function; the caller closes it, best with ``with``.
 
     :param address: see :data:`SCHEMES`; default ``$RCDRV_DEVICE``, else the only endpoint here
     :param cancel: ends every wait on the function
+    :param vf_token: see :func:`rcdrv.vfio.open_device`
     :raises UsageError: not an address, or no such preset or file
     :raises HostError: the host is not ready; the hint names the fix
     :raises DeviceLost: the device does not answer
     """
-    return Function(open_device(address or default_address()), cancel)
+    return Function(open_device(address or default_address(), vf_token=vf_token), cancel)
 
 
-def open_device(address: str) -> Device:
+def open_device(address: str, *, vf_token: str | None = None) -> Device:
     """Open the backend alone, for an address that is not None. See :func:`open_function`."""
-    return scheme_of(address).open(address)
+    scheme = scheme_of(address)
+    if vf_token is None:
+        return scheme.open(address)
+    if not scheme.is_vfio:
+        raise UsageError(
+            f"{address} takes no VF token: it is not opened through the kernel's VFIO",
+            hint="leave `vf_token` out",
+        )
+    return scheme.open(address, vf_token=vf_token)
 
 
 def scheme_of(address: str) -> Scheme:
@@ -111,10 +124,21 @@ def default_address() -> str:
 # The backends are imported where they are used: `ring` starts for one of them only.
 
 
-def _open_vfio(address: str) -> Device:
+def _open_vfio(address: str, vf_token: str | None = None) -> Device:
     from rcdrv.vfio import open_device as open_vfio
 
-    return open_vfio(address, os.environ.get("RCDRV_BACKEND"))
+    return open_vfio(address, os.environ.get("RCDRV_BACKEND"), vf_token=vf_token)
+
+
+def _take_descriptor(address: str, vf_token: str | None = None) -> Device:
+    from rcdrv.vfio import open_descriptor
+
+    device, comma, iommufd = address.partition(":")[2].partition(",")
+    if not device.isdecimal() or (comma and not iommufd.isdecimal()):
+        raise UsageError(
+            f"{address!r} names no descriptors", hint="fd:3, or fd:3,4 with one of /dev/iommu"
+        )
+    return open_descriptor(int(device), int(iommufd) if comma else -1, vf_token=vf_token)
 
 
 def _connect(address: str) -> Device:
@@ -213,9 +237,22 @@ PCI = Scheme(
     (("0000:01:00.0", "a PCI function of this host, through kernel VFIO; 01:00.0 is the same"),),
     _open_vfio,
     is_local=True,
+    is_vfio=True,
 )
 SCHEMES = (
     PCI,
+    Scheme(
+        "fd",
+        (
+            (
+                "fd:N",
+                "a PCI function of this host, by the descriptor N of its /dev/vfio/devices/vfio<n>,"
+                " which another program has opened; fd:N,M with the descriptor M of /dev/iommu",
+            ),
+        ),
+        _take_descriptor,
+        is_vfio=True,
+    ),
     Scheme(
         "vfio-user",
         (

@@ -46,6 +46,7 @@ def open(
     timeout: float = 1.0,
     trace: Callable[[str], None] | None = None,
     cancel: Cancel | None = None,
+    vf_token: str | None = None,
 ) -> Endpoint:
     """Open an endpoint; the caller closes it, best with ``with``. Public as ``rcdrv.open``.
 
@@ -57,6 +58,7 @@ def open(
         size at 1 MB/s
     :param trace: called with a line for every access to the test registers
     :param cancel: ends every wait when the user asks to stop
+    :param vf_token: UUID that the users of a virtual function and of its physical one share
     :raises UsageError: not an address, or no such preset or file
     :raises HostError: the host is not ready; its ``hint`` names the fix
     :raises DeviceLost: the device does not answer
@@ -67,7 +69,7 @@ def open(
         raise UsageError(f"irq {irq!r} is not one of {', '.join(choices)}")
     if not timeout > 0:
         raise UsageError(f"a timeout of {timeout} s: it has to be above 0")
-    function = open_function(address, cancel=cancel)
+    function = open_function(address, cancel=cancel, vf_token=vf_token)
     return Endpoint(function, reg_bar=reg_bar, irq=irq, timeout=timeout, trace=trace)
 
 

@@ -77,10 +77,12 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     raise UsageError(f"unrecognized arguments: {' '.join(left)}", hint=hint)
 
 
-ENDPOINT = ("device", "json", "verbose", "timeout", "reg_bar", "irq")
+ENDPOINT = ("device", "json", "verbose", "timeout", "reg_bar", "irq", "vf_token")
 """The common options of a command that drives a pci-epf-test: all of them."""
+OPENED = ("device", "json", "vf_token")
+"""Those of a command that opens a function."""
 FUNCTION = ("device", "json")
-"""Those of a command that looks at a function, or hands it over."""
+"""Those of a command that hands a function over."""
 HOST = ("json",)
 """Those of a command that needs no function."""
 
@@ -93,6 +95,7 @@ _DEFAULTS: dict[str, object] = {
     "timeout": 1.0,
     "reg_bar": None,
     "irq": "auto",
+    "vf_token": None,
 }
 
 
@@ -137,6 +140,14 @@ def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Par
             {
                 "choices": [choice.value for choice in IrqChoice],
                 "help": "how the endpoint answers (default auto)",
+            },
+        ),
+        "vf_token": (
+            ["--vf-token"],
+            {
+                "metavar": "UUID",
+                "help": "what the users of a function with SR-IOV and of its virtual functions "
+                "share, if all of them are on vfio-pci",
             },
         ),
     }
@@ -226,9 +237,9 @@ def pause(text: str) -> float:
 def open_function(args: argparse.Namespace, cancel: Cancel) -> Function:
     """The function that the command line names, open."""
     address = args.device or default_address()
-    if scheme_of(address).is_local:
+    if scheme_of(address).is_vfio:
         guard(args, address)
-    function = open_address(address, cancel=cancel)
+    function = open_address(address, cancel=cancel, vf_token=args.vf_token)
     # Not before: whether a server may truncate its BARs is known only now.
     if not getattr(function.device, "sealed", True):
         guard(args, address)

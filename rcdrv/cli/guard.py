@@ -67,7 +67,7 @@ def _wait(child: int, mask: set[signal.Signals | int]) -> int:
 
 def _outcome(address: str, status: int) -> BaseException:
     if status == -signal.SIGBUS:
-        if not scheme_of(address).is_local:
+        if not scheme_of(address).is_vfio:
             return DeviceLost(
                 f"{address}: an access to a BAR failed (SIGBUS): the server truncated its file, or "
                 "no memory is left for it",

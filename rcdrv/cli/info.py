@@ -13,7 +13,7 @@ from typing import Any
 from rcdrv.address import default_address
 from rcdrv.cli import list as list_command
 from rcdrv.cli import print_error
-from rcdrv.cli.common import FUNCTION, error_document, open_function, print_json
+from rcdrv.cli.common import OPENED, error_document, open_function, print_json
 from rcdrv.describe import describe
 from rcdrv.errors import HostError, UsageError
 from rcdrv.host.function import HostFunction
@@ -22,7 +22,7 @@ from rcdrv.results.units import size_text
 from rcdrv.sysfs import Paths, canonical_address
 from rcdrv.wait import Cancel
 
-COMMON_OPTIONS = FUNCTION
+COMMON_OPTIONS = OPENED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -34,7 +34,7 @@ from rcdrv.errors import Interrupted, UsageError
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
 
-COMMON_OPTIONS = ("device", "json", "verbose", "timeout")
+COMMON_OPTIONS = ("device", "json", "verbose", "timeout", "vf_token")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -51,7 +51,7 @@ def persist(args: argparse.Namespace, cancel: Cancel, use: Callable[[Function], 
         except DeviceLost as lost:
             if not args.reconnect:
                 raise
-            wait_until_back(args.device, cancel, lost)
+            wait_until_back(args.device, cancel, lost, vf_token=args.vf_token)
 
 
 def _announce_release(function: Function) -> None:
@@ -63,7 +63,12 @@ def _announce_release(function: Function) -> None:
 
 
 def wait_until_back(
-    address: str, cancel: Cancel, lost: DeviceLost, *, within: float = WITHIN
+    address: str,
+    cancel: Cancel,
+    lost: DeviceLost,
+    *,
+    within: float = WITHIN,
+    vf_token: str | None = None,
 ) -> None:
     """Wait until a function can be opened again, and say so.
 
@@ -74,7 +79,7 @@ def wait_until_back(
     deadline = Deadline(within)
     while True:
         try:
-            with open_address(address, cancel=cancel) as function:
+            with open_address(address, cancel=cancel, vf_token=vf_token) as function:
                 _check_addresses(function)
             print(f"rcdrv: {address} is back", file=sys.stderr, flush=True)
             return

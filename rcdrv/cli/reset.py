@@ -11,7 +11,7 @@ import contextlib
 import sys
 
 from rcdrv.address import open_function
-from rcdrv.cli.common import FUNCTION, print_json
+from rcdrv.cli.common import OPENED, print_json
 from rcdrv.cli.host import Steps, add_address, named_address
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import KNOWN_CAPS, Command, Reg
@@ -24,7 +24,7 @@ from rcdrv.sysfs import Paths, canonical_address
 from rcdrv.verdict import NotPassed
 from rcdrv.wait import Cancel
 
-COMMON_OPTIONS = FUNCTION
+COMMON_OPTIONS = OPENED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.bus:
         return _bus(args)
-    with open_function(args.address or args.device, cancel=cancel) as function:
+    with open_function(
+        args.address or args.device, cancel=cancel, vf_token=args.vf_token
+    ) as function:
         _reset(function)
         if args.json:
             print_json({"device": function.address, "reset": "function"})

@@ -1,5 +1,6 @@
 """Serve a software endpoint on a socket, for rcdrv (--device vfio-user:PATH) and for QEMU
-(-device vfio-user-pci), until SIGTERM or Ctrl-C.
+(-device vfio-user-pci), until SIGTERM or Ctrl-C. --socket-path and --fd are those of vfio-user's
+conventions for backend programs.
 
 SPEC is a preset or a TOML file, with changes behind it: rcar-s4,ep_iommu=true,fault=irq-lost.
 """
@@ -10,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rcdrv.cli.common import HOST, print_json
+from rcdrv.cli.common import HOST, number, print_json
 from rcdrv.errors import UsageError
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import load_layout, preset_names
@@ -22,7 +23,16 @@ COMMON_OPTIONS = HOST
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", nargs="?", metavar="SPEC", help="preset or FILE.toml")
-    parser.add_argument("--socket", type=Path, metavar="PATH", help="where to listen")
+    parser.add_argument(
+        "--socket", "--socket-path", type=Path, metavar="PATH", help="where to listen"
+    )
+    parser.add_argument(
+        "--fd",
+        type=number,
+        metavar="N",
+        help="in its place an inherited socket, that listens or is connected to a client, and then "
+        "serves that one",
+    )
     parser.add_argument(
         "--access-log",
         type=Path,
@@ -41,17 +51,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.list:
         return _list(as_json=args.json)
-    if args.spec is None or args.socket is None:
-        raise UsageError("rcdrv sim needs a SPEC and --socket PATH", hint="rcdrv sim --list")
+    if args.socket is not None and args.fd is not None:
+        raise UsageError("--socket and --fd are two places to serve at", hint="give one of them")
+    if args.spec is None or (args.socket is None and args.fd is None):
+        raise UsageError(
+            "rcdrv sim needs a SPEC and --socket PATH (or --fd N)", hint="rcdrv sim --list"
+        )
     spec = ",".join([args.spec, *args.set, *(f"fault={fault}" for fault in args.fault)])
     layout = load_layout(spec)
 
     def ready() -> None:
         # By now the server's handlers are set; an earlier signal was left to those of before.
         cancel.check()
-        print(f"serving {args.spec} on {args.socket}", file=sys.stderr, flush=True)
+        where = args.socket if args.fd is None else f"descriptor {args.fd}"
+        print(f"serving {args.spec} on {where}", file=sys.stderr, flush=True)
 
-    serve(layout, path=args.socket, access_log=args.access_log, ready=ready)
+    fd = -1 if args.fd is None else args.fd
+    serve(layout, path=args.socket, fd=fd, access_log=args.access_log, ready=ready, owned=False)
     return 0
 
 

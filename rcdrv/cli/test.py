@@ -136,7 +136,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
                     return None
                 stack.close()
                 try:
-                    wait_until_back(args.device, cancel, lost)
+                    wait_until_back(args.device, cancel, lost, vf_token=args.vf_token)
                 except HostError as error:
                     print_error(error)
                     return None

@@ -30,15 +30,19 @@ def serve(
     fd: int = -1,
     access_log: str | Path | None = None,
     ready: Callable[[], None] | None = None,
+    owned: bool = True,
 ) -> None:
     """Serve ``layout`` to one client after another, until SIGTERM or SIGINT.
 
     :param path: where to listen; the socket is for this user alone, and removed at the end
-    :param fd: instead of ``path``, one end of a connected socket pair. Ends when the other end is
-        closed, and ignores SIGINT, which a terminal sends to its owner too
+    :param fd: instead of ``path``, a UNIX socket. One that is connected serves that client, and
+        ends with it; one that listens serves one after another
     :param access_log: a file for the access log, overwritten. It has every access unless the
         layout has ``trap = "sparse"``
     :param ready: called once a client can connect
+    :param owned: the other end of ``fd`` starts and ends this process: SIGINT, which a terminal
+        sends to it too, is ignored
+    :raises UsageError: ``fd`` is no such socket
     :raises HostError: cannot listen there, or the access log cannot be written
     """
     if (path is None) == (fd < 0):
@@ -47,20 +51,41 @@ def serve(
     with contextlib.ExitStack() as stack:
         endpoint = SimEndpoint(layout, stack.enter_context(_open_log(access_log)))
         stack.callback(endpoint.close)
+        sock = stack.enter_context(_inherited(fd)) if path is None else None
         server = Server(endpoint)
         stack.callback(server.close)
-        stack.enter_context(_signals(server, interactive=path is not None))
+        stack.enter_context(_signals(server, interactive=sock is None or not owned))
         stack.enter_context(_ticks())
-        if path is None:
-            sock = socket.socket(fileno=fd)
-            if ready:
-                ready()
-            server.serve_connected(sock)
-            return
-        listener = stack.enter_context(listen(path))
+        if path is not None:
+            sock = stack.enter_context(listen(path))
+        assert sock is not None
         if ready:
             ready()
-        server.serve(listener)
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            server.serve(sock)
+        else:
+            server.serve_connected(sock)
+
+
+def _inherited(fd: int) -> socket.socket:
+    """Return the stream socket that a descriptor is."""
+    wrong = f"descriptor {fd} is not a UNIX stream socket that listens or is connected"
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise UsageError(wrong) from error
+    kind = (sock.family, sock.type & ~socket.SOCK_NONBLOCK & ~socket.SOCK_CLOEXEC)
+    try:
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.getpeername()
+    except OSError as error:
+        sock.close()
+        raise UsageError(wrong) from error
+    if kind != (socket.AF_UNIX, socket.SOCK_STREAM):
+        sock.close()
+        raise UsageError(wrong)
+    sock.set_inheritable(False)
+    return sock
 
 
 @contextlib.contextmanager

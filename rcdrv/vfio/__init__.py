@@ -1,20 +1,78 @@
-"""PCI functions through the kernel's VFIO. Useful on its own: it knows nothing of endpoints.
+"""PCI functions through the kernel's VFIO. A library of its own: it knows nothing of endpoints.
 
-:func:`open_device` opens one; :class:`~rcdrv.vfio.device.VfioDevice` is what it returns.
+:func:`open` opens one as a :class:`Function`: BARs, interrupts, DMA, config space.
+:func:`open_device` opens the :class:`Device` below it: VFIO's own model. The names in ``__all__``
+are stable; docs/vfio.md has an example.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from rcdrv.device import Device
-from rcdrv.errors import UsageError
+from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.dma import DmaBuffer
+from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError, UsageError
+from rcdrv.function import Function
+from rcdrv.interrupts import Interrupts
+from rcdrv.mmio import Window, barrier
 from rcdrv.sysfs import Paths, canonical_address, may_use_iommufd
+from rcdrv.wait import Cancel, Deadline
+
+__all__ = [
+    "BACKENDS",
+    "CONFIG_REGION",
+    "AccessError",
+    "Area",
+    "Cancel",
+    "Deadline",
+    "Device",
+    "DeviceLost",
+    "DmaBuffer",
+    "Function",
+    "HostError",
+    "Interrupts",
+    "IrqKind",
+    "RcdrvError",
+    "RegionFlag",
+    "RegionInfo",
+    "SetIrqs",
+    "UsageError",
+    "Window",
+    "barrier",
+    "open",
+    "open_descriptor",
+    "open_device",
+]
 
 BACKENDS = ("group", "iommufd", "noiommu", "sysfs")
+_HEX = frozenset("0123456789abcdefABCDEF")
 
 
-def open_device(bdf: str, backend: str | None = None, *, paths: Paths | None = None) -> Device:
+def open(
+    bdf: str,
+    backend: str | None = None,
+    *,
+    vf_token: str | None = None,
+    cancel: Cancel | None = None,
+) -> Function:
+    """Open the PCI function ``bdf`` for a driver, best with ``with``.
+
+    Memory decoding and bus mastering are on until it is closed.
+
+    :param backend: see :func:`open_device`, as for ``vf_token`` and the other errors
+    :param cancel: ends every wait on the function
+    :raises DeviceLost: the function does not answer
+    """
+    return Function(open_device(bdf, backend, vf_token=vf_token), cancel)
+
+
+def open_device(
+    bdf: str,
+    backend: str | None = None,
+    *,
+    vf_token: str | None = None,
+    paths: Paths | None = None,
+) -> Device:
     """Open the PCI function ``bdf``, as ``0000:01:00.0`` or ``01:00.0``.
 
     The kernel resets the function now and again when it is closed.
@@ -22,8 +80,10 @@ def open_device(bdf: str, backend: str | None = None, *, paths: Paths | None = N
     :param backend: ``group``, ``iommufd``, ``noiommu`` or ``sysfs``; None chooses iommufd where the
         kernel has it for this function and the user may open it, else group. noiommu and sysfs,
         which is no VFIO, have to be asked for
+    :param vf_token: a UUID that the users of a physical function and of its virtual functions
+        share, where the kernel wants one; without users of the latter, opening the former sets it
     :param paths: where sysfs, /dev and /proc are, when not at their usual places
-    :raises UsageError: not a PCI address, or no such backend
+    :raises UsageError: not a PCI address, no such backend, or no UUID
     :raises HostError: the host is not ready; the hint is the cure
     """
     address = canonical_address(bdf)
@@ -35,8 +95,43 @@ def open_device(bdf: str, backend: str | None = None, *, paths: Paths | None = N
         )
     # Imported where it is used: a program that starts for one ring needs one of them.
     opener = getattr(import_module(f"rcdrv.vfio.{name}"), f"open_{name}")
-    device: Device = opener(address, where)
+    token = []
+    if vf_token is not None:
+        if name == "sysfs":
+            raise UsageError("sysfs has no VF token", hint="leave `vf_token` out, or use VFIO")
+        token.append(checked_token(vf_token))
+    device: Device = opener(address, where, *token)
     return device
+
+
+def open_descriptor(
+    fd: int, iommufd: int = -1, *, vf_token: str | None = None, paths: Paths | None = None
+) -> Device:
+    """Open the function whose node, ``/dev/vfio/devices/vfio<n>``, another program has opened.
+
+    :param fd: that descriptor, which belongs to the device from now on
+    :param iommufd: one of ``/dev/iommu``, taken over too; without it, that is opened here
+    :param vf_token: see :func:`open_device`
+    :raises UsageError: these descriptors are something else, or no UUID
+    :raises HostError: the kernel refuses; the hint is the cure
+    """
+    from rcdrv.vfio.descriptor import take_descriptor
+
+    token = vf_token and checked_token(vf_token)
+    return take_descriptor(fd, iommufd, paths or Paths(), token)
+
+
+def checked_token(text: str) -> str:
+    """Return a VF token that is a UUID, as the kernel parses it.
+
+    :raises UsageError: it is none
+    """
+    digits = text.split("-")
+    if [len(part) for part in digits] != [8, 4, 4, 4, 12] or set("".join(digits)) - _HEX:
+        raise UsageError(
+            f"the VF token {text!r} is not a UUID", hint="uuidgen makes one; `vf_token` takes it"
+        )
+    return text
 
 
 def default_backend(bdf: str, paths: Paths | None = None) -> str:

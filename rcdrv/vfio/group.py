@@ -111,9 +111,10 @@ class Container:
             os.close(fd)
 
 
-def open_group(bdf: str, paths: Paths) -> VfioDevice:
+def open_group(bdf: str, paths: Paths, token: str | None = None) -> VfioDevice:
     """Open a PCI function, by its canonical address, through its IOMMU group.
 
+    :param token: the VF token, where the kernel wants one
     :raises HostError: something of the host is not ready; the message says what and the cure
     """
     number = iommu_group(paths, bdf)
@@ -124,7 +125,7 @@ def open_group(bdf: str, paths: Paths) -> VfioDevice:
         group = open_node(paths, bdf, node, undo)
         _check_viable(paths, bdf, number, group)
         _attach(paths, bdf, number, group, container)
-        device = device_fd(paths, bdf, group)
+        device = device_fd(paths, bdf, group, token)
         undo.callback(os.close, device)
         opened = VfioDevice(bdf, "group", device, Container(container, group))
         undo.pop_all()
@@ -172,10 +173,11 @@ def _attach(paths: Paths, bdf: str, number: str, group: int, container: int) -> 
         raise refused(f"the IOMMU cannot be set up for {bdf}", error) from error
 
 
-def device_fd(paths: Paths, bdf: str, group: int) -> int:
+def device_fd(paths: Paths, bdf: str, group: int, token: str | None = None) -> int:
     """The function's own descriptor, from its group in its container."""
+    name = f"{bdf} vf_token={token}" if token else bdf  # vfio_pci_core_match()
     try:
-        return call(group, uapi.GROUP_GET_DEVICE_FD, bytearray(bdf.encode() + b"\0"))
+        return call(group, uapi.GROUP_GET_DEVICE_FD, bytearray(name.encode() + b"\0"))
     except OSError as error:
         if error.errno == errno.EPERM:  # iommufd as the container checks here
             raise no_isolation(paths, bdf, _unsafe_module(paths)) from error
@@ -186,7 +188,7 @@ def device_fd(paths: Paths, bdf: str, group: int) -> int:
             raise HostError(
                 f"{bdf}: the kernel is busy with the device", hint="try again"
             ) from error
-        raise not_given(paths, bdf, error) from error
+        raise not_given(paths, bdf, error, token) from error
 
 
 def _unsafe_module(paths: Paths) -> str:

@@ -130,12 +130,13 @@ class Ioas:
             os.close(fd)
 
 
-def open_iommufd(bdf: str, paths: Paths) -> VfioDevice:
+def open_iommufd(bdf: str, paths: Paths, token: str | None = None) -> VfioDevice:
     """Open a PCI function, by its canonical address, through its own device node.
 
+    :param token: the VF token, where the kernel wants one
     :raises HostError: something of the host is not ready; the message says what and the cure
     """
-    group = iommu_group(paths, bdf)
+    iommu_group(paths, bdf)  # refuses a function that is not there, not bound, or has no IOMMU
     name = device_name(paths, bdf)
     if name is None:
         raise HostError(
@@ -148,19 +149,46 @@ def open_iommufd(bdf: str, paths: Paths) -> VfioDevice:
         iommufd = open_node(paths, bdf, paths.iommufd_node, undo)
         ioas = Ioas(iommufd)
         device = open_node(paths, bdf, node, undo)
-        try:
-            bind(device, iommufd)
-        except OSError as error:
-            raise _cannot_bind(paths, bdf, group, node, error) from error
-        attach(bdf, device, ioas)
-        opened = VfioDevice(bdf, "iommufd", device, ioas)
+        opened = use_node(paths, bdf, node, device, ioas, iommufd, token)
         undo.pop_all()
     return opened
 
 
-def bind(device: int, iommufd: int) -> None:
+def use_node(
+    paths: Paths,
+    bdf: str,
+    node: Path,
+    device: int,
+    ioas: Ioas,
+    iommufd: int,
+    token: str | None = None,
+) -> VfioDevice:
+    """Return the function whose open node is ``device``; the descriptors stay the caller's if not.
+
+    :raises HostError: the kernel refuses
+    """
+    try:
+        bind(device, iommufd, token)
+    except OSError as error:
+        raise _cannot_bind(paths, bdf, node, error, token) from error
+    attach(bdf, device, ioas)
+    return VfioDevice(bdf, "iommufd", device, ioas)
+
+
+def bind(device: int, iommufd: int, token: str | None = None) -> None:
     """Make a function's descriptor usable: the kernel opens the function, which resets it."""
-    request = uapi.BindIommufd(ctypes.sizeof(uapi.BindIommufd), iommufd=iommufd)
+    if not token:
+        plain = uapi.BindIommufd(ctypes.sizeof(uapi.BindIommufd), iommufd=iommufd)
+        call(device, uapi.DEVICE_BIND_IOMMUFD, plain)
+        return
+    # A uuid_t has its bytes in the order of the text: uuid_parse() in lib/uuid.c.
+    uuid = (ctypes.c_uint8 * 16)(*bytes.fromhex(token.replace("-", "")))
+    request = uapi.BindIommufdToken(
+        ctypes.sizeof(uapi.BindIommufdToken),
+        uapi.BIND_FLAG_TOKEN,
+        iommufd=iommufd,
+        token_uuid_ptr=ctypes.addressof(uuid),
+    )
     call(device, uapi.DEVICE_BIND_IOMMUFD, request)
 
 
@@ -173,12 +201,17 @@ def attach(bdf: str, device: int, ioas: Ioas) -> None:
         raise refused(f"the IOMMU cannot be set up for {bdf}", error) from error
 
 
-def _cannot_bind(paths: Paths, bdf: str, group: str, node: Path, error: OSError) -> HostError:
+def _cannot_bind(
+    paths: Paths, bdf: str, node: Path, error: OSError, token: str | None
+) -> HostError:
     """Return the error for a failed VFIO_DEVICE_BIND_IOMMUFD."""
+    if error.errno == errno.EINVAL and token:
+        return not_given(paths, bdf, error, token)
     # EINVAL: the function itself is open (vfio_df_open()). EBUSY: its group is
     # (vfio_device_block_group()), or a driver uses another member. EPERM: interrupts are not
     # isolated, or somebody has another member.
     if error.errno == errno.EBUSY:
+        group = iommu_group(paths, bdf)
         drivers = {driver for member, driver in group_members(paths, group) if member != bdf}
         if drivers - {DRIVER, None}:
             return not_viable(paths, bdf, group)
@@ -191,4 +224,4 @@ def _cannot_bind(paths: Paths, bdf: str, group: str, node: Path, error: OSError)
     if error.errno == errno.EAGAIN:
         # vfio_pci_core_enable(): somebody else holds the device lock, for a reset perhaps.
         return HostError(f"{bdf}: the kernel is busy with the device", hint="try again")
-    return not_given(paths, bdf, error)
+    return not_given(paths, bdf, error, token)

@@ -39,7 +39,7 @@ from rcdrv.vfio.device import VfioDevice
 from rcdrv.vfio.group import Container, check_container, device_fd
 from rcdrv.vfio.ioctl import call
 from rcdrv.vfio.iommufd import Ioas, attach, bind
-from rcdrv.vfio.refusals import in_use, open_node, refused, rivals
+from rcdrv.vfio.refusals import in_use, not_given, open_node, refused, rivals
 
 _CAP_SYS_RAWIO = 1 << 17  # as in the CapEff line of /proc/<pid>/status
 _PRESENT, _FRAME = 1 << 63, (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
@@ -163,11 +163,12 @@ class NoIommuDevice(VfioDevice, PhysicalDma):
         return self._memory.allocate(size, align, limit)
 
 
-def open_noiommu(bdf: str, paths: Paths) -> NoIommuDevice:
+def open_noiommu(bdf: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
     """Open a PCI function, by its canonical address, without an IOMMU.
 
     Warns through :mod:`logging`, which without further ado is a line on stderr.
 
+    :param token: the VF token, where the kernel wants one
     :raises HostError: something of the host is not ready; the message says what and the cure
     """
     check_present(paths, bdf)
@@ -188,9 +189,9 @@ def open_noiommu(bdf: str, paths: Paths) -> NoIommuDevice:
             hint="run as root (CAP_SYS_RAWIO)",
         )
     if name is not None and paths.iommufd_node.exists():
-        device = open_by_node(bdf, name, paths)
+        device = open_by_node(bdf, name, paths, token)
     else:
-        device = open_by_group(bdf, str(group), paths)
+        device = open_by_group(bdf, str(group), paths, token)
     logging.getLogger(__name__).warning(
         "rcdrv: warning: %s has no IOMMU in front: it can read and write all of this host's memory",
         bdf,
@@ -198,7 +199,7 @@ def open_noiommu(bdf: str, paths: Paths) -> NoIommuDevice:
     return device
 
 
-def open_by_node(bdf: str, name: str, paths: Paths) -> NoIommuDevice:
+def open_by_node(bdf: str, name: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
     """Open a function by VFIO's name of it; iommufd pins its memory (Linux 7.3).
 
     :raises HostError: the kernel refuses
@@ -209,8 +210,10 @@ def open_by_node(bdf: str, name: str, paths: Paths) -> NoIommuDevice:
         ioas = Ioas(iommufd)
         device = open_node(paths, bdf, node, undo)
         try:
-            bind(device, iommufd)
+            bind(device, iommufd, token)
         except OSError as error:
+            if error.errno == errno.EACCES or (error.errno == errno.EINVAL and token):
+                raise not_given(paths, bdf, error, token) from error
             if error.errno in (errno.EINVAL, errno.EBUSY) or rivals(paths, bdf):
                 raise in_use(paths, bdf, node) from error
             raise refused(f"{bdf} cannot be opened", error) from error
@@ -226,7 +229,7 @@ def open_by_node(bdf: str, name: str, paths: Paths) -> NoIommuDevice:
     return opened
 
 
-def open_by_group(bdf: str, group: str, paths: Paths) -> NoIommuDevice:
+def open_by_group(bdf: str, group: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
     """Open a function by the group that VFIO made up for it.
 
     :raises HostError: the kernel refuses
@@ -240,7 +243,7 @@ def open_by_group(bdf: str, group: str, paths: Paths) -> NoIommuDevice:
             call(container, uapi.SET_IOMMU, uapi.NOIOMMU_IOMMU)
         except OSError as error:
             raise refused(f"{bdf} cannot be had without an IOMMU", error) from error
-        device = device_fd(paths, bdf, group_fd)
+        device = device_fd(paths, bdf, group_fd, token)
         undo.callback(os.close, device)
         both = Container(container, group_fd)
         memory = PhysicalMemory(look_up, both.close, huge_only=True)

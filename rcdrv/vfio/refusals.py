@@ -67,16 +67,39 @@ def not_viable(paths: Paths, bdf: str, number: str) -> HostError:
     )
 
 
-def not_given(paths: Paths, bdf: str, error: OSError) -> HostError:
+def not_given(paths: Paths, bdf: str, error: OSError, token: str | None = None) -> HostError:
     """The kernel does not give the function out of its open group or node."""
+    # vfio_pci_core_match_token_uuid() in drivers/vfio/pci/vfio_pci_core.c
     physical = (paths.function(bdf) / "physfn").resolve()
     if error.errno == errno.EACCES and physical.exists() and driver_of(physical) == DRIVER:
-        # vfio_pci_core_match_token_uuid() in drivers/vfio/pci/vfio_pci_core.c
+        wants = (
+            f"{bdf} is a virtual function of {physical.name}, which is bound to {DRIVER} too: "
+            f"the kernel wants {physical.name}'s token"
+        )
+        if token:
+            return HostError(
+                f"{wants}, which is another one",
+                hint=f"`vf_token` has to be what {physical.name} was last opened with; while that"
+                " is in use, ask its user",
+            )
         return HostError(
-            f"{bdf} is a virtual function of {physical.name}, which is bound to {DRIVER} too:"
-            " the kernel then wants a token of whoever has that one open",
-            hint=f"give {physical.name} to its own driver or to pci-pf-stub, and write the number"
-            " of virtual functions to its sriov_numvfs",
+            wants,
+            hint=f"open {physical.name} with a `vf_token` of your choice, keep it open, and give"
+            f" the same here; or give {physical.name} to its own driver or to pci-pf-stub, and"
+            " write the number of virtual functions to its sriov_numvfs",
+        )
+    if error.errno == errno.EACCES:
+        return HostError(
+            f"{bdf}: its virtual functions are in use: the kernel wants their token, "
+            + ("which is another one" if token else "and none was given"),
+            hint="give the `vf_token` that they were opened with; or end who uses them",
+        )
+    if error.errno == errno.EINVAL and token:
+        return HostError(
+            f"{bdf}: the kernel takes no VF token for it",
+            hint=f"one is for a function with SR-IOV on {DRIVER}, and for a virtual function whose"
+            " physical one is there too; older kernels take it by group only (RCDRV_BACKEND=group)."
+            " Else leave `vf_token` out",
         )
     return refused(f"{bdf} cannot be opened", error)
 

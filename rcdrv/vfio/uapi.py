@@ -219,6 +219,24 @@ class BindIommufd(Argument):
     out_devid: int
 
 
+BIND_FLAG_TOKEN = 1
+"""VFIO_DEVICE_BIND_FLAG_TOKEN."""
+
+
+class BindIommufdToken(Argument):
+    """struct vfio_device_bind_iommufd with a VF token, which newer kernels take."""
+
+    _fields_ = (
+        ("iommufd", c_int32),
+        ("out_devid", c_uint32),
+        ("token_uuid_ptr", c_uint64),
+    )
+
+    iommufd: int
+    out_devid: int
+    token_uuid_ptr: int
+
+
 class AttachIommufdPt(Argument):
     """struct vfio_device_attach_iommufd_pt, up to what the first version of it had."""
 

@@ -186,8 +186,9 @@ class DmaSpace:
     def unmap(self, request: DmaUnmap) -> None:
         """Take away all mappings inside a range, or every one with UNMAP_ALL.
 
-        The specification asks for the very numbers of one mapping; as in VFIO type 1 a range
-        may cover several, but cuts none.
+        The specification asks for the very numbers of one mapping. But QEMU with a vIOMMU maps page
+        by page and unmaps by its guest's ranges: 1 MiB of 256 mappings in one message. So, as in
+        VFIO type 1, a range may cover several, but cuts none.
 
         :raises Refused: a bad flag or a cut (EINVAL), nothing is mapped there (ENOENT), a dirty
             bitmap was asked for (ENOTSUP)

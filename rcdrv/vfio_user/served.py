@@ -62,7 +62,10 @@ class Peer(Protocol):
 
 
 class ServedDevice(Protocol):
-    """A device behind a vfio-user socket. All calls come from the server's one thread."""
+    """A device behind a vfio-user socket. All calls come from the server's one thread.
+
+    What ends with ``return`` here need not be given by a device.
+    """
 
     def regions(self) -> Sequence[ServedRegion]:
         """By region index: BAR0-5, ROM, config space, VGA (9 entries)."""
@@ -72,6 +75,7 @@ class ServedDevice(Protocol):
 
     def can_reset(self) -> bool:
         """Whether DEVICE_INFO announces a function reset."""
+        return False
 
     def attach(self, peer: Peer) -> None:
         """A client has connected and agreed on a version. :meth:`regions` and
@@ -79,6 +83,7 @@ class ServedDevice(Protocol):
 
     def detach(self) -> None:
         """The client has gone, in whatever way; its eventfds and DMA mappings are closed."""
+        return
 
     def read(self, region: int, offset: int, size: int) -> bytes:
         """A trapped read inside the region (the server has checked bounds); all ``size`` bytes."""
@@ -89,18 +94,23 @@ class ServedDevice(Protocol):
 
     def irqs_changed(self, kind: IrqKind) -> None:
         """Vectors of ``kind`` were armed or disarmed."""
+        return
 
     def intx_masked(self, masked: bool) -> None:
         """INTx was masked or unmasked by the client. VFIO's clients unmask after handling: a
         level that is still asserted then has to fire again. The server itself masks INTx when
         it fires (AUTOMASKED) before it calls this with True."""
+        return
 
     def reset(self) -> None:
         """DEVICE_RESET."""
+        return
 
     def next_event(self) -> float | None:
         """When :meth:`run` wants to be called next, on time.monotonic(); None for never. Asked
         after every message, and only while a client is attached."""
+        return None
 
     def run(self) -> None:
         """Do what is due. May call the peer's DMA methods."""
+        return

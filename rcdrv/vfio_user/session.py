@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import sys
@@ -33,7 +32,8 @@ from rcdrv.vfio_user.messages import (
     pack_multi_reply,
 )
 from rcdrv.vfio_user.served import DmaFault, ServedDevice, ServedRegion
-from rcdrv.vfio_user.version import MAJOR, MINOR, Capabilities, Version
+from rcdrv.vfio_user.stop import Stop
+from rcdrv.vfio_user.version import MAJOR, MINOR, PAGE_SIZES, Capabilities, Version
 from rcdrv.vfio_user.wire import Connection, Message, Refused, WireCommand
 from rcdrv.wait import Deadline
 
@@ -41,29 +41,6 @@ _Reply = tuple[bytes, Sequence[int]]
 _DONE: _Reply = (b"", ())
 
 _FD_SETSIZE = 1024
-
-
-class Stop:
-    """An eventfd that is readable from :meth:`set` on."""
-
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.requested = False
-        self._poll = select.poll()
-        self._poll.register(self.fd, select.POLLIN)
-
-    def wait(self, seconds: float) -> None:
-        self._poll.poll(seconds * 1000)
-
-    def set(self) -> None:
-        self.requested = True
-        if self.fd >= 0:
-            os.eventfd_write(self.fd, 1)
-
-    def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
 class Session:
@@ -79,6 +56,8 @@ class Session:
         self._regions: Sequence[ServedRegion] = device.regions()
         self._dma = DmaSpace()
         self._client = Capabilities()
+        self._longest = wire.MAX_DATA_XFER_SIZE
+        """Data bytes that the client may send or ask for in one message."""
         self.attached = False
         """Whether the client has agreed on a version."""
         self._gone = False
@@ -240,18 +219,22 @@ class Session:
         if self.attached or message.fds:
             raise Refused(errno.EINVAL)
         asked = Version.unpack(message.body)
-        if asked.major != MAJOR or asked.capabilities.max_data_xfer_size < 1:
+        wanted = asked.capabilities
+        if asked.major != MAJOR or wanted.max_data_xfer_size < 1 or not wanted.pgsizes & PAGE_SIZES:
             raise Refused(errno.EINVAL)
         self._client = asked.capabilities
         self._device.attach(self)
         self.attached = True
-        # What a client does not know must not be offered (VFIO_USER_VERSION, rule 3). But these two
-        # it has to know: their defaults are beyond what is taken here.
+        # What a client does not propose must not be offered (VFIO_USER_VERSION, rule 3): it goes
+        # by the default then, which has to be taken.
+        if "max_data_xfer_size" in self._client.unknown:
+            self._longest = Capabilities().max_data_xfer_size
         capabilities = Capabilities(
             max_msg_fds=wire.MAX_MSG_FDS,
             max_data_xfer_size=wire.MAX_DATA_XFER_SIZE,
+            pgsizes=self._client.pgsizes & PAGE_SIZES,
             write_multiple=self._client.write_multiple,
-            unknown=self._client.unknown - {"max_msg_fds", "max_data_xfer_size"},
+            unknown=self._client.unknown,
         )
         return Version(MAJOR, min(asked.minor, MINOR), capabilities).pack(), ()
 
@@ -304,7 +287,7 @@ class Session:
 
     def _check_access(self, access: RegionAccess, needed: RegionFlag) -> None:
         region = self._region(access.region)
-        if not region.flags & needed or access.count > wire.MAX_DATA_XFER_SIZE:
+        if not region.flags & needed or access.count > self._longest:
             raise Refused(errno.EINVAL)
         if access.offset + access.count > region.size:
             raise Refused(errno.EINVAL)

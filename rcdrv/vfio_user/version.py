@@ -15,6 +15,9 @@ MAX_DMA_MAPS = 65535
 PAGE_SIZE = 4096
 """The granularity of DMA mappings; the specification's default, whatever the host's page size."""
 
+PAGE_SIZES = -PAGE_SIZE & (1 << 64) - 1
+"""Every page size that whole pages of that granularity can have, or'ed."""
+
 MAX_VERSION_DATA = 16384
 
 _VERSION = Struct("=HH")

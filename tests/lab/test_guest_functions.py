@@ -102,6 +102,34 @@ with open_function(sys.argv[1]) as function:
     function.reset()
 print("done")
 """
+TOKEN = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"
+TOKENS = f"""
+import sys
+from rcdrv.errors import HostError
+from rcdrv.vfio import open
+
+physical, virtual, backend = sys.argv[1:]
+token, other = "{TOKEN}", "0{TOKEN[1:]}"
+
+def refused(address, token, says):
+    try:
+        open(address, backend, vf_token=token).close()
+    except HostError as error:
+        assert says in error.message, error.message
+        assert "`vf_token`" in error.hint, error.hint
+    else:
+        raise AssertionError(says)
+
+with open(physical, backend, vf_token=token):
+    with open(virtual, backend, vf_token=token) as function:
+        assert function.bars[0].size == 16 << 10
+    refused(virtual, other, "'s token, which is another one")
+    refused(virtual, None, "'s token")
+with open(virtual, backend, vf_token=token):
+    refused(physical, None, "virtual functions are in use")
+    refused(physical, other, "which is another one")
+print("done")
+"""
 
 
 @pytest.fixture(params=["igb", "vfio-pci"])
@@ -123,7 +151,13 @@ def test_a_virtual_function_is_a_function(guest_x86_64: Guest, virtual: tuple[st
         assert result.status == 3
         said: dict[str, Any] = json.loads(result.stdout)
         assert "is a virtual function of" in said["message"], said
+        assert "--vf-token" in said["hint"]
         assert "sriov_numvfs" in said["hint"]
+        (physical,) = [one.address for one in guest_x86_64.devices if one.spec == "igb"]
+        shared = guest_x86_64.run(["python3", "-c", TOKENS, physical, address, "group"])
+        assert (shared.status, shared.stdout) == (0, "done\n"), shared
+        token = ["--vf-token", TOKEN]
+        assert rcdrv(guest_x86_64, address, *token, "peek", "0", "8").status == 0
         return
     assert result.status == 0, result
     document = json.loads(result.stdout)

@@ -7,16 +7,24 @@ latter in a guest without an IOMMU.
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.lab.test_guest_functions import DISABLE, ENABLE, TOKENS
 from tests.unavailable import unavailable
+from tests.unit.test_api import blocks
 from tools.lab.errors import LabError
 from tools.lab.guest import Device, Guest
 
+ROOT = Path(__file__).parents[2]
 CASES = Path(__file__).with_name("vfio_cases.py")
 INSIDE = "opt/vfio_cases.py"
 
@@ -57,6 +65,7 @@ NOT_WITHOUT_IOMMU = ("edu_iova_ranges", "xhci_all_vectors")
 # The kernel without iommufd in no-IOMMU mode, which is any before Linux 7.3.
 BY_GROUP = ["edu_description", "edu_msi", "edu_dma", "edu_noiommu_dma", "edu_noiommu_refusals"]
 AS_USER = ("edu_not_for_this_user", "edu_memory_limit")
+IOMMUFD = ("edu_descriptor", "igb_tokens")
 # Removes the device and brings it back, so it comes last.
 LAST = "edu_wanted_back"
 
@@ -71,7 +80,7 @@ class Way(NamedTuple):
 
 WAYS = {
     "group": Way("x86_64", "group", (*EVERYWHERE, *AS_USER, LAST)),
-    "iommufd": Way("x86_64", "iommufd", (*EVERYWHERE, *AS_USER, "edu_chosen", LAST)),
+    "iommufd": Way("x86_64", "iommufd", (*EVERYWHERE, *AS_USER, "edu_chosen", *IOMMUFD, LAST)),
     "noiommu": Way(
         "x86_64",
         "noiommu",
@@ -128,6 +137,26 @@ def run(guest: Guest, case: str, backend: str = "group") -> None:
         assert "can read and write all of this host's memory" in result.stderr
 
 
+@contextlib.contextmanager
+def toy() -> Iterator[str]:
+    """The device of docs/vfio-user.md, served; what QEMU calls it."""
+    with tempfile.TemporaryDirectory(prefix="toy-") as folder:
+        path = f"{folder}/s"
+        code = blocks(ROOT / "docs/vfio-user.md")[0]
+        server = subprocess.Popen(
+            [sys.executable, "-c", code, path], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            while not Path(path).exists() and server.poll() is None:
+                time.sleep(0.02)
+            socket = {"type": "unix", "path": path}
+            yield json.dumps({"driver": "vfio-user-pci", "socket": socket})
+        finally:
+            server.terminate()
+            _, complaint = server.communicate()
+            assert not complaint
+
+
 class Guests:
     """The guest for a way: the one that there is, or a fresh one in its place."""
 
@@ -149,11 +178,12 @@ class Guests:
     def _boot(self, way: Way) -> Guest:
         if way.backend != "noiommu":
             with_iommufd = way.backend == "iommufd"
-            return self._booted.enter_context(
-                booted("edu", "igb", XHCI, arch=way.arch, iommufd=with_iommufd)
-            )
+            devices = ["edu", "igb", XHCI]
+            if way is WAYS["group"]:
+                devices.append(self._booted.enter_context(toy()))
+            return self._booted.enter_context(booted(*devices, arch=way.arch, iommufd=with_iommufd))
         # The engine of edu reaches 256 MiB unless told otherwise, and nothing moves addresses here.
-        devices = ("edu,dma_mask=0xffffffff", "igb")
+        devices = ["edu,dma_mask=0xffffffff", "igb"]
         options = ["intel_iommu=off"]
         guest = self._booted.enter_context(
             booted(*devices, append=options, bind=False, iommufd=True)
@@ -184,11 +214,27 @@ def follow_the_cure(guest: Guest, device: Device) -> None:
     assert guest.run(command, env={"RCDRV_BACKEND": "noiommu"}).status == 0
 
 
+@pytest.mark.parametrize(("name", "block"), [("edu", "vfio.md"), ("vfio-user-pci", "vfio-user.md")])
+def test_the_programs_of_the_manual(guests: Guests, name: str, block: str) -> None:
+    """As they are written: on QEMU's edu, and on a device of thirty lines of Python."""
+    guest = guests.have("group")
+    (address,) = (device.address for device in guest.devices if name in device.spec)
+    page = ROOT / "docs" / block
+    result = guest.run(["python3", "-c", blocks(page)[-1], address])
+    assert result.status == 0, f"{result.stderr}\n{guest.console[-2000:]}"
+    assert len(result.stdout.splitlines()) == 3
+    for line in result.stdout.splitlines():
+        assert f"`{line}`" in page.read_text(), line
+
+
 @pytest.mark.parametrize(
     ("way", "case"), [(name, case) for name, way in WAYS.items() for case in way.cases]
 )
 def test_device(guests: Guests, way: str, case: str) -> None:
     guest, backend = guests.have(way), WAYS[way].backend
+    if case == "igb_tokens":
+        tokens(guest, backend)
+        return
     if case != "edu_memory_limit":
         run(guest, case, backend)
         return
@@ -201,6 +247,18 @@ def test_device(guests: Guests, way: str, case: str) -> None:
         run(guest, case, backend)
     finally:
         guest.run(["chown", "root", *nodes])
+
+
+def tokens(guest: Guest, backend: str) -> None:
+    """A virtual function and its physical one on vfio-pci share a VF token."""
+    (physical,) = (one.address for one in guest.devices if one.spec == "igb")
+    made = guest.run(["sh", "-e", "-c", ENABLE, "enable", physical, "vfio-pci"])
+    assert made.status == 0, made
+    try:
+        shared = guest.run(["python3", "-c", TOKENS, physical, made.stdout.strip(), backend])
+        assert (shared.status, shared.stdout) == (0, "done\n"), shared
+    finally:
+        assert guest.run(["sh", "-e", "-c", DISABLE, "disable", physical]).status == 0
 
 
 @pytest.mark.parametrize("backend", ["group", "iommufd"])

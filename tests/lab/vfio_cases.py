@@ -17,11 +17,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from rcdrv.address import open_function
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, SetIrqs
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import barrier
 from rcdrv.pci import Command
+from rcdrv.sysfs import Paths, device_name
 from rcdrv.vfio import open_device
 from rcdrv.vfio.device import VfioDevice
 from rcdrv.vfio.group import Container
@@ -122,6 +124,31 @@ def edu_exact_width(address: str) -> None:
         while mapped.read32(STATUS) & 1:
             assert not deadline.expired
         assert mapped.read32(FACTORIAL) == 120
+
+
+def edu_descriptor(address: str) -> None:
+    """A node that another program opened, here this one; iommufd likewise, or opened by rcdrv."""
+    paths = Paths()
+    node = paths.device_node(str(device_name(paths, address)))
+
+    def passed_on(*others: int) -> tuple[int, ...]:
+        return (os.open(node, os.O_RDWR), *others)
+
+    for with_iommufd in (False, True):
+        fds = passed_on(*([os.open("/dev/iommu", os.O_RDWR)] if with_iommufd else []))
+        name = f"fd:{','.join(map(str, fds))}"
+        with open_function(name) as function:
+            assert (function.address, function.device.backend) == (address, "iommufd")
+            assert function.bar(0).read32(IDENT) == 0x010000ED
+            with function.dma_buffer(PAGE):
+                pass
+        assert not left_open(), left_open()
+        failure(UsageError, partial(open_function, name))
+    (fd,) = passed_on()
+    command = ["rcdrv", "--device", f"fd:{fd}", "peek", "0", "0"]
+    done = subprocess.run(command, pass_fds=[fd], capture_output=True, text=True, check=False)
+    assert (done.returncode, "0x010000ed" in done.stdout) == (0, True), done
+    os.close(fd)
 
 
 def edu_refusals(address: str) -> None:

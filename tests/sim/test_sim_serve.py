@@ -19,11 +19,12 @@ import pytest
 from rcdrv.cli import build_parser
 from rcdrv.cli import sim as sim_command
 from rcdrv.device import IrqKind
-from rcdrv.errors import DeviceLost, Interrupted
+from rcdrv.errors import DeviceLost, Interrupted, UsageError
 from rcdrv.function import Function
 from rcdrv.sim.epf_test.function import crc32_le
 from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, Command, Register, Status
 from rcdrv.sim.layout import load_layout
+from rcdrv.sim.serve import serve
 from rcdrv.vfio_user.client import Client
 from rcdrv.wait import Cancel, Deadline
 from tests.unavailable import unavailable
@@ -278,3 +279,49 @@ def test_a_stop_before_it_serves_is_not_lost(tmp_path: Path) -> None:
     with contextlib.closing(cancel), pytest.raises(Interrupted):
         sim_command.run(arguments, cancel)
     assert not path.exists()
+
+
+# -- conventions of vfio-user for backend programs -------------------------------------------------
+
+
+def ring_over(sock: socket.socket) -> None:
+    with Function(Client(sock, "fd", timeout=LIMIT)) as function:
+        assert function.config.device_id == 0x3588
+
+
+def test_an_inherited_socket_serves_its_one_client() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        fd = theirs.fileno()
+        command = [sys.executable, "-m", "rcdrv", "sim", "rk3588", f"--fd={fd}"]
+        process = subprocess.Popen(command, pass_fds=[fd], stderr=subprocess.PIPE, text=True)
+    ring_over(ours)
+    _, said = process.communicate(timeout=LIMIT)
+    assert (process.returncode, said) == (0, f"serving rk3588 on descriptor {fd}\n")
+
+
+def test_an_inherited_socket_that_listens_serves_until_sigterm(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        fd = listener.fileno()
+        command = [sys.executable, "-m", "rcdrv", "sim", "rk3588", "--fd", str(fd)]
+        process = subprocess.Popen(command, pass_fds=[fd])
+    try:
+        for _ in range(2):
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(str(tmp_path / "s"))
+            ring_over(client)
+    finally:
+        process.terminate()
+    assert process.wait(LIMIT) == 0
+
+
+def test_what_is_no_socket_to_serve_at(tmp_path: Path) -> None:
+    """In this process: the descriptors are its own."""
+    unconnected = socket.socket(socket.AF_UNIX)
+    datagrams = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with unconnected, datagrams[0], datagrams[1], (tmp_path / "file").open("w") as file:
+        for fd in (unconnected.fileno(), datagrams[0].fileno(), file.fileno(), 987):
+            with pytest.raises(UsageError, match="is not a UNIX stream socket"):
+                serve(load_layout("rk3588"), fd=os.dup(fd) if fd != 987 else fd)

@@ -49,6 +49,7 @@ def test_a_row_is_a_transport(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pci_address_is_the_only_local_one() -> None:
     assert [scheme for scheme in SCHEMES if scheme.is_local] == [PCI]
+    assert [scheme.name for scheme in SCHEMES if scheme.is_vfio] == ["", "fd"]
     assert [scheme.name for scheme in SCHEMES if scheme.is_started] == ["sim"]
 
 

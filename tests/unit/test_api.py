@@ -23,11 +23,12 @@ from rcdrv.verdict import NotPassed, Reason, Verdict
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/api.md"
+LIBRARIES = [ROOT / "docs/vfio.md", ROOT / "docs/vfio-user.md"]
 
 
-def blocks() -> list[str]:
-    """The Python in docs/api.md, also where it is indented in a list."""
-    found = re.findall(r"^ *```python\n(.*?)^ *```$", PAGE.read_text("utf-8"), re.M | re.S)
+def blocks(page: Path = PAGE) -> list[str]:
+    """The Python in a page, also where it is indented in a list."""
+    found = re.findall(r"^ *```python\n(.*?)^ *```$", page.read_text("utf-8"), re.M | re.S)
     return [textwrap.dedent(code) for code in found]
 
 
@@ -60,7 +61,7 @@ def test_the_examples_of_the_manual_run(
 
 def test_the_examples_of_the_manual_satisfy_a_strict_type_checker(tmp_path: Path) -> None:
     modules = []
-    for number, code in enumerate(blocks()):
+    for number, code in enumerate(code for page in [PAGE, *LIBRARIES] for code in blocks(page)):
         modules.append(tmp_path / f"example{number}.py")
         modules[-1].write_text(code)
     run = subprocess.run(

@@ -14,6 +14,7 @@ from rcdrv.vfio import default_backend, open_device
 from rcdrv.vfio.refusals import cannot_open, no_isolation, not_given, not_viable
 
 BDF = "0000:01:00.0"
+VF, TOKEN = "0000:01:10.0", "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"
 
 
 class Host:
@@ -287,13 +288,21 @@ def test_a_virtual_function_whose_physical_one_is_on_vfio(tmp_path: Path, driver
     """Only then does the kernel want a token, and answer EACCES."""
     host = Host(tmp_path)
     host.add()
-    host.add("0000:01:10.0")
+    host.add(VF)
     host.add("0000:01:00.1", driver=driver)
     physical = host.paths.function("0000:01:00.1")
-    (host.paths.function("0000:01:10.0") / "physfn").symlink_to(physical)
+    (host.paths.function(VF) / "physfn").symlink_to(physical)
     denied = OSError(errno.EACCES, "")
-    wants_token = "wants a token" in not_given(host.paths, "0000:01:10.0", denied).message
+    wants_token = "wants 0000:01:00.1's token" in not_given(host.paths, VF, denied).message
     assert wants_token == (driver == "vfio-pci")
-    assert "wants a token" not in not_given(host.paths, BDF, denied).message
+    wrong = not_given(host.paths, VF, denied, TOKEN)
+    assert "which is another one" in wrong.message
+    assert "`vf_token`" in wrong.hint
     other = OSError(errno.EIO, "")
-    assert "wants a token" not in not_given(host.paths, "0000:01:10.0", other).message
+    assert "token" not in not_given(host.paths, VF, other, TOKEN).message
+    # What has SR-IOV itself, and virtual functions in use.
+    used = not_given(host.paths, BDF, denied)
+    assert "virtual functions are in use" in used.message
+    assert "none was given" in used.message
+    unwanted = not_given(host.paths, BDF, OSError(errno.EINVAL, ""), TOKEN)
+    assert "takes no VF token" in unwanted.message

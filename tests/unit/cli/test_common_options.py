@@ -13,6 +13,7 @@ VALUES = {
     "--timeout": ["2"],
     "--reg-bar": ["0"],
     "--irq": ["poll"],
+    "--vf-token": ["bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"],
 }
 LEAVES = [one for one in command_tree(whole_parser()).walk() if not one.children]
 

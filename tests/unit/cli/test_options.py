@@ -93,6 +93,9 @@ def below_cli() -> Iterator[tuple[str, Path]]:
 
 
 def options_named(text: str) -> set[str]:
+    """The options that a message names; an option alone is an argument of a program."""
+    if text.startswith("--") and " " not in text:
+        return set()
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", _COMMAND.sub("", text)))
 
 

@@ -33,6 +33,7 @@ NUMBERS = [
     ("VFIO_DEVICE_RESET", uapi.DEVICE_RESET, 0x3B6F),
     ("VFIO_NOIOMMU_IOMMU", uapi.NOIOMMU_IOMMU, 8),
     ("VFIO_DEVICE_BIND_IOMMUFD", uapi.DEVICE_BIND_IOMMUFD, 0x3B76),
+    ("VFIO_DEVICE_BIND_FLAG_TOKEN", uapi.BIND_FLAG_TOKEN, 1),
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", uapi.DEVICE_ATTACH_IOMMUFD_PT, 0x3B77),
     ("IOMMU_IOAS_ALLOC", uapi.IOAS_ALLOC, 0x3B81),
     ("IOMMU_IOAS_IOVA_RANGES", uapi.IOAS_IOVA_RANGES, 0x3B84),
@@ -85,6 +86,7 @@ STRUCTURES: list[tuple[str, type[uapi.Argument] | type[uapi.Command], int]] = [
     ("vfio_iommu_type1_dma_map", uapi.DmaMap, 32),
     ("vfio_iommu_type1_dma_unmap", uapi.DmaUnmap, 24),
     ("vfio_device_bind_iommufd", uapi.BindIommufd, 16),
+    ("vfio_device_bind_iommufd", uapi.BindIommufdToken, 24),
     ("vfio_device_attach_iommufd_pt", uapi.AttachIommufdPt, 12),
     ("iommu_ioas_alloc", uapi.IoasAlloc, 12),
     ("iommu_ioas_iova_ranges", uapi.IoasIovaRanges, 32),
@@ -117,7 +119,7 @@ def test_size(name: str, structure: type[uapi.Argument] | type[uapi.Command], si
     assert ctypes.sizeof(structure) == size
 
 
-NEWER = ("IOMMUFD", "iommufd", "IOMMU_IOAS", "iommu_ioas")
+NEWER = ("IOMMUFD", "BIND_FLAG_TOKEN", "iommufd", "IOMMU_IOAS", "iommu_ioas")
 """In parts of the names: what the headers of a supported system may not have yet."""
 
 

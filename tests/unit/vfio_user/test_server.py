@@ -69,10 +69,27 @@ def test_version_offers_only_what_the_client_knows(device: FakeDevice) -> None:
     with served(device) as sock:
         raw = RawClient(sock, negotiate=False)
         body = raw.ask(WireCommand.VERSION, struct.pack("=HH", 0, 7)).body
-        for name in (b"write_multiple", b"max_dma_maps", b"pgsizes"):
-            assert name not in body
-        assert body.endswith(b"\0")
+        assert body[4:] == b'{"capabilities": {}}\0'
         assert version.Version.unpack(body).minor == 0
+        # So the client goes by the defaults: 1 MiB in a message.
+        request = messages.RegionAccess(0, BAR_TRAPPED, 1 << 20)
+        assert len(raw.ask(WireCommand.REGION_READ, request.pack()).body) == 16 + (1 << 20)
+        write = messages.RegionAccess(0, BAR_TRAPPED, 1 << 20, b"x" * (1 << 20))
+        assert raw.error(WireCommand.REGION_WRITE, write.pack()) == 0
+        raw.connection.close()
+
+
+@pytest.mark.parametrize(
+    ("proposed", "agreed"), [(4096, 4096), (1 << 21, 1 << 21), (3 << 11, 4096)]
+)
+def test_the_page_sizes_are_some_of_the_clients(
+    device: FakeDevice, proposed: int, agreed: int
+) -> None:
+    with served(device) as sock:
+        raw = RawClient(sock, negotiate=False)
+        proposal = version.Version(0, 0, version.Capabilities(pgsizes=proposed))
+        reply = version.Version.unpack(raw.ask(WireCommand.VERSION, proposal.pack()).body)
+        assert reply.capabilities.pgsizes == agreed
         raw.connection.close()
 
 
@@ -84,6 +101,7 @@ def test_version_offers_only_what_the_client_knows(device: FakeDevice) -> None:
         struct.pack("=HH", 0, 0) + b"{",
         struct.pack("=HH", 0, 0) + b"x\0",
         struct.pack("=HH", 0, 0) + b'{"capabilities": {"max_data_xfer_size": 0}}\0',
+        struct.pack("=HH", 0, 0) + b'{"capabilities": {"pgsizes": 2048}}\0',
         struct.pack("=HH", 0, 0) + b" " * 20000 + b"\0",
     ],
 )
