@@ -47,7 +47,7 @@ def serve(
     with contextlib.ExitStack() as stack:
         endpoint = SimEndpoint(layout, stack.enter_context(_open_log(access_log)))
         stack.callback(endpoint.close)
-        server = Server(endpoint)
+        server = Server(endpoint, wake=endpoint.wake_fd)
         stack.callback(server.close)
         stack.enter_context(_signals(server, interactive=path is not None))
         stack.enter_context(_ticks())
