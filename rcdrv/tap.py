@@ -73,7 +73,7 @@ class Tap:
             if error.errno == errno.EBUSY:
                 raise HostError(
                     f"{name} is in use by another program",
-                    hint="end that program, or choose another `name`",
+                    hint="end that program, or choose another name",
                 ) from None
             if error.errno == errno.EPERM:
                 owner = "is another user's" if self.existed else "cannot be made: no CAP_NET_ADMIN"
@@ -84,7 +84,7 @@ class Tap:
             if error.errno == errno.EINVAL and self.existed:
                 raise UsageError(
                     f"the name {name} is taken by an interface that is no TAP of one queue",
-                    hint="choose another `name`",
+                    hint="choose another name",
                 ) from None
             raise HostError(f"cannot make the interface {name}: {error.strerror}") from None
 

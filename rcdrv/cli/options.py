@@ -27,7 +27,6 @@ OPTIONS = {
     "size": "--size",
     "mtu": "--transport-mtu",
     "peer_ip": "--peer-ip",
-    "name": "--name",
     # host: Binder.bind, Rescan.run
     "whole_group": "--group",
     "within": "--wait",

@@ -46,14 +46,11 @@ class TapNetdev(Netdev):
     def due(self) -> float | None:
         if not self._qp_up:
             return self._due
-        now = self._bridge.clock()
-        if self._full_until > now:
-            later = self._full_until
-        elif self._full_until or self._readable.poll(0):
-            later = now
-        else:
+        frames = self._full_until
+        if not frames and not self._readable.poll(0):
             return self._due
-        return later if self._due is None else min(self._due, later)
+        # Of a frame that waits it is not known since when; 0, no full ring, is long ago.
+        return frames if self._due is None else min(self._due, frames)
 
     @due.setter
     def due(self, when: float | None) -> None:
