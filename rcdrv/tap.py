@@ -216,5 +216,5 @@ def _open_driver() -> int:
     except OSError as error:
         raise HostError(
             f"{DEVICE}: {error.strerror}",
-            hint="modprobe tun (CONFIG_TUN); give it to a container by --device /dev/net/tun",
+            hint="modprobe tun (CONFIG_TUN); a container has to be given the device",
         ) from None
