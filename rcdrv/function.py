@@ -253,6 +253,11 @@ class Function:
                 self.cancel.check()
         return vectors
 
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when a wait would end, for a program that waits for
+        others as well. What has happened is then told by a wait of no length."""
+        return self._epoll.fileno()
+
     def check(self) -> None:
         """Raise as a wait would, if there is a reason, without sleeping.
 

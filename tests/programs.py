@@ -6,7 +6,7 @@ import shutil
 
 from tests.unavailable import unavailable
 
-PACKAGES = {"cc": "gcc libc6-dev", "man": "man-db"}
+PACKAGES = {"cc": "gcc libc6-dev", "man": "man-db", "ip": "iproute2", "setpriv": "util-linux"}
 
 
 def needed(name: str) -> str:

@@ -37,7 +37,7 @@ COMMANDS = {
     "poke": "write a BAR, one access of exactly the width asked for",
     "fuzz": "look for the layout of BARs that breaks the driver or the endpoint",
     "bench": "latency and throughput, as percentiles and as a picture",
-    "ntb": "pci-epf-vntb: link, doorbells, scratchpads, memory windows, ping",
+    "ntb": "pci-epf-vntb: link, doorbells, scratchpads, memory windows, ping, a network",
     "report": "make one HTML page of the results that --json printed",
     "sim": "serve a software endpoint on a socket",
     "setup": "the udev rule, shell completion and manual pages, installed or printed",

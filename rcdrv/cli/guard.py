@@ -13,6 +13,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
 from rcdrv.address import scheme_of
@@ -34,10 +35,13 @@ def continue_in_child(address: str) -> None:
     sys.stderr.flush()
     parent = os.getpid()
     # A signal that comes before the parent knows whom to pass it on to has to wait.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    forwarded = list(_FORWARDED)
+    if callable(signal.getsignal(signal.SIGUSR1)):  # only where a command has a use for it
+        forwarded.append(signal.SIGUSR1)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)
     child = os.fork()
     if child:
-        raise _outcome(address, _wait(child, mask))
+        raise _outcome(address, _wait(child, forwarded, mask))
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     # However the parent ends, the doorbell has to be disabled.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -45,7 +49,7 @@ def continue_in_child(address: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _wait(child: int, mask: set[signal.Signals | int]) -> int:
+def _wait(child: int, forwarded: Sequence[signal.Signals], mask: set[signal.Signals | int]) -> int:
     """Pass signals on until the child has ended; its exit status, negative for a signal.
 
     :param mask: which signals were blocked before the fork
@@ -54,7 +58,7 @@ def _wait(child: int, mask: set[signal.Signals | int]) -> int:
     def forward(signum: int, _frame: FrameType | None) -> None:
         os.kill(child, signum)
 
-    before = {signum: signal.signal(signum, forward) for signum in heeded(_FORWARDED)}
+    before = {signum: signal.signal(signum, forward) for signum in heeded(forwarded)}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         # The child stays a zombie until no handler is left that could signal its number.

@@ -1,4 +1,4 @@
-"""pci-epf-vntb from the root complex: link, doorbells, scratchpads, memory windows, ping.
+"""pci-epf-vntb from the root complex: link, doorbells, scratchpads, windows, ping, a network.
 
 BAR maps are known for 104c:b00d, 1957:0809 and 1912:0030; --ctrl-bar, --db-bar, --spad-bar and
 --mw-bar (once a window) say them for any other, or otherwise.
@@ -25,6 +25,7 @@ from rcdrv.cli.common import (
     word32,
 )
 from rcdrv.cli.ping import compare, ping
+from rcdrv.cli.tap import add_tap, tap
 from rcdrv.cli.vntb import bar_options, bridge
 from rcdrv.epf_vntb.driver import Vntb
 from rcdrv.epf_vntb.registers import FIRST_SLOT, Reg
@@ -90,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ping two endpoints, print both distributions and their ratio (default: R-Car S4's"
         " software endpoint with its doorbell polled and embedded)",
     )
+    add_tap(action("tap", "be a network interface, over an ntb_transport queue pair"))
 
 
 def _ipv4(text: str) -> bytes:
@@ -109,6 +111,8 @@ class Answer(NamedTuple):
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.action == "ping":
         return compare(args, cancel) if args.compare is not None else ping(args, cancel)
+    if args.action == "tap":
+        return tap(args, cancel)
     actions: dict[str, Callable[[argparse.Namespace, Vntb], Answer]] = {
         "info": _info,
         "link": _link,

@@ -1,23 +1,20 @@
 """A queue pair of ntb_transport version 4, as ``drivers/ntb/ntb_transport.c`` has it on the wire.
 
-Each side receives into a ring in its own memory, which the other side writes through a window. A
-frame's header stands at the end of its slot, and the word behind the last slot belongs to the other
-direction: the reader's index in the ring that *we* fill.
+The hand-shake is here, the rings that come of it are in :mod:`rcdrv.epf_vntb.rings`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rcdrv.dma import DmaBuffer
 from rcdrv.epf_vntb.driver import Doorbell, Vntb
 from rcdrv.epf_vntb.packets import OVERHEAD, EchoReply, Station
 from rcdrv.epf_vntb.ping import RoundTrip
 from rcdrv.epf_vntb.registers import MAX_WINDOWS
+from rcdrv.epf_vntb.rings import LINK_DOWN, Ring, Rings
 from rcdrv.errors import UsageError
 from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason
@@ -31,49 +28,9 @@ MTU = 0x10000
 _VERSION, _QP_LINKS, _NUM_QPS, _NUM_MWS, _MW0_SZ_HIGH, _MW0_SZ_LOW = range(6)
 _MIN_SPADS = 6
 
-_HEADER = struct.Struct("<III")
-"""Number of the packet, length, flags."""
-_LENGTH, _FLAGS = 4, 8
-_DONE, _LINK_DOWN = 1 << 0, 1 << 1
-_RX_INFO = 4
-
 _RETRY = 0.01
 """NTB_LINK_DOWN_TIMEOUT: how often either side looks at the hand-shake."""
 _LARGEST_WINDOW = 1 << 30
-
-
-@dataclass(frozen=True)
-class Ring:
-    """How a queue pair's share of a window is cut (ntb_transport_setup_qp_mw)."""
-
-    base: int
-    """Of the share in the window."""
-    end: int
-    """Of the slots, from the base: where the other direction's index is."""
-    frame: int
-    """Bytes of a slot."""
-    entries: int
-
-    @classmethod
-    def of(cls, window: int, shares: int, mtu: int) -> Ring:
-        """The first share of a window of so many bytes.
-
-        :raises ValueError: too small for two slots, or slots of which headers are not aligned
-        """
-        end = window // shares - _RX_INFO
-        frame = min(mtu, end // 2)
-        if frame <= _HEADER.size:
-            raise ValueError(f"no slots in a window of {window:#x} bytes")
-        if frame % 4:
-            # The kernel makes do with it where its processor can; device memory on arm64 cannot.
-            raise ValueError(f"slots of {frame:#x} bytes are not whole words")
-        return cls(0, end, frame, end // frame)
-
-    def slot(self, index: int) -> int:
-        return self.base + self.frame * index
-
-    def header(self, index: int) -> int:
-        return self.slot(index) + self.frame - _HEADER.size
 
 
 class QueuePair:
@@ -100,7 +57,19 @@ class QueuePair:
     # -- the link -----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Bring the link and the queue pair up (ntb_transport_link_work, ntb_qp_link_work).
+        """Bring the link and the queue pair up.
+
+        :raises NotPassed: ``link-down``: how far it got
+        """
+        self.prepare()
+        self._await(
+            self.joined,
+            "queue pair 0 does not come up at the endpoint",
+            "on the endpoint: is ntb_netdev loaded, and the interface up (ip link set up)?",
+        )
+
+    def prepare(self) -> None:
+        """Bring the link up and exchange the windows (ntb_transport_link_work).
 
         :raises NotPassed: ``link-down``: how far it got
         """
@@ -118,13 +87,21 @@ class QueuePair:
         windows, queues = self._hear()
         self._tell(windows, queues)
         self._set_up(windows, queues)
-        vntb.spad_write(_QP_LINKS, vntb.spad_read(_QP_LINKS) | 1 << 0, peer=True)
-        self._await(
-            lambda: bool(vntb.spad_read(_QP_LINKS) & 1 << 0),
-            "queue pair 0 does not come up at the endpoint",
-            "on the endpoint: is ntb_netdev loaded, and the interface up (ip link set up)?",
-        )
-        self._ready = True
+
+    def joined(self) -> bool:
+        """Say that the queue pair is up here; return whether it is at the endpoint, which has to be
+        asked again every 10 ms (ntb_qp_link_work)."""
+        vntb = self._vntb
+        links = vntb.spad_read(_QP_LINKS)
+        vntb.spad_write(_QP_LINKS, links | 1 << 0, peer=True)
+        self._ready = bool(links & 1 << 0)
+        return self._ready
+
+    def restart(self) -> None:
+        """Set the rings up anew after the endpoint took the queue pair down
+        (ntb_qp_link_cleanup). Nothing is sent until it has :meth:`joined` again."""
+        self._ready = False
+        self.rings.reset()
 
     def _await(self, condition: Callable[[], bool], problem: str, hint: str) -> None:
         deadline = self._vntb.function.deadline(self._vntb.timeout)
@@ -195,100 +172,80 @@ class QueuePair:
         # ntb_transport_init_queue(): pairs are dealt out to the windows in turn.
         shares = -(-queues // len(windows))
         self._memory = self._buffers[0].memory.cast("B")
-        self._out = vntb.window(0)
+        out = vntb.window(0)
         try:
-            self._rx = Ring.of(windows[0], shares, self._mtu)
-            self._tx = Ring.of(self._out.size, shares, self._mtu)
+            tx, rx = (Ring.of(size, shares, self._mtu) for size in (out.size, windows[0]))
         except ValueError as error:
             raise NotPassed(Reason.LINK_DOWN, str(error), hint="make mw1 larger") from None
-        self._rx_index = self._rx_packets = self._tx_index = self._tx_packets = 0
-        # All slots of the ring that we fill are free.
-        self._put(self._rx.end, self._rx.entries - 1)
-
-    def _put(self, offset: int, value: int) -> None:
-        self._memory[offset : offset + 4] = value.to_bytes(4, "little")
-
-    def _get(self, offset: int) -> int:
-        return int.from_bytes(self._memory[offset : offset + 4], "little")
+        self.rings = Rings(out, tx, self._memory, rx)
 
     # -- packets ------------------------------------------------------------------------------
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest packet (ntb_transport_max_size)."""
-        return min(self._rx.frame, self._tx.frame) - _HEADER.size
+        """Bytes of the largest packet, in both directions."""
+        return min(self.rings.rx.largest, self.rings.tx.largest)
 
     def send(self, packet: bytes, flags: int = 0) -> None:
-        """Put a packet into the endpoint's ring and ring (ntb_async_tx, ntb_tx_copy_callback).
+        """Put a packet into the endpoint's ring and ring.
 
         :raises NotPassed: ``silent``: the ring is full, the endpoint does not read it
         """
-        index, tx = self._tx_index, self._tx
-        reader = self._get(self._rx.end)
-        if reader >= tx.entries:
+        rings = self.rings
+        if rings.free is None:
             raise NotPassed(
                 Reason.LINK_LOST,
-                f"the endpoint says that it has read slot {reader:#x} of {tx.entries}",
+                f"the endpoint says that it has read slot {rings.reader:#x} of {rings.tx.entries}",
                 hint="is `mtu` the endpoint's transport_mtu?",
             )
-        if reader == index:
+        if not rings.free:
             self._vntb.check_link()
             raise NotPassed(
                 Reason.SILENT,
-                f"the endpoint's ring of {tx.entries} slots is full: it takes no packets",
+                f"the endpoint's ring of {rings.tx.entries} slots is full: it takes no packets",
                 hint="on the endpoint: is the interface up? Is `mtu` its transport_mtu?",
             )
-        header = tx.header(index)
-        self._out.write32(header + _LENGTH, len(packet))
-        self._out.write32(header, self._tx_packets)
-        self._out.write_block(tx.slot(index), packet)
-        barrier()
-        self._out.write32(header + _FLAGS, flags | _DONE)
-        # A read brings the posted writes to their end before the doorbell overtakes them.
-        self._out.read32(header + _FLAGS)
+        rings.put(packet, len(packet), flags)
+        self.ring()
+
+    def ring(self) -> None:
+        """Ring for what was put into the rings."""
+        self.rings.flush()
         self._vntb.ring(self._doorbell)
-        self._tx_index = (index + 1) % tx.entries
-        self._tx_packets = (self._tx_packets + 1) & 0xFFFF_FFFF
 
     def receive(self) -> bytes | None:
-        """The next packet, or None if there is none yet (ntb_process_rxc).
+        """The next packet, or None if there is none yet.
 
         :raises NotPassed: ``link-lost``, ``sequence-gap``
         """
-        rx, index = self._rx, self._rx_index
-        header = rx.header(index)
-        flags = self._get(header + _FLAGS)
-        if not flags & _DONE:
+        rings = self.rings
+        arrived = rings.arrived()
+        if arrived is None:
             return None
-        barrier()
-        if flags & _LINK_DOWN:
-            self._put(header + _FLAGS, 0)
+        number, length, flags = arrived
+        if flags & LINK_DOWN:
             self._ready = False
             raise NotPassed(
                 Reason.LINK_LOST,
                 "the endpoint took queue pair 0 down",
                 hint="on the endpoint: was ntb_netdev unloaded, or its interface set down?",
             )
-        number, length = self._get(header), self._get(header + _LENGTH)
-        if number != self._rx_packets:
+        if number != rings.expected:
             raise NotPassed(
                 Reason.SEQUENCE_GAP,
-                f"a packet has number {number}, {self._rx_packets} was to come",
+                f"a packet has number {number}, {rings.expected} was to come",
                 hint="packets were lost or overwritten in the window; are both ends' sizes and"
                 " transport_mtu the same?",
             )
-        if length > rx.frame - _HEADER.size:
+        if length > rings.rx.largest:
             raise NotPassed(
                 Reason.SEQUENCE_GAP,
-                f"packet {number} claims {length:#x} bytes in a slot of {rx.frame:#x}",
+                f"packet {number} claims {length:#x} bytes in a slot of {rings.rx.frame:#x}",
                 hint="is `mtu` the endpoint's transport_mtu?",
             )
-        start = rx.slot(index)
-        packet = bytes(self._memory[start : start + length])
-        self._put(header + _FLAGS, 0)
-        self._out.write32(self._tx.base + self._tx.end, index)
-        self._rx_index = (index + 1) % rx.entries
-        self._rx_packets = (number + 1) & 0xFFFF_FFFF
+        packet = bytes(rings.packet(length))
+        rings.take(number)
+        rings.tell()
         return packet
 
     def wait(self, deadline: Deadline) -> bool:
@@ -316,7 +273,7 @@ class QueuePair:
             if self._linked:  # also where LINK_UP is not obeyed yet
                 steps.callback(vntb.link_down)
                 if self._ready and vntb.link_is_up:
-                    steps.callback(self.send, b"", _LINK_DOWN)
+                    steps.callback(self.send, b"", LINK_DOWN)
         self._buffers.clear()
         self._pointed.clear()
         self._linked = self._ready = False

@@ -177,6 +177,12 @@ class SimEndpoint(ServedDevice):
         self.controller.run()
         self._function.run()
 
+    @property
+    def wake_fd(self) -> int:
+        """See :attr:`SimFunction.wake_fd`."""
+        return self._function.wake_fd
+
     def close(self) -> None:
-        """Free the BARs' memory."""
+        """Free the BARs' memory, and what the function has."""
+        self._function.close()
         self.controller.close()

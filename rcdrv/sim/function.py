@@ -71,6 +71,15 @@ class EndpointFunction(ABC):
 class SimFunction(ABC):
     """A running endpoint function. Times are seconds of the endpoint's clock."""
 
+    @property
+    def wake_fd(self) -> int:
+        """A descriptor that is readable when :meth:`next_event` may have come forward by itself;
+        -1: the host alone brings it forward."""
+        return -1
+
+    def close(self) -> None:  # noqa: B027 - most have nothing
+        """Give back what it has of this machine."""
+
     @abstractmethod
     def set_up(self) -> None:
         """Configure the function again after a bus reset."""

@@ -52,7 +52,7 @@ def serve(
         endpoint = SimEndpoint(layout, stack.enter_context(_open_log(access_log)))
         stack.callback(endpoint.close)
         sock = stack.enter_context(_inherited(fd)) if path is None else None
-        server = Server(endpoint)
+        server = Server(endpoint, wake=endpoint.wake_fd)
         stack.callback(server.close)
         stack.enter_context(_signals(server, interactive=sock is None or not owned))
         stack.enter_context(_ticks())

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rcdrv.errors import RcdrvError
-from tools.bench import access, growth, lab, native, programs, render, rings
+from tools.bench import access, growth, lab, native, network, programs, render, rings
 from tools.bench.measure import Cost, Row
 from tools.lab.errors import LabError
 
@@ -46,6 +46,9 @@ def _run(options: argparse.Namespace) -> int:
     costs: list[Cost] = []
     load = os.getloadavg()[0]
     quick = options.quick
+    if options.what == "ntb":
+        _collect("the network", rows, network.rows(quick=quick))
+        return _show(options, rows, costs, load)
     with tempfile.TemporaryDirectory(prefix="rcdrv-bench-") as folder:
         library = native.build(Path(folder))
         loops = native.Native(library)
@@ -55,10 +58,15 @@ def _run(options: argparse.Namespace) -> int:
         if options.lab:
             _collect("the lab", rows, lab.rows(library, quick=quick))
         _collect("growth", costs, growth.costs(quick=quick))
+    return _show(options, rows, costs, load)
+
+
+def _show(options: argparse.Namespace, rows: list[Row], costs: list[Cost], load: float) -> int:
     loads = (load, os.getloadavg()[0])
     print(render.heading(loads))
     print(render.table(rows))
-    print(render.growth(costs), end="")
+    if costs:
+        print(render.growth(costs), end="")
     if options.json:
         document = render.document(rows, costs, loads)
         options.json.write_text(json.dumps(document, indent=2) + "\n")
@@ -75,6 +83,12 @@ def _collect(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m tools.bench", description=__doc__)
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=["ntb"],
+        help="ntb: ping and TCP over a vNTB instead of all else; needs root, ping and iperf3",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller sizes")
     parser.add_argument(
         "--no-lab",

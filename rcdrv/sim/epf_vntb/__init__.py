@@ -13,6 +13,7 @@ from rcdrv.results.layout import Region
 from rcdrv.sim.checks import Check, choice, integer, text
 from rcdrv.sim.description import EP_PAGE, SMALLEST_EPF_BAR, G, Layout, M
 from rcdrv.sim.function import EndpointFunction
+from rcdrv.tap import check_name
 
 VNTB_CONTROL_SIZE = 0x134
 """struct epf_ntb_ctrl of pci-epf-vntb; the scratchpads of both sides follow."""
@@ -26,6 +27,8 @@ class VntbPeer(str, Enum):
     """ntb_pingpong: answers a doorbell with a scratchpad and a doorbell."""
     NETDEV = "netdev"
     """ntb_transport with ntb_netdev and a network stack that answers ARP and ICMP echo."""
+    TAP = "tap"
+    """ntb_transport with ntb_netdev: a TAP interface of the machine that serves the endpoint."""
     TOOL = "tool"
     """As ntb_tool with a translation set for every memory window."""
 
@@ -54,6 +57,12 @@ class VntbLayout:
     """ntb_pingpong's ``delay_ms``."""
     peer_ip: str = "192.0.2.2"
     """The IPv4 address of the endpoint's ntb_netdev."""
+    peer_prefix: int = 24
+    """The length of its network's prefix, for ``peer = "tap"``, as are those below."""
+    peer_name: str = "ntb-ep"
+    """The interface, made unless it exists; one that exists keeps its address, MTU and state."""
+    peer_netns: str = ""
+    """The network namespace (ip netns) that the interface is in; empty: the endpoint's own."""
 
     @property
     def mw_sizes(self) -> tuple[int, ...]:
@@ -79,6 +88,20 @@ def _ipv4(value: object, path: str) -> str:
         raise UsageError(f"{path}: {address!r} is not an IPv4 address") from None
 
 
+def _interface(value: object, path: str) -> str:
+    try:
+        return check_name(text(value, path))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", hint=error.hint) from None
+
+
+def _netns(value: object, path: str) -> str:
+    name = text(value, path)
+    if "/" in name or "\0" in name or name in (".", ".."):
+        raise UsageError(f"{path}: {name!r} is not a name of ip netns")
+    return name
+
+
 _MW_SIZE = integer(0, 1 * G)
 _BAR_NUMBER = integer(-1, 5)
 VNTB_SCHEMA: dict[str, Check] = {
@@ -92,6 +115,9 @@ VNTB_SCHEMA: dict[str, Check] = {
     "peer": choice(VntbPeer),
     "peer_delay_ms": integer(0, 60_000),
     "peer_ip": _ipv4,
+    "peer_prefix": integer(0, 32),
+    "peer_name": _interface,
+    "peer_netns": _netns,
 }
 
 

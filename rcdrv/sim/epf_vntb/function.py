@@ -161,6 +161,13 @@ class SimEpfVntb(SimFunction):
         regs.write32(Control.DB_ENTRY_SIZE, 0)
         self._interrupt_driven = True
 
+    @property
+    def wake_fd(self) -> int:
+        return self._peer.wake_fd
+
+    def close(self) -> None:
+        self._peer.close()
+
     # -- time -------------------------------------------------------------------------------------
 
     def next_event(self) -> float | None:

@@ -44,6 +44,8 @@ class Peer:
 
     prompt = False
     """Its :meth:`run` needs no DMA, so it may run at the end of an interrupt."""
+    wake_fd = -1
+    """A descriptor that is readable when :attr:`due` may have come forward."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
@@ -63,9 +65,16 @@ class Peer:
         """ntb_client_ops.remove"""
         self.due = None
 
+    def close(self) -> None:
+        """Give back what it has of this machine."""
+
 
 def make_peer(bridge: Bridge) -> Peer:
     """What the layout says of the endpoint."""
+    if bridge.config.peer is VntbPeer.TAP:
+        from rcdrv.sim.epf_vntb.tap import TapNetdev  # it is built on Netdev, below
+
+        return TapNetdev(bridge)
     kinds: dict[VntbPeer, type[Peer]] = {
         VntbPeer.NONE: Peer,
         VntbPeer.PINGPONG: PingPong,
@@ -123,7 +132,7 @@ _VERSION, _QP_LINKS, _NUM_QPS, _NUM_MWS, _MW0_SZ_HIGH, _MW0_SZ_LOW = range(6)
 _TRANSPORT_VERSION = 4
 _MTU = 0x10000
 _RX_INFO_SIZE = 4
-_HEADER = struct.Struct("<III")  # ver, len, flags
+HEADER = struct.Struct("<III")  # ver, len, flags
 _DONE, _LINK_DOWN = 1, 2
 _LINK_RETRY_MS = 10
 
@@ -168,6 +177,8 @@ class Netdev(Peer):
     def remove(self) -> None:
         """ntb_transport_free(), before which ntb_netdev takes the queue's link down."""
         if self._qp_up:
+            # ntb_transport_link_down()
+            self._bridge.peer_spad_write(_QP_LINKS, 0)
             self._send(b"", _LINK_DOWN)
         self._cleanup()
         self.due = None
@@ -238,7 +249,7 @@ class Netdev(Peer):
         assert memory is not None
         for _ in range(self._rx_entries):
             start = self._rx_frame * self._rx_index
-            header = start + self._rx_frame - _HEADER.size
+            header = start + self._rx_frame - HEADER.size
             version, length, flags = (memory.read32(header + at) for at in (0, 4, 8))
             if not flags & _DONE:
                 return
@@ -248,9 +259,10 @@ class Netdev(Peer):
                 up = self._up
                 self._reset()
                 self._up = up
+                memory.write32(self._rx_end, self._rx_entries - 1)
                 self.due = self._bridge.jiffies(_LINK_RETRY_MS)
                 return
-            if version != self._rx_packets or length > self._rx_frame - _HEADER.size:
+            if version != self._rx_packets or length > self._rx_frame - HEADER.size:
                 return
             self._rx_packets = (self._rx_packets + 1) & 0xFFFF_FFFF
             packet = memory.read_block(start, length)
@@ -265,23 +277,28 @@ class Netdev(Peer):
 
     def _send(self, packet: bytes, flags: int = 0) -> None:
         """ntb_process_tx(), ntb_async_tx(), ntb_tx_copy_callback()"""
+        if not self._full():
+            self._put(packet, flags)
+            self._bridge.peer_db_set(1 << 0)
+
+    def _full(self) -> bool:
+        """ntb_transport_tx_free_entry() is 0."""
         assert self._memory is not None
-        tail = self._memory.read32(self._rx_end)
-        if tail == self._tx_index:
-            return  # the ring is full
+        return self._memory.read32(self._rx_end) == self._tx_index
+
+    def _put(self, packet: bytes, flags: int = 0) -> None:
         faults = self._bridge.faults
         if "sequence-gap" in faults and self._tx_packets == faults.get("sequence-gap", 0):
             self._tx_packets += 1
         start = self._tx_frame * self._tx_index
-        header = start + self._tx_frame - _HEADER.size
+        header = start + self._tx_frame - HEADER.size
         self._tx_index = (self._tx_index + 1) % self._tx_entries
-        head = _HEADER.pack(self._tx_packets, len(packet), 0)
+        head = HEADER.pack(self._tx_packets, len(packet), 0)
         self._bridge.mw_write(0, header, head[:8])
         if packet:
             self._bridge.mw_write(0, start, packet)
         self._bridge.mw_write(0, header + 8, (flags | _DONE).to_bytes(4, "little"))
         self._tx_packets = (self._tx_packets + 1) & 0xFFFF_FFFF
-        self._bridge.peer_db_set(1 << 0)
 
     def _answer(self, packet: bytes) -> bytes:
         """The network stack: an ARP reply or an ICMP echo reply, or nothing."""

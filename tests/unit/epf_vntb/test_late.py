@@ -147,7 +147,7 @@ def test_a_full_ring_behind_a_lost_link(unplugged: tuple[Unplugged, Vntb]) -> No
     device, vntb = unplugged
     queue = QueuePair(vntb)
     queue.open()
-    queue._tx_index = queue._get(queue._rx.end)
+    queue.rings.tx_index = queue.rings.reader
     with pytest.raises(NotPassed) as caught:
         queue.send(b"x")
     assert caught.value.reason is Reason.SILENT

@@ -7,7 +7,7 @@ import pytest
 from rcdrv.epf_vntb.packets import OVERHEAD, EchoReply, Station, checksum
 from rcdrv.epf_vntb.ping import RoundTrip, Spread
 from rcdrv.epf_vntb.registers import BarMap, choose_map
-from rcdrv.epf_vntb.transport import Ring
+from rcdrv.epf_vntb.rings import Ring
 from rcdrv.errors import UsageError
 
 US = Station(b"\2\0\0\0\0\1", bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2]))

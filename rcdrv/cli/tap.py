@@ -1,0 +1,181 @@
+"""`rcdrv ntb tap`: a network interface of this host over ntb_transport."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from ipaddress import IPv4Interface
+
+from rcdrv.cli import exit_status, print_error
+from rcdrv.cli.common import positive, print_json, say_nothing
+from rcdrv.cli.reconnect import add_reconnect, persist
+from rcdrv.cli.vntb import bridge
+from rcdrv.epf_vntb.netdev import Counts, NetInterface
+from rcdrv.epf_vntb.transport import MTU
+from rcdrv.errors import Interrupted, RcdrvError
+from rcdrv.function import Function
+from rcdrv.tap import Tap
+from rcdrv.verdict import verdict_document
+from rcdrv.wait import Cancel
+
+_REFRESH = 0.5
+"""Seconds between two live lines; of which the rates are."""
+
+
+def add_tap(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `rcdrv ntb tap`."""
+    add = parser.add_argument
+    add("--name", default="ntb0", help="the interface, made unless it exists (default ntb0)")
+    add(
+        "--address",
+        type=_address,
+        metavar="A/N",
+        help="its IPv4 address, such as 10.0.0.1/24 (default: none, or the one that it has)",
+    )
+    add(
+        "--mtu",
+        type=positive,
+        metavar="BYTES",
+        help="its MTU (default: the most that the window carries, or the one that it has)",
+    )
+    add("--transport-mtu", type=positive, default=MTU, metavar="BYTES", help="the endpoint's")
+    add_reconnect(parser)
+
+
+def _address(text: str) -> IPv4Interface:
+    try:
+        return IPv4Interface(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an IPv4 address with its prefix, such as 10.0.0.1/24;"
+            " ip addr add takes any other"
+        ) from None
+
+
+def tap(args: argparse.Namespace, cancel: Cancel) -> int:
+    """Carry frames until stopped, as the options say; show what passed."""
+    counts = Counts()
+    finding: RcdrvError | None = None
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(_Display.shown(args, counts))
+        interface: list[Tap] = []
+
+        def use(function: Function) -> None:
+            args.device = function.address
+            # Not before the fork of open_function(); it stays while the endpoint reboots.
+            if not interface:
+                interface.append(stack.enter_context(Tap(args.name)))
+            with bridge(args, function) as vntb:
+                NetInterface(
+                    vntb,
+                    interface[0],
+                    counts,
+                    mtu=args.mtu,
+                    address=args.address,
+                    transport_mtu=args.transport_mtu,
+                    on_event=display.event,
+                    on_look=display.look,
+                ).run()
+
+        try:
+            persist(args, cancel, use)
+        except Interrupted:
+            pass  # the way it ends; there are statistics all the same
+        except RcdrvError as error:
+            finding = error
+    if args.json:
+        print_json(
+            {
+                "device": args.device,
+                "interface": args.name,
+                "counts": {**asdict(counts), "dropped": counts.dropped},
+                **verdict_document(finding),
+            }
+        )
+    elif counts.link_ups:
+        print(_statistics(args.name, counts), flush=True)
+    if finding is None:
+        return 128 + cancel.signal
+    if not args.json:
+        print_error(finding)
+    return exit_status(finding, cancel)
+
+
+def _statistics(name: str, counts: Counts) -> str:
+    c = counts
+    lines = [
+        f"--- {name} statistics ---",
+        f"sent {c.sent_packets} packets, {c.sent_bytes} bytes, with {c.rings} doorbells;"
+        f" all slots were full {c.ring_full} times",
+        f"received {c.received_packets} packets, {c.received_bytes} bytes, with {c.doorbells}"
+        f" interrupts; {c.unheard} packets without one",
+        f"dropped {c.too_long} too long, {c.refused} not taken by this host, {c.bad_number} out of"
+        f" order, {c.bad_length} of a bad length",
+        f"link up {c.link_ups} times; bad indexes of the endpoint: {c.bad_index}",
+    ]
+    return "\n".join(lines)
+
+
+class _Display:
+    """The lines of events; statistics on SIGUSR1; and on a terminal a live line below them."""
+
+    def __init__(self, args: argparse.Namespace, counts: Counts) -> None:
+        self._name, self._counts = args.name, counts
+        self._print = say_nothing if args.json else self._line
+        self._live = not args.json and sys.stderr.isatty()
+        self._asked = False
+        self._since = time.monotonic()
+        self._last = Counts()
+
+    @classmethod
+    @contextlib.contextmanager
+    def shown(cls, args: argparse.Namespace, counts: Counts) -> Iterator[_Display]:
+        display = cls(args, counts)
+        before = signal.signal(signal.SIGUSR1, display._ask)
+        try:
+            yield display
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+            display._clear()
+
+    def _ask(self, _signum: int, _frame: object) -> None:
+        self._asked = True  # not here: this may be in the middle of a line
+
+    def event(self, line: str) -> None:
+        self._print(line)
+
+    def _line(self, line: str) -> None:
+        self._clear()
+        print(line, flush=True)
+
+    def look(self) -> None:
+        """Print what is due."""
+        if self._asked:
+            self._asked = False
+            self._clear()
+            print(_statistics(self._name, self._counts), file=sys.stderr, flush=True)
+        now = time.monotonic()
+        seconds = now - self._since
+        if not self._live or seconds < _REFRESH:
+            return
+        last, counts = self._last, self._counts
+        sent = (counts.sent_bytes - last.sent_bytes) / seconds
+        received = (counts.received_bytes - last.received_bytes) / seconds
+        line = f"sent {counts.sent_packets} packets, {sent / 1e6:.1f} MB/s;"
+        line += f" received {counts.received_packets}, {received / 1e6:.1f} MB/s;"
+        line += f" dropped {counts.dropped}; doorbells {counts.rings} out, {counts.doorbells} in"
+        self._since, self._last = now, Counts(**vars(counts))
+        width = max(1, shutil.get_terminal_size().columns - len("^C^C"))
+        sys.stderr.write(f"\r\x1b[K{line[:width]}")
+        sys.stderr.flush()
+
+    def _clear(self) -> None:
+        if self._live:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

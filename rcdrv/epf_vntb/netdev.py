@@ -1,0 +1,302 @@
+"""A network interface on a queue pair, as ``drivers/net/ntb_netdev.c`` is one in a kernel.
+
+:class:`Pump` moves frames between the rings and the interface. It believes nothing of what the
+endpoint writes: a frame that cannot be is dropped and counted, and the next one is taken.
+:class:`NetInterface` brings the queue pair up, waits, and lets the pump run.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+from typing import NoReturn, Protocol
+
+from rcdrv.epf_vntb.driver import Vntb
+from rcdrv.epf_vntb.rings import LINK_DOWN, Rings
+from rcdrv.epf_vntb.transport import MTU, QueuePair
+from rcdrv.errors import UsageError
+from rcdrv.tap import ETHERNET, LARGEST_MTU, Tap
+from rcdrv.verdict import NotPassed, Reason
+
+_LOOK = 0.1
+"""Seconds between two looks at LINK_STATUS, of which no interrupt tells."""
+_JOIN = 0.01
+"""NTB_LINK_DOWN_TIMEOUT: how often either side looks whether the other's queue pair is up."""
+_AGAIN = 1.0
+"""Seconds before the hand-shake is tried again."""
+_FULL, _FULL_LONG = 0.0002, 0.01
+"""Seconds between two looks at a full ring, first and at last: the endpoint does not ring when it
+has read (tx_time of ntb_netdev.c is 1 us, which a program would only spin for)."""
+
+
+class FrameDevice(Protocol):
+    """The interface's side of a :class:`Pump`: a :class:`rcdrv.tap.Tap`."""
+
+    def read_into(self, buffer: bytearray) -> int: ...
+    def write(self, frame: memoryview) -> bool: ...
+
+
+@dataclass
+class Counts:
+    """What passed, and what did not. "Sent" is to the endpoint."""
+
+    sent_packets: int = 0
+    sent_bytes: int = 0
+    received_packets: int = 0
+    received_bytes: int = 0
+    rings: int = 0
+    """Doorbells rung: one for all frames that were there at a time."""
+    doorbells: int = 0
+    """Interrupts of the endpoint."""
+    unheard: int = 0
+    """Frames that a look found, without an interrupt for them."""
+    ring_full: int = 0
+    """How often all slots were filled, so that what followed had to wait."""
+    too_long: int = 0
+    """Frames of the host's that no slot takes; dropped."""
+    refused: int = 0
+    """Frames that the host did not take: the interface is down, or out of memory; dropped."""
+    bad_number: int = 0
+    """Frames of the endpoint's out of order (rx_err_ver); dropped."""
+    bad_length: int = 0
+    """Frames of the endpoint's of an impossible length (rx_err_oflow); dropped."""
+    bad_index: int = 0
+    """How often the endpoint said that it has read a slot which does not exist."""
+    link_ups: int = 0
+
+    @property
+    def dropped(self) -> int:
+        return self.too_long + self.refused + self.bad_number + self.bad_length
+
+
+class Pump:
+    """Frames from the rings to the interface and back, as many as there are, without waiting.
+
+    :param ring: rings the endpoint's doorbell, and makes what was written arrive before
+    """
+
+    def __init__(
+        self, rings: Rings, device: FrameDevice, ring: Callable[[], None], counts: Counts
+    ) -> None:
+        self._rings, self._device, self._ring = rings, device, ring
+        self.counts = counts
+        # A frame that is cut to the length of the buffer has to look too long.
+        self._buffer = bytearray(max(rings.tx.frame, LARGEST_MTU + ETHERNET) + 4)
+        self._view = memoryview(self._buffer)
+        self.link_down = False
+        """The endpoint took the queue pair down; its memory must not be touched."""
+
+    def receive(self) -> int:
+        """Hand over what the endpoint sent, a ring full at most (ntb_transport_rxc_db).
+
+        :returns: slots given back
+        """
+        rings, counts = self._rings, self.counts
+        taken = 0
+        while taken < rings.rx.entries:
+            arrived = rings.arrived()
+            if arrived is None:
+                break
+            number, length, flags = arrived
+            if flags & LINK_DOWN:
+                self.link_down = True
+                return taken
+            if number != rings.expected:
+                # The kernel waits for the right one. But this slot's is not to be written again
+                # before it is given back, so that would be for ever.
+                counts.bad_number += 1
+            elif not ETHERNET <= length <= rings.rx.largest:
+                counts.bad_length += 1
+            elif self._device.write(rings.packet(length)):
+                counts.received_packets += 1
+                counts.received_bytes += length
+            else:
+                counts.refused += 1
+            rings.take(number)
+            taken += 1
+        if taken:
+            rings.tell()
+        return taken
+
+    def send(self) -> bool:
+        """Send what the host has for the endpoint, and ring once for all of it.
+
+        :returns: whether more has to wait for a free slot
+        """
+        rings, counts, buffer = self._rings, self.counts, self._buffer
+        free = rings.free
+        if free is None:
+            counts.bad_index += 1
+            free = 0
+        filled = 0
+        try:
+            while filled < free:
+                length = self._device.read_into(buffer)
+                if not length:
+                    return False
+                if length > rings.tx.largest:
+                    counts.too_long += 1
+                    continue
+                whole = (length + 3) & ~3
+                buffer[length:whole] = bytes(whole - length)
+                rings.put(self._view[:whole], length)
+                filled += 1
+                counts.sent_packets += 1
+                counts.sent_bytes += length
+        finally:
+            if filled:
+                self._ring()
+                counts.rings += 1
+        return True
+
+
+class NetInterface:
+    """The interface: up while the endpoint's queue pair is.
+
+    :param tap: the interface; it stays the caller's to close
+    :param mtu: of the interface; None: the most that the window carries, and what an interface of
+        the user's own has
+    :param address: of the interface; None: none, or what it has
+    :param transport_mtu: the endpoint's transport_mtu
+    :param on_event: called with a line when the link comes and goes
+    :param on_look: called ten times a second
+    """
+
+    def __init__(
+        self,
+        vntb: Vntb,
+        tap: Tap,
+        counts: Counts,
+        *,
+        mtu: int | None = None,
+        address: IPv4Interface | None = None,
+        transport_mtu: int = MTU,
+        on_event: Callable[[str], None],
+        on_look: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._vntb, self._tap, self.counts = vntb, tap, counts
+        self._mtu, self._address, self._transport_mtu = mtu, address, transport_mtu
+        self._event, self._on_look = on_event, on_look
+        self._said = ""
+
+    def run(self) -> None:
+        """Carry frames until something ends it. A link that goes down is awaited.
+
+        :raises NotPassed: the endpoint does not answer, before the link was up once
+        :raises HostError: the interface was deleted
+        :raises DeviceLost: the device is gone
+        :raises Interrupted: the user asked to stop
+        """
+        while True:
+            queue = QueuePair(self._vntb, mtu=self._transport_mtu)
+            try:
+                self._serve(queue)
+            except NotPassed as error:
+                link = error.reason in (Reason.LINK_DOWN, Reason.LINK_LOST)
+                if not link and not self.counts.link_ups:
+                    raise
+                self._say(f"link down: {error.message}")
+            deadline = self._vntb.function.deadline(_AGAIN)
+            while not deadline.expired:
+                self._vntb.function.pause(min(_LOOK, deadline.remaining))
+                self._on_look()
+
+    def _serve(self, queue: QueuePair) -> NoReturn:
+        try:
+            queue.prepare()
+            self._set_up(queue)
+            while True:
+                self._join(queue)
+                self._carry(queue)
+                queue.restart()
+        finally:
+            self._tap.carrier(False)
+            try:
+                queue.close()
+            except NotPassed as error:  # what went wrong first is what the user has to read
+                self._say(f"the endpoint was not told of the end: {error.message}")
+
+    def _say(self, what: str) -> None:
+        if what != self._said:
+            self._said = what
+            self._event(f"{self._tap.name}: {what}")
+
+    def _set_up(self, queue: QueuePair) -> None:
+        """Give the interface what was asked for, once it is known what the window carries."""
+        tap = self._tap
+        most = min(queue.largest - ETHERNET, LARGEST_MTU)
+        mtu = self._mtu
+        if mtu is None:
+            mtu = tap.mtu if tap.existed else most
+        if mtu > most:
+            raise UsageError(
+                f"the window carries an MTU of {most}, not {mtu}",
+                hint=f"give the interface {most} at most, or make mw1 larger at the endpoint",
+            )
+        tap.set_mtu(mtu)
+        if self._address is not None:
+            tap.set_address(self._address)
+        tap.up()
+
+    def _join(self, queue: QueuePair) -> None:
+        """Wait until the endpoint's queue pair is up: until somebody sets its interface up."""
+        looks = 0
+        while not queue.joined():
+            self._vntb.check_link()
+            if looks == self._vntb.timeout // _JOIN:
+                self._say("link down: queue pair 0 is down at the endpoint; is ntb_netdev up?")
+            looks += 1
+            self._vntb.function.pause(_JOIN)
+            self._on_look()
+        tx = queue.rings.tx
+        self.counts.link_ups += 1
+        self._tap.carrier(True)
+        self._say(f"link up, MTU {self._tap.mtu}, {tx.entries} slots of {tx.frame:#x} bytes")
+
+    def _carry(self, queue: QueuePair) -> None:
+        """Move frames until the endpoint takes the queue pair down.
+
+        :raises NotPassed: ``link-lost``
+        """
+        vntb, tap, counts = self._vntb, self._tap, self.counts
+        pump = Pump(queue.rings, tap, queue.ring, counts)
+        now = vntb.function.clock.now
+        look_at = now()
+        patience = 0.0
+        """Seconds until the next look at a full ring; 0: it has free slots."""
+        slept_out = False
+        while True:
+            taken = pump.receive()
+            if pump.link_down:
+                self._say("link down: the endpoint took queue pair 0 down")
+                tap.carrier(False)
+                return
+            if slept_out:
+                counts.unheard += taken
+            full = pump.send()
+            counts.ring_full += full and not patience
+            patience = min(2 * patience, _FULL_LONG) or _FULL if full else 0.0
+            if now() >= look_at:
+                vntb.check_link()
+                self._on_look()
+                look_at = now() + _LOOK
+            more = taken == queue.rings.rx.entries
+            # Frames of the host's wait in the interface while no slot is free.
+            watched = [vntb.function.fileno()] if full else [vntb.function.fileno(), tap.fd]
+            woken = _sleep(watched, 0.0 if more else patience or _LOOK)
+            slept_out = not woken and not more and not full
+            counts.doorbells += sum(vntb.wait_doorbells(vntb.function.deadline(0.0)).values())
+
+
+def _sleep(descriptors: list[int], seconds: float) -> bool:
+    """Sleep until one is readable; return whether one is."""
+    try:
+        # poll() and epoll_wait() round up to milliseconds, select() to microseconds.
+        return bool(select.select(descriptors, [], [], seconds)[0])
+    except ValueError:  # one is beyond FD_SETSIZE
+        poll = select.poll()
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))

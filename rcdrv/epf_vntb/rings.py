@@ -1,0 +1,161 @@
+"""The two rings of a queue pair of ntb_transport, as ``drivers/ntb/ntb_transport.c`` has them.
+
+Each side receives into a ring in its own memory, which the other side writes through a window. A
+frame's header stands at the end of its slot, and the word behind the last slot belongs to the other
+direction: the reader's index in the ring that *we* fill.
+
+Nothing here waits, and what the endpoint writes chooses no address: both indexes are our own.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rcdrv.mmio import Window, barrier
+
+HEADER = struct.Struct("<III")
+"""Number of the packet, length, flags."""
+_LENGTH, _FLAGS = 4, 8
+DONE, LINK_DOWN = 1 << 0, 1 << 1
+_RX_INFO = 4
+_WORD = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True)
+class Ring:
+    """How a queue pair's share of a window is cut (ntb_transport_setup_qp_mw)."""
+
+    base: int
+    """Of the share in the window."""
+    end: int
+    """Of the slots, from the base: where the other direction's index is."""
+    frame: int
+    """Bytes of a slot."""
+    entries: int
+
+    @classmethod
+    def of(cls, window: int, shares: int, mtu: int) -> Ring:
+        """The first share of a window of so many bytes.
+
+        :raises ValueError: too small for two slots, or words in it are not aligned
+        """
+        end = window // shares - _RX_INFO
+        frame = min(mtu, end // 2)
+        if frame <= HEADER.size:
+            raise ValueError(f"no slots in a window of {window:#x} bytes")
+        if frame % 4 or end % 4:
+            # The kernel makes do with it where its processor can; device memory on arm64 cannot.
+            raise ValueError(f"slots of {frame:#x} bytes, up to {end:#x}, are not whole words")
+        return cls(0, end, frame, end // frame)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest packet (ntb_transport_max_size)."""
+        return self.frame - HEADER.size
+
+    def slot(self, index: int) -> int:
+        return self.base + self.frame * index
+
+    def header(self, index: int) -> int:
+        return self.slot(index) + self.frame - HEADER.size
+
+
+class Arrived(NamedTuple):
+    """The header of a frame that the endpoint has finished; it may say anything."""
+
+    number: int
+    length: int
+    flags: int
+
+
+class Rings:
+    """Both rings, and our index in each.
+
+    :param out: the window to the endpoint's memory, which has the ring that we fill
+    :param memory: ours, with the ring that the endpoint fills
+    """
+
+    def __init__(self, out: Window, tx: Ring, memory: memoryview, rx: Ring) -> None:
+        self._out, self._memory = out, memory
+        self.tx, self.rx = tx, rx
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with the first slots, nothing sent and nothing arrived (ntb_qp_link_down_reset).
+
+        The window is not touched: after the endpoint's link went down its memory may be freed.
+        """
+        self.tx_index = self.rx_index = 0
+        self._sent = self.expected = 0
+        for index in range(self.rx.entries):
+            header = self.rx.header(index)
+            self._memory[header : header + HEADER.size] = bytes(HEADER.size)
+        # All slots of the ring that we fill are free.
+        self._put(self.rx.end, self.tx.entries - 1)
+
+    def _put(self, offset: int, value: int) -> None:
+        self._memory[offset : offset + 4] = value.to_bytes(4, "little")
+
+    def _get(self, offset: int) -> int:
+        return int.from_bytes(self._memory[offset : offset + 4], "little")
+
+    # -- out ----------------------------------------------------------------------------------
+
+    @property
+    def reader(self) -> int:
+        """The slot that the endpoint says it has read last; not checked."""
+        return self._get(self.rx.end)
+
+    @property
+    def free(self) -> int | None:
+        """Slots to fill (ntb_transport_tx_free_entry); None: the endpoint's index is no slot."""
+        reader = self.reader
+        return (reader - self.tx_index) % self.tx.entries if reader < self.tx.entries else None
+
+    def put(self, packet: bytes | bytearray | memoryview, length: int, flags: int = 0) -> None:
+        """Fill the next slot, which must be free (ntb_async_tx, ntb_tx_copy_callback).
+
+        :param packet: the bytes; of whole words, so that all are written alike
+        :param length: how many of them are the packet
+        """
+        out, header = self._out, self.tx.header(self.tx_index)
+        out.write32(header + _LENGTH, length)
+        out.write32(header, self._sent)
+        out.write_block(self.tx.slot(self.tx_index), packet)
+        barrier()
+        out.write32(header + _FLAGS, flags | DONE)
+        self.tx_index = (self.tx_index + 1) % self.tx.entries
+        self._sent = (self._sent + 1) & _WORD
+
+    def flush(self) -> None:
+        """Bring the posted writes to their end, by a read, before a doorbell overtakes them."""
+        self._out.read32(self.tx.header((self.tx_index - 1) % self.tx.entries) + _FLAGS)
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def arrived(self) -> Arrived | None:
+        """The header of the next frame, None if there is none yet (ntb_process_rxc)."""
+        header = self.rx.header(self.rx_index)
+        flags = self._get(header + _FLAGS)
+        if not flags & DONE:
+            return None
+        barrier()
+        return Arrived(self._get(header), self._get(header + _LENGTH), flags)
+
+    def packet(self, length: int) -> memoryview:
+        """The packet of that frame, in place; ``length`` is checked."""
+        start = self.rx.slot(self.rx_index)
+        return self._memory[start : start + length]
+
+    def take(self, number: int) -> None:
+        """Give the slot back, and expect the packet after ``number`` in the next one."""
+        self._put(self.rx.header(self.rx_index) + _FLAGS, 0)
+        self.rx_index = (self.rx_index + 1) % self.rx.entries
+        self.expected = (number + 1) & _WORD
+
+    def tell(self) -> None:
+        """Tell the endpoint how far we have read (ntb_complete_rxc)."""
+        barrier()
+        self._out.write32(self.tx.base + self.tx.end, (self.rx_index - 1) % self.rx.entries)

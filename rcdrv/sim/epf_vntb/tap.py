@@ -1,0 +1,141 @@
+"""``vntb.peer=tap``: the endpoint's ntb_netdev is a TAP interface of the machine that serves it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+from collections.abc import Iterator
+from ipaddress import IPv4Interface
+
+from rcdrv.errors import HostError
+from rcdrv.sim.epf_vntb.peer import HEADER, Bridge, Netdev
+from rcdrv.tap import ETHERNET, LARGEST_MTU, Tap
+
+_NETNS = "/run/netns"
+_CLONE_NEWNET = 0x4000_0000
+_FULL = 0.0002
+"""Seconds until the next look at a full ring (tx_time in ntb_netdev.c, which is 1 us there)."""
+
+
+class TapNetdev(Netdev):
+    """As :class:`Netdev`, with this machine's network stack."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__(bridge)
+        config = bridge.config
+        with _namespace(config.peer_netns):
+            self._tap = Tap(config.peer_name)
+            # Its settings are ioctls on a socket that stays in the namespace.
+            try:
+                if not self._tap.existed:
+                    self._tap.set_address(IPv4Interface(f"{config.peer_ip}/{config.peer_prefix}"))
+                    self._tap.up()
+            except BaseException:
+                self._tap.close()
+                raise
+        self.wake_fd = self._tap.fd
+        self._tap.carrier(False)
+        self._buffer = bytearray(LARGEST_MTU + ETHERNET + 4)
+        self._readable = select.poll()
+        self._readable.register(self._tap.fd, select.POLLIN)
+        self._full_until = 0.0
+
+    @property
+    def due(self) -> float | None:
+        if not self._qp_up:
+            return self._due
+        frames = self._full_until
+        if not frames and not self._readable.poll(0):
+            return self._due
+        # Of a frame that waits it is not known since when; 0, no full ring, is long ago.
+        return frames if self._due is None else min(self._due, frames)
+
+    @due.setter
+    def due(self, when: float | None) -> None:
+        self._due = when
+
+    def _set_up_queue(self, rx_size: int) -> None:
+        super()._set_up_queue(rx_size)
+        if not self._tap.existed:
+            self._tap.set_mtu(min(self._tx_frame - HEADER.size - ETHERNET, LARGEST_MTU))
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._full_until = 0.0
+
+    def run(self) -> None:
+        was = self._qp_up
+        super().run()
+        if self._qp_up != was:
+            self._tap.carrier(self._qp_up)
+        if self._qp_up:
+            self._transmit()
+
+    def remove(self) -> None:
+        super().remove()
+        self._tap.carrier(False)
+
+    def _cleanup(self) -> None:
+        super()._cleanup()
+        self._tap.carrier(False)
+
+    def _transmit(self) -> None:
+        """ntb_netdev_start_xmit(), for all frames that wait; one interrupt tells of them."""
+        put = 0
+        self._full_until = 0.0
+        for _ in range(self._tx_entries):
+            if self._full():
+                self._full_until = self._bridge.clock() + _FULL
+                break
+            length = self._tap.read_into(self._buffer)
+            if not length:
+                break
+            if length <= self._tx_frame - HEADER.size:
+                self._put(bytes(self._buffer[:length]))
+                put += 1
+        if put:
+            self._bridge.peer_db_set(1 << 0)
+
+    def _answer(self, packet: bytes) -> bytes:
+        self._tap.write(packet)
+        return b""
+
+    def close(self) -> None:
+        self._tap.close()
+
+
+@contextlib.contextmanager
+def _namespace(name: str) -> Iterator[None]:
+    """What this thread opens inside is in a network namespace of ``ip netns``; empty: in its own.
+
+    :raises HostError: there is none of this name, or no permission
+    """
+    if not name:
+        yield
+        return
+    path = f"{_NETNS}/{name}"
+    with contextlib.ExitStack() as stack:
+        try:
+            here, there = (
+                os.open(one, os.O_RDONLY | os.O_CLOEXEC) for one in ("/proc/self/ns/net", path)
+            )
+        except OSError as error:
+            raise HostError(
+                f"the network namespace {name}: {error.strerror}", hint=f"ip netns add {name}"
+            ) from None
+        for fd in here, there:
+            stack.callback(os.close, fd)
+        _enter(there, name)
+        try:
+            yield
+        finally:
+            _enter(here, name)
+
+
+def _enter(fd: int, name: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, _CLONE_NEWNET):
+        reason = os.strerror(ctypes.get_errno())
+        raise HostError(f"cannot enter the network namespace {name}: {reason}", hint="run as root")

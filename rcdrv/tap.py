@@ -1,0 +1,220 @@
+"""A TAP interface of this host: Ethernet frames by read and write (``drivers/net/tun.c``)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import IPv4Interface
+
+from rcdrv.errors import HostError, UsageError
+
+DEVICE = "/dev/net/tun"
+ETHERNET = 14
+"""Bytes of an Ethernet header: the least that a frame has (ETH_HLEN)."""
+LARGEST_MTU = 65535 - ETHERNET
+"""MAX_MTU of tun.c for a TAP."""
+
+_TUNSETIFF, _TUNSETCARRIER = 0x400454CA, 0x400454E2
+_IFF_TAP, _IFF_NO_PI, _IFF_UP = 0x0002, 0x1000, 0x1
+_GET_INDEX, _GET_FLAGS, _SET_FLAGS, _GET_MTU, _SET_MTU = 0x8933, 0x8913, 0x8914, 0x8921, 0x8922
+_GET_ADDRESS, _SET_ADDRESS, _GET_MASK, _SET_MASK = 0x8915, 0x8916, 0x891B, 0x891C
+_NAME = struct.Struct("16s24x")  # struct ifreq
+_SHORT, _INT = struct.Struct("16sH22x"), struct.Struct("16si20x")
+_IPV4 = struct.Struct("16sHH4s16x")
+
+# What a write to the interface says of a frame that it does not take: it is down, short of memory,
+# or the frame is none.
+_NOT_TAKEN = (errno.EIO, errno.EINVAL, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
+
+
+class Tap:
+    """A TAP interface, made or, where it exists, attached to. :meth:`close` removes what was made.
+
+    Attaching to one of the user's own (``ip tuntap add mode tap user``) needs no privilege.
+
+    :raises UsageError: the name cannot be one, or belongs to an interface of another kind
+    :raises HostError: no TUN driver, no permission, or another program has it
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = check_name(name)
+        self._encoded = name.encode()
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self.existed = self._exists()
+        """It was there before: its settings are its owner's."""
+        try:
+            self.fd = _open_driver()
+            try:
+                self._attach()
+            except BaseException:
+                os.close(self.fd)
+                raise
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _exists(self) -> bool:
+        try:
+            self._ask(_GET_INDEX, _NAME.pack(self._encoded))
+        except OSError:
+            return False
+        return True
+
+    def _attach(self) -> None:
+        try:
+            fcntl.ioctl(self.fd, _TUNSETIFF, _SHORT.pack(self._encoded, _IFF_TAP | _IFF_NO_PI))
+        except OSError as error:
+            name = self.name
+            if error.errno == errno.EBUSY:
+                raise HostError(
+                    f"{name} is in use by another program",
+                    hint="end that program, or choose another name",
+                ) from None
+            if error.errno == errno.EPERM:
+                owner = "is another user's" if self.existed else "cannot be made: no CAP_NET_ADMIN"
+                raise HostError(
+                    f"the interface {name} {owner}",
+                    hint=f"as root, once: ip tuntap add {name} mode tap user $USER; or run as root",
+                ) from None
+            if error.errno == errno.EINVAL and self.existed:
+                raise UsageError(
+                    f"the name {name} is taken by an interface that is no TAP of one queue",
+                    hint="choose another name",
+                ) from None
+            raise HostError(f"cannot make the interface {name}: {error.strerror}") from None
+
+    # -- frames -------------------------------------------------------------------------------
+
+    def read_into(self, buffer: bytearray) -> int:
+        """Read the next frame that the host sends; return its length, 0 where there is none.
+
+        :raises HostError: the interface was deleted
+        """
+        try:
+            return os.readv(self.fd, [buffer])
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._deleted() from error
+
+    def write(self, frame: bytes | memoryview) -> bool:
+        """Hand a frame to the host; return whether it was taken.
+
+        :raises HostError: the interface was deleted
+        """
+        try:
+            os.write(self.fd, frame)
+        except OSError as error:
+            if error.errno in _NOT_TAKEN:
+                return False
+            raise self._deleted() from error
+        return True
+
+    def _deleted(self) -> HostError:
+        return HostError(f"the interface {self.name} was deleted", hint="start the command again")
+
+    # -- settings -----------------------------------------------------------------------------
+
+    @property
+    def mtu(self) -> int:
+        try:
+            found: int = _INT.unpack(self._ask(_GET_MTU, _NAME.pack(self._encoded)))[1]
+        except OSError as error:
+            raise self._deleted() from error
+        return found
+
+    def set_mtu(self, mtu: int) -> None:
+        """Set the MTU, unless it is so already."""
+        if self.mtu != mtu:
+            with self._permission(f"ip link set {self.name} mtu {mtu}"):
+                self._ask(_SET_MTU, _INT.pack(self._encoded, mtu))
+
+    def set_address(self, address: IPv4Interface) -> None:
+        """Give it this IPv4 address with its mask, unless it has both."""
+        wanted = address.ip.packed, address.netmask.packed
+        if (self._ipv4(_GET_ADDRESS), self._ipv4(_GET_MASK)) == wanted:
+            return
+        with self._permission(f"ip addr add {address} dev {self.name}"):
+            for request, value in zip((_SET_ADDRESS, _SET_MASK), wanted, strict=True):
+                self._ask(request, _IPV4.pack(self._encoded, socket.AF_INET, 0, value))
+
+    def _ipv4(self, request: int) -> bytes:
+        try:
+            found: bytes = _IPV4.unpack(self._ask(request, _NAME.pack(self._encoded)))[3]
+        except OSError:  # it has none
+            return b""
+        return found
+
+    def up(self) -> None:
+        """Set it up, unless it is."""
+        flags: int = _SHORT.unpack(self._ask(_GET_FLAGS, _NAME.pack(self._encoded)))[1]
+        if not flags & _IFF_UP:
+            with self._permission(f"ip link set {self.name} up"):
+                self._ask(_SET_FLAGS, _SHORT.pack(self._encoded, flags | _IFF_UP))
+
+    def carrier(self, on: bool) -> None:
+        """Show that the link is up, or down; without a carrier the host sends nothing."""
+        with contextlib.suppress(OSError):  # before Linux 5.0, and after it was deleted
+            fcntl.ioctl(self.fd, _TUNSETCARRIER, struct.pack("i", on))
+
+    @contextlib.contextmanager
+    def _permission(self, command: str) -> Iterator[None]:
+        try:
+            yield
+        except PermissionError:
+            raise HostError(
+                f"{self.name} cannot be set up without CAP_NET_ADMIN", hint=f"as root: {command}"
+            ) from None
+        except OSError as error:
+            raise HostError(f"{command}: {error.strerror}") from None
+
+    def _ask(self, request: int, argument: bytes) -> bytes:
+        return fcntl.ioctl(self._socket, request, argument)
+
+    def close(self) -> None:
+        """Detach; an interface that was made here goes with it. Closing twice is harmless."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+            self._socket.close()
+
+    def __enter__(self) -> Tap:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if an interface can have it (dev_valid_name() in net/core/dev.c).
+
+    :raises UsageError: it cannot
+    """
+    # The kernel fills in a number for %d.
+    bad = any(letter in "/:%" or not letter.isprintable() or letter.isspace() for letter in name)
+    if bad or not 0 < len(name.encode(errors="replace")) < 16 or name in (".", ".."):
+        raise UsageError(
+            f"{name!r} cannot be the name of an interface",
+            hint="1 to 15 bytes without spaces, '/', ':' and '%'",
+        )
+    return name
+
+
+def _open_driver() -> int:
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        raise HostError(
+            f"{DEVICE}: permission denied",
+            hint=f"as root: chmod 666 {DEVICE}, which is its usual mode",
+        ) from None
+    except OSError as error:
+        raise HostError(
+            f"{DEVICE}: {error.strerror}",
+            hint="modprobe tun (CONFIG_TUN); a container has to be given the device",
+        ) from None

@@ -1,0 +1,204 @@
+"""A peer of ntb_transport that writes anything into the host's memory, against the host's pump.
+
+``python3 -m tests.unit.epf_vntb.hostile_peer 1000000`` makes that many mutations of frames and
+indexes. After each, the host takes and sends what there is, and everything is checked that it read,
+wrote and handed over.
+"""
+
+from __future__ import annotations
+
+import mmap
+import random
+import struct
+import sys
+
+from rcdrv.epf_vntb.netdev import Counts, Pump
+from rcdrv.epf_vntb.rings import Ring, Rings
+from rcdrv.mmio import MappedWindow
+
+HEADER, FRAME, ENTRIES = 12, 96, 15
+SHARE = FRAME * ENTRIES + 4
+DONE, LINK_DOWN = 1, 2
+LARGEST, SMALLEST = FRAME - HEADER, 14
+EDGES = (
+    0,
+    1,
+    13,
+    14,
+    15,
+    LARGEST,
+    LARGEST + 1,
+    FRAME,
+    SHARE,
+    0x7FFF_FFFF,
+    0x8000_0000,
+    0xFFFF_FFFF,
+)
+
+
+class Watched(MappedWindow):
+    """The window: a write outside of the slot that is to be filled, and of the index, is a find."""
+
+    def __init__(self) -> None:
+        super().__init__(mmap.mmap(-1, mmap.PAGESIZE), SHARE)
+        self.rings: Rings | None = None
+        self.freed = False
+        self.rang = 0
+
+    def write32(self, offset: int, value: int) -> None:
+        self._allow(offset, 4)
+        if offset == ENTRIES * FRAME:
+            assert value < ENTRIES
+        super().write32(offset, value)
+
+    def write_block(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        self._allow(offset, len(data))
+        super().write_block(offset, data)
+
+    def _allow(self, offset: int, size: int) -> None:
+        assert not self.freed, "the endpoint's memory was touched after its link went down"
+        assert self.rings is not None
+        if (offset, size) == (ENTRIES * FRAME, 4):
+            return
+        start = FRAME * self.rings.tx_index
+        assert start <= offset <= start + FRAME - size, (offset, size)
+
+
+class Interface:
+    """The host's network stack."""
+
+    def __init__(self, memory: bytearray) -> None:
+        self._memory = memory
+        self.rings: Rings | None = None
+        self.outgoing: list[bytes] = []
+        self.taken: list[bytes] = []
+
+    def read_into(self, buffer: bytearray) -> int:
+        if not self.outgoing:
+            return 0
+        frame = self.outgoing.pop()
+        buffer[: len(frame)] = frame
+        return len(frame)
+
+    def write(self, frame: memoryview) -> bool:
+        assert self.rings is not None
+        assert SMALLEST <= len(frame) <= LARGEST
+        start = FRAME * self.rings.rx_index
+        assert frame == self._memory[start : start + len(frame)]
+        self.taken.append(bytes(frame))
+        return True
+
+
+class Host:
+    """The pump between a window that is watched and memory that the peer writes."""
+
+    def __init__(self) -> None:
+        self.memory = bytearray(SHARE + 64)  # and what is not the ring's
+        self.window = Watched()
+        self.interface = Interface(self.memory)
+        ring = Ring(0, FRAME * ENTRIES, FRAME, ENTRIES)
+        self.rings = Rings(self.window, ring, memoryview(self.memory)[:SHARE], ring)
+        self.window.rings = self.interface.rings = self.rings
+        self.counts = Counts()
+        self.pump = Pump(self.rings, self.interface, self._ring, self.counts)
+
+    def _ring(self) -> None:
+        self.rings.flush()
+        self.window.rang += 1
+
+    def set(self, slot: int, number: int, length: int, flags: int) -> None:
+        """Write a header, as the peer does."""
+        struct.pack_into("<III", self.memory, FRAME * (slot + 1) - HEADER, number, length, flags)
+
+    def tell(self, reader: int) -> None:
+        """Write the peer's index."""
+        struct.pack_into("<I", self.memory, FRAME * ENTRIES, reader)
+
+    def turn(self) -> None:
+        """Let the host take and send, and check that it ends and leaves the rest alone."""
+        before = self.counts.dropped + self.counts.received_packets
+        taken = self.pump.receive()
+        assert taken <= ENTRIES
+        assert self.counts.dropped + self.counts.received_packets == before + taken
+        if self.pump.link_down:
+            self.window.freed = True
+            return
+        self.pump.send()
+        assert self.memory[SHARE:] == bytes(64)
+
+
+def run(mutations: int, seed: int) -> Counts:
+    """Mutate; then behave, and see that the host still takes and sends.
+
+    :returns: what all hosts counted
+    """
+    chance = random.Random(seed)
+    total = Counts()
+    done = 0
+    while done < mutations:
+        host = Host()
+        for _ in range(min(1000, mutations - done)):
+            done += 1
+            mutate(host, chance)
+            host.interface.outgoing = [
+                bytes(chance.choice((14, 60, LARGEST - 1, LARGEST, LARGEST + 1, 2000)))
+                for _ in range(chance.randrange(4))
+            ]
+            host.turn()
+            if host.pump.link_down:
+                break
+        behave(host)
+        for name, value in vars(host.counts).items():
+            setattr(total, name, getattr(total, name) + value)
+    return total
+
+
+def mutate(host: Host, chance: random.Random) -> None:
+    """Change a header, an index, or bytes anywhere in the ring."""
+    rings = host.rings
+    what = chance.randrange(8)
+    if what == 0:
+        host.tell(chance.choice((*EDGES, ENTRIES - 1, ENTRIES, chance.randrange(ENTRIES))))
+        return
+    if what == 1:
+        at = chance.randrange(SHARE - 16)
+        host.memory[at : at + 16] = chance.randbytes(16)
+        return
+    slot = rings.rx_index if what < 7 else chance.randrange(ENTRIES)
+    number = chance.choice((rings.expected, rings.expected, chance.getrandbits(32), *EDGES))
+    length = chance.choice((SMALLEST, LARGEST, chance.getrandbits(32), *EDGES))
+    flags = chance.getrandbits(32) & ~LINK_DOWN | DONE
+    if not chance.randrange(2000):
+        flags |= LINK_DOWN
+    host.set(slot, number & 0xFFFF_FFFF, length, flags)
+
+
+def behave(host: Host) -> None:
+    """A peer that is right again is understood, at the latest after a restart."""
+    if host.pump.link_down:
+        host.rings.reset()
+        host.window.freed = host.pump.link_down = False
+    else:
+        for _ in range(ENTRIES):  # what it still finds
+            host.pump.receive()
+            if host.pump.link_down:
+                host.window.freed = True
+                behave(host)
+                return
+    host.interface.taken.clear()
+    expected: list[bytes] = []
+    for _ in range(2 * ENTRIES):
+        expected.append(struct.pack("<I", len(expected)) + bytes(SMALLEST))
+        start = FRAME * host.rings.rx_index
+        host.memory[start : start + len(expected[-1])] = expected[-1]
+        host.set(host.rings.rx_index, host.rings.expected, len(expected[-1]), DONE)
+        host.tell((host.rings.tx_index - 1) % ENTRIES)
+        host.interface.outgoing = [bytes(60)]
+        sent = host.counts.sent_packets
+        host.turn()
+        assert host.counts.sent_packets == sent + 1
+    assert host.interface.taken == expected
+
+
+if __name__ == "__main__":
+    print(run(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1))

@@ -1,0 +1,115 @@
+"""The pump of a network interface over ntb_transport, against peers that are right and wrong."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rcdrv.epf_vntb.rings import Ring
+
+from .hostile_peer import DONE, ENTRIES, FRAME, LARGEST, LINK_DOWN, SMALLEST, Host, behave, run
+
+
+class Sent(NamedTuple):
+    """What the peer writes into a header, as it is or changed."""
+
+    number: int | None
+    length: int
+    flags: int
+
+
+WORD = st.integers(0, 0xFFFF_FFFF)
+LENGTHS = st.one_of(st.integers(0, FRAME + 1), WORD)
+SENT = st.builds(
+    Sent,
+    st.one_of(st.none(), WORD),
+    LENGTHS,
+    WORD.map(lambda flags: flags & ~LINK_DOWN | DONE),
+)
+
+
+@given(st.lists(SENT, max_size=3 * ENTRIES))
+def test_each_frame_is_taken_or_counted_and_the_next_one_comes(frames: list[Sent]) -> None:
+    host = Host()
+    following = delivered = numbers = lengths = 0
+    for slot, frame in enumerate(frames):
+        number = following if frame.number is None else frame.number
+        host.set(slot % ENTRIES, number, frame.length, frame.flags)
+        host.turn()
+        if number != following:
+            numbers += 1
+        elif not SMALLEST <= frame.length <= LARGEST:
+            lengths += 1
+        else:
+            delivered += 1
+        following = (number + 1) % (1 << 32)
+    counts = host.counts
+    assert (counts.bad_number, counts.bad_length) == (numbers, lengths)
+    assert counts.received_packets == len(host.interface.taken) == delivered
+    behave(host)
+
+
+@given(st.lists(st.one_of(st.integers(0, ENTRIES), WORD), max_size=40))
+def test_a_reader_that_lies_stops_nothing_but_what_waits_for_it(readers: list[int]) -> None:
+    host = Host()
+    for reader in readers:
+        host.tell(reader)
+        before, sent = host.rings.tx_index, host.counts.sent_packets
+        host.interface.outgoing = [bytes(60)] * 3
+        host.turn()
+        room = (reader - before) % ENTRIES if reader < ENTRIES else 0
+        assert host.counts.sent_packets - sent == min(3, room)
+    assert host.counts.bad_index == sum(reader >= ENTRIES for reader in readers)
+    behave(host)
+
+
+def test_mutations_of_everything() -> None:
+    counts = run(10_000, seed=7)
+    seen = (counts.bad_number, counts.bad_length, counts.bad_index, counts.too_long)
+    assert all(seen), seen
+
+
+def test_one_doorbell_for_all_frames_that_wait() -> None:
+    host = Host()
+    host.interface.outgoing = [bytes([n]) * 60 for n in range(20)]
+    assert host.pump.send()  # more wait
+    assert (host.counts.sent_packets, host.window.rang, host.counts.rings) == (ENTRIES - 1, 1, 1)
+    assert host.pump.send()
+    assert host.window.rang == 1
+    host.tell(3)  # the endpoint has read four
+    assert host.pump.send()
+    assert (host.counts.sent_packets, host.window.rang) == (ENTRIES + 3, 2)
+    assert host.window.read_block(0, 60) == bytes([4]) * 60  # the 16th
+
+
+def test_a_frame_is_as_the_kernel_writes_it() -> None:
+    """ntb_async_tx() and ntb_tx_copy_callback(): the header is at the end of the slot."""
+    host = Host()
+    host.interface.outgoing = [b"\xaa" * 61]
+    assert not host.pump.send()
+    window = host.window
+    assert window.read_block(0, 64) == b"\xaa" * 61 + bytes(3)
+    assert [window.read32(FRAME - 12 + at) for at in (0, 4, 8)] == [0, 61, DONE]
+
+
+def test_the_link_down_flag_is_obeyed_and_the_window_left_alone() -> None:
+    """After ntb_transport_free() the endpoint's memory belongs to somebody else."""
+    host = Host()
+    host.set(0, 0, 60, DONE)
+    host.set(1, 1, 0, DONE | LINK_DOWN)
+    host.window.freed = True
+    with pytest.raises(AssertionError, match="touched"):
+        host.window.write32(0, 0)
+    assert host.pump.receive() == 1
+    assert host.pump.link_down
+    behave(host)
+
+
+@pytest.mark.parametrize("shares", [3, 5])
+def test_a_share_that_is_no_whole_words_is_refused(shares: int) -> None:
+    """An endpoint may announce any number of queue pairs; the index behind the slots is a word."""
+    with pytest.raises(ValueError, match="whole words"):
+        Ring.of(0x100000, shares, 0x10000)

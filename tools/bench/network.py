@@ -1,0 +1,153 @@
+"""The network over a vNTB: ``ping`` and ``iperf3`` between two namespaces, by ``rcdrv ntb tap``.
+
+The reference is a plain copier: two TAP interfaces, and a loop in Python that reads a frame here and
+writes it there. It is as much as such a loop can move on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from tools.bench.measure import Kind, Row, Target, compared, in_turns
+from tools.bench.programs import PYTHON, RCDRV
+
+HOST, BOARD = "10.9.0.1", "10.9.0.2"
+MTU = 65510
+PRESETS = {"polled": "rcar-s4-vntb-polled", "embedded": "rcar-s4-vntb"}
+INTERVAL = "0.2194"
+"""Seconds between pings. Of the endpoint's tick, 12 ms, it is no simple fraction."""
+
+COPIER = f"""
+import os, select, subprocess, sys
+from ipaddress import IPv4Interface
+from rcdrv.tap import Tap
+near, far = Tap("ntb0"), Tap("far")
+near.set_mtu({MTU}); near.set_address(IPv4Interface("{HOST}/24")); near.up(); far.set_mtu({MTU})
+subprocess.run(["ip", "link", "set", "far", "netns", sys.argv[1]], check=True)
+for command in (["addr", "add", "{BOARD}/24", "dev", "far"], ["link", "set", "far", "up"]):
+    subprocess.run(["ip", "-n", sys.argv[1], *command], check=True)
+print("link up", flush=True)
+other = {{near.fd: far.fd, far.fd: near.fd}}
+while True:
+    for fd in select.select(list(other), [], [])[0]:
+        try:
+            for _ in range(15):
+                os.write(other[fd], os.read(fd, 70000))
+        except BlockingIOError:
+            pass
+"""
+
+
+class Figures(NamedTuple):
+    """What one way of joining two network stacks came to."""
+
+    ping: list[float]
+    """Round trips, ms."""
+    there: list[float]
+    """Seconds for a GB by TCP, to the board; the least of the rounds counts."""
+    back: list[float]
+
+
+def rows(*, quick: bool) -> Iterator[Row]:
+    """Round trips and TCP rates, each against the other doorbell or the copier.
+
+    :raises SystemExit: something that it takes is missing
+    """
+    missing = [name for name in ("ip", "ping", "iperf3") if shutil.which(name) is None]
+    if missing or os.geteuid():
+        raise SystemExit(f"bench: ntb needs root and the programs {', '.join(missing) or 'it has'}")
+    found = {name: Figures([], [], []) for name in ("copier", *PRESETS)}
+
+    def contestant(name: str) -> float:
+        with _namespaces() as (host, board), _joined(name, host, board):
+            figures = found[name]
+            figures.ping.extend(_ping(host, 10 if quick else 40))
+            for into, reverse in ((figures.there, ()), (figures.back, ("-R",))):
+                into.append(_iperf(host, board, 2 if quick else 5, reverse))
+        return 0.0
+
+    in_turns({name: (lambda name=name: contestant(name)) for name in found}, 1 if quick else 3)
+    polled, embedded, copier = (found[name] for name in ("polled", "embedded", "copier"))
+    medians = [[statistics.median(one.ping)] for one in (polled, embedded, copier)]
+    yield compared("ping, doorbell polled", "ms", medians[0], "doorbell embedded", medians[1])
+    yield compared("ping, doorbell embedded", "ms", medians[1], "plain copier", medians[2])
+    half = Target(Kind.RATE, 0.5)
+    for name, ours in ("embedded", embedded), ("polled", polled):
+        for way, mine, theirs in (
+            ("to", ours.there, copier.there),
+            ("from", ours.back, copier.back),
+        ):
+            what = f"1 GB by TCP {way} the endpoint, {name}"
+            yield compared(what, "s", mine, "plain copier", theirs, half)
+
+
+@contextlib.contextmanager
+def _namespaces() -> Iterator[tuple[str, str]]:
+    names = f"rcdrv-host-{os.getpid()}", f"rcdrv-board-{os.getpid()}"
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            subprocess.run(["ip", "netns", "add", name], check=True)
+            stack.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
+        yield names
+
+
+@contextlib.contextmanager
+def _joined(name: str, host: str, board: str) -> Iterator[None]:
+    """Two network stacks, joined by what ``name`` says."""
+    command: Sequence[str] = (PYTHON, "-c", COPIER, board)
+    if name in PRESETS:
+        device = f"sim:{PRESETS[name]},vntb.peer=tap,vntb.peer_netns={board},vntb.peer_ip={BOARD}"
+        command = (*RCDRV, "-d", device, "ntb", "tap", "--address", f"{HOST}/24")
+    process = subprocess.Popen(_inside(host, *command), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        if not any("link up" in line for line in process.stdout):
+            raise SystemExit(f"bench: {' '.join(command)} ended with {process.wait()}")
+        yield
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def _inside(namespace: str, *command: str) -> list[str]:
+    return ["ip", "netns", "exec", namespace, *command]
+
+
+def _ping(host: str, count: int) -> list[float]:
+    """Round trips in ms; the first, which waits for ARP, is left out."""
+    command = _inside(host, "ping", "-n", "-c", str(count + 1), "-i", INTERVAL, "-W", "5", BOARD)
+    output = _output(command)
+    return [float(time) for time in re.findall(r"time=([\d.]+) ms", output)][1:]
+
+
+def _iperf(host: str, board: str, seconds: int, options: Sequence[str]) -> float:
+    """Seconds for a GB."""
+    server = subprocess.Popen(
+        _inside(board, "iperf3", "-s", "-1", "--forceflush"), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        any("listening" in line for line in server.stdout)
+        command = _inside(host, "iperf3", "-c", BOARD, "-t", str(seconds), "-J", *options)
+        rate = json.loads(_output(command))["end"]["sum_received"]["bits_per_second"]
+    finally:
+        server.terminate()
+        server.communicate()
+    return 8e9 / float(rate)
+
+
+def _output(command: Sequence[str]) -> str:
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=120)
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+        raise SystemExit(f"bench: {' '.join(command)} ended with {done.returncode}")
+    return done.stdout
