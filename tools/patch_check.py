@@ -63,7 +63,7 @@ def check(source: Path | None) -> dict[str, Verdict]:
 def unpatched() -> dict[str, Verdict]:
     """Return the results of Debian's kernel, of the cache if rcdrv and the lab are as they were."""
     modules = kernel_endpoint_modules()
-    digest = hashlib.sha256(modules.name.encode())
+    digest = hashlib.sha256(str(modules).encode())
     for top in ("rcdrv", "tools/lab"):
         for path in sorted((REPOSITORY / top).rglob("*")):
             if path.suffix in {".py", ".toml"}:
