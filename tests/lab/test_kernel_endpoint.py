@@ -25,7 +25,7 @@ from tools.lab.endpoint import environment
 from tools.lab.errors import LabError
 from tools.lab.guest import Guest, json_device
 from tools.lab.image import image
-from tools.lab.kbuild import series, source
+from tools.lab.kernel_source import series, source
 from tools.lab.kernel_endpoint.build import (
     CHANGED,
     DRIVER,

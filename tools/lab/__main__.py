@@ -21,6 +21,7 @@ from typing import BinaryIO
 from rcdrv.errors import UsageError
 from rcdrv.fuzz.saved import saved_files
 from tools.lab.channel import Process
+from tools.lab.debug_kernel import debug_kernel
 from tools.lab.errors import CommandTimeout, LabError
 from tools.lab.guest import BOOT_TIMEOUT, Guest
 from tools.lab.image import image
@@ -72,6 +73,8 @@ def build(options: argparse.Namespace) -> int:
         print(
             f"the kernel's endpoint functions: {kernel_endpoint_modules(rebuild=options.rebuild)}"
         )
+    if options.debug_kernel:
+        print(f"a kernel that sees its faults: {debug_kernel(rebuild=options.rebuild)}")
     if options.iommufd:
         print(f"VFIO with iommufd and no-IOMMU mode: {iommufd(rebuild=options.rebuild)}")
         print(f"an arm64 kernel with iommufd: {iommufd_kernel(rebuild=options.rebuild)}")
@@ -143,6 +146,7 @@ def endpoint(options: argparse.Namespace) -> int:
         function=options.function,
         settings=dict(options.set),
         source=options.kernel_source,
+        debug=options.debug_kernel,
         access_log=options.access_log,
         logs=options.logs,
         boot_timeout=options.boot_timeout,
@@ -307,6 +311,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="build the kernel's own endpoint functions for the x86_64 guest, too",
     )
+    one.add_argument(
+        "--debug-kernel",
+        action="store_true",
+        help="build the kernel of 'endpoint --debug-kernel', too",
+    )
     one.add_argument("--rebuild", action="store_true", help="build it even if it is there")
     one.set_defaults(command=build)
 
@@ -380,6 +389,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_setting,
         metavar="NAME=VALUE",
         help="an attribute in the function's configfs; may be repeated",
+    )
+    one.add_argument(
+        "--debug-kernel",
+        action="store_true",
+        help="on a kernel with KASAN, UBSAN and lockdep, which is slower",
     )
     one.add_argument(
         "--shell", action="store_true", help="a shell in the endpoint; its end ends it"

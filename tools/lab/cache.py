@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -78,13 +79,13 @@ def part(
     return final
 
 
-_is_builder = False  # this process has the lock
+_builder = 0  # the thread of this process that has the lock
 
 
 @contextlib.contextmanager
 def _only_builder(home: Path) -> Iterator[None]:
-    global _is_builder
-    if _is_builder:
+    global _builder
+    if _builder == threading.get_ident():
         yield
         return
     with (home / "lock").open("w") as lock:
@@ -95,8 +96,8 @@ def _only_builder(home: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
         for abandoned in home.glob(".building-*"):
             shutil.rmtree(abandoned)  # we hold the lock: no build is running there
-        _is_builder = True
+        _builder = threading.get_ident()
         try:
             yield
         finally:
-            _is_builder = False
+            _builder = 0

@@ -24,7 +24,7 @@ class Log:
         self.path = path
         self._stream = stream
         self._recent: deque[bytes] = deque()
-        self._recent_size = 0
+        self._recent_size = self._total = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._copy, name=path.name, daemon=True)
         self._thread.start()
@@ -33,6 +33,14 @@ class Log:
         """The last 64 KiB or more."""
         with self._lock:
             return b"".join(self._recent).decode(errors="replace").replace("\r", "")
+
+    def since(self, mark: int) -> tuple[str, int]:
+        """The whole lines from byte ``mark`` on, as far as they are kept, and their end."""
+        with self._lock:
+            data, end = b"".join(self._recent), self._total
+        data = data[max(0, len(data) - (end - mark)) :] if mark < end else b""
+        whole = data.rfind(b"\n") + 1
+        return data[:whole].decode(errors="replace").replace("\r", ""), end - len(data) + whole
 
     def tail(self, lines: int = 20) -> str:
         """The last lines."""
@@ -49,6 +57,7 @@ class Log:
                 with self._lock:
                     self._recent.append(data)
                     self._recent_size += len(data)
+                    self._total += len(data)
                     while self._recent_size - len(self._recent[0]) > 65536:
                         self._recent_size -= len(self._recent.popleft())
                 if size < self.LIMIT:

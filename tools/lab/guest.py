@@ -73,8 +73,8 @@ class Guest:
     BARs cannot be mapped then, unless its spec says otherwise. With ``logs``, all logs are kept in
     that folder. With ``iommufd`` VFIO also offers iommufd, on x86-64 the no-IOMMU mode too: by
     other modules, or another kernel. With ``links_up`` the root ports' links stay up whatever
-    happens, so that their buses can be reset. ``kernel_source`` is a kernel tree to build the
-    KernelEndpoints from.
+    happens, so that their buses can be reset. ``kernel`` is booted instead of the stock one.
+    ``kernel_source`` is a kernel tree to build the KernelEndpoints from.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Guest:
         bind: bool = True,
         iommufd: bool = False,
         links_up: bool = False,
+        kernel: Path | None = None,
         kernel_source: Path | None = None,
         log_accesses: bool = False,
         logs: Path | None = None,
@@ -108,6 +109,7 @@ class Guest:
         self._bind = bind
         self._iommufd = iommufd
         self._links_up = links_up
+        self._kernel = kernel
         self._kernel_source = kernel_source
         self._log_accesses = log_accesses
         self._logs = logs
@@ -195,6 +197,10 @@ class Guest:
         """What the kernel wrote to its console, the last 64 KiB of it at least."""
         return self._qemu.out.text() if self._qemu else ""
 
+    def console_since(self, mark: int) -> tuple[str, int]:
+        """The whole lines that it wrote from byte ``mark`` on, and the next mark."""
+        return self._qemu.out.since(mark) if self._qemu else ("", mark)
+
     def deaths(self) -> list[str]:
         """What ended that should not have: QEMU or endpoints, with the last lines of their logs."""
         ended = [death for endpoint in self.endpoints for death in endpoint.deaths()]
@@ -231,6 +237,7 @@ class Guest:
             kernel = iommufd_kernel()
         elif self._iommufd:
             modules = iommufd(self.arch)
+        kernel = self._kernel or kernel
         deadline = time.monotonic() + self._boot_timeout
         folder = self._folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
         for number, spec in enumerate(self._endpoint_specs):

@@ -33,7 +33,7 @@ def iommufd_kernel(*, rebuild: bool = False) -> Path:
     """The kernel for aarch64 guests."""
 
     def build(folder: Path) -> None:
-        compile_kernel("aarch64", folder, options=_OPTIONS, target="Image")
+        compile_kernel("aarch64", folder, options=_OPTIONS, target="arch/arm64/boot/Image")
 
     recipe = ("debian.py", "image.py", "kbuild.py", "iommufd_kernel.py")
     return cache.part("iommufd-kernel-aarch64", recipe, build, rebuild=rebuild) / "kernel"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rcdrv.epf_test.doorbell import Doorbell, Location
-from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Command
 from rcdrv.epf_test.ring import ring_blind
 from rcdrv.errors import UsageError
@@ -60,3 +60,36 @@ def test_an_offset_that_is_cut_off_is_named(
     assert failure is not None
     assert failure.reason is Reason.SILENT
     assert ("8 GiB, and DB_OFFSET only 32 bits" in failure.hint) == named
+
+
+def test_a_late_interrupt_is_awaited_until_one_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lab's kernel endpoint at a load of 25: up to 1 s between STATUS and the MSI."""
+    with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
+        driver = EpfTest(function, irq=IrqChoice.MSI, timeout=5)
+        with Doorbell(driver) as doorbell:
+            take = driver._next_interrupts
+            late, held = 0.9, list[tuple[float, dict[int, int]]]()
+
+            def hold(seconds: float) -> dict[int, int]:
+                if vectors := take(seconds):
+                    held.append((now(function) + late, vectors))
+                return held.pop()[1] if held and now(function) > held[0][0] else {}
+
+            monkeypatch.setattr(driver, "_next_interrupts", hold)
+            assert doorbell.judge(doorbell.ring()) is None
+
+            late, took = 100.0, []
+            for _ in range(2):
+                before = now(function)
+                failure = doorbell.judge(doorbell.ring())
+                assert failure is not None
+                assert failure.reason is Reason.IRQ_LOST
+                took.append(now(function) - before)
+                held.clear()
+            assert took[0] > 2.0
+            assert took[1] < 0.4
+            monkeypatch.undo()
+
+
+def now(function: Function) -> float:
+    return function.clock.now_ns() / 1e9

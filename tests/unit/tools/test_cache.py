@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,25 @@ def test_a_build_may_ask_for_further_parts(home: Path) -> None:
     assert parts(home) == ["inner", "outer"]
     (file,) = home.glob("outer-*/file")
     assert file.read_text().startswith("inner-")
+
+
+def test_threads_build_one_after_the_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second would remove what the first is building: .building-* with nobody at the lock."""
+    begun, waits = threading.Event(), threading.Event()
+    monkeypatch.setattr(cache, "say", lambda said: waits.set() if "waiting" in said else None)
+
+    def slow(folder: Path) -> None:
+        begun.set()
+        assert waits.wait(30)
+        write()(folder)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(cache.part, "one", OLD, slow)
+        assert begun.wait(30)
+        second = pool.submit(cache.part, "two", OLD, write())
+        assert first.result(60).is_dir()
+        assert second.result(60).is_dir()
+    assert parts(home) == ["one", "two"]
 
 
 def test_versions_of_a_part_live_side_by_side_while_they_are_used() -> None:

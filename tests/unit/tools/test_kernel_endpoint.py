@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,27 +17,65 @@ from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import load_layout
 from tools.lab import __main__ as command
+from tools.lab.child import Log
 from tools.lab.errors import LabError
 from tools.lab.kernel_endpoint import build
+from tools.lab.kernel_endpoint import endpoint as endpoint_module
 from tools.lab.kernel_endpoint import function as function_module
 from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
 from tools.lab.kernel_endpoint.function import Function
 from tools.lab.kernel_endpoint.hardware import Hardware
 from tools.lab.kernel_endpoint.shadow import Shadow
 
-BUG = "[    1.500000] BUG: kernel NULL pointer dereference\n[    1.500001] Oops: 0000\n"
+
+class Console:
+    """A guest that writes more at each look."""
+
+    def __init__(self, *pieces: str) -> None:
+        self.pieces = list(pieces)
+        self.text = ""
+
+    def console_since(self, mark: int) -> tuple[str, int]:
+        self.text += self.pieces.pop(0) if self.pieces else ""
+        end = self.text.rfind("\n") + 1
+        return self.text[mark:end], end
 
 
-def test_a_crash_is_told_once_also_where_the_console_is_cut() -> None:
+def test_a_crash_is_told_once_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "_QUIET", 0.0)
     endpoint = KernelEndpoint("rk3588")
-    guest = SimpleNamespace(console="[    0.000000] Linux\n" + BUG)
-    endpoint._guest = cast(Any, guest)
-    assert endpoint.crash() == BUG.strip()
+    # Looked at in the middle of a line, and of the report.
+    console = Console("[    0.000000] Linux\n[    1.500000] BUG", ": bad\n", "Oops: 0\n")
+    endpoint._guest = cast(Any, console)
     assert endpoint.crash() == ""
-    guest.console = guest.console[30:] + "[    2.000000] fine\n"
+    assert endpoint.crash() == "[    1.500000] BUG: bad\nOops: 0"
     assert endpoint.crash() == ""
-    guest.console += "[    2.500000] UBSAN: shift-out-of-bounds\n"
-    assert endpoint.crash().startswith("[    2.500000] UBSAN")
+    console.pieces = ["[    1.500000] UBSAN: shift-out-of-bounds\n"]
+    assert endpoint.crash().startswith("[    1.500000] UBSAN")
+
+
+def test_console_is_read_on_from_a_byte_also_where_it_is_cut(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb", buffering=0) as stream:
+        log = Log(stream, tmp_path / "log")
+        os.write(writer, b"one\ntw")
+        wait_for(lambda: log.since(0) == ("one\n", 4))
+        os.write(writer, b"o\r\n")
+        wait_for(lambda: log.since(4) == ("two\n", 9))
+        for _ in range(3):
+            os.write(writer, b"x" * 65535 + b"\n")
+        wait_for(lambda: log.since(9)[1] == 9 + 3 * 65536)
+        assert 65536 <= len(log.since(9)[0]) < 3 * 65536
+        assert log.since(9 + 3 * 65536) == ("", 9 + 3 * 65536)
+        os.close(writer)
+        log.finish()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_what_a_client_was_too_slow_for_is_not_done_later(monkeypatch: pytest.MonkeyPatch) -> None:

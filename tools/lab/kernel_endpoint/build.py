@@ -8,20 +8,27 @@ become one module. A module has one initcall: theirs are called by ours (``drive
 from __future__ import annotations
 
 import re
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tools.lab import cache
+from tools.lab.debug_kernel import debug_kernel
 from tools.lab.errors import LabError
 from tools.lab.image import image
 from tools.lab.kbuild import compile_for
+from tools.lab.kernel_source import series
+from tools.lab.kernel_source import source as kernel_source
 
 DRIVER = Path(__file__).parent / "driver"
+RESULTS, OBJECTS = "modules", "objects"
+"""What the guest gets, and what the next build goes on from."""
 MODULES = (
     *("pci-endpoint", "pci-epf-test", "ntb", "pci-epf-vntb", "rcdrv-epc"),
     *("ntb_transport", "ntb_netdev", "ntb_pingpong", "ntb_tool"),
 )
 """In an order in which they can be loaded."""
+NEED_A_NETWORK = ("ntb_netdev",)
+"""Which the debug kernel has not."""
 
 SOURCES = re.compile(
     r"(drivers/pci/endpoint/pci-ep[\w-]*\.c|drivers/pci/endpoint/functions/pci-epf-(test|vntb)\.c"
@@ -30,26 +37,15 @@ SOURCES = re.compile(
 )
 """The headers are those of the modules alone; all others are of the guest's kernel."""
 INITCALLS = (
-    r"/^module_(init|exit)\(pci_ep/d;"
-    r" s/^static (int|void) (__init|__exit) (pci_epc|pci_epf|pci_ep_cfs)_(init|exit)\(/"
-    r"\1 \2 \3_\4(/"
+    (rb"^module_(init|exit)\(pci_ep.*\n", b""),
+    (rb"^static ((int|void) (__init|__exit) (pci_epc|pci_epf|pci_ep_cfs)_(init|exit)\()", rb"\1"),
 )
-"""Changes by sed: a module cannot have the initcalls of the core."""
+"""What is replaced, and by what: a module cannot have the initcalls of the core."""
 CHANGED = ("pci-epc-core.c", "pci-epf-core.c", "pci-ep-cfs.c")
 UNCHANGED = (
     *("pci-epc-mem.c", "pci-ep-msi.c", "pci-epf-test.c", "pci-epf-vntb.c", "ntb_core.c"),
     *("ntb_transport.c", "ntb_netdev.c", "ntb_pingpong.c", "ntb_tool.c"),
 )
-
-_MAKE = f"""
-mkdir endpoint
-mv drivers/ntb/core.c endpoint/ntb_core.c
-find drivers -name '*.c' -exec mv {{}} endpoint ';'
-mv Kbuild core.c core.h rcdrv-epc.c include endpoint
-cd endpoint
-sed -i -E '{INITCALLS}' {" ".join(CHANGED)}
-kernel_make /build/endpoint
-"""
 
 
 _FLAT = ("drivers/net", "include/linux")
@@ -60,48 +56,80 @@ _FIRST_ERROR = re.compile(
 )
 
 
-def kernel_endpoint_modules(source: Path | None = None, *, rebuild: bool = False) -> Path:
+def kernel_endpoint_modules(
+    source: Path | None = None, *, debug: bool = False, rebuild: bool = False
+) -> Path:
     """The folder with the modules for the x86-64 guest's kernel, and the sources as built.
 
     :param source: a kernel tree to build from, which is only read; by default Debian's
+    :param debug: for :func:`~tools.lab.debug_kernel.debug_kernel`
     """
     recipe = (
         *("debian.py", "image.py", "kbuild.py", "kernel_endpoint/build.py"),
         *(f"kernel_endpoint/driver/{path.name}" for path in sorted(DRIVER.iterdir())),
     )
+    kernel = debug_kernel() if debug else None
+    content = kernel.name.encode() if kernel else b""
+    name = f"kernel-endpoint{'-debug' if debug else ''}"
+
+    def build_stock(folder: Path) -> None:
+        files = _read(kernel_source(series(_release())))
+        _compile(folder / RESULTS, files, after=folder / OBJECTS, kernel=kernel)
+
+    stock = cache.part(name, recipe, build_stock, rebuild=rebuild, content=content)
     if source is None:
-        return cache.part("kernel-endpoint", recipe, _compile, rebuild=rebuild)
+        return stock / RESULTS
+    # What is built is what the part is named after, also if an editor saves meanwhile.
     files = _read(source)
-    content = repr(sorted(files.items())).encode()
 
     def build(folder: Path) -> None:
-        # A copy: what is built is what the part is named after, also if an editor saves meanwhile.
-        with tempfile.TemporaryDirectory(prefix="rcdrv-lab-") as temporary:
-            for name, data in files.items():
-                copy = Path(temporary) / name
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(data)
-            try:
-                _compile(folder, Path(temporary))
-            except LabError as error:
-                raise _explained(source, error) from error
+        try:
+            _compile(folder / RESULTS, files, before=stock / OBJECTS, kernel=kernel)
+        except LabError as error:
+            raise _explained(source, error) from error
 
-    return cache.part("kernel-endpoint-source", recipe, build, rebuild=rebuild, content=content)
+    content += repr(sorted(files.items())).encode()
+    return cache.part(f"{name}-source", recipe, build, content=content) / RESULTS
 
 
-def _compile(folder: Path, whole: Path | None = None) -> None:
+def _compile(
+    folder: Path,
+    sources: Mapping[str, bytes],
+    *,
+    before: Path | None = None,
+    after: Path | None = None,
+    kernel: Path | None = None,
+) -> None:
+    """Build ``sources``, by path in a kernel tree."""
+    files = {f"endpoint/{path.name}": path.read_bytes() for path in sorted(DRIVER.iterdir())}
+    for path, data in sources.items():
+        name = _flat_name(path)
+        if name in CHANGED:
+            for found, instead in INITCALLS:
+                data = re.sub(found, instead, data, flags=re.M)
+        files[f"endpoint/{name}"] = data
+    folder.mkdir()
+    modules = [module for module in MODULES if kernel is None or module not in NEED_A_NETWORK]
     compile_for(
         "x86_64",
         folder,
-        sources=SOURCES,
-        files={path.name: path.read_text() for path in sorted(DRIVER.iterdir())},
-        script=_MAKE,
+        files=files,
+        script="kernel_make /build/endpoint",
         results=[
-            *(f"endpoint/{module}.ko" for module in MODULES),
+            *(f"endpoint/{module}.ko" for module in modules),
             *(f"endpoint/{name}" for name in (*CHANGED, *UNCHANGED)),
         ],
-        whole=whole,
+        before=before,
+        after=after,
+        kernel=kernel,
     )
+
+
+def _flat_name(path: str) -> str:
+    """Where a file of the kernel's is built: modules in one folder, and their headers."""
+    if path.startswith("include/"):
+        return path
+    return "ntb_core.c" if path == "drivers/ntb/core.c" else Path(path).name
 
 
 def _read(source: Path) -> dict[str, bytes]:
@@ -119,7 +147,7 @@ def _read(source: Path) -> dict[str, bytes]:
                 found[name] = path.read_bytes()
     except OSError as error:
         raise LabError(f"{source}: cannot be read: {error}") from error
-    names = {"ntb_core.c" if name == "drivers/ntb/core.c" else Path(name).name for name in found}
+    names = set(map(_flat_name, found))
     if missing := [name for name in (*CHANGED, *UNCHANGED) if name not in names]:
         known = ", ".join("drivers/ntb/core.c" if one == "ntb_core.c" else one for one in missing)
         raise LabError(

@@ -12,21 +12,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from rcdrv.sim.epf_vntb import VntbPeer
+from rcdrv.sim.epf_vntb import settings as vntb_settings
 from rcdrv.sim.layout import load_layout
 from tools.lab.channel import Result
 from tools.lab.child import Child, wait_listening
+from tools.lab.debug_kernel import debug_kernel
 from tools.lab.endpoint import Endpoint, environment
 from tools.lab.errors import LabError
 from tools.lab.guest import BOOT_TIMEOUT, Guest
 from tools.lab.kernel_endpoint.build import kernel_endpoint_modules
 from tools.lab.kernel_endpoint.setup import FOLDER, FUNCTIONS, START, STOP, script
 
-_STAMP = re.compile(r"^\[ *(\d+\.\d+)\]", re.M)
 _CRASH = re.compile(
-    r"^\[ *(\d+\.\d+)\].*"
-    r"(?:BUG: |Oops: |general protection fault|Kernel panic|kernel BUG at |UBSAN: |KASAN: )",
+    r"^.*(?:BUG: |Oops: |general protection fault|Kernel panic|kernel BUG at |UBSAN: |KASAN: "
+    r"|ODEBUG: |list_(?:add|del) corruption|WARNING: possible |suspicious RCU usage"
+    r"|inconsistent lock state|INFO: task .* blocked for more than)",
     re.M,
 )
+_QUIET, _LONGEST_REPORT = 0.3, 3.0
+"""Seconds without a further line that end the kernel's report of a crash, and the most of all."""
 
 
 class KernelEndpoint(Endpoint):
@@ -38,6 +43,7 @@ class KernelEndpoint(Endpoint):
     :param function: ``pci_epf_test`` or ``pci_epf_vntb`` instead of the layout's
     :param settings: further attributes of the function's configfs, by name
     :param source: a kernel tree to build the endpoint's core and functions from
+    :param debug: boot a kernel with KASAN, UBSAN and lockdep
     :param access_log: a file that gets what the root complex and the controller's driver did
     """
 
@@ -49,6 +55,7 @@ class KernelEndpoint(Endpoint):
         function: str = "",
         settings: Mapping[str, str] | None = None,
         source: Path | None = None,
+        debug: bool = False,
         access_log: Path | None = None,
         logs: Path | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
@@ -59,11 +66,18 @@ class KernelEndpoint(Endpoint):
                 raise LabError(f"no function {function!r}: there are {', '.join(names)}")
             spec += f",function={names[function]}"
         self.layout = load_layout(spec)
+        if (
+            debug
+            and self.layout.function == "epf_vntb"
+            and (vntb_settings(self.layout).peer is VntbPeer.NETDEV)
+        ):
+            raise LabError("the debug kernel has no network for ntb_netdev: choose another peer")
         self.spec = spec
         self.address = ""
         self.group = ""
         self._settings = dict(settings or {})
         self._source = source
+        self._debug = debug
         self._logs = logs
         self._boot_timeout = boot_timeout
         self._folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
@@ -72,7 +86,7 @@ class KernelEndpoint(Endpoint):
         self.socket = socket.absolute() if socket else self._folder / "ep.sock"
         self._bridge: Child | None = None
         self._guest: Guest | None = None
-        self._reported = -1.0  # printk's time of the last line that was looked at, in seconds
+        self._mark = 0  # the end of what was looked at of the guest's console
 
     def __enter__(self) -> KernelEndpoint:
         try:
@@ -117,11 +131,17 @@ class KernelEndpoint(Endpoint):
         """What the endpoint's kernel said if it has crashed since this was asked last."""
         if self._guest is None:
             return ""
-        console = self._guest.console
-        found = [one for one in _CRASH.finditer(console) if float(one[1]) > self._reported]
-        stamps = _STAMP.findall(console)
-        self._reported = max(self._reported, *map(float, stamps)) if stamps else self._reported
-        return "\n".join(console[found[0].start() :].splitlines()[:60]) if found else ""
+        text, end = self._guest.console_since(self._mark)
+        deadline = time.monotonic() + _LONGEST_REPORT
+        while (found := _CRASH.search(text)) and time.monotonic() < deadline:
+            # It may be in the middle of its report, the rest of which is no crash of its own.
+            time.sleep(_QUIET)
+            before = end
+            text, end = self._guest.console_since(self._mark)
+            if end == before:
+                break
+        self._mark = end
+        return "\n".join(text[found.start() :].splitlines()[:60]) if found else ""
 
     def deaths(self) -> list[str]:
         """What ended that should not have."""
@@ -148,7 +168,7 @@ class KernelEndpoint(Endpoint):
 
     def wait_ready(self, deadline: float) -> None:
         """Boot it."""
-        modules = kernel_endpoint_modules(self._source)
+        modules = kernel_endpoint_modules(self._source, debug=self._debug)
         controller = self._folder / "controller.sock"
         command = [sys.executable, "-m", "tools.lab.kernel_endpoint.bridge"]
         command += [self.spec, str(controller), str(self.socket)]
@@ -162,6 +182,7 @@ class KernelEndpoint(Endpoint):
             files={FOLDER.lstrip("/"): modules},
             append=["intel_iommu=off"],
             bind=False,
+            kernel=debug_kernel() / "kernel" if self._debug else None,
             logs=self._logs,
             boot_timeout=max(1.0, deadline - time.monotonic()),
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.lab import kbuild
+from tools.lab import debian, workshop
 from tools.lab.errors import LabError
 
 
@@ -32,14 +32,19 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """The programs that are run; ``unshare`` is refused, as in a chroot."""
     said: list[tuple[str, ...]] = []
 
-    def output(command: tuple[str, ...], *, env: dict[str, str]) -> str:
+    real = debian.output
+
+    def output(command: tuple[str, ...], *, env: dict[str, str] | None = None) -> str:
+        if command[0] == "cp":
+            return real(command)
+        assert env is not None
         said.append(tuple(command))
         assert "/usr/sbin" in env["PATH"].split(":")
         if command[0] == "unshare":
             raise LabError("unshare failed:\nunshare: unshare failed: Operation not permitted")
         return ""
 
-    monkeypatch.setattr(kbuild, "output", output)
+    monkeypatch.setattr(workshop, "output", output)
     return said
 
 
@@ -47,8 +52,8 @@ def test_root_needs_neither_a_namespace_nor_a_mount(
     tree: Path, source: Path, said: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(kbuild, "_has_devices", lambda _tree: True)
-    kbuild._run(tree, source, "make")
+    monkeypatch.setattr(workshop, "_has_devices", lambda _tree: True)
+    workshop.run(tree, source, "make")
     ((program, root, *_),) = said
     assert (program, root) == ("chroot", str(tree))
     assert (tree / "source/drivers/Kconfig").samefile(source / "drivers/Kconfig")
@@ -63,9 +68,9 @@ def test_a_refused_namespace_has_its_cure(
     user: int,
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user)
-    monkeypatch.setattr(kbuild, "_has_devices", lambda _tree: False)
+    monkeypatch.setattr(workshop, "_has_devices", lambda _tree: False)
     with pytest.raises(LabError, match="unshare failed: Operation not permitted") as refused:
-        kbuild._run(tree, source, "make")
+        workshop.run(tree, source, "make")
     assert [command[0] for command in said] == ["unshare"]
     for cure in ("as root", "CAP_MKNOD", "user.max_user_namespaces", "--cap-add SYS_ADMIN"):
         assert cure in str(refused.value)
@@ -82,7 +87,7 @@ def test_devices_are_made_or_the_container_forbids_it(
         path.touch()
 
     monkeypatch.setattr(os, "mknod", mknod)
-    assert kbuild._has_devices(tree)
+    assert workshop._has_devices(tree)
     assert made == [("null", 1, 3), ("zero", 1, 5), ("urandom", 1, 9)]
 
     def refused(*_arguments: object) -> None:
@@ -91,4 +96,4 @@ def test_devices_are_made_or_the_container_forbids_it(
     shutil.rmtree(tree / "dev")
     (tree / "dev").mkdir()
     monkeypatch.setattr(os, "mknod", refused)
-    assert not kbuild._has_devices(tree)
+    assert not workshop._has_devices(tree)
