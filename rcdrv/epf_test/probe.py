@@ -30,10 +30,10 @@ def find_registers(function: Function) -> tuple[int, int | None]:
     # Leftovers of an earlier run in the other registers do not matter here.
     if usual in fitting:
         window = function.bar(usual)
-        caps = window.read32(Reg.CAPS)
+        value = window.read32(Reg.CAPS)
         # Where a known ID says so, CAPS is evidence enough.
-        if _fits(caps) and (part is not parts.UNKNOWN_PART or _has_db_bar(window)):
-            return usual, caps
+        if _fits(value) and (part is not parts.UNKNOWN_PART or _has_db_bar(window)):
+            return usual, value
     others = [
         (index, caps)
         for index in fitting

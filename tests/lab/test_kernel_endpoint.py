@@ -25,7 +25,6 @@ from tools.lab.endpoint import environment
 from tools.lab.errors import LabError
 from tools.lab.guest import Guest, json_device
 from tools.lab.image import image
-from tools.lab.kernel_source import series, source
 from tools.lab.kernel_endpoint.build import (
     CHANGED,
     DRIVER,
@@ -34,6 +33,7 @@ from tools.lab.kernel_endpoint.build import (
     kernel_endpoint_modules,
 )
 from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
+from tools.lab.kernel_source import series, source
 
 DOORBELL_BAR = {"rk3588": "4", "rcar-s4": "2"}
 """Of a register that a reserved BAR always shows, and of one that is mapped on demand."""

@@ -1,7 +1,7 @@
 """The network over a vNTB: ``ping`` and ``iperf3`` between two namespaces, by ``rcdrv ntb tap``.
 
-The reference is a plain copier: two TAP interfaces, and a loop in Python that reads a frame here and
-writes it there. It is as much as such a loop can move on this machine.
+The reference is a plain copier: two TAP interfaces, and a loop in Python that reads a frame here
+and writes it there. It is as much as such a loop can move on this machine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from tools.bench.measure import Kind, Row, Target, compared, in_turns
@@ -75,7 +76,7 @@ def rows(*, quick: bool) -> Iterator[Row]:
                 into.append(_iperf(host, board, 2 if quick else 5, reverse))
         return 0.0
 
-    in_turns({name: (lambda name=name: contestant(name)) for name in found}, 1 if quick else 3)
+    in_turns({name: partial(contestant, name) for name in found}, 1 if quick else 3)
     polled, embedded, copier = (found[name] for name in ("polled", "embedded", "copier"))
     medians = [[statistics.median(one.ping)] for one in (polled, embedded, copier)]
     yield compared("ping, doorbell polled", "ms", medians[0], "doorbell embedded", medians[1])
