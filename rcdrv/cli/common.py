@@ -218,15 +218,32 @@ def word32(text: str) -> int:
     return value
 
 
-def seconds(text: str) -> float:
-    """A time above 0 s and below a day."""
+def seconds(text: str, most: float = 86400.0) -> float:
+    """A time above 0 s, of a day at most: seconds, or with units."""
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 < value <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
+        value = _period(text)
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time in seconds, or such as 500ms, 20m or 1h30m, up to"
+            f" {most / 86400:g} d"
+        )
     return value
+
+
+def period(text: str) -> float:
+    """A time above 0 s, of a hundred days at most."""
+    return seconds(text, 8640000.0)
+
+
+def _period(text: str) -> float:
+    from rcdrv.results.units import parse_duration  # only for this, as parse_size
+
+    try:
+        return parse_duration(text)
+    except ValueError:
+        return -1.0
 
 
 def pause(text: str) -> float:
@@ -300,6 +317,15 @@ class _Tracer:
                 print(line, file=sys.stderr)
             except (OSError, ValueError):
                 self._broken = True
+
+
+def warn_left_enabled(left_enabled: bool) -> None:
+    """Say last that the endpoint's doorbell may be enabled, if so."""
+    if left_enabled:
+        print(
+            "rcdrv: the endpoint has confirmed no DISABLE: its doorbell may still be enabled",
+            file=sys.stderr,
+        )
 
 
 def printer(args: argparse.Namespace) -> Say:
