@@ -54,9 +54,22 @@ def served(spec: str) -> Iterator[tuple[Path, Callable[[], Counts]]]:
         try:
             if problem := wait_listening(child, socket, time.monotonic() + 30):
                 sys.exit(f"{spec}: {problem}")
-            yield socket, lambda: process(child.pid)
+            yield socket, lambda: settled(lambda: process(child.pid))
         finally:
             child.stop()
+
+
+def settled(read: Callable[[], Counts]) -> Counts:
+    """The counts once they stay: a server learns of the end of a session a moment later."""
+    deadline = Deadline(10)
+    before = read()
+    while True:
+        time.sleep(0.2)
+        now = read()
+        same = all(now[name] == before[name] for name in now.keys() & {"descriptors", "mappings"})
+        if same or deadline.expired:
+            return now
+        before = now
 
 
 def process(pid: int) -> Counts:

@@ -122,8 +122,12 @@ class Soak:
         :raises DeviceLost: the device is gone
         :raises Interrupted: the user asked to stop
         """
-        while not self.report.count or not self.end.expired:
+        while True:
             self.cycle(driver, plan, on_location)
+            if plan.interval:
+                driver.function.pause(min(plan.interval, self.end.remaining))
+            if self.end.expired:
+                return
 
     def cycle(
         self,
