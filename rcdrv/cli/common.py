@@ -18,6 +18,7 @@ from rcdrv.wait import Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
+    from types import ModuleType
     from typing import Any, NoReturn
 
     from rcdrv.api import Endpoint
@@ -109,6 +110,7 @@ def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Par
         "device": (
             ["-d", "--device"] if top else ["--device"],
             {
+                "action": _Device,
                 "metavar": "ADDRESS",
                 "help": f"{forms()} (default: $RCDRV_DEVICE, else the only endpoint on this host)",
             },
@@ -156,6 +158,8 @@ def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Par
         default = _DEFAULTS[name] if top else argparse.SUPPRESS
         options.add_argument(*spelled, default=default, **how)
     options.set_defaults(common_options=tuple(names))
+    if top:
+        options.set_defaults(devices=())
     return options
 
 
@@ -170,6 +174,32 @@ def refuse_unused(args: argparse.Namespace) -> None:
                 f"{args.command} has no use for --{name.replace('_', '-')}",
                 hint=f"rcdrv {args.command} --help",
             )
+
+
+def refuse_several(args: argparse.Namespace, command: ModuleType) -> None:
+    """Refuse several devices before a command that drives one.
+
+    :raises UsageError: the command is not for several
+    """
+    if len(args.devices) > 1 and not getattr(command, "SEVERAL", False):
+        raise UsageError(
+            f"{args.command} takes one --device, not {len(args.devices)}",
+            hint="ring, test and check take several",
+        )
+
+
+class _Device(argparse.Action):
+    """Keeps every device that is named, and the last one as the only one of most commands."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.device = values
+        namespace.devices = [*(getattr(namespace, "devices", None) or ()), values]
 
 
 def number(text: str) -> int:

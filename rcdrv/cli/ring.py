@@ -2,6 +2,8 @@
 
 Enables the doorbell, reads DB_BAR, DB_OFFSET and DB_DATA, checks them, does the single 32-bit
 write, waits for the acknowledgement, and disables the doorbell again, whatever happens.
+
+--device may be given several times: all are rung at a time, and the exit status is the worst.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from rcdrv.function import Function
 from rcdrv.verdict import NotPassed, Verdict
 from rcdrv.wait import Cancel
 
+SEVERAL = True
 _SOAK_CYCLE = 1000
 
 
@@ -62,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     override = _override(args)
+    if len(args.devices) > 1:
+        from rcdrv.cli.several import each
+
+        return each(args, cancel, run)
     if args.soak:
         from rcdrv.cli.soak import soak  # only for this: it imports more than a ring needs
 
