@@ -134,8 +134,5 @@ def test_the_report_shows_both(tmp_path: Path) -> None:
     both = tmp_path / "both.json"
     both.write_text(rcdrv("check", *TWO, "--json").out)
     found = rcdrv("report", str(both), "-o", str(tmp_path / "page.html"), "--json").document
-    assert [one["file"] for one in found["results"]] == [
-        f"{both}, sim:rk3588",
-        f"{both}, sim:imx95",
-    ]
-    assert json.loads(both.read_text())["verdict"] == "pass"
+    named = [one["file"].rpartition(", ")[2] for one in found["results"]]
+    assert named == ["sim:rk3588", "sim:imx95"]
