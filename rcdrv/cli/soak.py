@@ -122,7 +122,7 @@ class _Shown:
             drifts = soak.drifts()
             for drift in drifts:
                 print(_drift_text(drift))
-            if not drifts:
+            if not drifts and len(soak.parts) >= 8:  # fewer show none
                 print("no drift of the latency seen")
         if soak.held is not None:
             print(_held_text(soak))

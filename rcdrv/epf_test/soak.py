@@ -20,7 +20,7 @@ from rcdrv.results.bench import percentiles
 from rcdrv.results.distribution import PERCENTILES, Histogram
 from rcdrv.wait import MONOTONIC, Clock, Deadline
 
-_PARTS = 60
+_PARTS, _SHORTEST = 60, 1.0
 _DRIFTS = ((50.0, 20), (99.0, 200))
 """Percentile, and the rings that a part needs for it."""
 _LEAST, _SURE = 0.1, 0.9
@@ -28,7 +28,7 @@ _LEAST, _SURE = 0.1, 0.9
 
 @dataclass
 class Part:
-    """One of at most 60 equal parts of the time."""
+    """One of at most 60 equal parts of the time, each of a second or more."""
 
     start: float
     """Seconds since the soak began."""
@@ -143,7 +143,7 @@ class Soak:
 
     def _note(self, ring: Ring) -> None:
         # At most 60 parts: a ring that is late, because an endpoint is silent, belongs to the last.
-        length = self.seconds / _PARTS
+        length = max(_SHORTEST, self.seconds / _PARTS)
         number = min(int(self.elapsed / length), _PARTS - 1)
         if not self.parts or number * length > self.parts[-1].start:
             self.parts.append(Part(number * length))
