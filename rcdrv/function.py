@@ -48,7 +48,7 @@ class Function:
     """
 
     # Keys of the epoll set that are not interrupt vectors.
-    _ERR, _REQ, _TRANSPORT, _CANCEL = -1, -2, -3, -4
+    _ERR, _REQ, _TRANSPORT, _CANCEL, _HURRY = -1, -2, -3, -4, -5
 
     def __init__(
         self, device: Device, cancel: Cancel | None = None, clock: Clock = MONOTONIC
@@ -96,6 +96,7 @@ class Function:
         if device.fileno() >= 0:
             self._watch(device.fileno(), self._TRANSPORT)
         self._watch(self.cancel.fd, self._CANCEL)
+        self._watch(self.cancel.hurry_fd, self._HURRY)
         # The values read so far mean nothing if the device vanished meanwhile.
         self.check_alive()
         self._stack.callback(self._disarm)
@@ -232,6 +233,8 @@ class Function:
         """
         if self.cancel.pending:
             self.cancel.check()
+        if self.cancel.is_deferred:
+            self.cancel.notice()
         vectors: list[int] = []
         for fd, _ in self.clock.poll(self._epoll, seconds, max(1, len(self._watched))):
             key = self._watched.get(fd, self._CANCEL)
@@ -239,6 +242,8 @@ class Function:
                 vectors.append(key)
             elif key == self._TRANSPORT:
                 self.device.on_readable()
+            elif key == self._HURRY:
+                self.cancel.check()
             elif self.cancel.is_deferred:
                 # Clean-up goes on as long as the device answers; do not wake up for this again.
                 self._unwatch(fd)

@@ -38,6 +38,11 @@ class Clock:
 
 MONOTONIC = Clock()
 
+# One Ctrl-C may come twice: from the terminal and from a parent that passes it on, such as ours
+# (rcdrv.cli.guard) or timeout(1). Clean-up of an endpoint that answers takes milliseconds.
+_ONE_REQUEST = 0.5
+_NOTICED = 0.3
+
 
 class Deadline:
     """A moment on the clock, ``seconds`` from now."""
@@ -78,7 +83,13 @@ class Cancel:
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._hurry = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.signal = 0
+        self.hurried = False
+        """Clean-up must not wait any more either."""
+        self.on_slow_cleanup: Callable[[], None] = lambda: None
+        """Called once, when clean-up after a stop has taken as long as a person notices."""
+        self._since = 0.0
         self._deferred = 0
 
     @property
@@ -86,16 +97,29 @@ class Cancel:
         """Readable as soon as a stop is requested."""
         return self._read
 
+    @property
+    def hurry_fd(self) -> int:
+        """Readable as soon as clean-up must not wait any more."""
+        return self._hurry
+
     def request(self, signum: int = signal.SIGINT) -> None:
         """Ask to stop. Safe in a signal handler, and harmless when repeated."""
         if not self.signal:
             self.signal = signum
+            self._since = time.monotonic()
             os.write(self._write, b"\0")
+
+    def hurry(self) -> None:
+        """Ask to end clean-up too, where it waits. Likewise safe and harmless."""
+        self.request()
+        self.hurried = True
+        os.eventfd_write(self._hurry, 1)
 
     @property
     def pending(self) -> bool:
-        """Whether a wait must end now: a stop is requested, and not inside :meth:`deferred`."""
-        return bool(self.signal) and not self._deferred
+        """Whether a wait must end now: a stop is requested, and not inside :meth:`deferred`, or
+        :attr:`hurried`."""
+        return bool(self.signal) and (self.hurried or not self._deferred)
 
     @property
     def is_deferred(self) -> bool:
@@ -116,26 +140,33 @@ class Cancel:
         finally:
             self._deferred -= 1
 
+    def notice(self) -> None:
+        """Called by each wait of clean-up: say once that it takes long, after a stop."""
+        if self.signal and time.monotonic() - self._since > _NOTICED:
+            call, self.on_slow_cleanup = self.on_slow_cleanup, lambda: None
+            call()
+
     def sleep(self, seconds: float) -> None:
         """Sleep; raise :class:`Interrupted` as soon as a stop is requested."""
-        if self._deferred:
-            time.sleep(seconds)
-            return
-        select.select([self._read], [], [], seconds)
+        select.select([self._hurry if self._deferred else self._read], [], [], seconds)
         self.check()
 
     def close(self) -> None:
-        os.close(self._read)
-        os.close(self._write)
+        for fd in (self._read, self._write, self._hurry):
+            os.close(fd)
 
     @contextmanager
     def on_signals(self, *signums: int) -> Iterator[Cancel]:
         """While inside, ``signums`` only set this instead of interrupting the program.
 
-        Those that were ignored stay so: see :func:`heeded`.
+        A later SIGINT ends the waits of clean-up too (:meth:`hurry`). Those that were ignored stay
+        so: see :func:`heeded`.
         """
 
         def note(signum: int, _frame: FrameType | None) -> None:
+            late = time.monotonic() - self._since > _ONE_REQUEST
+            if self.signal and signum == signal.SIGINT and late:
+                self.hurry()
             self.request(signum)
 
         before = {number: signal.signal(number, note) for number in heeded(signums)}

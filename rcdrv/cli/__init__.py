@@ -8,7 +8,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from io import TextIOWrapper
 
@@ -52,13 +52,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Not list(...): once rcdrv.cli.list is imported, that is what the name means here.
     arguments = [*(sys.argv[1:] if argv is None else argv)]
     _prepare_streams(ours=argv is None)
-    try:
+
+    def whole() -> int:
         with (
             contextlib.closing(Cancel()) as cancel,
             cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
         ):
+            cancel.on_slow_cleanup = say_cleanup
             # Only as a program of its own: forking is not for a caller's process.
             return _run(arguments, cancel, in_child=argv is not None)
+
+    return program(whole)
+
+
+def say_cleanup() -> None:
+    """Say why a program that was told to stop is still there."""
+    complain(
+        "rcdrv: stopping: waiting for the endpoint, so that its doorbell is not left enabled;"
+        " Ctrl-C once more leaves it as it is"
+    )
+
+
+def program(whole: Callable[[], int]) -> int:
+    """Return the exit status of ``whole``, or of what it did not handle."""
+    try:
+        return whole()
     except BrokenPipeError:
         # Who read our output is gone, and has seen enough. Nothing more can be said there.
         _silence(sys.stdout)
@@ -69,14 +87,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str], cancel: Cancel, *, in_child: bool) -> int:
     args = argparse.Namespace(json="--json" in arguments, device=None)
+
+    def command() -> int:
+        nonlocal args
+        from rcdrv.cli.common import parse, refuse_several, refuse_unused
+
+        args = parse(build_parser(arguments), arguments)
+        refuse_unused(args)
+        args.in_child = in_child
+        module = import_module(f"rcdrv.cli.{args.command}")
+        refuse_several(args, module)
+        return int(module.run(args, cancel))
+
+    return answer(lambda: args, cancel, command)
+
+
+def answer(
+    args: Callable[[], argparse.Namespace], cancel: Cancel, command: Callable[[], int]
+) -> int:
+    """Run a command; report an error that it raises, and return its exit status.
+
+    :param args: returns the arguments that are known by then
+    """
     try:
         try:
-            from rcdrv.cli.common import parse, refuse_unused
-
-            args = parse(build_parser(arguments), arguments)
-            refuse_unused(args)
-            args.in_child = in_child
-            status = int(import_module(f"rcdrv.cli.{args.command}").run(args, cancel))
+            status = command()
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 raise _exhausted(error) from error
@@ -103,7 +138,7 @@ def _run(arguments: list[str], cancel: Cancel, *, in_child: bool) -> int:
     except RcdrvError as error:
         status = exit_status(error, cancel)
         with contextlib.suppress(BrokenPipeError):  # the status says it too
-            report_error(args, error)
+            report_error(args(), error)
             sys.stdout.flush()
         return status
 

@@ -11,7 +11,6 @@ Keep a run with --json > FILE, and compare a later one with --against FILE.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from rcdrv.cli.common import (
     open_function,
     positive,
     print_json,
+    warn_left_enabled,
 )
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.transfer import Direction
@@ -116,11 +116,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
             print_error(error)
     if args.plot and result.series:
         plot.draw(result, args.plot, against)
-    if result.left_enabled:
-        print(
-            "rcdrv: the endpoint has confirmed no DISABLE: its doorbell may still be enabled",
-            file=sys.stderr,
-        )
+    warn_left_enabled(result.left_enabled)
     return 0 if error is None else exit_status(error, cancel)
 
 

@@ -4,6 +4,8 @@ The order is that of a bring-up: link, config space, BARs, commands, interrupts,
 doorbell, and with --destructive a reset. Each layer needs those before it, so the first broken one
 is what to mend; the last lines say on which side to look, and at what.
 
+--device may be given several times: all are checked at a time, and the exit status is the worst.
+
 The exit status is 0 if none is broken, 1 if the endpoint is, 3 if this host is, 5 if it was lost.
 """
 
@@ -15,12 +17,15 @@ from rcdrv.address import default_address
 from rcdrv.cli import exit_status
 from rcdrv.cli.common import endpoint, open_function, print_json
 from rcdrv.cli.options import spell
+from rcdrv.cli.several import each
 from rcdrv.epf_test.check import Layer, LayerResult
 from rcdrv.errors import DeviceLost, EndpointError
 from rcdrv.outcomes import CheckResult
 from rcdrv.report.text import one_line
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
+
+SEVERAL = True
 
 _MARKS = {Verdict.PASS: "ok", Verdict.SKIP: "--"}
 
@@ -34,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
+    if len(args.devices) > 1:
+        return each(args, cancel, run, mixed=False)
     shown = _show if not args.json else _quiet
     args.device = args.device or default_address()
     try:

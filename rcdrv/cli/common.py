@@ -18,6 +18,7 @@ from rcdrv.wait import Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
+    from types import ModuleType
     from typing import Any, NoReturn
 
     from rcdrv.api import Endpoint
@@ -109,6 +110,7 @@ def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Par
         "device": (
             ["-d", "--device"] if top else ["--device"],
             {
+                "action": _Device,
                 "metavar": "ADDRESS",
                 "help": f"{forms()} (default: $RCDRV_DEVICE, else the only endpoint on this host)",
             },
@@ -156,6 +158,8 @@ def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Par
         default = _DEFAULTS[name] if top else argparse.SUPPRESS
         options.add_argument(*spelled, default=default, **how)
     options.set_defaults(common_options=tuple(names))
+    if top:
+        options.set_defaults(devices=())
     return options
 
 
@@ -170,6 +174,32 @@ def refuse_unused(args: argparse.Namespace) -> None:
                 f"{args.command} has no use for --{name.replace('_', '-')}",
                 hint=f"rcdrv {args.command} --help",
             )
+
+
+def refuse_several(args: argparse.Namespace, command: ModuleType) -> None:
+    """Refuse several devices before a command that drives one.
+
+    :raises UsageError: the command is not for several
+    """
+    if len(args.devices) > 1 and not getattr(command, "SEVERAL", False):
+        raise UsageError(
+            f"{args.command} takes one --device, not {len(args.devices)}",
+            hint="ring, test and check take several",
+        )
+
+
+class _Device(argparse.Action):
+    """Keeps every device that is named, and the last one as the only one of most commands."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.device = values
+        namespace.devices = [*(getattr(namespace, "devices", None) or ()), values]
 
 
 def number(text: str) -> int:
@@ -218,15 +248,32 @@ def word32(text: str) -> int:
     return value
 
 
-def seconds(text: str) -> float:
-    """A time above 0 s and below a day."""
+def seconds(text: str, most: float = 86400.0) -> float:
+    """A time above 0 s, of a day at most: seconds, or with units."""
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 < value <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
+        value = _period(text)
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time in seconds, or such as 500ms, 20m or 1h30m, up to"
+            f" {most / 86400:g} d"
+        )
     return value
+
+
+def period(text: str) -> float:
+    """A time above 0 s, of a hundred days at most."""
+    return seconds(text, 8640000.0)
+
+
+def _period(text: str) -> float:
+    from rcdrv.results.units import parse_duration  # only for this, as parse_size
+
+    try:
+        return parse_duration(text)
+    except ValueError:
+        return -1.0
 
 
 def pause(text: str) -> float:
@@ -300,6 +347,15 @@ class _Tracer:
                 print(line, file=sys.stderr)
             except (OSError, ValueError):
                 self._broken = True
+
+
+def warn_left_enabled(left_enabled: bool) -> None:
+    """Say last that the endpoint's doorbell may be enabled, if so."""
+    if left_enabled:
+        print(
+            "rcdrv: the endpoint has confirmed no DISABLE: its doorbell may still be enabled",
+            file=sys.stderr,
+        )
 
 
 def printer(args: argparse.Namespace) -> Say:

@@ -41,9 +41,14 @@ def continue_in_child(address: str) -> None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)
     child = os.fork()
     if child:
-        raise _outcome(address, _wait(child, forwarded, mask))
+        raise outcome(address, _wait(child, forwarded, mask))
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    # However the parent ends, the doorbell has to be disabled.
+    end_with(parent)
+
+
+def end_with(parent: int) -> None:
+    """Have SIGTERM sent to this process when its parent ends, however that is: the doorbell has to
+    be disabled."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -69,7 +74,11 @@ def _wait(child: int, forwarded: Sequence[signal.Signals], mask: set[signal.Sign
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _outcome(address: str, status: int) -> BaseException:
+def outcome(address: str, status: int) -> DeviceLost | SystemExit:
+    """Return what the end of a child means: SystemExit with its status, or the device's loss.
+
+    :param status: negative for a signal
+    """
     if status == -signal.SIGBUS:
         if not scheme_of(address).is_vfio:
             return DeviceLost(

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     sources = []
     for name in args.files:
         cancel.check()
-        sources.append(read(name, picture, cancel))
+        sources += read(name, picture, cancel)
     text = page(sources, datetime.now()).encode("utf-8")
     if args.output == "-":
         sys.stdout.buffer.write(text)

@@ -2,6 +2,8 @@
 
 Enables the doorbell, reads DB_BAR, DB_OFFSET and DB_DATA, checks them, does the single 32-bit
 write, waits for the acknowledgement, and disables the doorbell again, whatever happens.
+
+--device may be given several times: all are rung at a time, and the exit status is the worst.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from rcdrv.cli.common import (
     drive,
     number,
     pause,
+    period,
     print_json,
+    warn_left_enabled,
     word32,
 )
 from rcdrv.cli.reconnect import add_reconnect, persist
@@ -28,11 +32,14 @@ from rcdrv.function import Function
 from rcdrv.verdict import NotPassed, Verdict
 from rcdrv.wait import Cancel
 
+SEVERAL = True
+_SOAK_CYCLE = 1000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--bar", type=bar_number, metavar="N", help="the doorbell has to be in BAR N")
-    add("--count", type=number, default=1, metavar="N", help="rings; 0 is endless (default 1)")
+    add("--count", type=number, metavar="N", help="rings; 0 is endless (default 1)")
     add(
         "--cycles",
         type=number,
@@ -41,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="N times enable, --count rings, disable (default 1)",
     )
     add("--interval", type=pause, default=0.0, metavar="S", help="seconds between rings")
+    add(
+        "--soak",
+        type=period,
+        metavar="TIME",
+        help="ring so long, such as 1h, enabled anew every --count rings (default 1000): shows"
+        " percentiles and their drift instead of rings",
+    )
     add("--no-wait", action="store_true", help="do not look for the acknowledgement")
     add("--force", action="store_true", help="try although CAPS does not announce doorbells")
     add("--offset", type=word32, metavar="X", help="ring at this offset of --bar instead")
@@ -51,6 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     override = _override(args)
+    if len(args.devices) > 1:
+        from rcdrv.cli.several import each
+
+        return each(args, cancel, run)
+    if args.soak:
+        from rcdrv.cli.soak import soak  # only for this: it imports more than a ring needs
+
+        return soak(args, cancel, override)
     output = _Output(args)
     error: RcdrvError | None = None
     report = RingReport(keep=args.json)
@@ -78,6 +100,13 @@ def _override(args: argparse.Namespace) -> Location | None:
         raise UsageError("--offset and --data go together")
     if args.cycles < 1:
         raise UsageError("--cycles has to be at least 1")
+    if args.count is None:
+        args.count = _SOAK_CYCLE if args.soak else 1
+    if args.soak and (args.cycles > 1 or args.no_wait or args.no_enable):
+        raise UsageError(
+            "--soak goes with neither --cycles, --no-wait nor --no-enable",
+            hint="it repeats cycles of --count rings, and measures each acknowledgement",
+        )
     if args.cycles > 1 and args.count == 0:
         raise UsageError("--count 0 never ends, so there is nothing for --cycles to repeat")
     if args.offset is None:
@@ -185,11 +214,7 @@ class _Output:
             print_json(ring_document(self.device, report, finding))
         else:
             self._summary(report, failure, error)
-        if report.left_enabled:
-            print(
-                "rcdrv: the endpoint has confirmed no DISABLE: its doorbell may still be enabled",
-                file=sys.stderr,
-            )
+        warn_left_enabled(report.left_enabled)
         return status
 
     def _summary(

@@ -4,6 +4,8 @@ NAME is a full name (pci_ep_bar.BAR4.BAR_TEST), a part of one (BAR4, DOORBELL_TE
 pattern. -l, -f/-F, -v/-V, -t/-T and -r are the options of the kselftest and mean the same: exact
 names, small letters include, capital ones exclude, and the first that matches decides.
 
+--device may be given several times: the suites run side by side, and the exit status is the worst.
+
 The exit status is 0 if nothing failed (skipped is not failed), else 1; 5 if the device was lost.
 With --baseline only what is worse than there has failed; a failure that it knows is expected.
 """
@@ -24,16 +26,18 @@ from rcdrv.cli.common import endpoint, number, open_function, print_json
 from rcdrv.cli.options import spell
 from rcdrv.cli.reconnect import add_reconnect, wait_until_back
 from rcdrv.epf_test.more import DESTRUCTIVE_MORE
-from rcdrv.epf_test.suite import DESTRUCTIVE
+from rcdrv.epf_test.suite import DESTRUCTIVE, Case
 from rcdrv.errors import DeviceLost, HostError, RcdrvError
 from rcdrv.report import for_terminal
 from rcdrv.report.tap import Tap, list_text
 from rcdrv.results.baseline import load, shipped
 from rcdrv.results.document import to_document
 from rcdrv.results.observer import Observer, Observers
-from rcdrv.results.result import CaseResult, Run
+from rcdrv.results.result import Baseline, CaseResult, Run
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
+
+SEVERAL = True
 
 
 class _Filter(argparse.Action):
@@ -122,7 +126,25 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         return 0
     chosen = choose_cases(every, args.names, args.filters)
     baseline = None if args.baseline is None else load(args.baseline, cancel)
-    observer = _observer(args)
+
+    def body(args: argparse.Namespace, cancel: Cancel, observer: Observer) -> int:
+        return _run(args, cancel, chosen, baseline, _Spelled(observer))
+
+    if len(args.devices) > 1:
+        from rcdrv.cli.suites import run_suites
+
+        return run_suites(args, cancel, [case.name for case in chosen], baseline, body)
+    return body(args, cancel, _observer(args))
+
+
+def _run(
+    args: argparse.Namespace,
+    cancel: Cancel,
+    chosen: Sequence[Case],
+    baseline: Baseline | None,
+    observer: _Spelled,
+) -> int:
+    """Run the cases on the one device of ``args``."""
     try:
         with contextlib.ExitStack() as stack:
 
@@ -188,7 +210,7 @@ class _Json(Observer):
         print_json(to_document(run))
 
 
-def _observer(args: argparse.Namespace) -> _Spelled:
+def _observer(args: argparse.Namespace) -> Observer:
     """TAP where a program reads, a live table where a person does, JUnit besides if asked."""
     shown: list[Observer] = []
     if args.junit:
@@ -201,4 +223,4 @@ def _observer(args: argparse.Namespace) -> _Spelled:
         shown.append(Tap(sys.stdout))
     else:
         shown.append(for_terminal(sys.stdout))
-    return _Spelled(*shown)
+    return Observers(*shown)

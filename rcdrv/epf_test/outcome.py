@@ -23,10 +23,11 @@ def worst(report: RingReport, error: RcdrvError | None) -> RcdrvError | None:
     """
     both = (report.failure(), error) if report.failed else (error, report.failure())
     findings = [one for one in both if one is not None]
-    return max(findings, key=lambda one: _rank(one.exit_status), default=None)
+    return max(findings, key=lambda one: rank(one.exit_status), default=None)
 
 
-def _rank(status: int) -> int:
+def rank(status: int) -> int:
+    """Return the key by which exit statuses outdo each other."""
     return _RANKS.index(status) if status in _RANKS else status
 
 

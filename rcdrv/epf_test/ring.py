@@ -13,6 +13,7 @@ from rcdrv.function import Function
 from rcdrv.mmio import barrier
 from rcdrv.record import fresh, mutable_record, record
 from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.wait import Deadline
 
 # Rings without a look whether to stop, which costs more than a write. Every wait looks besides.
 _LOOK = 64
@@ -132,6 +133,8 @@ class RingPlan:
     force: bool = False
     override: Location | None = None
     """Ring there instead of where the endpoint says."""
+    end: Deadline | None = None
+    """No ring but the first of a cycle begins after it."""
 
 
 class RingRun:
@@ -215,12 +218,20 @@ class RingRun:
         while plan.count == 0 or rung < plan.count:
             if rung % _LOOK == 0:
                 self._driver.function.check()
-            if rung and plan.interval:
-                self._driver.function.pause(plan.interval)
+            if rung and not self._wait_for_next():
+                break
             self._ring(doorbell)
             rung += 1
         if plan.wait:
             doorbell.settle()
+
+    def _wait_for_next(self) -> bool:
+        """Return whether the next ring is due, after the plan's interval."""
+        interval, end = self._plan.interval, self._plan.end
+        if interval:
+            left = interval if end is None else end.remaining
+            self._driver.function.pause(min(interval, left))
+        return end is None or not end.expired
 
     def _ring(self, doorbell: Doorbell) -> None:
         number = self.report.count + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -29,10 +30,13 @@ class JUnit(Observer):
 
     A first report, with every case as not run, is written at the start: an unwritable path shows
     before the tests, and a run that is killed leaves a report that says so.
+
+    :param runs: the runs of several devices, a test suite each, instead of the one observed
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, runs: Sequence[Run] = ()) -> None:
         self._path = path
+        self._runs = runs
         # A pipe takes one report and cannot be replaced by a file.
         self._once = is_stream(path)
 
@@ -44,18 +48,26 @@ class JUnit(Observer):
         self._write(run)
 
     def _write(self, run: Run) -> None:
-        replace_file(self._path, to_junit(run))
+        replace_file(self._path, to_junit(*(self._runs or [run])))
 
 
-def to_junit(run: Run) -> bytes:
-    """Return the report of a run: one test suite; cases that did not run are errors."""
+def to_junit(*runs: Run) -> bytes:
+    """The report of runs: a test suite each; cases that were not run are errors in it."""
+    root = ET.Element("testsuites")
+    for run in runs:
+        _add_run(root, run, "rcdrv" if len(runs) == 1 else f"rcdrv {run.device}")
+    ET.indent(root)
+    report: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+    return report + b"\n"
+
+
+def _add_run(root: ET.Element, run: Run, name: str) -> None:
     missing = not_run(run)
     count = run.count
-    root = ET.Element("testsuites")
     suite = _add(
         root,
         "testsuite",
-        name="rcdrv",
+        name=name,
         tests=str(len(run.results) + len(missing)),
         failures=str(sum(map(_is_failure, run.results))),
         errors=str(count(Verdict.LOST, Verdict.ERROR) + len(missing)),
@@ -71,11 +83,8 @@ def to_junit(run: Run) -> bytes:
             _add(properties, "property", name="difference", value=line)
     for result in run.results:
         _add_result(suite, result)
-    for name in missing:
-        _add(_add_case(suite, name, 0.0), "error", type="not-run", message="not run")
-    ET.indent(root)
-    report: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
-    return report + b"\n"
+    for case in missing:
+        _add(_add_case(suite, case, 0.0), "error", type="not-run", message="not run")
 
 
 def _is_failure(result: CaseResult) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from rcdrv.report.text import details, headline, one_line
@@ -115,6 +116,28 @@ class Coloured(Plain):
             margin = _styled(f"{mark.value.upper():<{MARK_WIDTH}}", STYLES[mark]) + " "
         self._stream.write(f"\r\x1b[K{margin}{''.join(_styled(*part) for part in parts)}\n")
         self._stream.flush()
+
+
+def side_by_side(runs: Sequence[Run]) -> Iterator[str]:
+    """Make one table of the runs of several devices: a row for each case, a column for each run."""
+    results = [{str(result.name): result for result in run.results} for run in runs]
+    names = list(dict.fromkeys(str(name) for run in runs for name in run.planned))
+    width = max((len(name) for name in names), default=0)
+    cells = [f"{number:<{MARK_WIDTH}}" for number in range(1, len(runs) + 1)]
+    yield f"{'':{width}}  {'  '.join(cells)}".rstrip()
+    for name in names:
+        cells = []
+        for found in results:
+            result = found.get(name)
+            said = (
+                "-" if result is None else "xfail" if result.known_failure else result.verdict.value
+            )
+            cells.append(f"{said:<{MARK_WIDTH}}")
+        yield f"{one_line(name):{width}}  {'  '.join(cells)}".rstrip()
+    yield ""
+    for number, run in enumerate(runs, 1):
+        counts = ", ".join(f"{count} {what}" for what, count in tally(run).items()) or "no tests"
+        yield one_line(f"{number}  {run.device}: {counts}  {run.description}").rstrip()
 
 
 def _styled(text: str, style: str) -> str:

@@ -67,8 +67,7 @@ class Distribution:
         rounded: Counter[int] = Counter()
         previous = 0
         for value, rank in zip(self._values, self._ranks, strict=True):
-            unit = 10 ** max(0, len(str(value)) - digits)
-            rounded[(value + unit // 2) // unit * unit] += rank - previous
+            rounded[_rounded(value, digits)] += rank - previous
             previous = rank
         return sorted(rounded.items())
 
@@ -76,3 +75,29 @@ class Distribution:
         """Return each duration with the share of all that last at least as long."""
         before = [0, *self._ranks[:-1]]
         return self._values, [1 - rank / self.count for rank in before]
+
+
+def _rounded(value: int, digits: int) -> int:
+    unit: int = 10 ** max(0, len(str(value)) - digits)
+    return (value + unit // 2) // unit * unit
+
+
+class Histogram:
+    """Durations in nanoseconds, counted as they come, each rounded to three digits.
+
+    Its memory is bounded: 900 counters for each power of ten.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self.count = 0
+        """How many durations there are."""
+
+    def add(self, value: int) -> None:
+        """Count a duration."""
+        self.counts[_rounded(value, 3)] += 1
+        self.count += 1
+
+    def distribution(self) -> Distribution | None:
+        """Return what was counted so far; None if nothing was."""
+        return Distribution(self.counts.items()) if self.count else None

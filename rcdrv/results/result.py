@@ -18,9 +18,12 @@ class CaseName:
     variant: str
     """Empty if the fixture has no variants."""
     test: str
+    device: str = ""
+    """Where several are tested in one run: the one that the case ran on."""
 
     def __str__(self) -> str:
-        return ".".join(part for part in (self.fixture, self.variant, self.test) if part)
+        name = ".".join(part for part in (self.fixture, self.variant, self.test) if part)
+        return f"{self.device} {name}" if self.device else name
 
 
 class Change(str, Enum):

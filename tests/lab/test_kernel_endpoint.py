@@ -143,7 +143,7 @@ def test_ring_is_acknowledged_and_cycles_leave_nothing_behind(endpoint: KernelEn
         done = rcdrv(endpoint, "ring", *options, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"{count} rings, {count} acknowledged" in done.stdout
-        return usage(endpoint)
+        return endpoint.usage()
 
     memory = [ring(100)]
     before = handlers(endpoint)
@@ -159,18 +159,6 @@ def test_ring_is_acknowledged_and_cycles_leave_nothing_behind(endpoint: KernelEn
     }
     assert not {name: count for name, count in grown.items() if count > cycles // 2}
     assert not endpoint.crash()
-
-
-def usage(endpoint: KernelEndpoint) -> dict[str, int]:
-    """Pages, vmalloc areas, and objects of each slab cache in use in the endpoint's kernel."""
-    command = (
-        "sync; echo 3 >/proc/sys/vm/drop_caches;"
-        "awk '/MemTotal/ {total = $2} /MemFree/ {print \"pages\", (total - $2) / 4}' /proc/meminfo;"
-        "echo vmalloc $(wc -l </proc/vmallocinfo);"
-        "tail -n +3 /proc/slabinfo"
-    )
-    lines = endpoint.shell(command).stdout.splitlines()
-    return {line.split()[0]: int(float(line.split()[1])) for line in lines}
 
 
 def handlers(endpoint: KernelEndpoint) -> list[str]:

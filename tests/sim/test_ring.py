@@ -314,6 +314,27 @@ def test_a_signal_between_the_first_line_and_main(signum: signal.Signals) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (128 + signum, "", "")
 
 
+def test_a_second_ctrl_c_ends_the_wait_for_a_silent_endpoint() -> None:
+    """The first says at once what it waits for; the second leaves the doorbell as it is."""
+    device = "sim:rk3588,fault=disable-silent"
+    run = start("ring", "--count", "0", "--timeout", "1000", "--device", device)
+    assert run.stdout is not None
+    assert run.stdout.readline().startswith("doorbell ")
+    assert run.stdout.readline()
+    assert run.stdout.readline()
+    run.send_signal(signal.SIGINT)
+    assert run.stderr is not None
+    said = run.stderr.readline()
+    assert said.startswith("rcdrv: stopping: waiting for the endpoint")
+    assert "Ctrl-C once more" in said
+    time.sleep(0.5)
+    run.send_signal(signal.SIGINT)
+    result = finish(run)
+    assert result.status == 130
+    assert result.out.splitlines()[-1].endswith(" us")  # the summary
+    assert result.err.splitlines()[-1].endswith("its doorbell may still be enabled")
+
+
 def test_signals_throughout_the_enable(endpoint: Callable[..., Endpoint]) -> None:
     """The signal falls before, into and behind the ENABLE, which takes 100 ms here."""
     board = endpoint("rcar-s4,fault=slow=100")

@@ -71,3 +71,40 @@ def test_signals_only_set_it_and_handlers_come_back(cancel: Cancel) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     assert cancel.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.fixture
+def handled(cancel: Cancel, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """SIGINT goes to ``cancel``; the list holds the time, which a test sets."""
+    now = [100.0]
+    monkeypatch.setattr("rcdrv.wait.time.monotonic", lambda: now[0])
+    with cancel.on_signals(signal.SIGINT, signal.SIGTERM):
+        yield now
+
+
+def test_a_second_ctrl_c_ends_clean_up_too(cancel: Cancel, handled: list[float]) -> None:
+    signal.raise_signal(signal.SIGINT)
+    with cancel.deferred():
+        handled[0] += 0.2
+        signal.raise_signal(signal.SIGINT)  # the same one, passed on by a parent
+        cancel.check()
+        handled[0] += 1
+        signal.raise_signal(signal.SIGTERM)  # as from timeout(1), which sends it twice
+        cancel.check()
+        assert not select.select([cancel.hurry_fd], [], [], 0)[0]
+        signal.raise_signal(signal.SIGINT)
+        assert select.select([cancel.hurry_fd], [], [], 0)[0]
+        for _ in range(2):
+            with pytest.raises(Interrupted, match="SIGINT"):
+                cancel.sleep(100)
+
+
+def test_slow_clean_up_is_said_once(cancel: Cancel, handled: list[float]) -> None:
+    said: list[float] = []
+    cancel.on_slow_cleanup = lambda: said.append(handled[0])
+    cancel.notice()
+    signal.raise_signal(signal.SIGTERM)
+    for _ in range(10):
+        cancel.notice()
+        handled[0] += 0.125
+    assert said == [100.375]

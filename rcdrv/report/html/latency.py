@@ -18,7 +18,7 @@ from rcdrv.report.html.section import (
 from rcdrv.report.html.source import Node, Source
 from rcdrv.results.bench import TITLES
 from rcdrv.results.distribution import Distribution
-from rcdrv.results.units import duration_text
+from rcdrv.results.units import duration_text, period_text
 from rcdrv.verdict import Verdict
 
 
@@ -35,6 +35,8 @@ def ring(source: Source) -> Section:
         told.append(None if acknowledged is None else acknowledged.flag)
     measured = [one.nanoseconds for one in points if one.nanoseconds is not None]
     verdict = node["verdict"].verdict
+    if node.find("soak") is not None:
+        return _soak(source, device)
     failed = sum(one is False for one in told)
     words = f"{len(points)} rings" if len(points) != 1 else "1 ring"
     if all(one is None for one in told):
@@ -53,6 +55,30 @@ def ring(source: Source) -> Section:
     body = [*_judged(node), *body]
     if node["stray_interrupts"].integer:
         words += f", {node['stray_interrupts'].integer} stray interrupts"
+    return Section("ring", device, source.name, verdict, words, join(*body), finding(node, device))
+
+
+def _soak(source: Source, device: str) -> Section:
+    """What ``rcdrv ring --soak`` printed."""
+    node, soak = source.node, source.node["soak"]
+    count, failed = soak["count"].integer, soak["failed"].integer
+    words = f"{count} rings in {period_text(soak['elapsed'].number)}, {failed} failed"
+    pairs: list[tuple[str, Child]] = [*_doorbell(node), ("interrupt", node["irq"].text)]
+    pairs.append(("cycles", str(soak["cycles"].integer)))
+    for drift in soak["drift"]:
+        before, after = (duration_text(drift[key].number) for key in ("before", "after"))
+        pairs.append((f"drift of p{drift['percentile'].number:g}", f"{before} to {after}"))
+    body: list[Child] = [*_judged(node), facts(pairs)]
+    if soak["acknowledged"].integer:
+        series = [Series("ring to answer", _distribution(soak))]
+        words += f", median {_median(series[0])}"
+        medians = [part.find("p50") for part in soak["parts"]]
+        points = [Point(None if one is None else one.nanoseconds) for one in medians]
+        body.append(distributions(series, f"Ring to acknowledgement, {device}"))
+        if len(points) > 2:
+            body.append(course(points, f"Median of each part of the time, {device}", "part"))
+        body.append(percentile_table(series))
+    verdict = node["verdict"].verdict
     return Section("ring", device, source.name, verdict, words, join(*body), finding(node, device))
 
 

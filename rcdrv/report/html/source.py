@@ -169,8 +169,8 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Members that identify a document; the first match counts."""
 
 
-def read(path: str, picture: Picture, cancel: Cancel | None = None) -> Source:
-    """Read a result; ``-`` is standard input.
+def read(path: str, picture: Picture, cancel: Cancel | None = None) -> list[Source]:
+    """Read a file of results; ``-`` is standard input. A command on several devices has one each.
 
     :raises UsageError: unreadable, not JSON, or not a known document
     """
@@ -185,8 +185,16 @@ def read(path: str, picture: Picture, cancel: Cancel | None = None) -> Source:
     first, *more = _parse(data, name)
     if more:
         if first.has("seed", "block") and all(line.has("layout", "outcomes") for line in more):
-            return Source(name, "fuzz examples", first, more, picture)
+            return [Source(name, "fuzz examples", first, more, picture)]
         raise UsageError(f"{name}: {1 + len(more)} JSON documents in one file", hint=_hint())
+    if first.has("devices"):
+        return [
+            _recognised(f"{name}, {one.said('device')}", one, picture) for one in first["devices"]
+        ]
+    return [_recognised(name, first, picture)]
+
+
+def _recognised(name: str, first: Node, picture: Picture) -> Source:
     for kind, keys in KINDS.items():
         if first.has(*keys):
             return Source(name, kind, first, picture=picture)

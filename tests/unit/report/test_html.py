@@ -51,6 +51,19 @@ RING = {
     "verdict": "fail",
     **SAID,
 }
+SOAK: dict[str, Any] = {
+    **RING,
+    "soak": {
+        "elapsed": 3600.5,
+        "count": 12,
+        "acknowledged": 10,
+        "failed": 2,
+        "cycles": 3,
+        "histogram": [[90_000, 9], [1_200_000, 1]],
+        "parts": [{"p50": 90_000}, {}, {"p50": 120_000}],
+        "drift": [{"percentile": 50.0, "before": 90_000, "after": 120_000.5}],
+    },
+}
 BENCH: dict[str, Any] = {
     "bench": "dma",
     "device": "0000:01:00.0",
@@ -416,14 +429,14 @@ def test_the_doorbell_of_a_ring_is_on_the_map_of_its_device() -> None:
 def test_every_kind_is_recognised(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps(DOCUMENTS[kind]))
-    assert read(str(path), picture).kind == kind
+    assert [one.kind for one in read(str(path), picture)] == [kind]
     assert set(DOCUMENTS) == set(KINDS)
 
 
 def test_json_lines_of_a_campaign_are_recognised(tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
     path.write_text("\n".join(map(json.dumps, EXAMPLES)))
-    found = read(str(path), picture)
+    (found,) = read(str(path), picture)
     assert (found.kind, len(found.lines)) == ("fuzz examples", 2)
 
 
@@ -666,3 +679,29 @@ def test_what_cannot_be_done_has_its_status(
     captured = capsys.readouterr()
     assert said in captured.out + captured.err
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_a_soak_shows_its_drift_and_the_medians_of_its_parts() -> None:
+    shown = words(parsed(source("ring", SOAK)))
+    for text in ("12 rings in 1h", "2 failed, median 90", "drift of p50", "each part of the time"):
+        assert text in shown, text
+    for wrong in ({"histogram": []}, {"drift": [{}]}, {"parts": None}, {"count": -1}):
+        broken = {**SOAK, "soak": {**SOAK["soak"], **wrong}}
+        with pytest.raises(UsageError):
+            parsed(source("ring", broken))
+
+
+def test_a_command_on_several_devices_has_a_section_for_each(tmp_path: Path) -> None:
+    path = tmp_path / "both.json"
+    path.write_text(
+        json.dumps({"devices": [RING, {**RING, "device": "another"}], "verdict": "fail"})
+    )
+    found = read(str(path), picture)
+    assert [(one.kind, one.name) for one in found] == [
+        ("ring", f"{path}, sim:rk3588"),
+        ("ring", f"{path}, another"),
+    ]
+    for wrong in ({"devices": 3}, {"devices": [3]}, {"devices": [{"device": "x"}]}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(UsageError):
+            read(str(path), picture)

@@ -119,6 +119,17 @@ class KernelEndpoint(Endpoint):
         """The log of the endpoint's kernel."""
         return self._must("dmesg")
 
+    def usage(self) -> dict[str, int]:
+        """Pages, vmalloc areas, and objects of each slab cache in use in the endpoint's kernel."""
+        lines = self._must(
+            "sync; echo 3 >/proc/sys/vm/drop_caches;"
+            "awk '/MemTotal/ {total = $2} /MemFree/ {print \"pages\", (total - $2) / 4}'"
+            " /proc/meminfo;"
+            "echo vmalloc $(wc -l </proc/vmallocinfo);"
+            "tail -n +3 /proc/slabinfo"
+        ).splitlines()
+        return {line.split()[0]: int(float(line.split()[1])) for line in lines}
+
     def start(self) -> None:
         """Start the endpoint, which :meth:`stop` has stopped."""
         self._must(START)

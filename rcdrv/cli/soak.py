@@ -1,0 +1,165 @@
+"""``rcdrv ring --soak``: ring for hours, and show percentiles instead of rings."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+
+from rcdrv.cli import exit_status, print_error
+from rcdrv.cli.common import drive, print_json, warn_left_enabled
+from rcdrv.cli.reconnect import persist
+from rcdrv.epf_test.doorbell import Location
+from rcdrv.epf_test.outcome import worst
+from rcdrv.epf_test.ring import Ring, RingPlan, RingReport
+from rcdrv.epf_test.soak import Drift, Part, Soak, document
+from rcdrv.errors import RcdrvError
+from rcdrv.function import Function
+from rcdrv.report.terminal import has_colours
+from rcdrv.results.distribution import PERCENTILES, Distribution, Histogram
+from rcdrv.results.units import duration_text, period_text, size_text
+from rcdrv.wait import Cancel
+
+_LINE_EVERY = 60.0
+_LIVE_EVERY = 0.5
+
+
+def soak(args: argparse.Namespace, cancel: Cancel, override: Location | None) -> int:
+    """Ring for ``args.soak`` seconds; return the exit status."""
+    show = _Shown(args)
+    run = Soak(args.soak, on_ring=show.ring)
+    show.soak = run
+    device: str | None = args.device
+    error: RcdrvError | None = None
+
+    def use(function: Function) -> None:
+        nonlocal device
+        device = function.address
+        run.report.location, run.report.left_enabled = None, False
+        plan = RingPlan(
+            bar=args.bar,
+            count=args.count,
+            interval=args.interval,
+            force=args.force,
+            override=override,
+            end=run.end,
+        )
+        run.run(drive(args, function), plan, on_location=show.location)
+
+    try:
+        persist(args, cancel, use)
+    except RcdrvError as caught:
+        error = caught
+    finding = worst(run.report, error)
+    if args.json:
+        print_json(document(run, device, finding))
+    else:
+        show.summary()
+        if finding is not None:
+            print_error(finding)
+    warn_left_enabled(run.report.left_enabled)
+    return 0 if finding is None else exit_status(finding, cancel)
+
+
+class _Shown:
+    """A line that is rewritten on a terminal; elsewhere one a minute, of that minute."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.soak: Soak
+        self._quiet: bool = args.json
+        self._live = not args.json and has_colours(sys.stdout)
+        self._minute = Part(0.0)
+        self._next = 0.0 if self._live else _LINE_EVERY
+
+    def location(self, report: RingReport) -> None:
+        if not self._quiet:
+            print(f"doorbell {report.location}, {report.irq}", flush=True)
+
+    def ring(self, ring: Ring) -> None:
+        if self._quiet:
+            return
+        if not self._live:
+            self._minute.note(ring)
+        elapsed = self.soak.elapsed
+        if elapsed < self._next:
+            return
+        if self._live:
+            self._next = elapsed + _LIVE_EVERY
+            self._rewrite(elapsed)
+        else:
+            self._next = (elapsed // _LINE_EVERY + 1) * _LINE_EVERY
+            self._line(elapsed)
+
+    def _line(self, elapsed: float) -> None:
+        part = self._minute
+        self._minute = Part(elapsed)
+        rings = part.latencies.count + part.failed
+        print(
+            f"{elapsed / 60:.0f} min: {_counts(rings, part.failed)}{_spread(part.latencies)}",
+            flush=True,
+        )
+
+    def _rewrite(self, elapsed: float) -> None:
+        report = self.soak.report
+        text = (
+            f"{period_text(int(elapsed))} of {period_text(self.soak.seconds)}:"
+            f" {_counts(report.count, report.failed)}{_spread(self.soak.latencies)}"
+        )
+        width = shutil.get_terminal_size().columns - len("^C^C")
+        sys.stdout.write(f"\r\x1b[K{text[: max(1, width)]}")
+        sys.stdout.flush()
+
+    def summary(self) -> None:
+        """Print the whole, however it ended."""
+        soak, report = self.soak, self.soak.report
+        if self._live:
+            sys.stdout.write("\r\x1b[K")
+        cycles = f"{soak.cycles} cycle{'' if soak.cycles == 1 else 's'}"
+        print(f"{period_text(soak.elapsed)}: {_counts(report.count, report.failed)}, {cycles}")
+        found = soak.latencies.distribution()
+        if found is not None:
+            print(f"latency{_percentiles(found)}")
+            drifts = soak.drifts()
+            for drift in drifts:
+                print(_drift_text(drift))
+            if not drifts and len(soak.parts) >= 8:  # fewer show none
+                print("no drift of the latency seen")
+        if soak.held is not None:
+            print(_held_text(soak))
+        sys.stdout.flush()
+
+
+def _counts(rings: int, failed: int) -> str:
+    return f"{rings} ring{'' if rings == 1 else 's'}, {failed} failed"
+
+
+def _spread(latencies: Histogram) -> str:
+    found = latencies.distribution()
+    return "" if found is None else f",{_percentiles(found)}"
+
+
+def _percentiles(found: Distribution) -> str:
+    shown = [(f"p{percent:g}", found.percentile(percent)) for percent in PERCENTILES]
+    return "".join(
+        f" {name} {duration_text(value)}" for name, value in (*shown, ("max", found.maximum))
+    )
+
+
+def _drift_text(drift: Drift) -> str:
+    return (
+        f"drift: p{drift.percent:g} {'rose' if drift.change > 0 else 'fell'} from"
+        f" {duration_text(drift.before_ns)} in the first quarter to"
+        f" {duration_text(drift.after_ns)} in the last ({drift.change:+.0%})"
+    )
+
+
+def _held_text(soak: Soak) -> str:
+    assert soak.held is not None
+    first, last = soak.held
+    return (
+        "rcdrv held after the first and the last cycle:"
+        f" {first.descriptors} and {last.descriptors} descriptors,"
+        f" {first.mappings} and {last.mappings} mappings,"
+        f" {first.dma_buffers} and {last.dma_buffers} DMA buffers,"
+        f" {size_text(first.memory)} and {size_text(last.memory)} of memory"
+    )

@@ -1,0 +1,241 @@
+"""Ring for hours: the spread of the latency, its drift, and what this program holds meanwhile.
+
+Memory is bounded whatever the time: histograms, and no list of rings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.outcome import ring_document
+from rcdrv.epf_test.ring import Ring, RingPlan, RingReport, RingRun
+from rcdrv.errors import RcdrvError
+from rcdrv.function import Function
+from rcdrv.results.bench import percentiles
+from rcdrv.results.distribution import PERCENTILES, Histogram
+from rcdrv.wait import MONOTONIC, Clock, Deadline
+
+_PARTS, _SHORTEST = 60, 1.0
+_DRIFTS = ((50.0, 20), (99.0, 200))
+"""Percentile, and the rings that a part needs for it."""
+_LEAST, _SURE = 0.1, 0.9
+
+
+@dataclass
+class Part:
+    """One of at most 60 equal parts of the time, each of a second or more."""
+
+    start: float
+    """Seconds since the soak began."""
+    failed: int = 0
+    latencies: Histogram = field(default_factory=Histogram)
+
+    def note(self, ring: Ring) -> None:
+        """Count a ring."""
+        self.failed += ring.failure is not None
+        if ring.acknowledged and ring.latency_ns is not None:
+            self.latencies.add(ring.latency_ns)
+
+    def document(self) -> dict[str, Any]:
+        """Return ``start`` (s), ``acknowledged``, ``failed``, and percentiles (ns) if any was."""
+        found = self.latencies.distribution()
+        return {
+            "start": self.start,
+            "acknowledged": self.latencies.count,
+            "failed": self.failed,
+            **({} if found is None else percentiles(found)),
+        }
+
+
+class Drift(NamedTuple):
+    """A percentile that changed for good: of the first quarter of the time, and of the last."""
+
+    percent: float
+    before_ns: float
+    after_ns: float
+
+    @property
+    def change(self) -> float:
+        """Share by which it rose; negative if it fell."""
+        return self.after_ns / self.before_ns - 1
+
+
+class Held(NamedTuple):
+    """What this process holds."""
+
+    descriptors: int
+    mappings: int
+    """Of memory: lines of /proc/self/maps."""
+    memory: int
+    """Resident bytes."""
+    dma_buffers: int
+
+
+class Soak:
+    """Rings in cycles of enable, ring and disable, until the time is up; goes on after a loss.
+
+    :param seconds: how long
+    :param on_ring: called after every ring
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        clock: Clock = MONOTONIC,
+        on_ring: Callable[[Ring], None] = lambda _ring: None,
+    ) -> None:
+        self.seconds = seconds
+        self.report = RingReport(keep=False)
+        self.cycles = 0
+        """Cycles that ended with the doorbell disabled."""
+        self.latencies = Histogram()
+        self.parts: list[Part] = []
+        self.held: tuple[Held, Held] | None = None
+        """After the first cycle, and after the last one so far."""
+        self._on_ring = on_ring
+        self._now = clock.now
+        self._start = clock.now()
+        self.end = Deadline(seconds, clock)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began."""
+        return self._now() - self._start
+
+    def run(
+        self,
+        driver: EpfTest,
+        plan: RingPlan,
+        *,
+        on_location: Callable[[RingReport], None] = lambda _report: None,
+    ) -> None:
+        """Ring until the time is up, at least once.
+
+        :param plan: one cycle
+        :raises NotPassed: the doorbell could not be enabled, checked or disabled
+        :raises DeviceLost: the device is gone
+        :raises Interrupted: the user asked to stop
+        """
+        while True:
+            self.cycle(driver, plan, on_location)
+            if plan.interval:
+                driver.function.pause(min(plan.interval, self.end.remaining))
+            if self.end.expired:
+                return
+
+    def cycle(
+        self,
+        driver: EpfTest,
+        plan: RingPlan,
+        on_location: Callable[[RingReport], None] = lambda _report: None,
+    ) -> None:
+        """Enable, ring, disable; see :meth:`run`."""
+        RingRun(driver, plan, self.report, on_location=on_location, on_ring=self._note).run()
+        self.cycles += 1
+        now = held(driver.function)
+        self.held = (now if self.held is None else self.held[0], now)
+
+    def _note(self, ring: Ring) -> None:
+        # At most 60 parts: a ring that is late, because an endpoint is silent, belongs to the last.
+        length = max(_SHORTEST, self.seconds / _PARTS)
+        number = min(int(self.elapsed / length), _PARTS - 1)
+        if not self.parts or number * length > self.parts[-1].start:
+            self.parts.append(Part(number * length))
+        self.parts[-1].note(ring)
+        if ring.acknowledged and ring.latency_ns is not None:
+            self.latencies.add(ring.latency_ns)
+        self._on_ring(ring)
+
+    def drifts(self) -> list[Drift]:
+        """Return the percentiles whose parts in the last quarter are apart from those in the first.
+
+        By a tenth at least, and in nine of ten pairs of parts: one slow minute is no drift.
+        """
+        found = []
+        for percent, least in _DRIFTS:
+            values = [
+                distribution.percentile(percent)
+                for part in self.parts
+                if (distribution := part.latencies.distribution()) is not None
+                and distribution.count >= least
+            ]
+            quarter = len(values) // 4
+            if quarter < 2:
+                continue
+            first, last = values[:quarter], values[-quarter:]
+            drift = Drift(percent, median(first), median(last))
+            above = sum(after > before for before in first for after in last) / quarter**2
+            sure = above if drift.change > 0 else 1 - above
+            if abs(drift.change) >= _LEAST and sure >= _SURE:
+                found.append(drift)
+        return found
+
+
+def held(function: Function) -> Held:
+    """Count what this process holds; 0 for what /proc does not tell."""
+
+    def lines(name: str) -> int:
+        try:
+            with Path("/proc/self", name).open("rb") as file:
+                return sum(1 for _ in file)
+        except OSError:
+            return 0
+
+    try:
+        descriptors = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        fields = Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()
+        memory = int(fields[0]) << 10 if fields else 0
+    except OSError:
+        descriptors = memory = 0
+    return Held(descriptors, lines("maps"), memory, function.dma_buffers)
+
+
+def document(soak: Soak, device: str | None, finding: RcdrvError | None) -> dict[str, Any]:
+    """Return the document of ``rcdrv ring``, with what the soak adds in ``soak``.
+
+    ``rings`` holds only those that failed, at most 100. In ``soak``:
+
+    ``seconds``, ``elapsed``, ``count``, ``acknowledged``, ``failed``, ``cycles``
+        The time asked for and spent; rings and cycles.
+    ``min``, ``p50``, ``p90``, ``p99``, ``p99.9``, ``max``, ``histogram``
+        Nanoseconds from write to acknowledgement, as in a benchmark's series; null and empty
+        where no ring was acknowledged.
+    ``parts``
+        At most 60, in order: ``start`` in seconds, ``acknowledged``, ``failed``, the percentiles.
+    ``drift``
+        Percentiles that changed for good: ``percentile``, ``before``, ``after`` (nanoseconds).
+    ``held``
+        ``first`` and ``last``, after the first and the last cycle: ``descriptors``, ``mappings``,
+        ``memory`` (bytes) and ``dma_buffers`` of this process; null if no cycle ended.
+    """
+    report, found = soak.report, soak.latencies.distribution()
+    names = [f"p{percent:g}" for percent in PERCENTILES]
+    return {
+        **ring_document(device, report, finding),
+        "soak": {
+            "seconds": soak.seconds,
+            "elapsed": soak.elapsed,
+            "count": report.count,
+            "acknowledged": report.acknowledged,
+            "failed": report.failed,
+            "cycles": soak.cycles,
+            "min": report.shortest_ns if found else None,
+            **(percentiles(found) if found else dict.fromkeys(names)),
+            "max": report.longest_ns if found else None,
+            "histogram": found.histogram() if found else [],
+            "parts": [part.document() for part in soak.parts],
+            "drift": [
+                {"percentile": one.percent, "before": one.before_ns, "after": one.after_ns}
+                for one in soak.drifts()
+            ],
+            "held": None
+            if soak.held is None
+            else dict(zip(("first", "last"), (one._asdict() for one in soak.held), strict=True)),
+        },
+    }

@@ -1,0 +1,97 @@
+"""Several devices: what they are called, which take turns, and what they come to together."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from pathlib import Path
+
+import pytest
+
+from rcdrv.cli import main
+from rcdrv.cli.several import labels, lanes, together, worst_of
+from rcdrv.errors import UsageError
+from rcdrv.report.terminal import side_by_side
+from rcdrv.results.result import Run
+from rcdrv.sysfs import Paths
+from rcdrv.wait import Cancel
+from tests.unit.report.samples import a_run
+
+FUNCTIONS = ["0000:01:00.0", "01:00.1", "0000:02:00.0", "sim:rk3588", "0000:03:00.0", "sim:rk3588"]
+
+
+def test_labels_tell_devices_apart() -> None:
+    assert labels(FUNCTIONS) == [
+        *("0000:01:00.0", "0000:01:00.1", "0000:02:00.0", "sim:rk3588"),
+        *("0000:03:00.0", "sim:rk3588 #2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "twice", [["01:00.0", "0000:01:00.0"], ["vfio-user:/a", "vfio-user:/a"], ["sim:x", "nonsense"]]
+)
+def test_a_function_that_is_named_twice_is_refused(twice: list[str]) -> None:
+    with pytest.raises(UsageError):
+        labels(twice)
+
+
+def test_functions_of_one_group_take_turns(tmp_path: Path) -> None:
+    """iommu_device_claim_dma_owner(): a group belongs to one process."""
+    for bdf, group in (("01:00.0", 7), ("01:00.1", 7), ("02:00.0", 8)):
+        folder = tmp_path / f"bus/pci/devices/0000:{bdf}"
+        folder.mkdir(parents=True)
+        (folder / "iommu_group").symlink_to(f"../../kernel/iommu_groups/{group}")
+    paths = Paths(sys=tmp_path)
+    assert lanes(FUNCTIONS, paths) == [[0, 1], [2], [3], [4], [5]]
+    virtual = ["01:00.0", "02:00.0", "0000:02:00.5"]  # each a group of its own, or none
+    assert lanes(virtual, paths) == [[0], [1], [2]]
+    # A reset of the bus takes all functions behind the port.
+    assert lanes(virtual, paths, one_bus=True) == [[0], [1, 2]]
+
+
+def test_the_worst_counts() -> None:
+    with contextlib.closing(Cancel()) as cancel:
+        assert worst_of([0, 4], cancel) == 4
+        assert worst_of([4, 1, 0], cancel) == 1
+        assert worst_of([1, 2], cancel) == 2
+        assert worst_of([2, 3, 1], cancel) == 3
+        assert worst_of([3, 5, 1], cancel) == 5
+        assert worst_of([5, 70], cancel) == 70
+        cancel.request(signal.SIGTERM)
+        assert worst_of([5, 0], cancel) == 143
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "worst"),
+    [
+        (["pass", "pass"], "pass"),
+        (["pass", "skip", "unverified"], "skip"),
+        (["fail", "skip"], "fail"),
+        (["error", "fail", "lost"], "lost"),
+        (["pass", None], "error"),
+    ],
+)
+def test_the_document_of_all_has_the_worst_verdict(verdicts: list[str], worst: str) -> None:
+    assert together([{"verdict": verdict} for verdict in verdicts])["verdict"] == worst
+
+
+@pytest.mark.parametrize("command", ["info", "regs", "bench ring", "peek 0 0", "pcitest -b 0"])
+def test_other_commands_take_one(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    devices = ["--device", "sim:rk3588", "--device", "sim:imx95"]
+    words = command.split()
+    for line in ([*words, *devices], [*devices, *words]):
+        assert main(line) == 2
+        assert "takes one --device, not 2" in capsys.readouterr().err
+
+
+def test_the_table_has_a_column_for_each() -> None:
+    first, second = a_run(), a_run(finished=1)
+    second.device = "another"
+    lines = list(side_by_side([first, second, Run("third", planned=first.planned)]))
+    assert lines[0].split() == ["1", "2", "3"]
+    name, *cells = lines[1].split()
+    assert name == str(first.planned[0])
+    assert cells == [first.results[0].verdict.value, second.results[0].verdict.value, "-"]
+    assert lines[2].split()[2:] == ["-", "-"]
+    assert lines[-3].startswith(f"1  {first.device}: ")
+    assert lines[-1].startswith(f"3  third: {len(first.planned)} not run")
