@@ -1,5 +1,5 @@
 # Names for what the README's commands do; tools/ has the scripts.
-.PHONY: demo check fresh lint unit sim lab bench docs pyz clean kernel-patch-check
+.PHONY: demo check fresh lint unit sim lab bench docs pyz deb deb-check clean kernel-patch-check
 
 demo:    ; tools/demo
 check:   ; tools/check
@@ -12,4 +12,6 @@ bench:   ; tools/setup dev && .venv/bin/python -m tools.bench --json bench.json
 lint:    ; tools/setup dev && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 docs:    ; tools/setup docs && .venv/bin/python -m tools.docs build dist/docs
 pyz:     ; tools/setup dev && .venv/bin/python -m tools.pyz
+deb:     ; python3 -m tools.deb
+deb-check: ; python3 -m tools.deb_check
 clean:   ; rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bench.json rcdrv.pyz

@@ -71,7 +71,8 @@ def missing_module(name: str) -> HostError:
     if name in sys.stdlib_module_names:  # distributions split the library; so do Yocto, Buildroot
         return HostError(
             f"this Python lacks its own module {name}",
-            hint="install all of the standard library; on Debian: apt install python3",
+            hint="install all of the standard library; Debian: apt install python3; Yocto: "
+            "python3-modules; Buildroot: BR2_PACKAGE_PYTHON3_* of what is missing",
         )
     return HostError(
         f"this needs {name}, which is not installed for {sys.executable}",

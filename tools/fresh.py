@@ -67,13 +67,13 @@ def main() -> int:
         return 1
 
 
-def bootstrap(root: Path) -> None:
-    """Fill ``root``."""
+def bootstrap(root: Path, python: str = "python3") -> None:
+    """Fill ``root``; ``python`` is Debian's package of it."""
     started = time.monotonic()
     if shutil.which("debootstrap") is None:
         output(["apt-get", "install", "-qy", "--no-install-recommends", "debootstrap"])
     keyring = [f"--keyring={KEYRING}"] if KEYRING.exists() else []
-    wanted = ["--variant=minbase", "--include=python3,ca-certificates"]
+    wanted = ["--variant=minbase", f"--include={python},ca-certificates"]
     apts = output(["apt-config", "dump", "--format", '%F "%v";%n', "Acquire"])
     proxy = output(["apt-config", "shell", "http_proxy", "Acquire::http::Proxy"])
     known = dict(word.partition("=")[::2] for word in shlex.split(proxy))
@@ -94,7 +94,7 @@ def bootstrap(root: Path) -> None:
     output(["git", "archive", "-o", str(packed), "HEAD"], folder=REPOSITORY)
     output(["tar", "-xf", str(packed), "-C", str(root / TREE)])
     packed.unlink()
-    say(f"a bare Debian {RELEASE}", started)
+    say(f"a bare Debian {RELEASE} with {python}", started)
 
 
 def network() -> dict[str, str]:
@@ -115,7 +115,7 @@ def named() -> list[Path]:
     return sorted({*files, *(Path(re.sub(r"/simple/?$", "", path)) for path in found)})
 
 
-def timed(root: Path, command: str) -> int:
+def timed(root: Path, command: str, name: str = "") -> int:
     """Run a shell command in ``root`` and say how long it took."""
     environment = {
         "CI": "true",  # a skip would hide what is missing
@@ -132,7 +132,7 @@ def timed(root: Path, command: str) -> int:
         env=environment,
         check=False,
     ).returncode
-    say(f"{command}: status {status}", started)
+    say(f"{name or command}: status {status}", started)
     return status
 
 

@@ -18,6 +18,7 @@ from rcdrv.errors import HostError
 from rcdrv.host import find
 from rcdrv.host.doctor import examine
 from rcdrv.host.function import HostFunction
+from rcdrv.host.modules import missing_modules
 from rcdrv.host.subject import Row, State, Subject, User
 from rcdrv.pci import CLASS_MEMORY_RAM
 from rcdrv.sysfs import Paths
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
             driver = drive(args, opened)
             return decode(Reg.CAPS, int(driver.caps)) or "none announced"
 
-    subject = Subject(paths, os.uname().machine, _user(), function, read_caps)
+    subject = Subject(paths, os.uname().machine, _user(), function, read_caps, missing_modules())
     rows: list[Row] = []
     for row in examine(subject):
         rows.append(row)

@@ -6,11 +6,12 @@ tests show each outcome with a made-up host.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 
 from rcdrv import parts, pci
 from rcdrv.describe import missing_bars
-from rcdrv.errors import RcdrvError
+from rcdrv.errors import RcdrvError, missing_module
 from rcdrv.host.function import HostFunction
 from rcdrv.host.subject import Finding, Row, State, Subject, bad, ok, skip
 from rcdrv.sysfs import DRIVER
@@ -20,6 +21,15 @@ ENOUGH_LOCKED = 8 << 20
 
 
 # -- the host ------------------------------------------------------------------------------------
+
+
+def check_python(subject: Subject) -> Finding:
+    """Yocto, Buildroot and Debian's python3-minimal leave modules of the library out."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    missing = subject.missing_modules
+    if missing:
+        return bad(f"{version} lacks {', '.join(missing)}", missing_module(missing[0]).hint)
+    return ok(version)
 
 
 def check_module(subject: Subject) -> Finding:
@@ -365,6 +375,7 @@ def check_caps(subject: Subject, function: HostFunction) -> Finding:
 
 
 ROWS: dict[str, Callable[[Subject], Finding]] = {
+    "Python": check_python,
     "VFIO module": check_module,
     "lockdown": check_lockdown,
     "IOMMU": check_iommu,

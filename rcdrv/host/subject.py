@@ -56,6 +56,8 @@ class Subject:
     function: HostFunction | None
     read_caps: Callable[[str], str]
     """Opens the function and describes its endpoint's capabilities."""
+    missing_modules: tuple[str, ...] = ()
+    """Modules of the standard library that rcdrv uses, and this Python lacks."""
 
     def text(self, path: Path) -> str:
         try:

@@ -35,6 +35,7 @@ class Patient:
         default_factory=lambda: {"driver": "vfio-pci", "bars": RK3588_BARS}
     )
     present: bool = True
+    missing_modules: tuple[str, ...] = ()
     config: list[tuple[int, bytes]] = field(default_factory=list)
     """What stands in its config space instead."""
 
@@ -59,7 +60,9 @@ class Patient:
             return self.caps
 
         user = User("alice", lambda node: node.name not in self.closed, self.locked_memory)
-        return Subject(self.tree.paths, self.machine, user, function, read_caps)
+        return Subject(
+            self.tree.paths, self.machine, user, function, read_caps, self.missing_modules
+        )
 
     def row(self, name: str) -> Finding:
         return ROWS[name](self.subject())
@@ -153,6 +156,10 @@ def other_driver(patient: Patient) -> None:
 
 def shared_group(patient: Patient) -> None:
     patient.tree.add("0000:01:00.1", driver="nvme")
+
+
+def small_python(patient: Patient) -> None:
+    patient.missing_modules = ("ctypes", "html")
 
 
 def no_rights(patient: Patient) -> None:
@@ -250,6 +257,7 @@ def lost(patient: Patient) -> None:
 @pytest.mark.parametrize(
     ("row", "illness", "detail", "cure"),
     [
+        ("Python", small_python, "lacks ctypes, html", "Yocto: python3-modules"),
         ("VFIO module", unload, "not loaded", "modprobe vfio-pci"),
         ("lockdown", locked_down, "integrity", "signed modules"),
         ("IOMMU", intel, f"none in front of {ENDPOINT}", "add intel_iommu=on to the kernel's"),
@@ -385,7 +393,7 @@ def old_kernel(patient: Patient) -> None:
         ("in use", unload),
         ("CAPS", unload),
         ("CAPS", held),
-        *((name, absent) for name in list(ROWS)[6:]),
+        *((name, absent) for name in list(ROWS)[7:]),
     ],
 )
 def test_not_applicable(patient: Patient, row: str, condition: Callable[[Patient], None]) -> None:

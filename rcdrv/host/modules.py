@@ -1,0 +1,19 @@
+"""The modules of Python's own that rcdrv uses: distributions split the standard library."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+USED = """
+    __future__ abc argparse array bisect collections concurrent contextlib copy ctypes dataclasses
+    datetime difflib enum fcntl fnmatch functools html importlib io ipaddress json logging math
+    mmap multiprocessing operator os pathlib pkgutil platform random re resource select shlex
+    shutil signal socket stat statistics struct subprocess threading traceback types typing xml
+    zlib
+"""
+"""A test keeps it complete; what is built into every interpreter is left out."""
+
+
+def missing_modules() -> tuple[str, ...]:
+    """Return those that this Python lacks."""
+    return tuple(name for name in USED.split() if find_spec(name) is None)

@@ -1,0 +1,37 @@
+"""What rcdrv uses of the standard library is what the doctor looks for."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rcdrv.host import modules
+
+PACKAGE = Path(__file__).parents[3] / "rcdrv"
+# What any Python is made of, and what only some Pythons have (tomllib: from 3.11 on).
+ALWAYS = {*sys.builtin_module_names, "tomllib"}
+
+
+def imported() -> Iterator[str]:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield node.module
+
+
+def test_the_list_is_complete() -> None:
+    used = {name.split(".")[0] for name in imported()} & sys.stdlib_module_names - ALWAYS
+    assert used - set(modules.USED.split()) == set()
+    assert set(modules.USED.split()) - {name.split(".")[0] for name in imported()} == set()
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert modules.missing_modules() == ()
+    monkeypatch.setattr(modules, "USED", "json no_such_module ctypes")
+    assert modules.missing_modules() == ("no_such_module",)
