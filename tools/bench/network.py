@@ -137,7 +137,8 @@ def _iperf(host: str, board: str, seconds: int, options: Sequence[str]) -> float
     )
     try:
         assert server.stdout is not None
-        any("listening" in line for line in server.stdout)
+        if not any("listening" in line for line in server.stdout):
+            raise SystemExit("bench: iperf3 does not serve")
         command = _inside(host, "iperf3", "-c", BOARD, "-t", str(seconds), "-J", *options)
         rate = json.loads(_output(command))["end"]["sum_received"]["bits_per_second"]
     finally:

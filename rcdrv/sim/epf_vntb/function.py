@@ -18,8 +18,9 @@ from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import Controller
 from rcdrv.sim.doorbell import Doorbells
-from rcdrv.sim.epf_vntb import VNTB_CONTROL_SIZE, settings
-from rcdrv.sim.epf_vntb.peer import make_peer
+from rcdrv.sim.epf_vntb import VNTB_CONTROL_SIZE, VntbPeer, settings
+from rcdrv.sim.epf_vntb.peer import Netdev, Peer, PingPong, Tool
+from rcdrv.sim.epf_vntb.tap import TapNetdev
 from rcdrv.sim.faults import Faults
 from rcdrv.sim.function import SimFunction
 from rcdrv.sim.layout import DoorbellBackend
@@ -67,6 +68,16 @@ POLL_MS, INTERRUPT_POLL_MS = 5, 500
 """How often epf_ntb_cmd_handler() runs: polled, and where doorbells have interrupts."""
 
 
+PEERS: dict[VntbPeer, type[Peer]] = {
+    VntbPeer.NONE: Peer,
+    VntbPeer.PINGPONG: PingPong,
+    VntbPeer.NETDEV: Netdev,
+    VntbPeer.TAP: TapNetdev,
+    VntbPeer.TOOL: Tool,
+}
+"""What the layout says of the endpoint."""
+
+
 class SimEpfVntb(SimFunction):
     """pci-epf-vntb on ``controller``. Times are seconds of ``clock``."""
 
@@ -94,7 +105,7 @@ class SimEpfVntb(SimFunction):
         self._interrupt_driven = False
         # Where the host wants each window to point: (bus address, size).
         self._outbound: dict[int, tuple[int, int]] = {}
-        self._peer = make_peer(self)
+        self._peer = PEERS[self.config.peer](self)
         self._bind()
         self.start()
 

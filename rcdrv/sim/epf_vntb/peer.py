@@ -12,7 +12,7 @@ import struct
 from typing import Protocol
 
 from rcdrv.mmio import MappedWindow
-from rcdrv.sim.epf_vntb import VntbLayout, VntbPeer
+from rcdrv.sim.epf_vntb import VntbLayout
 from rcdrv.sim.faults import Faults
 
 
@@ -67,21 +67,6 @@ class Peer:
 
     def close(self) -> None:
         """Give back what it has of this machine."""
-
-
-def make_peer(bridge: Bridge) -> Peer:
-    """What the layout says of the endpoint."""
-    if bridge.config.peer is VntbPeer.TAP:
-        from rcdrv.sim.epf_vntb.tap import TapNetdev  # it is built on Netdev, below
-
-        return TapNetdev(bridge)
-    kinds: dict[VntbPeer, type[Peer]] = {
-        VntbPeer.NONE: Peer,
-        VntbPeer.PINGPONG: PingPong,
-        VntbPeer.NETDEV: Netdev,
-        VntbPeer.TOOL: Tool,
-    }
-    return kinds[bridge.config.peer](bridge)
 
 
 class PingPong(Peer):

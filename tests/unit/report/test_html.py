@@ -685,7 +685,8 @@ def test_a_soak_shows_its_drift_and_the_medians_of_its_parts() -> None:
     shown = words(parsed(source("ring", SOAK)))
     for text in ("12 rings in 1h", "2 failed, median 90", "drift of p50", "each part of the time"):
         assert text in shown, text
-    for wrong in ({"histogram": []}, {"drift": [{}]}, {"parts": None}, {"count": -1}):
+    wrongs: list[dict[str, Any]] = [{"histogram": []}, {"drift": [{}]}, {"parts": None}]
+    for wrong in (*wrongs, {"count": -1}):
         broken = {**SOAK, "soak": {**SOAK["soak"], **wrong}}
         with pytest.raises(UsageError):
             parsed(source("ring", broken))
