@@ -82,8 +82,12 @@ class Cancel:
     """Set once, by a signal or by a caller; ends every wait that watches :attr:`fd`."""
 
     def __init__(self) -> None:
-        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._hurry = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            self._hurry = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError:  # what reports it needs a descriptor
+            os.close(self._stop)
+            raise
         self.signal = 0
         self.hurried = False
         """Clean-up must not wait any more either."""
@@ -95,7 +99,7 @@ class Cancel:
     @property
     def fd(self) -> int:
         """Readable as soon as a stop is requested."""
-        return self._read
+        return self._stop
 
     @property
     def hurry_fd(self) -> int:
@@ -107,7 +111,7 @@ class Cancel:
         if not self.signal:
             self.signal = signum
             self._since = time.monotonic()
-            os.write(self._write, b"\0")
+            os.eventfd_write(self._stop, 1)
 
     def hurry(self) -> None:
         """Ask to end clean-up too, where it waits. Likewise safe and harmless."""
@@ -148,11 +152,11 @@ class Cancel:
 
     def sleep(self, seconds: float) -> None:
         """Sleep; raise :class:`Interrupted` as soon as a stop is requested."""
-        select.select([self._hurry if self._deferred else self._read], [], [], seconds)
+        select.select([self._hurry if self._deferred else self._stop], [], [], seconds)
         self.check()
 
     def close(self) -> None:
-        for fd in (self._read, self._write, self._hurry):
+        for fd in (self._stop, self._hurry):
             os.close(fd)
 
     @contextmanager

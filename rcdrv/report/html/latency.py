@@ -244,7 +244,7 @@ def _ping_course(node: Node, device: str) -> Markup | None:
 
 
 def compared_pings(source: Source) -> Section:
-    """Return the section of ``ntb ping --compare``. :raises UsageError: malformed"""
+    """Return the section of two compared ``ntb ping``. :raises UsageError: malformed"""
     node = source.node
     series = [
         found for end in node["endpoints"] if (found := _trips(end, end["device"].text)) is not None

@@ -43,6 +43,7 @@ SHORT = {
     "fuzz layout": ["--examples", "1"],
     "fuzz device": ["--examples", "1", "--steps", "3"],
     "bench ring": ["--count", "2"],
+    "ntb tap": ["--name", "lo"],
     "bench mmio": ["--count", "2"],
     "bench dma": ["--count", "1", "--size", "64"],
     "bench irq": ["--count", "2"],
@@ -202,9 +203,13 @@ def test_values(
 
 def harmful(name: str, option: Parameter) -> bool:
     """What would run a program, or wait for as long as it is told to."""
-    return option.flags[-1] in ("--ep", "--dask", "--socket", "--workers") or (
-        name == "fuzz layout" and option.flags[-1] in ("--seconds", "--out")
-    )
+    return option.flags[-1] in (
+        "--ep",
+        "--dask",
+        "--socket",
+        "--socket-path",
+        "--workers",
+    ) or (name == "fuzz layout" and option.flags[-1] in ("--seconds", "--out"))
 
 
 def check(line: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
