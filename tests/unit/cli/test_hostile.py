@@ -208,6 +208,7 @@ def harmful(name: str, option: Parameter) -> bool:
         "--dask",
         "--socket",
         "--socket-path",
+        "--socket-path",
         "--workers",
     ) or (name == "fuzz layout" and option.flags[-1] in ("--seconds", "--out"))
 
@@ -299,6 +300,7 @@ def test_every_reader_is_known() -> None:
         "--access-log",
         "--configfs",  # of a board
         "--socket",
+        "--socket-path",
     }
     reading = {one for one in taking if one.split()[-1] not in written}
     assert reading == {
