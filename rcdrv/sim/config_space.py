@@ -136,7 +136,8 @@ class SimConfigSpace:
     def _decode(self) -> None:
         """Cache what COMMAND and the power state allow."""
         command = self._get(COMMAND, 2)
-        awake = self._get(_PM_CONTROL, 2) & 3 == 0
+        awake = self.awake = self._get(_PM_CONTROL, 2) & 3 == 0
+        """D0, and not D3hot."""
         self.responds = bool(command & COMMAND_MEMORY) and awake
         """Whether BARs are decoded: COMMAND has MEMORY, and the function is in D0."""
         masters, intx = self._ignores

@@ -133,6 +133,18 @@ FAULTS |= {
     "msix-outside": _more("the MSI-X capability puts the table behind its BAR", traps=False),
     "master-ignored": _more("COMMAND's BUS_MASTER has no effect", traps=False),
     "intx-disable-ignored": _more("COMMAND's INTX_DISABLE has no effect", traps=False),
+    # resets and power states
+    "reset-wears": _more("so many resets in a row disable the BARs", "resets", 3, traps=True),
+    "d3-resets": _more("D3hot resets the function, and No_Soft_Reset denies it", traps=False),
+    "d3-loses": Fault(
+        "D3hot disables the BARs, or MSI and MSI-X",
+        "what",
+        0,
+        RESET_LOSES,
+        function="epf_test",
+        traps=True,
+        more=True,
+    ),
     # the doorbell
     "ring-overrun": _more("a ring before STATUS is cleared ends the doorbell", traps=False),
     "ring-vector": _more("a ring is always answered by the first vector", traps=False),
