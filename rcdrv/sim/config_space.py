@@ -28,6 +28,7 @@ AER, REBAR, ATS = 0x100, 0x150, 0x1A0
 _PM_CONTROL = PM + 4
 _DEVICE_CONTROL = EXPRESS + 8
 _INITIATE_FLR = 1 << 15
+_LINK_STATUS = EXPRESS + 0x12
 
 
 class SimConfigSpace:
@@ -116,6 +117,15 @@ class SimConfigSpace:
         """Make the BAR registers read-only zeros, also after a reset."""
         self._set(BAR0, 24, 0)
         self._power_on = self._power_on[:BAR0] + bytes(24) + self._power_on[BAR0 + 24 :]
+
+    def slow_link(self) -> None:
+        """Let the link run at 2.5 GT/s from now on, also after a reset of the function."""
+        for data in (self._data, self._power_on):
+            data[_LINK_STATUS] = data[_LINK_STATUS] & 0xF0 | 1
+
+    def log_bad_tlp(self) -> None:
+        """Set that bit of AER's Correctable Error Status."""
+        self._data[AER + 0x10] |= 1 << 6
 
     def reset(self) -> None:
         """Restore the power-on state."""
@@ -222,7 +232,7 @@ class SimConfigSpace:
         link = layout.link_speed | layout.link_width << 4
         self._set(EXPRESS + 0x0C, 4, link)
         self._set(EXPRESS + 0x10, 2, 0, writable=0x01CB)
-        self._set(EXPRESS + 0x12, 2, link | 1 << 12)  # slot clock
+        self._set(_LINK_STATUS, 2, link | 1 << 12)  # slot clock
         self._set(EXPRESS + 0x24, 4, 0x1F)  # completion time-outs can be set and disabled
         self._set(EXPRESS + 0x28, 2, 0, writable=0x001F)
         self._set(EXPRESS + 0x2C, 4, (1 << layout.link_speed) - 1 << 1)

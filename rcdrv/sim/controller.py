@@ -13,7 +13,7 @@ import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from rcdrv.device import Area
+from rcdrv.device import Area, IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, SimConfigSpace
@@ -30,6 +30,7 @@ from rcdrv.sim.layout import (
     Layout,
 )
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
+from rcdrv.sim.msix import MsixTable
 from rcdrv.sim.spoiler import Spoiler
 from rcdrv.vfio_user.served import DmaFault, Peer
 
@@ -81,6 +82,8 @@ class Controller(SimInterrupts):
             for index, bar in enumerate(layout.bars)
             if bar is not None
         }
+        msix = self._memory.get(layout.msix_bar) if layout.msix else None
+        self._msix = MsixTable(layout, msix, faults) if msix is not None else None
         self._alias_memory()
         # Registers that a BAR shows instead of its memory, and inbound windows a BAR takes.
         self._shown: dict[int, _Shown] = {}
@@ -257,6 +260,21 @@ class Controller(SimInterrupts):
         else:
             self._memory[bar].write(offset, data)
 
+        if self._msix is not None and bar == self.layout.msix_bar:
+            for vector in self._msix.written(offset, len(data)):
+                self._send(IrqKind.MSIX, vector)
+
+    def msix_armed(self) -> None:
+        """The host has armed or disarmed vectors of MSI-X."""
+        if self._msix is not None:
+            self._msix.arm(self.vectors(IrqKind.MSIX))
+
+    def _holds_back(self, vector: int) -> bool:
+        held = self._msix is not None and self._msix.holds_back(vector)
+        if held:
+            self._failed(IrqKind.MSIX, f"vector {vector} is masked")
+        return held
+
     def forget(self) -> None:
         """Apply the fault bar-forgets."""
         for bar, memory in self._memory.items():
@@ -418,6 +436,10 @@ class Controller(SimInterrupts):
             address &= 0xFFFF_FFFF
         op = "read" if data is None else "write"
         self._log.event("dma", op=op, address=address, size=size)
+        if "link-slows" in self._faults:
+            self.config.slow_link()
+        if "link-errors" in self._faults:
+            self.config.log_bad_tlp()
         try:
             if self._peer is None or not self.config.masters:
                 raise DmaFault("bus mastering is off")

@@ -129,6 +129,8 @@ class SimEndpoint(ServedDevice):
     def irqs_changed(self, kind: IrqKind) -> None:
         if kind is IrqKind.INTX:
             self.controller.irqs_changed()
+        elif kind is IrqKind.MSIX:
+            self.controller.msix_armed()
 
     def intx_masked(self, masked: bool) -> None:
         self.controller.intx_masked(masked)

@@ -133,6 +133,11 @@ FAULTS |= {
     "msix-outside": _more("the MSI-X capability puts the table behind its BAR", traps=False),
     "master-ignored": _more("COMMAND's BUS_MASTER has no effect", traps=False),
     "intx-disable-ignored": _more("COMMAND's INTX_DISABLE has no effect", traps=False),
+    "msix-mask-ignored": _more("masked MSI-X vectors are sent", traps=False),
+    "msix-pending-stuck": _more("a pending MSI-X vector is not sent when unmasked", traps=False),
+    # the link
+    "link-slows": _more("transfers make the link fall back to 2.5 GT/s", traps=False),
+    "link-errors": _more("transfers log a correctable error: Bad TLP", traps=False),
     # resets and power states
     "reset-wears": _more("so many resets in a row disable the BARs", "resets", 3, traps=True),
     "d3-resets": _more("D3hot resets the function, and No_Soft_Reset denies it", traps=False),

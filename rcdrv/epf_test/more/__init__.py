@@ -11,13 +11,21 @@ from rcdrv.epf_test.more import (
     config,
     doorbell,
     interrupts,
+    link,
     master,
     power,
     reset,
     transfers,
 )
 
-MORE = (*bars.CASES, *config.CASES, *interrupts.CASES, *doorbell.CASES, *transfers.CASES)
+MORE = (
+    *bars.CASES,
+    *config.CASES,
+    *link.CASES,
+    *interrupts.CASES,
+    *doorbell.CASES,
+    *transfers.CASES,
+)
 """Harmless: they do to an endpoint what the 23 cases do."""
 
 DESTRUCTIVE_MORE = {

@@ -80,6 +80,10 @@ CAUGHT: dict[str, dict[str, str]] = {
     "msix-outside": {"MSIX_PLACE": CONFIG},
     "master-ignored": {"BUS_MASTER": CONFIG},
     "intx-disable-ignored": {"INTX_DISABLE": CONFIG},
+    "msix-mask-ignored": {"MSIX_MASK": CONFIG},
+    "msix-pending-stuck": {"MSIX_MASK": "irq-lost"},
+    "link-slows": {"LOAD": "bad-link"},
+    "link-errors": {"LOAD": "bad-link"},
     "ring-overrun": {"BURST": "silent"},
     "ring-vector": {"VECTORS": "wrong-vector"},
     "doorbell-leaks": {"CYCLES": "enable-failed"},
@@ -135,6 +139,25 @@ def test_every_harmless_case_is_offered_by_the_command_line() -> None:
     test = next(command for command in tree.children if command.path[-1] == "test")
     words = next(one.words for one in test.arguments if one.words)
     assert {str(case.name) for case in MORE} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [("generic", "pending"), ("rk3588", "dropped"), ("j721e", "sent although masked")],
+)
+def test_a_masked_vector_by_controller(spec: str, said: str) -> None:
+    """By the book; dw_pcie_ep_raise_msix_irq(); cdns_pcie_ep_send_msix_irq()."""
+    with endpoint(spec) as device:
+        result = one_case(device, "MSIX_MASK_TEST")
+    assert result.verdict.value == "pass", result
+    assert result.message.startswith(said)
+
+
+def test_what_the_function_logs_is_named_with_the_case_that_passes() -> None:
+    with endpoint("generic,fault=link-errors") as device:
+        result = one_case(device, "READ_SIZES_TEST")
+    assert result.verdict.value == "pass"
+    assert result.diagnostics == ("AER: the endpoint logged Bad TLP",)
 
 
 # -- resets and D3hot ------------------------------------------------------------------------------
