@@ -126,6 +126,9 @@ FAULTS |= {
     "address-line": _more("the highest address line of the BARs has no effect", traps=True),
     "byte-enables": _more("a write of 8 or 16 bits clears the rest of its 32-bit word", traps=True),
     "write-order": _more("a 32-bit read overtakes the write before it", traps=True),
+    "bar-crosstalk": _more(
+        "32-bit writes to several BARs in turns each reach the BAR before", traps=True
+    ),
     "bar-forgets": _more("a command clears the start of the BARs", traps=True),
     # config space
     "id-writable": _more("DEVICE_ID takes writes", traps=False),
@@ -153,10 +156,18 @@ FAULTS |= {
     # the doorbell
     "ring-overrun": _more("a ring before STATUS is cleared ends the doorbell", traps=False),
     "ring-vector": _more("a ring is always answered by the first vector", traps=False),
+    "ring-while-busy": _more("a ring while a command runs is lost", traps=False),
+    "disable-races": _more(
+        "rings are handled late, and DISABLE_DOORBELL fails meanwhile",
+        "milliseconds",
+        25,
+        traps=False,
+    ),
     "doorbell-leaks": _more(
         "so many ENABLE_DOORBELL use up all doorbells", "times", 8, traps=False
     ),
     # transfers
+    "writes-beside": _more("transfers of more than 1 KiB write 4 bytes too many", traps=False),
     "crosses-4k": _more("from an unaligned address, what crosses 4 KiB wraps around", traps=False),
     "high-address-cut": _more("outbound windows reach 32-bit addresses only", traps=False),
 }

@@ -72,6 +72,7 @@ CAUGHT: dict[str, dict[str, str]] = {
     "address-line": {"WALKING_ONES": MISMATCH, "ADDRESS": MISMATCH},
     "byte-enables": {"WIDTH": MISMATCH},
     "write-order": {"ORDER": MISMATCH},
+    "bar-crosstalk": {"TOGETHER": MISMATCH},
     "bar-forgets": {"RETENTION": MISMATCH},
     "cap-loop": {"CAPABILITIES": CONFIG},
     "rebar-empty": {"CAPABILITIES": CONFIG},
@@ -86,7 +87,10 @@ CAUGHT: dict[str, dict[str, str]] = {
     "link-errors": {"LOAD": "bad-link"},
     "ring-overrun": {"BURST": "silent"},
     "ring-vector": {"VECTORS": "wrong-vector"},
+    "ring-while-busy": {"DURING_TRANSFER": "irq-lost"},
+    "disable-races": {"IN_FLIGHT": "disable-failed"},
     "doorbell-leaks": {"CYCLES": "enable-failed"},
+    "writes-beside": {"READ_SIZES": MISMATCH, "COPY_SIZES": MISMATCH},
     "crosses-4k": {
         "READ_SIZES": MISMATCH,
         "WRITE_SIZES": "transfer-failed",
