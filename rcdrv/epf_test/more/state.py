@@ -21,6 +21,8 @@ from rcdrv.verdict import NotPassed, Reason, Verdict
 _BACK = 5.0
 """Seconds until an endpoint whose link was down has to take commands."""
 
+_PAGE = 4096
+
 Check = tuple[str, Callable[[EpfTest], object]]
 """What works, and how to try it."""
 
@@ -206,7 +208,14 @@ def _fails(driver: EpfTest, check: Callable[[EpfTest], object]) -> NotPassed | N
 
 
 def _bar(index: int, progress: Progress, driver: EpfTest) -> None:
-    bar_test(index, driver, progress)
+    bar_test(index, driver, progress, stretches=_ends)
+
+
+def _ends(size: int) -> Iterator[tuple[int, int]]:
+    """The first page and the last: BAR_TEST is for the rest."""
+    yield 0, min(size, _PAGE)
+    if size > _PAGE:
+        yield size - _PAGE, _PAGE
 
 
 def _command(driver: EpfTest) -> None:
