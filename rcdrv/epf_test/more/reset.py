@@ -5,6 +5,7 @@ from __future__ import annotations
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
 from rcdrv.epf_test.more.state import Snapshot, first_failure, working
+from rcdrv.errors import HostError
 from rcdrv.host.reset_method import reset_by
 from rcdrv.sysfs import canonical_address, is_address
 from rcdrv.verdict import NotPassed, Reason
@@ -12,12 +13,14 @@ from rcdrv.verdict import NotPassed, Reason
 _RESETS = 8
 
 
-def _resets(count: int, driver: EpfTest, progress: Progress) -> str:
+def _resets(count: int, driver: EpfTest, progress: Progress, *, doubtful: bool = False) -> str:
     """Reset, compare config space, each time; then use BARs, interrupts, transfers, the doorbell.
 
+    :param doubtful: where the kernel says that a reset failed, look all the same
     :returns: what each reset took
     :raises NotPassed: ``lost-by-reset``, with what was lost
     """
+    refused: HostError | None = None
     function = driver.function
     if not function.device.can_reset():
         raise skip(Reason.HOST, "the function has no reset")
@@ -29,7 +32,12 @@ def _resets(count: int, driver: EpfTest, progress: Progress) -> str:
         which = f"after reset {number} of {count}" if count > 1 else "after the reset"
         begun = function.clock.now()
         try:
-            function.reset()
+            try:
+                function.reset()
+            except HostError as error:
+                if not doubtful:
+                    raise
+                refused = error
             took.append(f"{(function.clock.now() - begun) * 1e3:.0f}")
             lost = before.lost()
             if lost is not None:
@@ -43,7 +51,10 @@ def _resets(count: int, driver: EpfTest, progress: Progress) -> str:
     if lost is not None:
         lost.message = f"after {'the reset' if count == 1 else f'{count} resets'}: {lost.message}"
         raise lost
-    return f"all is there after {', '.join(took)} ms"
+    said = f"all is there after {', '.join(took)} ms"
+    if refused is not None:
+        raise skip(Reason.HOST, f"{said}, but the kernel takes it for failed: {refused.message}")
+    return said
 
 
 def reset(driver: EpfTest, progress: Progress) -> str:
@@ -67,7 +78,9 @@ def bus_reset(driver: EpfTest, progress: Progress) -> str:
     with reset_by(canonical_address(function.address), "bus") as why:
         if why:
             raise skip(Reason.HOST, f"no bus reset on this host: {why}")
-        return _resets(1, driver, progress)
+        # pci_bridge_wait_for_secondary_bus() wants the port to say that the link is active again,
+        # which QEMU's does not.
+        return _resets(1, driver, progress, doubtful=True)
 
 
 _RISK = "resets the function: many endpoints lose their set-up and have to be restarted"

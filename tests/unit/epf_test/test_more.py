@@ -13,6 +13,7 @@ from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
 from rcdrv.epf_test.more import reset as more_reset
 from rcdrv.epf_test.more.state import Snapshot
 from rcdrv.epf_test.suite import cases, run_cases
+from rcdrv.errors import HostError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
 from rcdrv.host.reset_method import reset_by
@@ -223,6 +224,21 @@ def test_a_bus_reset_where_the_host_has_one(
         result = one_case(device, "BUS_RESET_TEST")
     assert result.verdict.value == verdict, result
     assert asked == [("0000:01:00.0", "bus")]
+
+
+def test_a_bus_reset_that_the_kernel_takes_for_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pci_bridge_wait_for_secondary_bus() answers -ENOTTY behind QEMU's port, whose link is up."""
+    monkeypatch.setattr(more_reset, "reset_by", lambda *_: contextlib.nullcontext(""))
+    with endpoint("generic") as device:
+        device.address = "0000:01:00.0"
+
+        def reset() -> None:  # the kernel restores config space in any case
+            raise HostError("the reset failed")
+
+        monkeypatch.setattr(device, "reset", reset)
+        result = one_case(device, "BUS_RESET_TEST")
+    assert result.verdict.value == "skip"
+    assert result.message.startswith("all is there after")
 
 
 def test_the_way_of_resetting_is_the_old_one_afterwards(tmp_path: Path) -> None:
