@@ -96,7 +96,7 @@ def all_cases(
     from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
     from rcdrv.epf_test.suite import DESTRUCTIVE, cases, vary_transfers
 
-    by_name = DESTRUCTIVE | DESTRUCTIVE_MORE
+    by_name = {**{name: (case,) for name, case in DESTRUCTIVE.items()}, **DESTRUCTIVE_MORE}
     for name in destructive:
         if name not in by_name:
             raise UsageError(
@@ -104,7 +104,7 @@ def all_cases(
             )
     options = vary_transfers(sizes, align, boundaries=boundaries, whole=whole)
     suite = MORE if more else cases(options)
-    return (*suite, *(by_name[name] for name in dict.fromkeys(destructive)))
+    return (*suite, *(case for name in dict.fromkeys(destructive) for case in by_name[name]))
 
 
 def choose_cases(

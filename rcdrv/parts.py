@@ -43,6 +43,8 @@ class Part:
     msix_table: tuple[int, int] | None = None
     """(BAR, offset) of the MSI-X table that the hardware itself uses, or None. What the kernel
     raises by dw_pcie_ep_raise_msix_irq() takes the table from wherever the capability says."""
+    ignores_msix_mask: bool = False
+    """An MSI-X interrupt is sent although its vector is masked (cdns_pcie_ep_send_msix_irq())."""
     broken_ats: bool = False
     """ATS does not work: an endpoint kernel that announces it makes the host wait for it."""
     linkup_notifier: bool = False
@@ -96,6 +98,11 @@ def _free(*indexes: int) -> Mapping[int, int]:
     return MappingProxyType(dict.fromkeys(indexes, _ANY))
 
 
+def _cadence(name: str) -> Part:
+    """A part of TI's J7 family."""
+    return Part(name, align=256, bars=_free(*range(6)), ignores_msix_mask=True, doorbell="none")
+
+
 # All fixed and 64-bit (rcar_pcie_epc_features).
 _RCAR_GEN3 = MappingProxyType({0: 128, 2: 256, 4: 256})
 # BAR2 is MSI-X RAM, BAR4 DMA registers, all 64-bit (tegra_pcie_epc_features).
@@ -116,10 +123,10 @@ KNOWN_PARTS: Mapping[tuple[int, int], Part] = MappingProxyType(
             bars=MappingProxyType({2: _ANY, 3: 65536, 4: 256, 5: _ANY}),
             doorbell="none",
         ),
-        (0x104C, 0xB00D): Part("TI J721E", align=256, bars=_free(*range(6)), doorbell="none"),
-        (0x104C, 0xB00F): Part("TI J7200", align=256, bars=_free(*range(6)), doorbell="none"),
-        (0x104C, 0xB010): Part("TI AM64", align=256, bars=_free(*range(6)), doorbell="none"),
-        (0x104C, 0xB013): Part("TI J721S2", align=256, bars=_free(*range(6)), doorbell="none"),
+        (0x104C, 0xB00D): _cadence("TI J721E"),
+        (0x104C, 0xB00F): _cadence("TI J7200"),
+        (0x104C, 0xB010): _cadence("TI AM64"),
+        (0x104C, 0xB013): _cadence("TI J721S2"),
         (0x1957, 0x81C0): Part(
             "NXP LS1046A", align=4096, bars=_free(0, 2, 4), linkup_notifier=True
         ),

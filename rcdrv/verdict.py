@@ -82,6 +82,8 @@ class Reason(str, Enum):
     DEVICE_LOST = "device-lost"
     LOST_BY_RESET = "lost-by-reset"
     """After a reset, something that the function had is gone."""
+    BAD_LINK = "bad-link"
+    """The link changed its speed or width, or logged errors, while it was used."""
     NOT_VERIFIED = "not-verified"
     """Not waited for, as requested."""
     BAD_CONFIG = "bad-config"

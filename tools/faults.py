@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import defaultdict
 
+from rcdrv.epf_test.more import DESTRUCTIVE_MORE
 from rcdrv.sim.faults import FAULTS
 
 PRESET = "generic"
@@ -25,8 +26,8 @@ Made by
 
     python3 -m tools.faults > docs/faults.md
 
-The last rows, from `data-line` on, are of `rcdrv test --more --destructive bus-master --destructive
-reset --timeout 0.5` and its cases.
+The last rows, from `data-line` on, are of `rcdrv test --more --timeout 0.5` with every class of
+`--destructive`, and its cases.
 
 Cases that are skipped without any fault are left out. What no case catches is said with its reason.
 
@@ -69,7 +70,7 @@ def row(fault: str, healthy: dict[str, str]) -> str:
 
 def run(spec: str, more: bool) -> dict[str, str]:
     """{case: reason} of the cases that did not pass."""
-    suite = ("--more", "--destructive", "bus-master", "--destructive", "reset") if more else ()
+    suite = ["--more", *(f"--destructive={name}" for name in DESTRUCTIVE_MORE)] if more else []
     arguments = ("test", *suite, "--json", "--timeout", "0.5", "--device", f"sim:{spec}")
     done = subprocess.run(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, check=False, timeout=TIMEOUT

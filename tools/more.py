@@ -18,8 +18,9 @@ def rows() -> Iterator[str]:
     for case in MORE:
         if case.name.variant in ("", "BAR0"):
             yield _row(f"`{case.name}`", case)
-    for option, case in DESTRUCTIVE_MORE.items():
-        yield _row(f"`{case.name}`, with `--destructive {option}`", case)
+    for option, cases in DESTRUCTIVE_MORE.items():
+        for case in cases:
+            yield _row(f"`{case.name}`, with `--destructive {option}`", case)
 
 
 def _row(name: str, case: MoreCase) -> str:

@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--destructive",
         action="append",
         default=[],
-        choices=sorted(DESTRUCTIVE | DESTRUCTIVE_MORE),
+        choices=sorted({*DESTRUCTIVE, *DESTRUCTIVE_MORE}),
         help="also run what may upset the endpoint or this host",
     )
     add(

@@ -245,6 +245,13 @@ class EpfTest(RegisterBlock):
         :raises NotPassed: ``stuck-command``: an earlier command is still in the register
         :raises DeviceLost: the device is gone
         """
+        self.begin(command, parameters, flags, vector)
+        return self._finish(command, self._await(command, timeout))
+
+    def begin(
+        self, command: Command, parameters: Mapping[Reg, int], flags: Flags, vector: int
+    ) -> None:
+        """Give the endpoint a command; :meth:`settle` waits for its answer."""
         self.arm(vector + 1)
         self.forget_if_reset()
         trusted = self.idle and self.accepted
@@ -273,7 +280,6 @@ class EpfTest(RegisterBlock):
         self.in_flight = command
         self._asked_ns = self.function.clock.now_ns()
         self.write(Reg.COMMAND, command)
-        return self._finish(command, self._await(command, timeout))
 
     def settle(self) -> Answer | None:
         """Wait for the answer of a command that was left :attr:`in_flight`.

@@ -14,6 +14,7 @@ from functools import partial
 from rcdrv.epf_test import bars, irqs, transfer
 from rcdrv.epf_test.doorbell import LOST_BAR_HINT, Doorbell, free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.logged import LoggedErrors
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.transfer import Direction, Placement
 from rcdrv.errors import DeviceLost, Interrupted, RcdrvError, UsageError
@@ -266,9 +267,10 @@ def run_cases(
         if any(case.name.fixture != _DOORBELL for case in chosen):
             free_stale_doorbell(driver)
         lost: DeviceLost | None = None
+        logged = LoggedErrors(driver.function.config)
         for case in chosen:
             observer.case_started(case.name)
-            host_errors()
+            host_errors(), logged.risen()
             driver.distrust()
             begun = driver.function.clock.now()
             if lost is None:
@@ -277,13 +279,14 @@ def run_cases(
                 verdict, reason = Verdict.LOST, Reason.DEVICE_LOST
                 message, hint = "the device was lost before", lost.hint
             passed = verdict in (Verdict.PASS, Verdict.SKIP)
+            errors = [f"AER: the endpoint logged {name}" for name in logged.risen()]
             result = CaseResult(
                 case.name,
                 verdict,
                 reason,
                 message,
                 "" if passed else hint,
-                () if passed else tuple(host_errors()),
+                (*host_errors(), *errors),
                 driver.function.clock.now() - begun,
             )
             if run.baseline is not None:
@@ -296,6 +299,7 @@ def run_cases(
                 again = reconnect(lost)
                 if again is not None:
                     driver, lost = again, None
+                    logged = LoggedErrors(driver.function.config)
     finally:
         observer.finish(run)
     return run

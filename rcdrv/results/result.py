@@ -110,9 +110,20 @@ class Baseline:
         return replace(result, change=change, before=str(before))
 
     def missing(self, run: Run) -> tuple[str, ...]:
-        """Return the baseline's cases that this run does not plan."""
+        """Return the cases of the baseline that this run does not plan.
+
+        Those of the other suite are not missing: a run is of one.
+        """
         planned = {str(name) for name in run.planned}
-        return tuple(name for name in self.cases if name not in planned)
+        suites = {_is_more(name) for name in planned}
+        return tuple(
+            name for name in self.cases if name not in planned and _is_more(name) in suites
+        )
+
+
+def _is_more(name: str) -> bool:
+    """Whether a case is of the second suite (:mod:`rcdrv.epf_test.more`)."""
+    return name.startswith("more_")
 
 
 @dataclass

@@ -28,6 +28,7 @@ AER, REBAR, ATS = 0x100, 0x150, 0x1A0
 _PM_CONTROL = PM + 4
 _DEVICE_CONTROL = EXPRESS + 8
 _INITIATE_FLR = 1 << 15
+_LINK_STATUS = EXPRESS + 0x12
 
 
 class SimConfigSpace:
@@ -117,6 +118,15 @@ class SimConfigSpace:
         self._set(BAR0, 24, 0)
         self._power_on = self._power_on[:BAR0] + bytes(24) + self._power_on[BAR0 + 24 :]
 
+    def slow_link(self) -> None:
+        """Let the link run at 2.5 GT/s from now on, also after a reset of the function."""
+        for data in (self._data, self._power_on):
+            data[_LINK_STATUS] = data[_LINK_STATUS] & 0xF0 | 1
+
+    def log_bad_tlp(self) -> None:
+        """Set that bit of AER's Correctable Error Status."""
+        self._data[AER + 0x10] |= 1 << 6
+
     def reset(self) -> None:
         """Restore the power-on state."""
         self._data[:] = self._power_on
@@ -136,7 +146,8 @@ class SimConfigSpace:
     def _decode(self) -> None:
         """Cache what COMMAND and the power state allow."""
         command = self._get(COMMAND, 2)
-        awake = self._get(_PM_CONTROL, 2) & 3 == 0
+        awake = self.awake = self._get(_PM_CONTROL, 2) & 3 == 0
+        """D0, and not D3hot."""
         self.responds = bool(command & COMMAND_MEMORY) and awake
         """Whether BARs are decoded: COMMAND has MEMORY, and the function is in D0."""
         masters, intx = self._ignores
@@ -221,7 +232,7 @@ class SimConfigSpace:
         link = layout.link_speed | layout.link_width << 4
         self._set(EXPRESS + 0x0C, 4, link)
         self._set(EXPRESS + 0x10, 2, 0, writable=0x01CB)
-        self._set(EXPRESS + 0x12, 2, link | 1 << 12)  # slot clock
+        self._set(_LINK_STATUS, 2, link | 1 << 12)  # slot clock
         self._set(EXPRESS + 0x24, 4, 0x1F)  # completion time-outs can be set and disabled
         self._set(EXPRESS + 0x28, 2, 0, writable=0x001F)
         self._set(EXPRESS + 0x2C, 4, (1 << layout.link_speed) - 1 << 1)

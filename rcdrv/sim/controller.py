@@ -13,14 +13,13 @@ import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from rcdrv.device import Area
+from rcdrv.device import Area, IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, SimConfigSpace
 from rcdrv.sim.doorbell import Doorbells, RegisterPage, bus_accesses
 from rcdrv.sim.faults import CAP_LISTS, Faults
 from rcdrv.sim.functions import doorbell_place
-from rcdrv.sim.interrupts import SimInterrupts
 from rcdrv.sim.layout import (
     EP_PAGE,
     MSIX_ENTRY_SIZE,
@@ -30,8 +29,10 @@ from rcdrv.sim.layout import (
     Layout,
 )
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
+from rcdrv.sim.msix import MsixTable
+from rcdrv.sim.outbound import SimOutbound
 from rcdrv.sim.spoiler import Spoiler
-from rcdrv.vfio_user.served import DmaFault, Peer
+from rcdrv.vfio_user.served import Peer
 
 SWAPPED = (1, 0)
 """Subrange mapping with the two halves of the BAR exchanged."""
@@ -49,7 +50,7 @@ class _Shown:
     end: int
 
 
-class Controller(SimInterrupts):
+class Controller(SimOutbound):
     """The controller of ``layout``. Times are seconds of ``clock``."""
 
     def __init__(
@@ -81,6 +82,8 @@ class Controller(SimInterrupts):
             for index, bar in enumerate(layout.bars)
             if bar is not None
         }
+        msix = self._memory.get(layout.msix_bar) if layout.msix else None
+        self._msix = MsixTable(layout, msix, faults) if msix is not None else None
         self._alias_memory()
         # Registers that a BAR shows instead of its memory, and inbound windows a BAR takes.
         self._shown: dict[int, _Shown] = {}
@@ -221,6 +224,8 @@ class Controller(SimInterrupts):
         """Write on behalf of the host. Ignored while BARs are not decoded."""
         if not self._responds(bar):
             return
+        if self._spoiler.active and bar != self.layout.register_bar and len(data) == 4:
+            bar = self._spoiler.reached(bar, offset + 4, self._memory)
         pages = list(self._pages(bar))
         if not pages:
             self._store(bar, offset, data)
@@ -256,6 +261,21 @@ class Controller(SimInterrupts):
             self._spoiler.write(self._memory[bar], offset, data)
         else:
             self._memory[bar].write(offset, data)
+
+        if self._msix is not None and bar == self.layout.msix_bar:
+            for vector in self._msix.written(offset, len(data)):
+                self._send(IrqKind.MSIX, vector)
+
+    def msix_armed(self) -> None:
+        """The host has armed or disarmed vectors of MSI-X."""
+        if self._msix is not None:
+            self._msix.arm(self.vectors(IrqKind.MSIX))
+
+    def _holds_back(self, vector: int) -> bool:
+        held = self._msix is not None and self._msix.holds_back(vector)
+        if held:
+            self._failed(IrqKind.MSIX, f"vector {vector} is masked")
+        return held
 
     def forget(self) -> None:
         """Apply the fault bar-forgets."""
@@ -379,63 +399,6 @@ class Controller(SimInterrupts):
         off = self._faults.window_off(size)
         count = size // off
         return tuple((part + count // 2 + 1) % count for part in range(count))
-
-    # -- host memory ----------------------------------------------------------------------------
-
-    def map_outbound(self, address: int, size: int, used: int = 0) -> int:
-        """pci_epc_mem_map(): make ``size`` bytes of host memory reachable.
-
-        :param used: bytes of the outbound space that other windows take
-        :returns: bytes of the outbound space that this one takes
-        :raises OSError: ENOMEM: the outbound space has no room for it
-        """
-        layout = self.layout
-        offset = address % layout.outbound_align if layout.unaligned_access else 0
-        pages = -(-(offset + size) // layout.outbound_align)
-        # pci_epc_mem_alloc_addr() takes a power of two of pages.
-        taken = layout.outbound_align << (pages - 1).bit_length()
-        if used + taken > layout.outbound_size:
-            raise OSError(errno.ENOMEM, f"no outbound window for {size:#x} bytes")
-        return taken
-
-    def read_host(self, address: int, size: int) -> bytes:
-        """Read host memory through an outbound window; all ones where the host refuses.
-
-        Other methods may be called while it waits for the host.
-        """
-        data = self._transfer(address, size, None)
-        return b"\xff" * size if data is None else data
-
-    def write_host(self, address: int, data: bytes) -> None:
-        """Write host memory through an outbound window; lost where the host refuses (posted)."""
-        self._transfer(address, len(data), data)
-
-    def _transfer(self, address: int, size: int, data: bytes | None) -> bytes | None:
-        if not self.layout.unaligned_access:
-            # The window begins at an aligned address, whatever was requested.
-            address -= address % self.layout.outbound_align
-        if "high-address-cut" in self._faults:
-            address &= 0xFFFF_FFFF
-        op = "read" if data is None else "write"
-        self._log.event("dma", op=op, address=address, size=size)
-        try:
-            if self._peer is None or not self.config.masters:
-                raise DmaFault("bus mastering is off")
-            below = -address % EP_PAGE
-            if "crosses-4k" in self._faults and 0 < below < size:
-                page = address + below - EP_PAGE
-                if data is None:
-                    whole = self._peer.dma_read(address, size)
-                    return whole[:below] + self._peer.dma_read(page, size)[: size - below]
-                self._peer.dma_write(address, data[:below])
-                self._peer.dma_write(page, data[below : below + EP_PAGE])
-                return None
-            if data is None:
-                return self._peer.dma_read(address, size)
-            self._peer.dma_write(address, data)
-        except DmaFault as fault:
-            self._log.event("dma-fault", op=op, address=address, size=size, reason=fault.message)
-        return None
 
     def close(self) -> None:
         """Free the BARs' memory."""

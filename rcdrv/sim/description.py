@@ -56,6 +56,17 @@ class Intx(str, Enum):
     """It holds the line until the host has handled the interrupt."""
 
 
+class MaskedVector(str, Enum):
+    """What becomes of an MSI-X interrupt whose vector the host has masked in the table."""
+
+    DROPPED = "dropped"
+    """It is refused and forgotten (dw_pcie_ep_raise_msix_irq)."""
+    PENDING = "pending"
+    """Its pending bit is set, and it is sent when the host unmasks it, as PCIe 6.1.4 has it."""
+    SENT = "sent"
+    """The mask is not looked at (cdns_pcie_ep_send_msix_irq)."""
+
+
 class Dma(str, Enum):
     """What kind of channels the endpoint's DMA engine has."""
 
@@ -150,6 +161,7 @@ class Layout:
     """BAR of the MSI-X table and PBA; -1: behind the registers, in the register BAR."""
     msix_table: int = -1
     msix_pba: int = -1
+    msix_masked: MaskedVector = MaskedVector.DROPPED
     intx: Intx = Intx.NONE
     announce_intx: bool = False
     """CAPS has INTX (struct pci_epc_features.intx_capable)."""

@@ -51,6 +51,7 @@ class SimEndpoint(ServedDevice):
         self._attached = False
         self._vanished = False
         self._accesses = 0
+        self._resets = 0
         never = sys.maxsize
         faults = self._faults
         self._vanishes = faults.get("vanish", 0) if "vanish" in faults else never
@@ -97,8 +98,13 @@ class SimEndpoint(ServedDevice):
 
     def reset(self) -> None:
         self._reset()
-        if "reset-loses" in self._faults and self.layout.reset is not Reset.NONE:
+        if self.layout.reset is Reset.NONE:
+            return
+        self._resets += 1
+        if "reset-loses" in self._faults:
             self.controller.lose(RESET_LOSES[self._faults.get("reset-loses", 0)])
+        if "reset-wears" in self._faults and self._resets >= self._faults.get("reset-wears", 0):
+            self.controller.lose("bars")
 
     def _reset(self) -> None:
         if self.layout.reset is Reset.NONE or self._vanished:
@@ -123,6 +129,8 @@ class SimEndpoint(ServedDevice):
     def irqs_changed(self, kind: IrqKind) -> None:
         if kind is IrqKind.INTX:
             self.controller.irqs_changed()
+        elif kind is IrqKind.MSIX:
+            self.controller.msix_armed()
 
     def intx_masked(self, masked: bool) -> None:
         self.controller.intx_masked(masked)
@@ -146,8 +154,19 @@ class SimEndpoint(ServedDevice):
             return
         if region != CONFIG_REGION:
             self.controller.write_bar(region, offset, data)
-        elif self.controller.config.write(offset, data):
+        else:
+            self._write_config(offset, data)
+
+    def _write_config(self, offset: int, data: bytes) -> None:
+        config = self.controller.config
+        slept = not config.awake
+        if config.write(offset, data):
             self.reset()
+        elif slept and config.awake:
+            if "d3-resets" in self._faults:
+                self.controller.reset()
+            if "d3-loses" in self._faults:
+                self.controller.lose(RESET_LOSES[self._faults.get("d3-loses", 0)])
 
     def _lost(self, region: int) -> bool:
         """Return whether a fault drops this access."""

@@ -126,6 +126,9 @@ FAULTS |= {
     "address-line": _more("the highest address line of the BARs has no effect", traps=True),
     "byte-enables": _more("a write of 8 or 16 bits clears the rest of its 32-bit word", traps=True),
     "write-order": _more("a 32-bit read overtakes the write before it", traps=True),
+    "bar-crosstalk": _more(
+        "32-bit writes to several BARs in turns each reach the BAR before", traps=True
+    ),
     "bar-forgets": _more("a command clears the start of the BARs", traps=True),
     # config space
     "id-writable": _more("DEVICE_ID takes writes", traps=False),
@@ -133,13 +136,38 @@ FAULTS |= {
     "msix-outside": _more("the MSI-X capability puts the table behind its BAR", traps=False),
     "master-ignored": _more("COMMAND's BUS_MASTER has no effect", traps=False),
     "intx-disable-ignored": _more("COMMAND's INTX_DISABLE has no effect", traps=False),
+    "msix-mask-ignored": _more("masked MSI-X vectors are sent", traps=False),
+    "msix-pending-stuck": _more("a pending MSI-X vector is not sent when unmasked", traps=False),
+    # the link
+    "link-slows": _more("transfers make the link fall back to 2.5 GT/s", traps=False),
+    "link-errors": _more("transfers log a correctable error: Bad TLP", traps=False),
+    # resets and power states
+    "reset-wears": _more("so many resets in a row disable the BARs", "resets", 3, traps=True),
+    "d3-resets": _more("D3hot resets the function, and No_Soft_Reset denies it", traps=False),
+    "d3-loses": Fault(
+        "D3hot disables the BARs, or MSI and MSI-X",
+        "what",
+        0,
+        RESET_LOSES,
+        function="epf_test",
+        traps=True,
+        more=True,
+    ),
     # the doorbell
     "ring-overrun": _more("a ring before STATUS is cleared ends the doorbell", traps=False),
     "ring-vector": _more("a ring is always answered by the first vector", traps=False),
+    "ring-while-busy": _more("a ring while a command runs is lost", traps=False),
+    "disable-races": _more(
+        "rings are handled late, and DISABLE_DOORBELL fails meanwhile",
+        "milliseconds",
+        25,
+        traps=False,
+    ),
     "doorbell-leaks": _more(
         "so many ENABLE_DOORBELL use up all doorbells", "times", 8, traps=False
     ),
     # transfers
+    "writes-beside": _more("transfers of more than 1 KiB write 4 bytes too many", traps=False),
     "crosses-4k": _more("from an unaligned address, what crosses 4 KiB wraps around", traps=False),
     "high-address-cut": _more("outbound windows reach 32-bit addresses only", traps=False),
 }

@@ -71,9 +71,15 @@ class SimInterrupts:
         if kind is IrqKind.INTX:
             self._raise_intx(again=twice)
             return
+        if kind is IrqKind.MSIX and self._holds_back(vector):
+            return
         self._send(kind, vector)
         if twice:
             self._send(kind, vector)
+
+    def _holds_back(self, vector: int) -> bool:
+        """Whether the MSI-X table, which is in a BAR, masks the vector."""
+        return False
 
     def _send(self, kind: IrqKind, vector: int) -> None:
         if not self.config.masters:

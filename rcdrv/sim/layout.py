@@ -35,6 +35,7 @@ from rcdrv.sim.description import (
     K,
     Layout,
     M,
+    MaskedVector,
     Reset,
     Trap,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "K",
     "Layout",
     "M",
+    "MaskedVector",
     "Reset",
     "Trap",
     "dump_layout",

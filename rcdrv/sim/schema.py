@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from rcdrv.errors import UsageError
 from rcdrv.sim.checks import Check, boolean, choice, integer, power_of_two, text
-from rcdrv.sim.description import BarType, Dma, DoorbellBackend, G, Intx, K, Reset, T, Trap
+from rcdrv.sim.description import (
+    BarType,
+    Dma,
+    DoorbellBackend,
+    G,
+    Intx,
+    K,
+    MaskedVector,
+    Reset,
+    T,
+    Trap,
+)
 from rcdrv.sim.faults import parse_fault
 from rcdrv.sim.functions import FUNCTIONS
 
@@ -55,6 +66,7 @@ SCHEMA: dict[str, Check] = {
     "msix_bar": integer(-1, 5),
     "msix_table": integer(-1, 0xFFFF_FFF8),
     "msix_pba": integer(-1, 0xFFFF_FFF8),
+    "msix_masked": choice(MaskedVector),
     "intx": choice(Intx),
     "announce_intx": boolean,
     "register_bar": integer(-1, 5),

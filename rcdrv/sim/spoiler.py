@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rcdrv.sim.faults import Faults
 from rcdrv.sim.memory import BarMemory
 
@@ -10,10 +12,19 @@ class Spoiler:
     """Accesses to a BAR's memory as the active faults have them."""
 
     def __init__(self, faults: Faults) -> None:
-        names = ("data-line", "address-line", "byte-enables", "write-order")
+        names = ("data-line", "address-line", "byte-enables", "write-order", "bar-crosstalk")
         self.active = any(name in faults for name in names)
         self._faults = faults
+        # The BARs of the last two 32-bit writes.
+        self._written = (-1, -1)
         self._late: tuple[BarMemory, int, bytes] | None = None
+
+    def reached(self, bar: int, end: int, memory: Mapping[int, BarMemory]) -> int:
+        """The BAR that a 32-bit write to ``bar`` up to ``end`` reaches."""
+        before, other = self._written
+        self._written = other, bar
+        crosses = -1 != before != other != bar and end <= memory[other].size
+        return other if crosses and "bar-crosstalk" in self._faults else bar
 
     def read(self, memory: BarMemory, offset: int, size: int) -> bytes:
         late = self._late

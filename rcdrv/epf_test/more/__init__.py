@@ -6,10 +6,31 @@ shells, docs/commands/test.md (``python3 -m tools.more``) and the tests derive t
 
 from __future__ import annotations
 
-from rcdrv.epf_test.more import bars, config, doorbell, interrupts, master, reset, transfers
+from rcdrv.epf_test.more import (
+    bars,
+    config,
+    doorbell,
+    interrupts,
+    link,
+    master,
+    power,
+    reset,
+    transfers,
+)
 
-MORE = (*bars.CASES, *config.CASES, *interrupts.CASES, *doorbell.CASES, *transfers.CASES)
+MORE = (
+    *bars.CASES,
+    *config.CASES,
+    *link.CASES,
+    *interrupts.CASES,
+    *doorbell.CASES,
+    *transfers.CASES,
+)
 """Harmless: they do to an endpoint what the 23 cases do."""
 
-DESTRUCTIVE_MORE = {"bus-master": master.CASE, "reset": reset.CASE}
-"""May crash or reset an endpoint; each runs only when it is asked for by name."""
+DESTRUCTIVE_MORE = {
+    "bus-master": (master.CASE,),
+    "power": power.CASES,
+    "reset": reset.CASES,
+}
+"""May crash or reset an endpoint; those of a name run only when it is asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import zlib
 from array import array
 from functools import partial
@@ -13,12 +14,17 @@ from rcdrv.epf_test.driver import ALL_ONES, EpfTest
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
 from rcdrv.epf_test.registers import Command
-from rcdrv.mmio import Window
+from rcdrv.mmio import Window, first_difference
 from rcdrv.verdict import NotPassed, Reason
 
 _INVERTED = bytes(255 - value for value in range(256))
 _REST = 1.0
 """Seconds that data has to be kept."""
+_TWO = 2
+_TURNS = 64
+_ROUNDS = 4
+_SIDE_BY_SIDE = 256 << 10
+"""Bytes of a BAR that a thread writes and reads."""
 
 
 def _window(index: int, driver: EpfTest) -> tuple[Window, int]:
@@ -189,6 +195,83 @@ def retention(driver: EpfTest, progress: Progress) -> str:
     return f"{' '.join(f'BAR{index}' for index in bars)} after {_REST:g} s and a command"
 
 
+def together(driver: EpfTest, progress: Progress) -> str:
+    """Write and read several BARs in turns, then each by a thread of its own where it is mapped.
+
+    The thread's copies are stores without Python's lock, so that they do run side by side.
+    """
+    bars = [
+        bar.index
+        for bar in driver.function.bars
+        if bar is not None
+        and bar.is_memory
+        and bar.index != driver.reg_bar
+        and not is_reserved(driver, bar.index)
+    ]
+    if len(bars) < _TWO:
+        raise skip(Reason.BAR_DISABLED, "fewer than two BARs besides that of the registers")
+    windows = {index: _window(index, driver)[0] for index in bars}
+    words = {index: [0x1000_0000 * (index + 1) + n for n in range(_TURNS)] for index in bars}
+    places = {index: min(_TURNS, windows[index].size // 4) for index in bars}
+    for number in range(_TURNS):
+        for index, window in windows.items():
+            window.write32(4 * (number % places[index]), words[index][number])
+    for number in range(_TURNS):
+        for index, window in windows.items():
+            last = max(n for n in range(_TURNS) if n % places[index] == number % places[index])
+            _expect(
+                driver,
+                f"BAR{index}+{4 * (number % places[index]):#x}",
+                words[index][last],
+                window.read32(4 * (number % places[index])),
+                "written in turns with other BARs: do their inbound windows overlap?",
+            )
+    mapped = {index: area for index in bars if (area := _largest_area(driver, index))}
+    if len(mapped) >= _TWO:
+        _by_threads(driver, mapped)
+    progress(1, 1)
+    said = f"{' '.join(f'BAR{index}' for index in bars)} in turns"
+    return f"{said}, {len(mapped)} of them by threads" if len(mapped) >= _TWO else said
+
+
+def _largest_area(driver: EpfTest, index: int) -> tuple[int, int] | None:
+    """(offset, bytes) of the largest part of the BAR that is mapped, or of some of it."""
+    areas = [area for area in driver.function.device.region(index).areas if area.size >= 8]
+    if not areas:
+        return None
+    area = max(areas, key=lambda one: one.size)
+    return area.offset, min(area.size // 8 * 8, _SIDE_BY_SIDE)
+
+
+def _by_threads(driver: EpfTest, areas: dict[int, tuple[int, int]]) -> None:
+    wrong: dict[int, int] = {}
+
+    def run(index: int, offset: int, size: int) -> None:
+        window = driver.function.bar(index)
+        for number in range(_ROUNDS):
+            data = bytes([16 * (index + 1) + number]) * size
+            window.write_block(offset, data)
+            found = window.read_block(offset, size)
+            if found != data:
+                wrong.setdefault(index, offset + first_difference(found, data))
+
+    threads = [
+        threading.Thread(target=run, args=(index, *area), daemon=True)
+        for index, area in areas.items()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    driver.function.check_alive()
+    for index, offset in wrong.items():
+        raise NotPassed(
+            Reason.DATA_MISMATCH,
+            f"BAR{index}+{offset:#x} differs: another BAR was written to by a thread meanwhile",
+            hint="do the inbound windows of the BARs overlap?",
+        )
+
+
 def present(driver: EpfTest, _progress: Progress) -> str:
     """Compare the BARs that are there with those that the part has (struct pci_epc_features)."""
     part, bars = driver.part, driver.function.bars
@@ -251,5 +334,13 @@ CASES: tuple[MoreCase, ...] = (
         retention,
         "BARs keep what was written, also while a command runs",
         risk=_WRITES,
+    ),
+    case(
+        "bar",
+        "TOGETHER",
+        together,
+        "BARs that are accessed in turns, or by threads at once, do not disturb each other",
+        risk=_WRITES,
+        needs="two BARs besides that of the registers, not reserved by CAPS",
     ),
 )

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from rcdrv.device import IrqKind
 from rcdrv.epf_test.doorbell import Doorbell
-from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.driver import ALL_ONES, EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
-from rcdrv.epf_test.registers import Reg, Status
+from rcdrv.epf_test.registers import Command, Flags, Reg, Status
+from rcdrv.epf_test.transfer import ADDRESS_BITS, crc32, default_align
 from rcdrv.verdict import NotPassed, Reason
 
 _BURSTS = (1, 2, 10, 100, 1000)
+_LONG_BURSTS = (10_000, 100_000)
+"""Where a ring is a store of this processor, and no message or system call."""
+_AT_ONCE = 1000
+"""Rings between two looks whether to stop."""
 _CYCLES = 16
+_TRANSFERS = 8
+_TRANSFER_SIZE = 1 << 16
+_BOTH = 2
+"""Interrupts: one for the transfer and one for the ring."""
+_LOOK = 0.0002
+"""Seconds between two looks at what is about to happen."""
+_AT_ANY_RATE = 0.02
+"""Seconds in which a ring is handled, transfer or not."""
 _QUIET = 0.05
 """Seconds without an acknowledgement after which a burst has ended."""
 
@@ -44,13 +57,16 @@ def bursts(driver: EpfTest, progress: Progress) -> str:
     _works(driver)
     seen = []
     with Doorbell(driver) as doorbell:
-        for done, count in enumerate(_BURSTS, 1):
+        plan = _BURSTS + (_LONG_BURSTS if _is_mapped(driver, doorbell) else ())
+        for done, count in enumerate(plan, 1):
             driver.request_irq()
             driver.write(Reg.STATUS, 0)
             driver.drop_interrupts()
             driver.count_strays()
             start = driver.function.clock.now_ns()
-            doorbell.burst(count)
+            for _ in range(0, count, _AT_ONCE):
+                doorbell.burst(min(count, _AT_ONCE))
+                driver.function.check()
             driver.unanswered = 0  # so that stray counts them all
             answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
             if not answer.answered or answer.irq_lost:
@@ -70,8 +86,110 @@ def bursts(driver: EpfTest, progress: Progress) -> str:
             _ring(doorbell, f"a ring after {count} at once")
             doorbell.settle()
             seen.append(f"{acknowledged}/{count}")
-            progress(done, len(_BURSTS))
+            progress(done, len(plan))
     return f"acknowledged: {', '.join(seen)}"
+
+
+def _is_mapped(driver: EpfTest, doorbell: Doorbell) -> bool:
+    """Whether the doorbell is in a part of its BAR that is mapped."""
+    assert doorbell.location is not None
+    offset = doorbell.location.offset
+    areas = driver.function.device.region(doorbell.location.bar).areas
+    return any(area.offset <= offset < area.offset + area.size for area in areas)
+
+
+def during_transfer(driver: EpfTest, progress: Progress) -> str:
+    """Ring while the endpoint writes to this host: both are answered, and the data is right.
+
+    pci_epf_test_doorbell_handler() is an interrupt of its own. Its DOORBELL_SUCCESS is in STATUS
+    until the transfer ends, which writes over it; and two interrupts close together may come as
+    one. So one ring that is seen to be answered is enough.
+    """
+    _works(driver)
+    function, seen = driver.function, 0
+    with (
+        function.dma_buffer(
+            _TRANSFER_SIZE, align=default_align(driver), address_bits=ADDRESS_BITS
+        ) as buffer,
+        Doorbell(driver) as doorbell,
+    ):
+        address = {
+            Reg.DST_ADDR_LOW: buffer.iova & ALL_ONES,
+            Reg.DST_ADDR_HIGH: buffer.iova >> 32,
+        }
+        for done in range(1, _TRANSFERS + 1):
+            what = f"transfer {done} of {_TRANSFERS}, with a ring"
+            driver.count_strays()
+            driver.begin(Command.WRITE, {**address, Reg.SIZE: _TRANSFER_SIZE}, Flags(0), 0)
+            taken = function.deadline(driver.timeout)
+            while driver.read(Reg.COMMAND) and not taken.expired:
+                function.pause(_LOOK)
+            doorbell.write()
+            answered = _answered(driver)
+            answer = driver.settle()
+            assert answer is not None
+            if not answer.answered or not answer.good:
+                raise explain(driver, answer, what)
+            driver.unanswered = 0  # so that stray counts the ring's
+            doorbell.settle()
+            interrupts = sum(answer.vectors.values()) + driver.stray
+            seen += answered or interrupts == _BOTH or _rung(driver.read(Reg.STATUS))
+            if interrupts > _BOTH and driver.irq_kind is not IrqKind.INTX:
+                raise NotPassed(Reason.IRQ_TWICE, f"{what}: {interrupts} interrupts for the two")
+            if driver.read(Reg.CHECKSUM) != crc32(buffer.memory):
+                raise NotPassed(Reason.DATA_MISMATCH, f"{what}: its data is wrong")
+            progress(done, _TRANSFERS)
+        if not seen:
+            raise NotPassed(
+                Reason.SILENT,
+                f"no ring during {_TRANSFERS} transfers was answered; the transfers were",
+                hint="does the doorbell's handler wait for a command that runs, or give up?",
+            )
+        function.pause(_QUIET)  # whatever was handled late
+        driver.drop_interrupts()
+        _ring(doorbell, "a ring after the transfers")
+        doorbell.settle()
+    return f"{_TRANSFERS} transfers of {_TRANSFER_SIZE} bytes, the ring in {seen} seen answered"
+
+
+def _answered(driver: EpfTest) -> bool:
+    """Whether STATUS says so of a ring while a command runs, which it does for a moment."""
+    deadline = driver.function.deadline(_AT_ANY_RATE)
+    while not deadline.expired:
+        status = driver.read(Reg.STATUS)
+        if _rung(status):
+            return True
+        if status:  # the transfer has ended
+            return False
+    return False
+
+
+def _rung(status: int) -> bool:
+    return status != ALL_ONES and bool(status & Status.DOORBELL_SUCCESS)
+
+
+def in_flight(driver: EpfTest, progress: Progress) -> str:
+    """Disable at once behind a ring, many times; then it has to enable and ring as ever.
+
+    free_irq() on the endpoint waits for the handler. The ring may be answered or not: both are
+    right, and its answer must not be taken for that of DISABLE.
+    """
+    _works(driver)
+    for number in range(1, _CYCLES + 1):
+        try:
+            with Doorbell(driver) as doorbell:
+                driver.request_irq()
+                driver.write(Reg.STATUS, 0)
+                doorbell.write()
+        except NotPassed as error:
+            error.message = f"round {number} of {_CYCLES}, disabled behind a ring: {error.message}"
+            raise
+        progress(number, _CYCLES)
+    with Doorbell(driver) as doorbell:
+        doorbell.settle()
+        _ring(doorbell, "a ring after that")
+        doorbell.settle()
+    return f"{_CYCLES} rings, each with DISABLE_DOORBELL behind it"
 
 
 def vectors(driver: EpfTest, progress: Progress) -> str:
@@ -129,8 +247,9 @@ CASES: tuple[MoreCase, ...] = (
         "doorbell",
         "BURST",
         bursts,
-        "up to 1000 rings at once are acknowledged 1 to as many times, and it rings on",
-        risk=f"{_RINGS}: 1113 rings",
+        "up to 1000 rings at once, 10^5 in a mapped BAR, are acknowledged 1 to as many times,"
+        " and it rings on",
+        risk=f"{_RINGS}: up to 111113 rings",
         needs=_DOORBELL,
     ),
     case(
@@ -146,6 +265,22 @@ CASES: tuple[MoreCase, ...] = (
         "CYCLES",
         cycles,
         f"it can be enabled and disabled {_CYCLES} times",
+        risk=_RINGS,
+        needs=_DOORBELL,
+    ),
+    case(
+        "doorbell",
+        "DURING_TRANSFER",
+        during_transfer,
+        "a ring while a transfer runs is answered, and so is the transfer, with the right data",
+        risk=f"{_RINGS}, and writes this host's buffers",
+        needs=_DOORBELL,
+    ),
+    case(
+        "doorbell",
+        "IN_FLIGHT",
+        in_flight,
+        "it can be disabled right behind a ring, and then enabled and rung",
         risk=_RINGS,
         needs=_DOORBELL,
     ),

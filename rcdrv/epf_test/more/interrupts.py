@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.device import IrqKind
+from rcdrv.epf_test.driver import ALL_ONES, EpfTest, IrqChoice
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
 from rcdrv.epf_test.registers import Command
 from rcdrv.pci import Command as ConfigCommand
 from rcdrv.verdict import NotPassed, Reason
+
+_VECTOR_CONTROL = 12
+"""Offset in an entry of the MSI-X table; bit 0 masks the vector."""
+_UNMASKED = 0.05
+"""Seconds in which a pending vector has to come."""
 
 
 def intx_disable(driver: EpfTest, _progress: Progress) -> str:
@@ -41,6 +47,69 @@ def intx_disable(driver: EpfTest, _progress: Progress) -> str:
     return "none while disabled, one before and one after"
 
 
+def msix_mask(driver: EpfTest, _progress: Progress) -> str:
+    """Raise a vector that is masked in the MSI-X table, look at its pending bit, and unmask it.
+
+    The table and the pending bits are in a BAR. Where this host keeps programs from the table
+    (vfio_pci_rw() does, for what is not mapped), nothing can be masked.
+    """
+    function = driver.function
+    found = function.config.msix()
+    if found is None or not function.device.irq_count(IrqKind.MSIX):
+        raise skip(Reason.NO_VECTORS, "no MSI-X")
+    driver.use_irq(IrqChoice.MSIX)
+    try:
+        raise_vector(driver, IrqChoice.MSIX, 0)
+    except NotPassed as why:
+        raise skip(why.reason, "no MSI-X arrives at all, which MSIX_TEST judges") from None
+    table, pba = function.bar(found.table_bar), function.bar(found.pba_bar)
+    control = found.table_offset + _VECTOR_CONTROL
+    if control + 4 > table.size or found.pba_offset + 4 > pba.size:
+        raise skip(Reason.BAD_CONFIG, "MSIX_PLACE_TEST judges where the table and the PBA are")
+    before = table.read32(control)
+    if before == ALL_ONES:
+        raise skip(Reason.HOST, "this host does not let programs at the MSI-X table")
+    driver.count_strays()
+    try:
+        table.write32(control, before | 1)
+        if not table.read32(control) & 1:
+            raise skip(Reason.HOST, "the MSI-X table takes no mask from here")
+        answer = driver.command(Command.RAISE_MSIX_IRQ)
+        pending = bool(pba.read32(found.pba_offset) & 1)
+    finally:
+        with function.cancel.deferred():
+            table.write32(control, before & ~1)
+    if not answer.answered or not answer.good:
+        raise explain(driver, answer, "RAISE_MSIX_IRQ 1, masked")
+    if answer.interrupted and not driver.part.ignores_msix_mask:
+        raise NotPassed(
+            Reason.BAD_CONFIG,
+            "MSI-X vector 1 arrived although it is masked in the table",
+            hint="the controller's driver has to look at Vector Control, as"
+            " dw_pcie_ep_raise_msix_irq() does",
+        )
+    function.pause(_UNMASKED)
+    driver.drop_interrupts()
+    late = driver.stray
+    still = bool(pba.read32(found.pba_offset) & 1)
+    if (pending and not late) or still:
+        what = "is not sent" if not late else "is sent"
+        left = ", and that stays so" if still else ""
+        raise NotPassed(
+            Reason.IRQ_LOST,
+            f"MSI-X vector 1 was pending while masked; it {what} when unmasked{left}",
+            hint="a pending vector is sent when it is unmasked, which clears its bit (PCIe 6.1.4)",
+        )
+    raise_vector(driver, IrqChoice.MSIX, 0)
+    if answer.interrupted:
+        return f"sent although masked, as the hardware of {driver.part.name} always does"
+    if late and not pending:  # QEMU's copy of the PBA may be hidden behind the device's
+        return "sent when unmasked, though its pending bit was not seen"
+    if pending:
+        return "pending while masked, and sent when unmasked"
+    return "dropped while masked (dw_pcie_ep_raise_msix_irq() does that), and sent again unmasked"
+
+
 CASES: tuple[MoreCase, ...] = (
     case(
         "irq",
@@ -49,5 +118,13 @@ CASES: tuple[MoreCase, ...] = (
         "INTX_DISABLE keeps INTx from arriving",
         risk="raises INTx, as LEGACY_IRQ_TEST does",
         needs="INTx that arrives",
+    ),
+    case(
+        "irq",
+        "MSIX_MASK",
+        msix_mask,
+        "a masked MSI-X vector does not arrive; if its pending bit is set, it does when unmasked",
+        risk="masks one vector in the MSI-X table and unmasks it",
+        needs="MSI-X whose table this host shows",
     ),
 )

@@ -41,6 +41,9 @@ _Steps = Generator[float, None, None]
 
 _NEVER = math.inf
 
+_LATE = ("doorbell-late", "disable-races")
+"""Faults that let the handler of a ring run late."""
+
 
 class _LinkDown(Exception):
     """The function was reset while it waited for the host's memory."""
@@ -430,9 +433,9 @@ class SimEpfTest(SimFunction):
 
     def _doorbell_handler(self) -> None:
         """A threaded interrupt, so it does not wait for a tick."""
-        if "doorbell-late" in self._faults:
-            delay = self._faults.get("doorbell-late", 0) / 1000
-            self._late_rings.append(self._clock() + delay)
+        late = next((name for name in _LATE if name in self._faults), "")
+        if late:
+            self._late_rings.append(self._clock() + self._faults.get(late, 0) / 1000)
         else:
             self._handle_ring()
 
@@ -444,7 +447,8 @@ class SimEpfTest(SimFunction):
         if "ring-overrun" in self._faults:
             said = self._regs.read32(Register.STATUS)
             self._overrun |= bool(said & Status.DOORBELL_SUCCESS)
-        if self._handler_died or self._overrun:
+        busy = self._steps is not None and "ring-while-busy" in self._faults
+        if self._handler_died or self._overrun or busy:
             return
         status = 0 if "no-status" in self._faults else Status.DOORBELL_SUCCESS
         self._log.event("doorbell")
@@ -507,7 +511,8 @@ class SimEpfTest(SimFunction):
         if bar == said and self._doorbells.allocated:
             bar = meant
         # enum pci_barno is signed, and NO_BAR is -1.
-        if bar >= 1 << 31 or "disable-fail" in self._faults:
+        races = "disable-races" in self._faults and bool(self._late_rings)
+        if bar >= 1 << 31 or races or "disable-fail" in self._faults:
             self._add_status(Status.DOORBELL_DISABLE_FAIL)
             return
         if not self._doorbells.allocated:

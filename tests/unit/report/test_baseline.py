@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tap.parser import Parser  # type: ignore[import-untyped]
 
+from rcdrv.epf_test.more import MORE
 from rcdrv.errors import UsageError
 from rcdrv.report.junit import to_junit
 from rcdrv.report.tap import Tap
 from rcdrv.report.terminal import Plain
 from rcdrv.results.baseline import load, parse, shipped
 from rcdrv.results.document import to_document
-from rcdrv.results.result import Baseline, Before, CaseResult, Change, Run
+from rcdrv.results.result import Baseline, Before, CaseName, CaseResult, Change, Run
 from rcdrv.results.summary import overall
 from rcdrv.verdict import Reason, Verdict
 from tests.verdicts import EXPECTED
@@ -224,6 +225,18 @@ def test_the_shipped_baselines() -> None:
     assert set(shipped()) == set(EXPECTED)
     for name in shipped():
         cases = load(name).cases
-        assert len(cases) == 23
+        more = [case for case in cases if case.startswith("more_")]
+        assert more == [str(case.name) for case in MORE]
+        assert len(cases) == 23 + len(more)
         found = {case: tuple(one) for case, one in cases.items() if one.verdict is not PASS}
-        assert found == EXPECTED[name]
+        assert {case: one for case, one in found.items() if case not in more} == EXPECTED[name]
+        assert {found[case][0] for case in more if case in found} <= {"skip"}
+
+
+def test_a_run_of_one_suite_misses_none_of_the_other() -> None:
+    """`rcdrv test --more --baseline rk3588`: the 23 were not to be run, and are not listed."""
+    planned = (CaseName("more_config", "", "ATS_TEST"),)
+    missing = load("rk3588").missing(Run("here", planned=planned))
+    assert missing
+    assert all(name.startswith("more_") for name in missing)
+    assert "more_config.ATS_TEST" not in missing

@@ -27,6 +27,7 @@ from rcdrv.sim.layout import (
     DoorbellBackend,
     Intx,
     Layout,
+    MaskedVector,
     Trap,
 )
 from rcdrv.vfio_user.served import DmaFault, Peer, ServedDevice, ServedRegion
@@ -475,12 +476,21 @@ class Hardware(ServedDevice):
         kind = IrqKind(given[0]) if given[0] < 3 else IrqKind.ERR
         if kind is IrqKind.ERR or (kind is IrqKind.INTX and self.layout.intx is Intx.NONE):
             return -errno.EINVAL
+        if kind is IrqKind.MSIX and self._is_masked(given[1] - 1):
+            return -errno.EPERM
         # Writes before it arrive before it.
         for (bar, _), mapping in self._outbound.items():
             if bar == MEMORY_BAR:
                 self._write_back(mapping)
         self.function.raise_irq(kind, given[1])
         return 0
+
+    def _is_masked(self, vector: int) -> bool:
+        """Whether the MSI-X table says so, which dw_pcie_ep_raise_msix_irq() looks at."""
+        seen = self._seen
+        if self.layout.msix_masked is MaskedVector.SENT or not 0 <= vector < seen.msix:
+            return False
+        return bool(self.read_bar(seen.msix_bar, seen.msix_table + 16 * vector + 12, 4)[0] & 1)
 
     def _start(self, _given: Sequence[int]) -> int:
         try:

@@ -1,0 +1,102 @@
+"""D3hot and back to D0: what the function keeps.
+
+Under kernel VFIO a write of PMCSR's power state does not reach the device: the kernel moves it
+itself, and saves and restores config space where No_Soft_Reset is 0 (vfio_pm_config_write() and
+vfio_pci_set_power_state() of drivers/vfio/pci/). No BAR is touched in D3hot: there an access is an
+unsupported request, and a mapped one SIGBUS.
+"""
+
+from __future__ import annotations
+
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
+from rcdrv.epf_test.more.state import Snapshot, first_failure, working
+from rcdrv.errors import EndpointError
+from rcdrv.mmio import Window
+from rcdrv.pci import CapId
+from rcdrv.verdict import NotPassed, Reason
+
+_PMCSR = 4
+_STATE, _D3HOT, _NO_SOFT_RESET = 0x3, 0x3, 1 << 3
+_SETTLES = 0.010
+"""Seconds that a function may take for either way (PCIe 5.9, PCI_PM_D3HOT_WAIT)."""
+
+
+def d3hot(driver: EpfTest, progress: Progress) -> str:
+    """Sleep in D3hot, wake up, compare config space, then use everything."""
+    function, config = driver.function, driver.function.config
+    try:
+        found = config.find(CapId.PM)
+    except EndpointError as error:
+        message = f"CAPABILITIES_TEST judges the list: {error.message}"
+        raise skip(Reason.BAD_CONFIG, message) from None
+    if found is None:
+        raise skip(Reason.NO_CAPS, "no Power Management capability")
+    at = found.offset + _PMCSR
+    if config.window.read16(at) & _STATE:
+        raise skip(Reason.BAD_CONFIG, "the function is not in D0 to begin with")
+    checks = working(driver, progress)
+    driver.disarm()
+    before = Snapshot(driver)
+    keeps = bool(config.window.read16(at) & _NO_SOFT_RESET)
+    begun = function.clock.now()
+    with function.cancel.deferred():
+        try:
+            slept = _move(driver, config.window, at, _D3HOT)
+        finally:
+            woke = _move(driver, config.window, at, 0)
+    took = function.clock.now() - begun
+    function.check_alive()
+    if not slept:
+        raise NotPassed(
+            Reason.BAD_CONFIG,
+            "PMCSR does not take D3hot",
+            hint="D3hot is required of every function (PCIe 5.3.1.4); under kernel VFIO the kernel"
+            " may keep the function in D0 (d3_allowed in sysfs, pcie_port_pm=off)",
+        )
+    if not woke:
+        raise NotPassed(
+            Reason.LOST_BY_RESET,
+            "the function does not leave D3hot: PMCSR still says so",
+            hint="rcdrv reset may wake it up, else the endpoint has to be restarted",
+        )
+    lost = before.lost()
+    if lost is not None:
+        before.put_back()
+        if not keeps:  # it may reset itself then, and a host puts back what it had written
+            lost = before.lost()
+    if lost is not None:
+        denied = " although No_Soft_Reset is set" if keeps else ""
+        lost.message = f"after D3hot{denied}: {lost.message}"
+        if keeps:
+            lost.hint += "; a host that believes No_Soft_Reset restores nothing: the endpoint's"
+            lost.hint += " controller has to clear the bit, or to keep what it promises"
+        raise lost
+    lost = first_failure(driver, checks)
+    if lost is not None:
+        lost.message = f"after D3hot: {lost.message}"
+        raise lost
+    kept = "keeps everything (No_Soft_Reset)" if keeps else "config space was restored by the host"
+    return f"all is there after {took * 1e3:.0f} ms in D3hot; {kept}"
+
+
+def _move(driver: EpfTest, window: Window, at: int, state: int) -> bool:
+    """Ask for a power state; whether PMCSR says that it is reached."""
+    control = window.read16(at)
+    # PME_Status is cleared by a written 1, and is not this case's.
+    window.write16(at, control & ~(_STATE | 1 << 15) | state)
+    driver.function.pause(_SETTLES)
+    return window.read16(at) & _STATE == state
+
+
+CASES: tuple[MoreCase, ...] = (
+    case(
+        "destructive",
+        "D3HOT",
+        d3hot,
+        "config space, BARs, interrupts, transfers and the doorbell outlive D3hot, and"
+        " No_Soft_Reset says the truth",
+        risk="puts the function to sleep: an endpoint that resets itself then loses its set-up",
+        needs="a Power Management capability",
+    ),
+)

@@ -1,0 +1,248 @@
+"""What a function has and can, compared before and after a reset, a sleep or a retrained link."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from rcdrv.epf_test.bars import bar_test
+from rcdrv.epf_test.doorbell import Doorbell
+from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.explain import explain
+from rcdrv.epf_test.irqs import raise_vector
+from rcdrv.epf_test.more.case import Progress, skip
+from rcdrv.epf_test.registers import Command, Reg
+from rcdrv.epf_test.transfer import Direction, Placement, transfer_test
+from rcdrv.errors import EndpointError
+from rcdrv.pci import Capability, CapId, ConfigSpace, ExtCapId
+from rcdrv.verdict import NotPassed, Reason, Verdict
+
+_BACK = 5.0
+"""Seconds until an endpoint whose link was down has to take commands."""
+
+_PAGE = 4096
+
+Check = tuple[str, Callable[[EpfTest], object]]
+"""What works, and how to try it."""
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A register, or a part of it."""
+
+    name: str
+    offset: int
+    width: int
+    """Bits."""
+    by_host: bool = True
+    """A host writes it when it enumerates, so that ``rcdrv rescan`` cures its loss."""
+    mask: int = 0xFFFF_FFFF
+
+
+_FIELDS: dict[CapId | ExtCapId, tuple[_Field, ...]] = {
+    CapId.MSI: (
+        _Field("MSI's control", 2, 16),
+        _Field("MSI's address", 4, 32),
+        _Field("MSI's upper address, or its data", 8, 32),
+    ),
+    CapId.MSIX: (
+        _Field("MSI-X's control", 2, 16),
+        _Field("the place of MSI-X's table", 4, 32, by_host=False),
+        _Field("the place of MSI-X's PBA", 8, 32, by_host=False),
+    ),
+    CapId.EXP: (
+        _Field("PCIe's device control", 0x08, 16),
+        _Field("PCIe's link control", 0x10, 16),
+        # Without the bits of a training (PCI_EXP_LNKSTA_LT) and of bandwidth notifications.
+        _Field("the link's speed and width", 0x12, 16, by_host=False, mask=0x03FF),
+        _Field("PCIe's device control 2", 0x28, 16),
+    ),
+    ExtCapId.AER: (
+        _Field("AER's uncorrectable mask", 0x08, 32),
+        _Field("AER's severity", 0x0C, 32),
+        _Field("AER's correctable mask", 0x14, 32),
+    ),
+    # One entry for each BAR; all are looked at.
+    ExtCapId.REBAR: tuple(
+        field
+        for entry in range(6)
+        for field in (
+            _Field(f"Resizable BAR's sizes, entry {entry}", 4 + 8 * entry, 32, by_host=False),
+            _Field(f"Resizable BAR's choice, entry {entry}", 8 + 8 * entry, 32),
+        )
+    ),
+}
+_HEADER = (
+    *(_Field(f"BAR{index}'s address", 0x10 + 4 * index, 32) for index in range(6)),
+    _Field("COMMAND", 0x04, 16),
+)
+
+
+class Snapshot:
+    """Config space of a function, as far as a reset must not change it."""
+
+    def __init__(self, driver: EpfTest) -> None:
+        self._config = driver.function.config
+        self._bars = [bar for bar in driver.function.bars if bar is not None]
+        self._fields = list(_fields(self._config))
+        self._values = self._read()
+        self._shape = self._look()
+
+    def _read(self) -> list[int]:
+        window = self._config.window
+        return [window.read(one.width, one.offset) & one.mask for one in self._fields]
+
+    def _look(self) -> dict[str, object]:
+        """What no single register says: sizes, and which capabilities there are."""
+        config = self._config
+        found: dict[str, object] = {
+            f"BAR{bar.index}'s size": config.bar_mask(bar.index, is_64bit=bar.is_64bit)
+            for bar in self._bars
+            if bar.is_memory
+        }
+        found["the capability list"] = [(cap.offset, cap.id) for cap in _capabilities(config)]
+        return found
+
+    def lost(self) -> NotPassed | None:
+        """What is different now, as a verdict; None when nothing is."""
+        named, cured = [], True
+        for one, before, now in zip(self._fields, self._values, self._read(), strict=True):
+            if now != before:
+                named.append(f"{one.name} {before:#x} became {now:#x}")
+                cured = cured and one.by_host
+        for name, shape in self._look().items():
+            if shape != self._shape[name]:
+                named.append(name)
+                cured = False
+        if not named:
+            return None
+        hint = (
+            "rcdrv rescan cures that: a host writes those when it enumerates"
+            if cured
+            else "rcdrv rescan alone does not cure that: the endpoint's controller driver has to"
+            " set it up again after a reset of the link; restart the endpoint, then rescan"
+        )
+        return NotPassed(Reason.LOST_BY_RESET, f"lost: {', '.join(named)}", hint=hint)
+
+    def put_back(self) -> None:
+        """Write what the host had written, as pci_restore_state() does: COMMAND last."""
+        for one, before in zip(reversed(self._fields), reversed(self._values), strict=True):
+            now = self._config.window.read(one.width, one.offset) & one.mask
+            if one.by_host and now != before:
+                self._config.window.write(one.width, one.offset, before)
+
+
+def _capabilities(config: ConfigSpace) -> Iterator[Capability]:
+    try:
+        yield from config.capabilities()
+    except EndpointError:  # for CAPABILITIES_TEST to judge
+        return
+
+
+def _fields(config: ConfigSpace) -> Iterator[_Field]:
+    """Those that the function has. COMMAND is the first, so that it is put back last."""
+    yield _HEADER[-1]
+    yield from _HEADER[:-1]
+    for cap in _capabilities(config):
+        known: CapId | ExtCapId | None = None
+        if cap.extended and cap.id in list(ExtCapId):
+            known = ExtCapId(cap.id)
+        elif not cap.extended and cap.id in list(CapId):
+            known = CapId(cap.id)
+        fields = _FIELDS.get(known, ()) if known is not None else ()
+        if known is ExtCapId.REBAR:
+            count = config.window.read32(cap.offset + 8) >> 5 & 7
+            fields = fields[: 2 * count]
+        for one in fields:
+            at = cap.offset + one.offset
+            if at + one.width // 8 <= config.window.size:
+                yield _Field(one.name, at, one.width, one.by_host, one.mask)
+
+
+def working(driver: EpfTest, progress: Progress) -> list[Check]:
+    """What works now; what does not is for other cases to judge.
+
+    :raises NotPassed: a skip: not even commands do
+    """
+    checks = [one for one in _checks(driver, progress) if _fails(driver, one[1]) is None]
+    if not any(check is _command for _, check in checks):
+        raise skip(Reason.SILENT, "no command is answered to begin with, so nothing can be lost")
+    return checks
+
+
+def first_failure(driver: EpfTest, checks: Sequence[Check]) -> NotPassed | None:
+    """The first that does not work any more, with config space as before."""
+    for name, check in checks:
+        why = _fails(driver, check)
+        if why is not None:
+            hint = f"{why.hint}; " if why.hint else ""
+            return NotPassed(
+                Reason.LOST_BY_RESET,
+                f"{name}: {why.message}",
+                hint=f"{hint}config space is as before, so that rcdrv rescan does not cure it",
+            )
+    return None
+
+
+def _checks(driver: EpfTest, progress: Progress) -> list[Check]:
+    return [
+        *(
+            (f"BAR{bar.index}", partial(_bar, bar.index, progress))
+            for bar in driver.function.bars
+            if bar is not None
+        ),
+        ("commands", _command),
+        ("interrupts", _interrupt),
+        ("transfers", transfer),
+        ("the doorbell", _ring),
+    ]
+
+
+def _fails(driver: EpfTest, check: Callable[[EpfTest], object]) -> NotPassed | None:
+    try:
+        check(driver)
+    except NotPassed as error:
+        return None if error.verdict is Verdict.SKIP else error
+    return None
+
+
+def _bar(index: int, progress: Progress, driver: EpfTest) -> None:
+    bar_test(index, driver, progress, stretches=_ends)
+
+
+def _ends(size: int) -> Iterator[tuple[int, int]]:
+    """The first page and the last: BAR_TEST is for the rest."""
+    yield 0, min(size, _PAGE)
+    if size > _PAGE:
+        yield size - _PAGE, _PAGE
+
+
+def _command(driver: EpfTest) -> None:
+    driver.write(Reg.COMMAND, 0)  # whatever a command that went down with the link has left
+    answer = driver.command(Command.RAISE_MSI_IRQ, timeout=max(_BACK, driver.timeout))
+    if not answer.answered:
+        raise explain(driver, answer, "RAISE_MSI_IRQ")
+
+
+def _interrupt(driver: EpfTest) -> None:
+    """The first vector and the last."""
+    choice = IrqChoice(driver.irq_name)
+    if choice in (IrqChoice.MSI, IrqChoice.MSIX):
+        assert driver.irq_kind is not None
+        ready = driver.arm(driver.function.device.irq_count(driver.irq_kind))
+        for vector in sorted({0, ready - 1}):
+            raise_vector(driver, choice, vector)
+
+
+def transfer(driver: EpfTest, size: int = 1024) -> str:
+    """One READ by the endpoint's processor."""
+    return transfer_test(Direction.READ, False, lambda _: [Placement(size)], driver)
+
+
+def _ring(driver: EpfTest) -> None:
+    with Doorbell(driver) as doorbell:
+        failure = doorbell.judge(doorbell.ring())
+        if failure is not None:
+            raise failure
+        doorbell.settle()

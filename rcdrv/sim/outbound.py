@@ -1,0 +1,74 @@
+"""The part of the endpoint's controller that reads and writes the host's memory."""
+
+from __future__ import annotations
+
+import errno
+
+from rcdrv.sim.interrupts import SimInterrupts
+from rcdrv.sim.layout import EP_PAGE
+from rcdrv.vfio_user.served import DmaFault
+
+
+class SimOutbound(SimInterrupts):
+    """Outbound windows, as pci_epc_mem_map() makes them."""
+
+    def map_outbound(self, address: int, size: int, used: int = 0) -> int:
+        """pci_epc_mem_map(): make ``size`` bytes of host memory reachable.
+
+        :param used: bytes of the outbound space that other windows take
+        :returns: bytes of the outbound space that this one takes
+        :raises OSError: ENOMEM: the outbound space has no room for it
+        """
+        layout = self.layout
+        offset = address % layout.outbound_align if layout.unaligned_access else 0
+        pages = -(-(offset + size) // layout.outbound_align)
+        # pci_epc_mem_alloc_addr() takes a power of two of pages.
+        taken = layout.outbound_align << (pages - 1).bit_length()
+        if used + taken > layout.outbound_size:
+            raise OSError(errno.ENOMEM, f"no outbound window for {size:#x} bytes")
+        return taken
+
+    def read_host(self, address: int, size: int) -> bytes:
+        """Read host memory through an outbound window; all ones where the host refuses.
+
+        Other methods may be called while it waits for the host.
+        """
+        data = self._transfer(address, size, None)
+        return b"\xff" * size if data is None else data
+
+    def write_host(self, address: int, data: bytes) -> None:
+        """Write host memory through an outbound window; lost where the host refuses (posted)."""
+        self._transfer(address, len(data), data)
+        if "writes-beside" in self._faults and len(data) > 1024:
+            self._transfer(address + len(data), 4, b"\xe5" * 4)
+
+    def _transfer(self, address: int, size: int, data: bytes | None) -> bytes | None:
+        if not self.layout.unaligned_access:
+            # The window begins at an aligned address, whatever was requested.
+            address -= address % self.layout.outbound_align
+        if "high-address-cut" in self._faults:
+            address &= 0xFFFF_FFFF
+        op = "read" if data is None else "write"
+        self._log.event("dma", op=op, address=address, size=size)
+        if "link-slows" in self._faults:
+            self.config.slow_link()
+        if "link-errors" in self._faults:
+            self.config.log_bad_tlp()
+        try:
+            if self._peer is None or not self.config.masters:
+                raise DmaFault("bus mastering is off")
+            below = -address % EP_PAGE
+            if "crosses-4k" in self._faults and 0 < below < size:
+                page = address + below - EP_PAGE
+                if data is None:
+                    whole = self._peer.dma_read(address, size)
+                    return whole[:below] + self._peer.dma_read(page, size)[: size - below]
+                self._peer.dma_write(address, data[:below])
+                self._peer.dma_write(page, data[below : below + EP_PAGE])
+                return None
+            if data is None:
+                return self._peer.dma_read(address, size)
+            self._peer.dma_write(address, data)
+        except DmaFault as fault:
+            self._log.event("dma-fault", op=op, address=address, size=size, reason=fault.message)
+        return None
