@@ -120,3 +120,15 @@ def test_a_named_bar_is_believed_where_no_other_has_them(changed: str) -> None:
     for named in (0, 1):
         with endpoint(spec) as device, Function(device.attach(), clock=device.clock) as function:
             assert EpfTest(function, reg_bar=named).reg_bar == named
+
+
+def test_addresses_that_a_test_has_left_are_no_registers() -> None:
+    """more_bar.ADDRESS_TEST writes to each word its offset: 0x30, where CAPS would be."""
+    with (
+        endpoint("am654,caps=0") as device,
+        Function(device.attach(), clock=device.clock) as function,
+    ):
+        window = function.bar(3)
+        for offset in range(0, 0x40, 4):
+            window.write32(offset, offset)
+        assert EpfTest(function, reg_bar=2).reg_bar == 2
