@@ -9,7 +9,7 @@ import os
 import sys
 
 from rcdrv.device import Device
-from rcdrv.errors import HostError, RcdrvError, UsageError
+from rcdrv.errors import HostError, RcdrvError, UsageError, did_you_mean
 from rcdrv.function import Function
 from rcdrv.record import record
 from rcdrv.wait import Cancel
@@ -86,7 +86,7 @@ def scheme_of(address: str) -> Scheme:
         return PCI
     raise UsageError(
         f"{address!r} is not a device address",
-        hint=f"it is one of: {forms()}",
+        hint=did_you_mean(f"{name}:", prefixes()) or f"it is one of: {forms()}",
     )
 
 
@@ -95,10 +95,10 @@ def forms() -> str:
     return ", ".join(form for scheme in SCHEMES for form, _ in scheme.forms)
 
 
-def prefixes(*, started: bool) -> tuple[str, ...]:
-    """Return ``NAME:`` of the schemes that start a software endpoint, or of the others."""
+def prefixes(*, started: bool | None = None) -> tuple[str, ...]:
+    """Return ``NAME:`` of the schemes that start a software endpoint, of the others, or of all."""
     named = (scheme for scheme in SCHEMES if scheme.name)
-    return tuple(f"{scheme.name}:" for scheme in named if scheme.is_started == started)
+    return tuple(f"{scheme.name}:" for scheme in named if started in (None, scheme.is_started))
 
 
 def default_address() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import ClassVar
 
 _LONGEST = 2000
@@ -62,6 +63,14 @@ class Interrupted(RcdrvError):
     """The user asked to stop (SIGINT, SIGTERM, SIGHUP)."""
 
     exit_status = 130
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``did you mean X?`` for the known name that is most like a mistyped one, else ""."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word[:100], list(known), 1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def missing_module(name: str) -> HostError:

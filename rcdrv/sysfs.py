@@ -5,6 +5,7 @@ Checks name the cure and only read: handing a function over is the user's decisi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -106,15 +107,36 @@ def iommu_group(paths: Paths, bdf: str) -> str:
 def check_present(paths: Paths, bdf: str) -> None:
     """Raise HostError if there is no such function."""
     if not paths.function(bdf).exists():
-        raise no_such_device(bdf)
+        raise no_such_device(paths, bdf)
 
 
-def no_such_device(bdf: str) -> HostError:
-    """The error for an address without a function."""
-    return HostError(
-        f"{bdf}: no such PCI device",
-        hint=f"is the endpoint started and its link up? Then: rcdrv rescan {bdf}",
-    )
+def no_such_device(paths: Paths, bdf: str) -> HostError:
+    """Return the error for an address without a function; its fix is one that can work."""
+    domain, bus, _ = bdf.split(":")
+    if any(behind == (domain, int(bus, 16)) for behind in ports(paths).values()):
+        hint = f"is the endpoint started and its link up? Then: rcdrv rescan {bdf}"
+    else:
+        hint = f"no port leads to bus {bus}; {name_a_port(paths)}"
+    return HostError(f"{bdf}: no such PCI device", hint=hint)
+
+
+def ports(paths: Paths) -> dict[str, tuple[str, int]]:
+    """Return the ports of this host, with the domain and the number of the bus behind each."""
+    found = {}
+    for path in sorted((paths.sys / "bus" / "pci" / "devices").glob("*/secondary_bus_number")):
+        with contextlib.suppress(OSError, ValueError):
+            address = path.parent.name
+            found[address] = (address.partition(":")[0], int(path.read_text()))
+    return found
+
+
+def name_a_port(paths: Paths) -> str:
+    """Return the hint for an address that no port leads to."""
+    found = ports(paths)
+    if not found:
+        return "this host has no PCI port that an endpoint could be behind"
+    listed = ", ".join(f"{port} (bus {bus:02x})" for port, (_, bus) in found.items())
+    return f"if the endpoint is behind one of these ports: rcdrv rescan PORT: {listed}"
 
 
 def check_bound(paths: Paths, bdf: str) -> None:

@@ -20,6 +20,8 @@ TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from rcdrv.cli.common import Parser
+
 COMMANDS = {
     "list": "list the functions of this host that may be endpoints",
     "doctor": "say what on this host is in the way, and the cure",
@@ -231,7 +233,7 @@ def complain(text: str) -> None:
         _silence(sys.stderr)
 
 
-def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+def build_parser(arguments: Sequence[str]) -> Parser:
     """The parser for this command line: all commands by name, the named one in full."""
     from rcdrv.cli.common import ENDPOINT, Parser, common_options
 

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from rcdrv.address import default_address, forms, scheme_of
+from rcdrv.address import default_address, forms, prefixes, scheme_of
 from rcdrv.address import open_function as open_address
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
-from rcdrv.errors import RcdrvError, UsageError
+from rcdrv.errors import RcdrvError, UsageError, did_you_mean
 from rcdrv.function import Function
 from rcdrv.verdict import verdict_document
 from rcdrv.wait import Cancel
@@ -60,8 +60,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"{self.prog} --help")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            close = did_you_mean(str(value), map(str, action.choices or ()))
+            raise UsageError(str(error), hint=close or f"{self.prog} --help") from None
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    def options(self, args: argparse.Namespace) -> set[str]:
+        """Return the long options that this command line could have."""
+        found = {option for option in self._option_string_actions if option[:2] == "--"}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                chosen = action.choices.get(str(getattr(args, action.dest, None)))
+                found |= chosen.options(args) if isinstance(chosen, Parser) else set()
+        return found
+
+
+def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse a command line; the hint for what no parser takes is the help of its command.
 
     :raises UsageError: it is not valid
@@ -71,11 +87,19 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
         return args
     command = getattr(args, "command", None)
     hint = f"{parser.prog} {command} --help" if command else f"{parser.prog} --help"
-    if left[0][:2] in ("-d", "-v"):
+    if left[0].startswith("--"):
+        hint = did_you_mean(left[0].partition("=")[0], parser.options(args)) or hint
+    elif left[0][:2] in ("-d", "-v"):
         hint = "-d and -v stand before the command; --device and --verbose anywhere"
-    elif left[0].startswith(("sim:", "vfio-user:")):
+    elif left[0].startswith(prefixes()) or _is_pci_address(left[0]):
         hint = f"an address is the value of an option: --device {left[0]}"
     raise UsageError(f"unrecognized arguments: {' '.join(left)}", hint=hint)
+
+
+def _is_pci_address(text: str) -> bool:
+    from rcdrv.sysfs import is_address  # `ring` on a socket starts without it
+
+    return is_address(text)
 
 
 ENDPOINT = ("device", "json", "verbose", "timeout", "reg_bar", "irq", "vf_token")

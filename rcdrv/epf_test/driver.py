@@ -15,7 +15,7 @@ from rcdrv.epf_test.answer import Answer as Answer
 from rcdrv.epf_test.answer import IrqChoice as IrqChoice
 from rcdrv.epf_test.block import ALL_ONES as ALL_ONES
 from rcdrv.epf_test.block import RegisterBlock, Trace
-from rcdrv.epf_test.probe import find_registers
+from rcdrv.epf_test.probe import check_registers, find_registers
 from rcdrv.epf_test.registers import (
     ANSWERS,
     Caps,
@@ -106,6 +106,8 @@ class EpfTest(RegisterBlock):
         super().__init__(function, bar, trace)
         self.timeout = timeout
         self.caps = Caps(self.read(Reg.CAPS) if caps is None else self.note(Reg.CAPS, caps))
+        if reg_bar is not None:
+            check_registers(function, reg_bar, int(self.caps))
         self.irq_choice = irq
         """What the caller asked for; :meth:`use_irq` may have changed what is in use."""
         self._interrupts: Interrupts | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rcdrv import parts
 from rcdrv.epf_test.registers import BLOCK_SIZE, KNOWN_CAPS, NO_BAR, Command, IrqType, Reg
+from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import Window
 
@@ -40,6 +41,29 @@ def find_registers(function: Function) -> tuple[int, int | None]:
         if index != usual and (caps := _caps_of_registers(function.bar(index)))
     ]
     return others[0] if len(others) == 1 else (usual, None)
+
+
+def check_registers(function: Function, reg_bar: int, caps: int) -> None:
+    """Refuse a BAR that the user names where CAPS does not fit and another BAR holds the registers.
+
+    Tests of that other one would write patterns over them, DB_BAR included. CAPS alone proves
+    nothing: it is 0 in an older pci-epf-test, as in empty memory.
+
+    :raises UsageError: names both BARs
+    """
+    if _fits(caps):
+        return
+    for bar in function.bars:
+        if bar is None or not bar.is_memory or bar.size < BLOCK_SIZE or bar.index == reg_bar:
+            continue
+        # All registers have to fit: an address test leaves 0x30 where CAPS would be.
+        seen = _caps_of_registers(function.bar(bar.index))
+        if seen:
+            raise UsageError(
+                f"BAR{reg_bar} does not look like the test registers (CAPS {caps:#010x}),"
+                f" BAR{bar.index} does (CAPS {seen:#010x})",
+                hint="leave `reg_bar` out",
+            )
 
 
 def _fits(caps: int) -> bool:

@@ -17,7 +17,7 @@ from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.logged import LoggedErrors
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.transfer import Direction, Placement
-from rcdrv.errors import DeviceLost, Interrupted, RcdrvError, UsageError
+from rcdrv.errors import DeviceLost, Interrupted, RcdrvError, UsageError, did_you_mean
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseName, CaseResult, Run
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify
@@ -212,11 +212,20 @@ def select(
     if names:
         for pattern in names:
             if not any(_matches(case.name, pattern) for case in every):
-                raise UsageError(f"no test is called {pattern!r}", hint="rcdrv test -l lists them")
+                raise UsageError(f"no test is called {pattern!r}", hint=_meant(pattern, every))
         chosen = [case for case in chosen if any(_matches(case.name, name) for name in names)]
     if not chosen:
-        raise UsageError("no test is left", hint="rcdrv test -l lists them")
+        wanted = [value for letter, value in filters if letter.islower()]
+        raise UsageError("no test is left", hint=_meant(wanted[0] if wanted else "", every))
     return tuple(chosen)
+
+
+def _meant(word: str, every: Sequence[Case]) -> str:
+    """Return the hint for a name that is no test's."""
+    names = [case.name for case in every]
+    parts = {part for name in names for part in (name.fixture, name.variant, name.test, str(name))}
+    unknown = word not in parts  # else it is another filter that leaves nothing
+    return (did_you_mean(word, sorted(parts)) if unknown else "") or "rcdrv test -l lists them"
 
 
 def _matches(name: CaseName, pattern: str) -> bool:

@@ -93,7 +93,7 @@ class HostFunction:
                 int((self.path / name).read_text(), 16) for name in ("vendor", "device", "class")
             )
         except (OSError, ValueError):
-            raise no_such_device(address) from None
+            raise no_such_device(paths, address) from None
 
     def text(self, name: str) -> str | None:
         """Return the contents of one of its files."""

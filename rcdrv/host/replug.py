@@ -15,7 +15,7 @@ from rcdrv.host import kernel
 from rcdrv.host.binding import UNBIND_WITHIN, Binder, Say, read_note
 from rcdrv.host.find import functions
 from rcdrv.host.function import HostFunction
-from rcdrv.sysfs import DRIVER, Paths
+from rcdrv.sysfs import DRIVER, Paths, name_a_port, ports
 from rcdrv.wait import Cancel, Deadline
 
 _LOOK_AGAIN = 0.5
@@ -40,14 +40,12 @@ def port_above(address: str, paths: Paths) -> HostFunction:
             )
         return HostFunction(function.ports[0], paths)
     domain, bus, _ = address.split(":")
-    for path in sorted((paths.sys / "bus" / "pci" / "devices").glob(f"{domain}:*")):
-        with contextlib.suppress(HostError):
-            port = HostFunction(path.name, paths)
-            if port.text("secondary_bus_number") == str(int(bus, 16)):
-                return port
+    for port, behind_it in ports(paths).items():
+        if behind_it == (domain, int(bus, 16)):
+            return HostFunction(port, paths)
     raise HostError(
         f"{address}: there is no such function, and no port with bus {bus} behind it",
-        hint="name the port: lspci -t shows them",
+        hint=name_a_port(paths),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from rcdrv.errors import UsageError
+from rcdrv.errors import UsageError, did_you_mean
 from rcdrv.results.units import parse_size
 
 Check = Callable[[object, str], Any]
@@ -86,8 +86,5 @@ def parse_table(value: object, path: str, schema: Mapping[str, Check]) -> dict[s
 
 
 def unknown_key(path: str, known: Sequence[str]) -> UsageError:
-    from difflib import get_close_matches
-
-    close = get_close_matches(path.rpartition(".")[2].rpartition(" ")[2], known, 1)
-    hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
-    return UsageError(f"{path}: no such key", hint=hint)
+    close = did_you_mean(path.rpartition(".")[2].rpartition(" ")[2], known)
+    return UsageError(f"{path}: no such key", hint=close or f"the keys are {', '.join(known)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rcdrv.errors import UsageError
+from rcdrv.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,8 @@ def parse_fault(text: str, path: str = "fault") -> tuple[str, int | None]:
     name, equals, argument = text.partition("=")
     fault = FAULTS.get(name)
     if fault is None:
-        raise UsageError(f"{path}: no fault {name!r}", hint=f"one of {', '.join(FAULTS)}")
+        close = did_you_mean(name, FAULTS)
+        raise UsageError(f"{path}: no fault {name!r}", hint=close or f"one of {', '.join(FAULTS)}")
     if not equals:
         return name, fault.default
     if fault.choices:

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rcdrv.errors import UsageError, missing_module
+from rcdrv.errors import UsageError, did_you_mean, missing_module
 from rcdrv.files import read_text
 from rcdrv.sim.checks import parse_table, unknown_key
 from rcdrv.sim.description import (
@@ -178,9 +178,8 @@ def _read(name: str) -> dict[str, object]:
         return _parse_toml(read_text(Path(name)), name)
     presets = preset_names()
     if name not in presets:
-        raise UsageError(
-            f"no preset {name!r}", hint=f"one of {', '.join(presets)}, or the path of a .toml file"
-        )
+        listed = f"one of {', '.join(presets)}, or the path of a .toml file"
+        raise UsageError(f"no preset {name!r}", hint=did_you_mean(name, presets) or listed)
     from importlib.resources import files
 
     presets_folder = files("rcdrv.sim").joinpath("presets")

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from rcdrv.errors import HostError, RcdrvError, UsageError
-from rcdrv.sysfs import Paths, canonical_address, device_name, group_members, holders, iommu_group
+from rcdrv.sysfs import (
+    Paths,
+    canonical_address,
+    device_name,
+    group_members,
+    holders,
+    iommu_group,
+    name_a_port,
+)
 from rcdrv.vfio import default_backend, open_device
 from rcdrv.vfio.refusals import cannot_open, no_isolation, not_given, not_viable
 
@@ -97,7 +105,21 @@ def test_what_is_no_address(text: str) -> None:
 def test_no_such_device(host: Host) -> None:
     error = refusal(host, "01:00.0")
     assert error.message == f"{BDF}: no such PCI device"
-    assert "rescan" in error.hint
+    assert error.hint == "no port leads to bus 01; " + name_a_port(host.paths)
+    assert "rescan" not in error.hint  # which could find nothing
+
+
+def test_a_rescan_is_advised_where_it_can_find_something(host: Host) -> None:
+    """Its hint named `rescan ADDRESS`, and that of `rescan` had no port for the address."""
+    for port, bus in (("0000:00:1c.0", 1), ("0000:00:1d.0", 16), ("0001:00:01.0", 7)):
+        folder = host.paths.function(port)
+        folder.mkdir(parents=True)
+        (folder / "secondary_bus_number").write_text(f"{bus}\n")
+    assert refusal(host, "01:00.0").hint.endswith(f"rcdrv rescan {BDF}")
+    for address in ("07:00.0", "0001:10:00.0"):
+        hint = refusal(host, address).hint
+        assert "rescan 0" not in hint
+        assert "0000:00:1c.0 (bus 01), 0000:00:1d.0 (bus 10), 0001:00:01.0 (bus 07)" in hint
 
 
 def test_no_iommu(host: Host) -> None:

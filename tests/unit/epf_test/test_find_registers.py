@@ -93,3 +93,42 @@ def test_a_vntb_is_not_written_to_as_if_it_had_them() -> None:
             EpfTest(function)
         assert "rcdrv ntb" in refused.value.hint
         assert EpfTest(function, reg_bar=0).reg_bar == 0
+
+
+def test_a_named_bar_of_data_is_refused_where_another_has_the_registers() -> None:
+    """It was said to announce no doorbells, and tests wrote patterns over the registers."""
+    written: list[int] = []
+
+    class Writes(AccessLog):
+        def access(self, op: str, region: int, offset: int, data: bytes) -> None:
+            if op == "write" and region < 6:
+                written.append(region)
+
+    with (
+        endpoint("rk3588", Writes()) as device,
+        Function(device.attach(), clock=device.clock) as function,
+    ):
+        with pytest.raises(UsageError, match=r"BAR1 does not look like .* BAR0 does \(CAPS 0x"):
+            EpfTest(function, reg_bar=1)
+        assert EpfTest(function, reg_bar=0).reg_bar == 0
+    assert not written
+
+
+@pytest.mark.parametrize("changed", ["caps=0", "caps=0x37040000", "fault=all-ones"])
+def test_a_named_bar_is_believed_where_no_other_has_them(changed: str) -> None:
+    spec = f"rk3588,{changed}"
+    for named in (0, 1):
+        with endpoint(spec) as device, Function(device.attach(), clock=device.clock) as function:
+            assert EpfTest(function, reg_bar=named).reg_bar == named
+
+
+def test_addresses_that_a_test_has_left_are_no_registers() -> None:
+    """more_bar.ADDRESS_TEST writes to each word its offset: 0x30, where CAPS would be."""
+    with (
+        endpoint("am654,caps=0") as device,
+        Function(device.attach(), clock=device.clock) as function,
+    ):
+        window = function.bar(3)
+        for offset in range(0, 0x40, 4):
+            window.write32(offset, offset)
+        assert EpfTest(function, reg_bar=2).reg_bar == 2
