@@ -12,7 +12,7 @@ from rcdrv.device import Device
 from rcdrv.errors import HostError, RcdrvError, UsageError, did_you_mean
 from rcdrv.function import Function
 from rcdrv.record import record
-from rcdrv.wait import Cancel
+from rcdrv.wait import MONOTONIC, Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
@@ -44,18 +44,28 @@ class Scheme:
 
 
 def open_function(
-    address: str | None = None, *, cancel: Cancel | None = None, vf_token: str | None = None
+    address: str | None = None,
+    *,
+    cancel: Cancel | None = None,
+    vf_token: str | None = None,
+    record: str | os.PathLike[str] | None = None,
 ) -> Function:
     """Open a function; the caller closes it, best with ``with``.
 
     :param address: see :data:`SCHEMES`; default ``$RCDRV_DEVICE``, else the only endpoint here
     :param cancel: ends every wait on the function
     :param vf_token: see :func:`rcdrv.vfio.open_device`
+    :param record: keep in this file what passes between driver and device, for ``replay:FILE``
     :raises UsageError: not an address, or no such preset or file
     :raises HostError: the host is not ready; the hint names the fix
     :raises DeviceLost: the device does not answer
     """
-    return Function(open_device(address or default_address(), vf_token=vf_token), cancel)
+    device = open_device(address or default_address(), vf_token=vf_token)
+    if record is not None:
+        from rcdrv.replay.recorder import record_device
+
+        device = record_device(device, record)
+    return Function(device, cancel, getattr(device, "clock", MONOTONIC))
 
 
 def open_device(address: str, *, vf_token: str | None = None) -> Device:
@@ -163,6 +173,12 @@ def _sim_command() -> list[str]:
     """Return the command, without arguments, that runs :mod:`rcdrv.sim.__main__` as a process."""
     flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
     return [sys.executable, *flags, "-c", _SIM_MAIN, _ROOT]
+
+
+def _replay(address: str) -> Device:
+    from rcdrv.replay.player import open_replay
+
+    return open_replay(address)
 
 
 def _spawn(address: str) -> Device:
@@ -276,6 +292,11 @@ SCHEMES = (
         ),
         _spawn,
         is_started=True,
+    ),
+    Scheme(
+        "replay",
+        (("replay:FILE", "a recorded session, served again: the same driver finds the same"),),
+        _replay,
     ),
 )
 """Every way to name a device. Help, manual and the commands' rules derive from it."""

@@ -9,6 +9,7 @@ The endpoint's outcome is data: :meth:`Endpoint.ring` and :meth:`Endpoint.test` 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,6 +48,7 @@ def open(
     trace: Callable[[str], None] | None = None,
     cancel: Cancel | None = None,
     vf_token: str | None = None,
+    record: str | os.PathLike[str] | None = None,
 ) -> Endpoint:
     """Open an endpoint; the caller closes it, best with ``with``. Public as ``rcdrv.open``.
 
@@ -59,6 +61,7 @@ def open(
     :param trace: called with a line for every access to the test registers
     :param cancel: ends every wait when the user asks to stop
     :param vf_token: UUID that the users of a virtual function and of its physical one share
+    :param record: keep in this file what passes between driver and device, for ``replay:FILE``
     :raises UsageError: not an address, or no such preset or file
     :raises HostError: the host is not ready; its ``hint`` names the fix
     :raises DeviceLost: the device does not answer
@@ -69,7 +72,7 @@ def open(
         raise UsageError(f"irq {irq!r} is not one of {', '.join(choices)}")
     if not timeout > 0:
         raise UsageError(f"a timeout of {timeout} s: it has to be above 0")
-    function = open_function(address, cancel=cancel, vf_token=vf_token)
+    function = open_function(address, cancel=cancel, vf_token=vf_token, record=record)
     return Endpoint(function, reg_bar=reg_bar, irq=irq, timeout=timeout, trace=trace)
 
 

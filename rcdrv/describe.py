@@ -74,6 +74,7 @@ def describe(function: Function) -> dict[str, Any]:
         "iova_ranges": [list(pair) for pair in device.dma_ranges()],
         "missing_bars": list(missing_bars(config.class_code, part, function.bars)),
         "notes": _notes(function, part),
+        "recording": getattr(device, "summary", None),
     }
 
 

@@ -138,28 +138,10 @@ class Function:
             raise UsageError(f"{self.address} has no BAR{index}", hint=f"its BARs are: {present}")
         if not bar.is_memory:
             raise UsageError(f"{self.address}: BAR{index} is an I/O BAR, which is not supported")
-        window = self._open_window(index)
+        window = open_window(self.device, index)
         self._windows[index] = window
         self._stack.callback(window.close)
         return window
-
-    def _open_window(self, index: int) -> Window:
-        info = self.device.region(index)
-        name = f"BAR{index}"
-        trapped = TrappedWindow(_RegionIo(self.device, index), info.size, name)
-        parts: list[tuple[int, Window]] = []
-        try:
-            for area in info.areas:
-                parts.append((area.offset, MappedWindow(self.device.map(index, area), name=name)))
-        except BaseException:
-            for _, part in parts:
-                part.close()
-            raise
-        if not parts:
-            return trapped
-        if len(parts) == 1 and parts[0][0] == 0 and parts[0][1].size >= info.size:
-            return parts[0][1]
-        return SplitWindow(trapped, parts, name)
 
     # -- interrupts ---------------------------------------------------------------------------
 
@@ -318,6 +300,11 @@ class Function:
         """Number of DMA buffers mapped now."""
         return len(self._dma.buffers)
 
+    def random_bytes(self, size: int) -> bytes:
+        """Return data for a transfer: random, but of a replayed device the same again."""
+        draw = getattr(self.device, "random_bytes", os.urandom)
+        return bytes(draw(size))
+
     # -- the whole function -------------------------------------------------------------------
 
     def reset(self) -> None:
@@ -353,6 +340,10 @@ class Function:
                 found[f"the {cap.name} capability"] = cap.offset
         return found
 
+    def mark(self, *words: str) -> None:
+        """Tell a device that is recorded where the run is: words without spaces."""
+        getattr(self.device, "mark", lambda *_words: None)(*words)
+
     def close(self) -> None:
         """Release everything. A step that fails does not keep the others from being tried."""
         with self.cancel.deferred():
@@ -376,6 +367,26 @@ class Function:
             # The first error is the one to report.
             if exc is None:
                 raise
+
+
+def open_window(device: Device, index: int) -> Window:
+    """Return the memory of a BAR, mapped as far as the host allows; the caller closes it."""
+    info = device.region(index)
+    name = f"BAR{index}"
+    trapped = TrappedWindow(_RegionIo(device, index), info.size, name)
+    parts: list[tuple[int, Window]] = []
+    try:
+        for area in info.areas:
+            parts.append((area.offset, MappedWindow(device.map(index, area), name=name)))
+    except BaseException:
+        for _, part in parts:
+            part.close()
+        raise
+    if not parts:
+        return trapped
+    if len(parts) == 1 and parts[0][0] == 0 and parts[0][1].size >= info.size:
+        return parts[0][1]
+    return SplitWindow(trapped, parts, name)
 
 
 class _RegionIo:

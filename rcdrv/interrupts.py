@@ -25,7 +25,7 @@ def allow_descriptors(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
-def _take(eventfd: int) -> int:
+def take_count(eventfd: int) -> int:
     """Read an eventfd's counter.
 
     Never blocks: a vfio-user server has the same file description, so it may clear O_NONBLOCK and
@@ -120,7 +120,7 @@ class Interrupts:
         counts: dict[int, int] = {}
         for vector in vectors:
             with contextlib.suppress(BlockingIOError):
-                counts[vector] = _take(self.eventfds[vector])
+                counts[vector] = take_count(self.eventfds[vector])
         self._masked = bool(counts) and self.kind is IrqKind.INTX
         return counts
 

@@ -235,12 +235,12 @@ def complain(text: str) -> None:
 
 def build_parser(arguments: Sequence[str]) -> Parser:
     """The parser for this command line: all commands by name, the named one in full."""
-    from rcdrv.cli.common import ENDPOINT, Parser, common_options
+    from rcdrv.cli.common import ENDPOINT, RECORD, Parser, common_options
 
     parser = Parser(
         prog="rcdrv",
         description="Userspace PCIe root-complex driver for bringing up PCIe endpoints.",
-        parents=[common_options(top=True)],
+        parents=[common_options((*ENDPOINT, *RECORD), top=True)],
     )
     parser.add_argument("--version", action="version", version=f"rcdrv {__version__}")
     named = {argument for argument in arguments if argument in COMMANDS}

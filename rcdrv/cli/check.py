@@ -15,7 +15,7 @@ import argparse
 
 from rcdrv.address import default_address
 from rcdrv.cli import exit_status
-from rcdrv.cli.common import endpoint, open_function, print_json
+from rcdrv.cli.common import ENDPOINT, RECORD, endpoint, open_function, print_json
 from rcdrv.cli.options import spell
 from rcdrv.cli.several import each
 from rcdrv.epf_test.check import Layer, LayerResult
@@ -28,6 +28,8 @@ from rcdrv.wait import Cancel
 SEVERAL = True
 
 _MARKS = {Verdict.PASS: "ok", Verdict.SKIP: "--"}
+
+COMMON_OPTIONS = (*ENDPOINT, *RECORD)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

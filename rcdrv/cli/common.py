@@ -108,6 +108,8 @@ OPENED = ("device", "json", "vf_token")
 """Those of a command that opens a function."""
 FUNCTION = ("device", "json")
 """Those of a command that hands a function over."""
+RECORD = ("record",)
+"""That of a command whose run can be recorded and replayed."""
 HOST = ("json",)
 """Those of a command that needs no function."""
 
@@ -121,6 +123,7 @@ _DEFAULTS: dict[str, object] = {
     "reg_bar": None,
     "irq": "auto",
     "vf_token": None,
+    "record": None,
 }
 
 
@@ -176,6 +179,13 @@ def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Par
                 "share, if all of them are on vfio-pci",
             },
         ),
+        "record": (
+            ["--record"],
+            {
+                "metavar": "FILE",
+                "help": "keep what passes between driver and device, for --device replay:FILE",
+            },
+        ),
     }
     for name in names:
         spelled, how = flags[name]
@@ -210,6 +220,8 @@ def refuse_several(args: argparse.Namespace, command: ModuleType) -> None:
             f"{args.command} takes one --device, not {len(args.devices)}",
             hint="ring, test and check take several",
         )
+    if len(args.devices) > 1 and args.record is not None:
+        raise UsageError("--record keeps one session, and several devices make several")
 
 
 class _Device(argparse.Action):
@@ -308,13 +320,31 @@ def pause(text: str) -> float:
 def open_function(args: argparse.Namespace, cancel: Cancel) -> Function:
     """The function that the command line names, open."""
     address = args.device or default_address()
+    record = getattr(args, "record", None)
+    if record is not None and getattr(args, "reconnect", False):
+        raise UsageError("--record keeps one session, and --reconnect may make several")
     if scheme_of(address).is_vfio:
         guard(args, address)
-    function = open_address(address, cancel=cancel, vf_token=args.vf_token)
+    function = open_address(address, cancel=cancel, vf_token=args.vf_token, record=record)
+    if record is not None:
+        function.mark("command", args.command, *_numbers(args))
     # Not before: whether a server may truncate its BARs is known only now.
     if not getattr(function.device, "sealed", True):
         guard(args, address)
     return function
+
+
+def _numbers(args: argparse.Namespace) -> list[str]:
+    """The options that are numbers or switches: texts may name what is nobody's business."""
+    given = {name: value for name, value in vars(args).items() if name not in _OF_OUTPUT}
+    return [
+        f"{name}={value}"
+        for name, value in sorted(given.items())
+        if name == "irq" or (isinstance(value, (bool, int, float)) and value is not False)
+    ]
+
+
+_OF_OUTPUT = ("in_child", "json", "verbose", "tap")
 
 
 def guard(args: argparse.Namespace, address: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from rcdrv.address import default_address
 from rcdrv.cli import list as list_command
 from rcdrv.cli import print_error
-from rcdrv.cli.common import OPENED, error_document, open_function, print_json
+from rcdrv.cli.common import OPENED, RECORD, error_document, open_function, print_json
 from rcdrv.describe import describe
 from rcdrv.errors import HostError, UsageError
 from rcdrv.host.function import HostFunction
@@ -22,7 +22,7 @@ from rcdrv.results.units import size_text
 from rcdrv.sysfs import Paths, canonical_address
 from rcdrv.wait import Cancel
 
-COMMON_OPTIONS = OPENED
+COMMON_OPTIONS = (*OPENED, *RECORD)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,3 +109,14 @@ def print_text(info: dict[str, Any]) -> None:
         print(f"[{cap['offset']:03x}]      {cap['name']}")
     for note in info["notes"]:
         print(f"note       {note}")
+    if info["recording"]:
+        _print_recording(info["recording"])
+
+
+def _print_recording(recording: dict[str, Any]) -> None:
+    """What was recorded: by which command, and what came of it."""
+    command = " ".join(recording["command"])
+    print(f"recorded   {command or 'no command'}, by rcdrv {recording['rcdrv']}")
+    print(f"           {recording['events']} events in {recording['seconds']:.3f} s")
+    for name, verdict, reason in recording["verdicts"]:
+        print(f"           {verdict:5} {name} {reason}".rstrip())

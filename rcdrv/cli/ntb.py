@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 from typing import Any, NamedTuple
 
 from rcdrv.cli.common import (
+    RECORD,
     common_options,
     number,
     open_function,
@@ -35,7 +36,7 @@ from rcdrv.errors import Interrupted, UsageError
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
 
-COMMON_OPTIONS = ("device", "json", "verbose", "timeout", "vf_token")
+COMMON_OPTIONS = ("device", "json", "verbose", "timeout", "vf_token", *RECORD)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from rcdrv.cli import print_error
-from rcdrv.cli.common import ENDPOINT, bar_number, endpoint, number, open_function
+from rcdrv.cli.common import ENDPOINT, RECORD, bar_number, endpoint, number, open_function
 from rcdrv.epf_test import bars, irqs, transfer
 from rcdrv.epf_test.doorbell import free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
@@ -23,7 +23,7 @@ from rcdrv.wait import Cancel
 _TYPES = (IrqChoice.INTX, IrqChoice.MSI, IrqChoice.MSIX)
 _TYPE_NAMES = ("LEGACY", "MSI", "MSI-X")
 
-COMMON_OPTIONS = tuple(name for name in ENDPOINT if name != "json")  # it prints lines
+COMMON_OPTIONS = (*(name for name in ENDPOINT if name != "json"), *RECORD)  # it prints lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 
-from rcdrv.cli.common import OPENED, bar_number, number, open_function, print_json
+from rcdrv.cli.common import OPENED, RECORD, bar_number, number, open_function, print_json
 from rcdrv.mmio import WIDTHS, barrier
 from rcdrv.wait import Cancel
 
-COMMON_OPTIONS = OPENED
+COMMON_OPTIONS = (*OPENED, *RECORD)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

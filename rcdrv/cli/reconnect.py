@@ -58,7 +58,7 @@ def _announce_release(function: Function) -> None:
     """Say what the user waits for now: the kernel tries every reset on a function that is closed,
     and waits a minute for each if the link is up (pci_dev_wait() in drivers/pci/pci.c).
     """
-    if function.device.backend != "vfio-user":
+    if function.device.backend not in ("vfio-user", "replay"):
         print(f"rcdrv: lost {function.address}; closing it", file=sys.stderr, flush=True)
 
 

@@ -6,13 +6,15 @@ import argparse
 import sys
 from typing import Any
 
-from rcdrv.cli.common import drive, print_json, seconds
+from rcdrv.cli.common import ENDPOINT, RECORD, drive, print_json, seconds
 from rcdrv.cli.reconnect import add_reconnect, persist
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg, decode
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.wait import Cancel
+
+COMMON_OPTIONS = (*ENDPOINT, *RECORD)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,8 @@ import sys
 
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import (
+    ENDPOINT,
+    RECORD,
     bar_number,
     drive,
     number,
@@ -29,11 +31,12 @@ from rcdrv.epf_test.registers import bit_names
 from rcdrv.epf_test.ring import Ring, RingPlan, RingReport, RingRun, ring_blind
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
-from rcdrv.verdict import NotPassed, Verdict
+from rcdrv.verdict import NotPassed, Verdict, classify
 from rcdrv.wait import Cancel
 
 SEVERAL = True
 _SOAK_CYCLE = 1000
+COMMON_OPTIONS = (*ENDPOINT, *RECORD)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,8 +142,22 @@ def _run(
         force=args.force,
         override=override,
     )
-    driver = drive(args, function)
-    RingRun(driver, plan, report, on_location=output.show_location, on_ring=output.show_ring).run()
+    run = RingRun(
+        drive(args, function),
+        plan,
+        report,
+        on_location=output.show_location,
+        on_ring=output.show_ring,
+    )
+    error: RcdrvError | None = None
+    try:
+        run.run()
+    except RcdrvError as found:
+        error = found
+        raise
+    finally:
+        verdict, reason = classify(worst(report, error))
+        function.mark("verdict", verdict.value, reason.value if reason else "-")
 
 
 def _left(args: argparse.Namespace, report: RingReport) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from rcdrv.api import Endpoint, all_cases, choose_cases
 from rcdrv.cli import exit_status, print_error
-from rcdrv.cli.common import endpoint, number, open_function, print_json
+from rcdrv.cli.common import ENDPOINT, RECORD, endpoint, number, open_function, print_json
 from rcdrv.cli.options import spell
 from rcdrv.cli.reconnect import add_reconnect, wait_until_back
 from rcdrv.epf_test.more import DESTRUCTIVE_MORE
@@ -38,6 +38,7 @@ from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
 
 SEVERAL = True
+COMMON_OPTIONS = (*ENDPOINT, *RECORD)
 
 
 class _Filter(argparse.Action):

@@ -198,8 +198,11 @@ def check_endpoint(
     check.description = f"{part.name}, {config.vendor_id:04x}:{config.device_id:04x}"
     run = _Run(function, make_driver, part, check.description, reset=reset)
     for layer in Layer:
+        function.mark("case", layer.value)
         result = run.layer(layer)
         check.layers.append(result)
+        _, reason = classify(result.error)
+        function.mark("verdict", result.verdict.value, reason.value if reason else "-")
         done(result)
         if result.error is not None:
             break

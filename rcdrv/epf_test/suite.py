@@ -281,6 +281,7 @@ def run_cases(
             observer.case_started(case.name)
             host_errors(), logged.risen()
             driver.distrust()
+            driver.function.mark("case", str(case.name))
             begun = driver.function.clock.now()
             if lost is None:
                 verdict, reason, message, hint, lost = _run_one(driver, case, observer)
@@ -301,6 +302,7 @@ def run_cases(
             if run.baseline is not None:
                 result = run.baseline.judge(result)
             run.results.append(result)
+            driver.function.mark("verdict", verdict.value, reason.value if reason else "-")
             observer.case_finished(result)
             if reason in (Reason.SILENT, Reason.STUCK_COMMAND):
                 _unwedge(driver)

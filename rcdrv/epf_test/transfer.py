@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -211,7 +210,7 @@ def _transfer(
     data = b""
     parameters = {Reg.SIZE: size, Reg.CHECKSUM: 0}
     if source is not None:
-        data = os.urandom(size)
+        data = driver.function.random_bytes(size)
         source.memory[inside] = data
         parameters.update(_address(Reg.SRC_ADDR_LOW, source.iova + shift))
     if target is not None:
@@ -283,7 +282,7 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
         raise NotPassed(
             Reason.HOST, "no IOMMU is in use here that could refuse", verdict=Verdict.SKIP
         )
-    data = os.urandom(1024)
+    data = driver.function.random_bytes(1024)
     with driver.function.dma_buffer(_PAGE, address_bits=ADDRESS_BITS) as buffer:
         unmapped = buffer.iova
         # Were the access not refused, this is what it would find, with the right CHECKSUM.

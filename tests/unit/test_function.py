@@ -15,7 +15,7 @@ import pytest
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import DeviceLost, HostError, Interrupted, UsageError
 from rcdrv.function import Function
-from rcdrv.interrupts import _take
+from rcdrv.interrupts import take_count
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow
 from rcdrv.wait import Cancel, Deadline
 
@@ -240,9 +240,9 @@ def test_fewer_vectors_are_taken_only_when_that_is_said() -> None:
 def test_an_eventfd_that_the_server_made_blocking() -> None:
     fd = os.eventfd(3, os.EFD_CLOEXEC)
     try:
-        assert _take(fd) == 3
+        assert take_count(fd) == 3
         with pytest.raises(BlockingIOError):
-            _take(fd)
+            take_count(fd)
     finally:
         os.close(fd)
 

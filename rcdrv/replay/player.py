@@ -1,0 +1,413 @@
+"""A recorded device: the same driver finds the same; a changed one is told where it departs.
+
+Time is virtual. What the driver does must come in the recorded order, but
+
+* a register that is polled may be read more often, or less often, than it was;
+* config space is read from what is known of it, at any time;
+* an interrupt comes as soon as the driver waits, or goes on without waiting for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+from collections.abc import Sequence
+
+from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.errors import DeviceLost, HostError, UsageError
+from rcdrv.replay.addresses import Addresses
+from rcdrv.replay.contents import digest, stream, unpack
+from rcdrv.replay.recording import Event, Recording, error_of
+from rcdrv.replay.words import told
+from rcdrv.wait import Clock
+
+_ACCESS_TIME = 20e-6  # of an access that is not in the recording: a loop without a pause ends too
+_FARTHEST = 1000  # events that one call may pass over
+_GRAIN = 1 << 16  # buffers are whole pages, which have up to this size
+
+
+class Departed(DeviceLost):
+    """The driver does not do what the recorded one did."""
+
+
+class VirtualClock(Clock):
+    """Clock that goes on with the recorded events, and with waits in which nothing happens."""
+
+    def __init__(self, player: Player) -> None:
+        self._player = player
+        self.time = 0.0
+        self.now = lambda: self.time
+        self.now_ns = lambda: int(self.time * 1e9)
+        self.sleep = self.advance
+
+    def advance(self, seconds: float) -> None:
+        """Let the time pass."""
+        self.time += max(seconds, _ACCESS_TIME)
+
+    def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
+        return self._player.wait(epoll, seconds, most)
+
+
+class Player:
+    """A :class:`~rcdrv.device.Device` that a recording stands for.
+
+    :param address: how messages name it
+    """
+
+    backend = "replay"
+    dma_by_descriptor = False
+
+    def __init__(self, address: str, recording: Recording) -> None:
+        self.address = address
+        self.recording = recording
+        self.clock = VirtualClock(self)
+        self._events = recording.events
+        self._next = 0
+        self._config = bytearray(recording.config)
+        self._eventfds: dict[tuple[int, int], int] = {}
+        self._addresses = Addresses()
+        self._memory: dict[int, tuple[mmap.mmap, int]] = {}
+        self._written: dict[tuple[int, int, int], bytes] = {}
+        self._polled: tuple[tuple[str, ...], bytes] | None = None
+        self._random = b""
+        self._draws = 0
+        self._case = ""
+        self._used = False
+        self._departed: Departed | None = None
+        self._unseen = False
+
+    @property
+    def summary(self) -> dict[str, object]:
+        """What the recording holds."""
+        return self.recording.summary()
+
+    # -- the recorded order ---------------------------------------------------------------------
+
+    def _take(self, op: str, *key: int | str) -> Event:
+        """Go on to the event that this call of the driver is, and return it.
+
+        :raises Departed: it is another one
+        """
+        self._check()
+        fields = _words(key)
+        at = self._find(op, fields)
+        if at is None:
+            raise self._depart(told(op, fields))
+        return self._reach(at)
+
+    def _reach(self, at: int) -> Event:
+        self._pass(at)
+        event = self._events[at]
+        self._next = at + 1
+        self.clock.time = max(self.clock.time, event.time)
+        self._polled = None
+        if event.error:
+            raise error_of(event.error, self.address)
+        return event
+
+    def _find(self, op: str, fields: tuple[str, ...]) -> int | None:
+        for at in range(self._next, min(self._next + _FARTHEST, len(self._events))):
+            event = self._events[at]
+            if event.op == op and event.fields[: len(fields)] == fields:
+                return at
+            if not event.transparent and not self._superseded(at):
+                return None
+        return None
+
+    def _superseded(self, at: int) -> bool:
+        """Whether the same register is read again before anything else is done."""
+        event = self._events[at]
+        if event.op != "r" or event.error:
+            return False
+        for later in range(at + 1, min(at + _FARTHEST, len(self._events))):
+            other = self._events[later]
+            if not other.transparent:
+                return other.op == "r" and other.fields[:3] == event.fields[:3]
+        return False
+
+    def _pass(self, end: int) -> None:
+        """Let happen what comes from the device before the event ``end``."""
+        while self._next < end:
+            event = self._events[self._next]
+            self._next += 1
+            if event.op == "n":
+                self.clock.time = max(self.clock.time, event.time)
+                kind, vector, count = (int(field, 16) for field in event.fields)
+                fd = self._eventfds.get((kind, vector))
+                if fd is not None:
+                    os.eventfd_write(fd, count)
+            elif event.op == "d":
+                self._fill(event)
+            elif event.op == "h":
+                self._compare(event)
+            elif event.op == "t" and event.fields[0] == "case":
+                self._case = " ".join(event.fields[1:])
+            elif event.op == "l":
+                raise DeviceLost(f"{self.address}: the device was lost here when it was recorded")
+            elif event.op == "r" and event.fields[0] == "7" and not event.error:
+                self._learn(event)
+
+    def _check(self) -> None:
+        if self._departed is not None:
+            raise self._departed
+
+    def _depart(self, came: str) -> Departed:
+        at = self._next
+        while at < len(self._events) and self._events[at].transparent:
+            at += 1
+        if at == len(self._events):
+            expected, time = "the recording has ended", self.clock.time
+        else:
+            event = self._events[at]
+            time = event.time
+            expected = f"expected was {told(event.op, event.fields)}"
+            if event.op == "x":
+                expected = "the recording was cut off here, at its largest size"
+        where = f", in {self._case}" if self._case else ""
+        self._departed = Departed(
+            f"{self.address}: the driver departs from the recording at line"
+            f" {self.recording.line(at)}, {time:.3f} s after its start{where}: {expected},"
+            f" and {came} came",
+            hint="use the command and the options that were recorded (rcdrv info shows them); if"
+            " the driver was changed on purpose, record again",
+        )
+        return self._departed
+
+    def _spoiled(self, event: Event, error: Exception) -> UsageError:
+        line = self.recording.line(self._next - 1)
+        return UsageError(f"{self.address}: line {line} of the recording ({event.op}): {error}")
+
+    # -- regions --------------------------------------------------------------------------------
+
+    def region(self, index: int) -> RegionInfo:
+        known = self.recording.regions
+        size, flags = known[index] if 0 <= index < len(known) else (0, 0)
+        return RegionInfo(index, size, RegionFlag(flags))
+
+    def irq_count(self, kind: IrqKind) -> int:
+        return self.recording.irqs[kind]
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        if region == CONFIG_REGION:
+            return self._read_config(offset, size)
+        self._check()
+        self._used = True
+        single = size in (1, 2, 4, 8) and offset % size == 0
+        fields = _words((region, offset, size))
+        if not single:
+            event = self._take("R", *fields)
+            return self._contents(event, 3, size, self._known(region, offset, size))
+        at = self._find("r", fields)
+        if self._polled is not None and self._polled[0] == fields and self._is_early(at):
+            self.clock.advance(0)
+            return self._polled[1]
+        event = self._take("r", *fields)
+        try:
+            data = int(event.fields[3], 16).to_bytes(size, "little")
+        except OverflowError as error:
+            raise self._spoiled(event, error) from None
+        self._polled = fields, data
+        return data
+
+    def _is_early(self, at: int | None) -> bool:
+        """Whether an interrupt, or something else, has to come before the event."""
+        return at is None or any(
+            event.op in "nl" and event.time > self.clock.time
+            for event in self._events[self._next : at]
+        )
+
+    def _known(self, region: int, offset: int, size: int) -> dict[str, bytes]:
+        last = self._written.get((region, offset, size))
+        return {} if last is None else {"w": last}
+
+    def _contents(self, event: Event, at: int, size: int, known: dict[str, bytes]) -> bytes:
+        try:
+            return unpack(event.fields[at], size, known)
+        except (ValueError, OverflowError) as error:
+            raise self._spoiled(event, error) from None
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        size, value = len(data), int.from_bytes(data, "little")
+        if region == CONFIG_REGION:
+            self._take_quietly("w", region, offset, f"{size:x}", value)
+            return
+        self._used = True
+        if size in (1, 2, 4, 8) and offset % size == 0:
+            self._take(
+                "w", region, offset, size, self._addresses.spell(region, offset, size, value)
+            )
+            return
+        self._take("W", region, offset, size, digest(data))
+        self._written[region, offset, size] = data
+
+    def _take_quietly(self, op: str, *key: int | str) -> Event:
+        """Of clean-up, too: what departs there may be suppressed, so :meth:`close` says it."""
+        before = self._departed
+        try:
+            return self._take(op, *key)
+        except Departed:
+            self._unseen = self._unseen or before is None
+            raise
+
+    def _read_config(self, offset: int, size: int) -> bytes:
+        if not 0 <= offset <= offset + size <= len(self._config):
+            raise UsageError(f"{self.address}: no {size} bytes at {offset:#x} of config space")
+        self._check()
+        at = self._find("r", _words((CONFIG_REGION, offset, size)))
+        if at is not None and not self._is_early(at):
+            self._learn(self._reach(at))
+        return bytes(self._config[offset : offset + size])
+
+    def _learn(self, event: Event) -> None:
+        offset, size, value = (int(field, 16) for field in event.fields[1:4])
+        if offset + size <= len(self._config) and value >> 8 * size == 0:
+            self._config[offset : offset + size] = value.to_bytes(size, "little")
+
+    def map(self, region: int, area: Area) -> mmap.mmap:
+        raise HostError(f"{self.address}: region {region} has no {area.size:#x} bytes to map")
+
+    # -- interrupts -----------------------------------------------------------------------------
+
+    def set_irqs(
+        self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
+    ) -> int:
+        if not count:
+            for key in [key for key in self._eventfds if key[0] == kind]:
+                del self._eventfds[key]
+        event = self._take_quietly("i", int(kind), int(flags), start, count)
+        result = int(event.fields[4], 16)
+        if not result:
+            for vector, fd in enumerate(eventfds, start):
+                if fd >= 0:
+                    self._eventfds[int(kind), vector] = fd
+        return result
+
+    def wait(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
+        """A wait of the driver: at once what comes next from the device, or the time is up."""
+        ready = epoll.poll(0, most)
+        if ready:
+            return ready
+        if self._departed is None:
+            at = self._due(self.clock.time + seconds)
+            if at is not None:
+                self._pass(at + 1)
+                self.clock.time = max(self.clock.time, self._events[at].time)
+                self.clock.advance(0)
+                return epoll.poll(0, most)
+            if self._next < len(self._events) and self._events[self._next].op == "p":
+                self._next += 1
+        self.clock.advance(seconds)
+        return []
+
+    def _due(self, end: float) -> int | None:
+        """The last of the events that come from the device, and come now: those that came when
+        the recorded driver waited here, or until a moment."""
+        found, direct = None, True
+        for at in range(self._next, min(self._next + _FARTHEST, len(self._events))):
+            event = self._events[at]
+            if event.op in "ndl":
+                if not direct and event.time > end:
+                    break
+                found = at
+            elif event.op == "p" or self._superseded(at):
+                direct = False
+            elif not event.transparent or event.op == "h":
+                break
+        return found
+
+    # -- DMA ------------------------------------------------------------------------------------
+
+    def dma_ranges(self) -> Sequence[tuple[int, int]]:
+        return ((0, (1 << 64) - 1),)
+
+    def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
+        del fd
+        number = self._addresses.count
+        event = self._take("m", number)
+        recorded = int(event.fields[1], 16)
+        if -(-recorded // _GRAIN) != -(-size // _GRAIN):
+            self._next -= 1
+            raise self._depart(f"a DMA buffer of {size:#x} bytes")
+        self._addresses.add(iova, size)
+        self._memory[number] = memory, size
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        del size
+        number = self._addresses.find(iova)
+        self._memory.pop(number, None)
+        self._addresses.buffers.pop(number, None)
+        self._take_quietly("u", max(number, 0))
+
+    def random_bytes(self, size: int) -> bytes:
+        """The data that the recorded driver had."""
+        self._random = stream(self.recording.seed + self._draws.to_bytes(8, "little"), size)
+        self._draws += 1
+        return self._random
+
+    def _fill(self, event: Event) -> None:
+        """Write to a DMA buffer what the device wrote."""
+        number, first, size = (int(field, 16) for field in event.fields[:3])
+        memory, length = self._memory.get(number, (None, 0))
+        if memory is None or first + size > length:
+            return  # this host's pages are smaller, or the driver has given it back already
+        known = {
+            f"{other:x}": held[first : first + size]
+            for other, (held, room) in self._memory.items()
+            if other != number and first + size <= room
+        }
+        word = event.fields[3]
+        if word.startswith("=s"):
+            with contextlib.suppress(ValueError):
+                at = int(word[2:], 16)
+                known[word[1:]] = self._random[at : at + size]
+        memory[first : first + size] = self._contents(event, 3, size, known)
+
+    def _compare(self, event: Event) -> None:
+        number = int(event.fields[0], 16)
+        if number in self._memory:
+            memory, size = self._memory[number]
+            if digest(memory[:size]) != int(event.fields[1], 16):
+                self._next -= 1
+                raise self._depart(f"other data in DMA buffer {number}")
+
+    # -- the whole device -----------------------------------------------------------------------
+
+    def can_reset(self) -> bool:
+        return self.recording.can_reset
+
+    def reset(self) -> None:
+        self._take("z")
+
+    def fileno(self) -> int:
+        return -1
+
+    def on_readable(self) -> None:
+        """There is no transport that could become readable."""
+
+    def close(self) -> None:
+        """Say where a driver that used the device stopped before the recorded one.
+
+        :raises Departed: it did, and nothing has said so yet
+        """
+        used, self._used = self._used, False
+        if not used:
+            return
+        if self._departed is not None:
+            if self._unseen:
+                raise self._departed
+        elif any(not event.transparent for event in self._events[self._next :]):
+            raise self._depart("the end of the driver")
+
+
+def _words(key: Sequence[int | str]) -> tuple[str, ...]:
+    return tuple(one if isinstance(one, str) else f"{one:x}" for one in key)
+
+
+def open_replay(address: str) -> Player:
+    """Open a recording by its address, ``replay:FILE``.
+
+    :raises UsageError: it cannot be read, or is no recording
+    """
+    return Player(address, Recording.read(address.partition(":")[2]))

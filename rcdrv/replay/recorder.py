@@ -1,0 +1,429 @@
+"""A device that keeps what passes through it, for :mod:`rcdrv.replay.player`."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from rcdrv import __version__
+from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, PhysicalDma, RegionInfo, SetIrqs
+from rcdrv.errors import DeviceLost, RcdrvError
+from rcdrv.files import is_stream, replace_file
+from rcdrv.function import open_window
+from rcdrv.interrupts import allow_descriptors, take_count
+from rcdrv.mmio import Window, first_difference
+from rcdrv.replay.addresses import Addresses
+from rcdrv.replay.contents import digest, pack, stream
+from rcdrv.replay.recording import (
+    LARGEST_FILE,
+    LARGEST_TEXT,
+    MOST_EVENTS,
+    Recording,
+    error_word,
+)
+from rcdrv.wait import MONOTONIC, Clock
+
+T = TypeVar("T")
+
+_BARS = range(0x10, 0x28)
+_KEPT_BLOCKS = 64 << 20  # bytes of blocks written to BARs that are remembered
+
+
+def record_device(device: Device, path: str | os.PathLike[str]) -> Device:
+    """Return the device with a recorder around it, which writes the file when it is closed.
+
+    :raises HostError: the file cannot be written, or the device does not describe itself
+    """
+    kind = PhysicalRecorder if isinstance(device, PhysicalDma) else Recorder
+    try:
+        return kind(device, Path(path))
+    except BaseException:
+        device.close()
+        raise
+
+
+class _Clock(Clock):
+    """Time as it is for the device; waits pass through the recorder."""
+
+    def __init__(self, recorder: Recorder, time: Clock) -> None:
+        self._recorder = recorder
+        self.now, self.now_ns, self.sleep = time.now, time.now_ns, time.sleep
+
+    def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
+        return self._recorder.wait(epoll, seconds, most)
+
+
+class Recorder:
+    """A :class:`Device` around another one.
+
+    No BAR of it can be mapped, so that each access passes here; it reaches the device as it would
+    without, through a mapping where there is one.
+    """
+
+    def __init__(self, device: Device, path: Path) -> None:
+        self._device = device
+        self._path = path
+        self.address = device.address
+        self.backend = device.backend
+        self.dma_by_descriptor = device.dma_by_descriptor
+        self._time: Clock = getattr(device, "clock", MONOTONIC)
+        self.clock = _Clock(self, self._time)
+        self._lines: list[str] = []
+        self._text = 0
+        self._full = False
+        self._last_read = ""
+        self._empty_wait = False
+        self._then = int(self.clock.now() * 1e6)
+        self._windows: dict[int, Window] = {}
+        self._written: dict[tuple[int, int, int], bytes] = {}
+        self._kept = 0
+        self._addresses = Addresses()
+        self._memory: dict[int, tuple[mmap.mmap, int, bytes]] = {}
+        self._random = b""
+        self._draws = 0
+        self._irqs: dict[int, tuple[IrqKind, int, int]] = {}
+        self._seed = os.urandom(8)
+        regions = [device.region(index) for index in range(CONFIG_REGION + 1)]
+        size = min(regions[CONFIG_REGION].size, 4096) & ~3
+        config = device.read(CONFIG_REGION, 0, size) if size >= 64 else bytes(64)
+        self._bars = {at: config[at : at + 4] for at in _BARS[::4]}
+        self._shown = _made_up(self._bars)
+        self._config = bytearray(config)
+        for at, shown in self._shown.items():
+            self._config[at : at + 4] = shown
+        self._recording = Recording(
+            version=__version__,
+            backend=device.backend,
+            can_reset=device.can_reset(),
+            irqs=tuple(device.irq_count(kind) for kind in IrqKind),
+            regions=tuple((region.size, int(region.flags) & 3) for region in regions),
+            config=bytes(self._config),
+            seed=self._seed,
+        )
+        if not is_stream(path):
+            self._save()  # what cannot be written is said before the device is touched
+        self._outer = select.epoll()
+        self._inner = -1
+
+    # -- the lines ------------------------------------------------------------------------------
+
+    def _note(self, op: str, *fields: object, error: RcdrvError | None = None) -> None:
+        if self._full:
+            return
+        now = int(self.clock.now() * 1e6)
+        words = [op, *(f"{one:x}" if isinstance(one, int) else str(one) for one in fields)]
+        if error is not None:
+            words.append(f"!{error_word(error)}")
+        text = " ".join(words)
+        if op in "nld" and self._empty_wait:
+            self._empty_wait = False
+            self._note("p")
+        self._empty_wait = False
+        if op == "r" and text == self._last_read:
+            return  # the register is polled, and nothing happened
+        self._last_read = text if op == "r" else ""
+        self._text += len(text) + 8
+        if len(self._lines) >= MOST_EVENTS or self._text > LARGEST_TEXT - (1 << 20):
+            self._full, text = True, "x"
+        self._lines.append(f"{max(0, now - self._then)} {text}")
+        self._then = max(now, self._then)
+
+    def mark(self, *words: str) -> None:
+        """Add a note: the case that begins, or its verdict."""
+        self._note("t", *words)
+
+    @contextlib.contextmanager
+    def _failing(self, op: str, *fields: object) -> Iterator[None]:
+        try:
+            yield
+        except RcdrvError as error:
+            self._note(op, *fields, error=error)
+            raise
+
+    def _save(self) -> None:
+        content = self._recording.to_bytes(self._lines)
+        if len(content) > LARGEST_FILE:
+            # What does not compress: keep what fits.
+            lines = self._lines[: len(self._lines) // 2]
+            self._lines = [*lines, "0 x"]
+            self._save()
+            return
+        replace_file(self._path, content)
+
+    # -- regions --------------------------------------------------------------------------------
+
+    def region(self, index: int) -> RegionInfo:
+        info = self._device.region(index)
+        return RegionInfo(index, info.size, info.flags)
+
+    def irq_count(self, kind: IrqKind) -> int:
+        return self._device.irq_count(kind)
+
+    def _window(self, region: int) -> Window:
+        if region not in self._windows:
+            self._windows[region] = open_window(self._device, region)
+        return self._windows[region]
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        if region == CONFIG_REGION:
+            return self._read_config(offset, size)
+        single = size in (1, 2, 4, 8) and offset % size == 0
+        op = "r" if single else "R"
+        with self._failing(op, region, offset, size):
+            if single:
+                value = self._window(region).read(8 * size, offset)
+                data = value.to_bytes(size, "little")
+            else:
+                data = self._window(region).read_block(offset, size)
+        self._look_at_memory()
+        if single:
+            self._note(op, region, offset, size, value)
+        else:
+            last = self._written.get((region, offset, size))
+            known = {} if last is None else {"w": last}
+            self._note(op, region, offset, size, pack(data, known, exact=True))
+        return data
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        size = len(data)
+        value = int.from_bytes(data, "little")
+        single = size in (1, 2, 4, 8) and offset % size == 0
+        if region == CONFIG_REGION:
+            shown = int.from_bytes(self._hide(offset, data), "little")
+            where = region, offset, size
+            self._call(lambda: self._device.write(region, offset, data), "w", *where, shown)
+            return
+        self._show_memory()
+        if single:
+            self._call(
+                lambda: self._window(region).write(8 * size, offset, value),
+                "w",
+                region,
+                offset,
+                size,
+                self._addresses.spell(region, offset, size, value),
+            )
+            return
+        self._call(
+            lambda: self._window(region).write_block(offset, data),
+            "W",
+            region,
+            offset,
+            size,
+            digest(data),
+        )
+        self._keep(region, offset, data)
+
+    def _keep(self, region: int, offset: int, data: bytes) -> None:
+        self._kept += len(data)
+        if self._kept > _KEPT_BLOCKS:
+            self._kept = len(data)
+            self._written.clear()
+        self._written[region, offset, len(data)] = data
+
+    def _call(self, call: Callable[[], T], op: str, *fields: object) -> T:
+        with self._failing(op, *fields):
+            found = call()
+        self._note(op, *fields)
+        return found
+
+    def _read_config(self, offset: int, size: int) -> bytes:
+        with self._failing("r", CONFIG_REGION, offset, size):
+            data = self._device.read(CONFIG_REGION, offset, size)
+        shown = self._hide(offset, data)
+        half_hidden = offset < _BARS.stop and offset + size > _BARS.start and size != 4
+        if self._config[offset : offset + size] != shown and not half_hidden:
+            self._config[offset : offset + size] = shown
+            if size in (1, 2, 4, 8):
+                self._note("r", CONFIG_REGION, offset, size, int.from_bytes(shown, "little"))
+        return data
+
+    def _hide(self, offset: int, data: bytes) -> bytes:
+        """The address that this host gave a BAR is nobody's business."""
+        return self._shown[offset] if self._bars.get(offset) == data else data
+
+    def map(self, region: int, area: Area) -> mmap.mmap:
+        return self._device.map(region, area)
+
+    # -- interrupts -----------------------------------------------------------------------------
+
+    def set_irqs(
+        self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
+    ) -> int:
+        """Have the interrupts come here first: :meth:`wait` counts them and passes them on."""
+        fields = (int(kind), int(flags), start, count)
+        ours: list[int] = []
+        if eventfds:
+            allow_descriptors(2 * count)
+        with self._failing("i", *fields), contextlib.ExitStack() as stack:
+            for fd in eventfds:
+                ours.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if fd >= 0 else -1)
+                if fd >= 0:
+                    stack.callback(os.close, ours[-1])
+            result = self._device.set_irqs(kind, flags, start, count, ours)
+            if not result:
+                stack.pop_all()
+        self._note("i", *fields, result)
+        if not result and (eventfds or not count):
+            last = start + count if count else 1 << 32
+            self._forget_irqs(kind, range(start, last))
+            for vector, (one, theirs) in enumerate(zip(ours, eventfds, strict=True), start):
+                if one >= 0:
+                    self._irqs[one] = kind, vector, theirs
+                    self._outer.register(one, select.EPOLLIN)
+        return result
+
+    def _forget_irqs(self, kind: IrqKind, vectors: range) -> None:
+        for fd, (of, vector, _) in list(self._irqs.items()):
+            if of is kind and vector in vectors:
+                del self._irqs[fd]
+                self._outer.unregister(fd)
+                os.close(fd)
+
+    def wait(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
+        """Sleep as ``epoll.poll()`` would; note what woke it up."""
+        if self._inner != epoll.fileno():
+            self._inner = epoll.fileno()
+            self._outer.register(self._inner, select.EPOLLIN)
+        ready = self._time.poll(self._outer, seconds, len(self._irqs) + 1)
+        self._look_at_memory()
+        for fd, _ in ready:
+            if fd in self._irqs:
+                kind, vector, theirs = self._irqs[fd]
+                with contextlib.suppress(BlockingIOError):  # a server may read it first
+                    count = take_count(fd)
+                    self._note("n", int(kind), vector, count)
+                    os.eventfd_write(theirs, count)
+        found = epoll.poll(0, most)
+        self._empty_wait = self._empty_wait or not found
+        return found
+
+    # -- DMA ------------------------------------------------------------------------------------
+
+    def dma_ranges(self) -> Sequence[tuple[int, int]]:
+        return self._device.dma_ranges()
+
+    def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
+        with self._failing("m", self._addresses.count, size):
+            self._device.dma_map(iova, memory, size, fd)
+        self._mapped(iova, memory, size)
+
+    def _mapped(self, iova: int, memory: mmap.mmap, size: int) -> None:
+        number = self._addresses.add(iova, size)
+        self._memory[number] = memory, size, memory[:size]
+        self._note("m", number, size)
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        number = self._addresses.find(iova)
+        self._memory.pop(number, None)
+        self._addresses.buffers.pop(number, None)
+        self._call(lambda: self._device.dma_unmap(iova, size), "u", max(number, 0))
+
+    def random_bytes(self, size: int) -> bytes:
+        """Data for a transfer, which a replay can make again."""
+        self._random = stream(self._seed + self._draws.to_bytes(8, "little"), size)
+        self._draws += 1
+        return self._random
+
+    def _look_at_memory(self) -> None:
+        """Note what the device wrote to DMA buffers since the last look, or write."""
+        for number, (memory, size, before) in self._memory.items():
+            now = memory[:size]
+            if now != before:
+                first = first_difference(now, before)
+                last = size - first_difference(now[::-1], before[::-1])
+                content = now[first:last]
+                known = {
+                    f"{other:x}": held[first:last]
+                    for other, (held, length, _) in self._memory.items()
+                    if other != number and last <= length
+                }
+                # The driver's own data, if it looks at a register after it has filled a buffer.
+                at = self._random.find(content)
+                if at >= 0:
+                    known[f"s{at:x}"] = content
+                packed = pack(content, known, exact=False)
+                self._memory[number] = memory, size, now
+                self._note("d", number, first, last - first, packed)
+
+    def _show_memory(self) -> None:
+        """Note what the driver wrote to DMA buffers since the last look."""
+        for number, (memory, size, before) in self._memory.items():
+            now = memory[:size]
+            if now != before:
+                self._memory[number] = memory, size, now
+                self._note("h", number, digest(now))
+
+    # -- the whole device -----------------------------------------------------------------------
+
+    def can_reset(self) -> bool:
+        return self._device.can_reset()
+
+    def reset(self) -> None:
+        self._call(self._device.reset, "z")
+
+    def fileno(self) -> int:
+        return self._device.fileno()
+
+    def on_readable(self) -> None:
+        try:
+            self._device.on_readable()
+        except DeviceLost:
+            self._note("l")
+            raise
+
+    @property
+    def sealed(self) -> bool:
+        """See :attr:`rcdrv.vfio_user.client.Client.sealed`; a device without it has no need."""
+        return bool(getattr(self._device, "sealed", True))
+
+    def allow(self, timeout: float) -> None:
+        """See :meth:`rcdrv.function.Function.allow`."""
+        getattr(self._device, "allow", lambda _timeout: None)(timeout)
+
+    def close(self) -> None:
+        """Close the device, then write the file."""
+        if self._outer.closed:
+            return
+        for window in self._windows.values():
+            window.close()
+        try:
+            self._device.close()
+        finally:
+            for fd in self._irqs:
+                os.close(fd)
+            self._outer.close()
+            self._save()
+
+
+class PhysicalRecorder(Recorder, PhysicalDma):
+    """A recorder around a device without an IOMMU."""
+
+    def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
+        assert isinstance(self._device, PhysicalDma)
+        with self._failing("m", self._addresses.count, size):
+            iova, memory = self._device.dma_allocate(size, align, limit)
+        self._mapped(iova, memory, size)
+        return iova, memory
+
+
+def _made_up(bars: dict[int, bytes]) -> dict[int, bytes]:
+    """The registers of the BARs with addresses that tell nothing of the host."""
+    found, upper = {}, False
+    for number, (at, data) in enumerate(bars.items()):
+        value = int.from_bytes(data, "little")
+        if upper:
+            found[at], upper = bytes(4), False
+            continue
+        is_io = value & 1
+        upper = not is_io and value >> 1 & 3 == 2
+        high = int.from_bytes(bars.get(at + 4, b""), "little") if upper else 0
+        flags = value & (3 if is_io else 15)
+        address = (number + 1) << (12 if is_io else 28) if value != flags or high else 0
+        found[at] = (address | flags).to_bytes(4, "little")
+    return found

@@ -1,0 +1,286 @@
+"""The file of a recording: gzip of lines that a person can read (``zcat FILE``).
+
+The first line names the format and its version, the second has the function as one JSON object;
+then a line an event: microseconds since the one before, a letter, and fields in hexadecimal.
+``!`` and an error behind them say that the call failed.
+
+| letter | fields | event |
+| --- | --- | --- |
+| ``r`` | region offset size value | one read; of config space only one that found something new |
+| ``w`` | region offset size value | one write; ``@0+10`` is an address in DMA buffer 0 |
+| ``R`` | region offset size contents | a block was read |
+| ``W`` | region offset size crc | a block was written |
+| ``i`` | kind flags start count result | VFIO_DEVICE_SET_IRQS |
+| ``n`` | kind vector count | so many interrupts arrived |
+| ``m`` | buffer size | a DMA buffer was mapped |
+| ``u`` | buffer | it was unmapped |
+| ``d`` | buffer offset size contents | the device wrote to it |
+| ``h`` | buffer crc | the driver had written to it, before the next write |
+| ``p`` | | a wait ended with nothing |
+| ``z`` | | reset |
+| ``l`` | | the transport ended |
+| ``t`` | words | a note: the case that begins, its verdict |
+| ``x`` | | the recording is cut off here, at its largest size |
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from rcdrv.device import CONFIG_REGION, IrqKind
+from rcdrv.errors import (
+    AccessError,
+    DeviceLost,
+    EndpointError,
+    HostError,
+    RcdrvError,
+    UsageError,
+)
+from rcdrv.files import parse_json, read_file
+from rcdrv.verdict import NotPassed, Reason, Verdict
+
+VERSION = 1
+MOST_EVENTS = 200_000
+LARGEST_FILE = 16 << 20
+LARGEST_TEXT = 32 << 20
+"""Bytes of the lines, uncompressed."""
+
+_MAGIC = f"rcdrv-recording {VERSION}"
+_TRANSPARENT = frozenset("ndpthl")
+
+_HEX, _PLACE = "[0-9a-f]{1,16}", "[0-8] [0-9a-f]{1,16}"
+_FIELDS = {
+    "r": f"{_PLACE} [1248](?: {_HEX})?",
+    "w": rf"{_PLACE} [1248] (?:{_HEX}|@[0-9a-f]{{1,4}}(?:\+[0-9a-f]{{1,16}}|\^))",
+    "R": rf"{_PLACE} [0-9a-f]{{1,8}}(?: [=hzxc][\w:+/=]*)?",
+    "W": f"{_PLACE} [0-9a-f]{{1,8}} [0-9a-f]{{1,8}}",
+    "i": "[0-4] [0-9a-f]{1,2} [0-9a-f]{1,3} [0-9a-f]{1,3}(?: [0-9a-f]{1,3})?",
+    "n": "[0-4] [0-9a-f]{1,3} [0-9a-f]{1,8}",
+    "m": "[0-9a-f]{1,4} [0-9a-f]{1,12}",
+    "u": "[0-9a-f]{1,4}",
+    "d": r"[0-9a-f]{1,4} [0-9a-f]{1,8} [0-9a-f]{1,8} [=hzxc][\w:+/=]*",
+    "h": "[0-9a-f]{1,4} [0-9a-f]{1,8}",
+    "t": r"[\w.=-]{1,100}(?: [\w.=-]{1,100}){0,30}",
+    "p": "",
+    "z": "",
+    "l": "",
+    "x": "",
+}
+_LINE = re.compile(
+    rf"(?P<dt>\d{{1,12}}) (?P<op>[{''.join(_FIELDS)}])"
+    r"(?: (?P<fields>[^!]+?))?(?: !(?P<error>\S+))?",
+    re.ASCII,
+)
+_SHAPES = {op: re.compile(shape, re.ASCII) for op, shape in _FIELDS.items()}
+
+_ERRORS: dict[str, type[RcdrvError]] = {
+    "lost": DeviceLost,
+    "host": HostError,
+    "access": AccessError,
+    "usage": UsageError,
+    "endpoint": EndpointError,
+}
+
+
+class Event(NamedTuple):
+    """One line."""
+
+    time: float
+    """Seconds since the recording began."""
+    op: str
+    fields: tuple[str, ...] = ()
+    error: str = ""
+
+    @property
+    def transparent(self) -> bool:
+        """It comes from the device, or changes nothing: the driver need not do the same again."""
+        return self.op in _TRANSPARENT or (self.op == "r" and self.fields[0] == "7")
+
+
+@dataclass
+class Recording:
+    """What a file holds."""
+
+    version: str
+    """Of the rcdrv that recorded it."""
+    backend: str
+    can_reset: bool
+    irqs: tuple[int, ...]
+    """Vectors of each kind."""
+    regions: tuple[tuple[int, int], ...]
+    """(size, flags) of BARs, ROM and config space."""
+    config: bytes
+    """Config space at the open, the addresses of BARs made up."""
+    seed: bytes
+    """Of the random data of transfers."""
+    events: list[Event] = field(default_factory=list)
+
+    # -- reading and writing ----------------------------------------------------------------------
+
+    def to_bytes(self, lines: Sequence[str]) -> bytes:
+        """Return the file with these lines of events."""
+        head = {
+            "rcdrv": self.version,
+            "backend": self.backend,
+            "reset": self.can_reset,
+            "interrupts": list(self.irqs),
+            "regions": [list(region) for region in self.regions],
+            "config": self.config.hex(),
+            "seed": self.seed.hex(),
+        }
+        text = "\n".join([_MAGIC, json.dumps(head), *lines, ""])
+        squeeze = zlib.compressobj(9, wbits=31)  # gzip, without a name and a time
+        return squeeze.compress(text.encode()) + squeeze.flush()
+
+    @classmethod
+    def read(cls, path: str) -> Recording:
+        """Read a file, which may be anybody's.
+
+        :raises UsageError: it cannot be read, or is no recording of this version
+        """
+        content = read_file(Path(path), LARGEST_FILE)
+        inflate = zlib.decompressobj(wbits=31)
+        try:
+            text = inflate.decompress(content, LARGEST_TEXT + 1).decode("ascii")
+        except (zlib.error, UnicodeDecodeError):
+            _refuse(path, "no recording of rcdrv")
+        if len(text) > LARGEST_TEXT:
+            _refuse(path, f"more than {LARGEST_TEXT >> 20} MiB unpacked")
+        magic, _, rest = text.partition("\n")
+        if magic != _MAGIC:
+            if re.fullmatch(r"rcdrv-recording \d{1,4}", magic):
+                _refuse(path, f"version {magic.split()[1]} of the format; this is {VERSION}")
+            _refuse(path, "no recording of rcdrv")
+        if not inflate.eof or not text.endswith("\n"):
+            _refuse(path, "cut off")
+        head, _, body = rest.partition("\n")
+        try:
+            recording = cls(**_head(parse_json(head)))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            _refuse(path, f"line 2: {error}")
+        recording.events = _events(path, body.splitlines())
+        return recording
+
+    def line(self, at: int) -> int:
+        """The line of an event in the file, from 1."""
+        return at + 3
+
+    def verdicts(self) -> list[tuple[str, str, str]]:
+        """(name, verdict, reason) of each case, or layer, in the notes."""
+        found = []
+        name = ""
+        for event in self.events:
+            match event.op, event.fields:
+                case "t", ("case", *words):
+                    name = " ".join(words)
+                case "t", ("verdict", verdict, reason):
+                    found.append((name, verdict, "" if reason == "-" else reason))
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """What is in it, for people and programs."""
+        commands = [event.fields[1:] for event in self.events if event.fields[:1] == ("command",)]
+        return {
+            "rcdrv": self.version,
+            "backend": self.backend,
+            "command": list(commands[0]) if commands else [],
+            "events": len(self.events),
+            "seconds": round(self.events[-1].time, 6) if self.events else 0.0,
+            "verdicts": [list(one) for one in self.verdicts()],
+        }
+
+
+def _refuse(path: str, why: str) -> NoReturn:
+    raise UsageError(f"{path}: {why}", hint="a recording is made with `record=FILE`")
+
+
+def _head(found: Any) -> dict[str, Any]:
+    """The fields of a recording, checked.
+
+    :raises ValueError: one is not what it must be; or TypeError, KeyError...
+    """
+    irqs = [_number(count, 2048) for count in found["interrupts"]]
+    regions = [
+        (_number(size, (1 << 63) - 1), _number(flags, 15)) for size, flags in found["regions"]
+    ]
+    config, seed = bytes.fromhex(found["config"]), bytes.fromhex(found["seed"])
+    if len(irqs) != len(IrqKind) or len(regions) != CONFIG_REGION + 1:
+        raise ValueError("interrupts or regions are missing")
+    if not 64 <= len(config) <= 4096 or len(config) % 4:
+        raise ValueError(f"a config space of {len(config)} bytes")
+    if not 1 <= len(seed) <= 64:
+        raise ValueError("no seed")
+    for name in ("rcdrv", "backend"):
+        if not re.fullmatch(r"[\w.+-]{1,40}", found[name], re.ASCII):
+            raise ValueError(f"{name} is no name")
+    return {
+        "version": found["rcdrv"],
+        "backend": found["backend"],
+        "can_reset": found["reset"] is True,
+        "irqs": tuple(irqs),
+        "regions": tuple(regions),
+        "config": config,
+        "seed": seed,
+    }
+
+
+def _number(value: Any, largest: int) -> int:
+    if type(value) is not int or not 0 <= value <= largest:
+        raise ValueError("a number is out of range")
+    return value
+
+
+def _events(path: str, lines: Sequence[str]) -> list[Event]:
+    if len(lines) > MOST_EVENTS + 1:
+        _refuse(path, f"more than {MOST_EVENTS} events")
+    events, now = [], 0
+    for number, line in enumerate(lines, 3):
+        found = _LINE.fullmatch(line)
+        if found is None:
+            _refuse(path, f"line {number} is no event")
+        op, fields, error = found["op"], found["fields"] or "", found["error"] or ""
+        if not _SHAPES[op].fullmatch(fields) or (error and _error_of(error, "") is None):
+            _refuse(path, f"line {number} is no event")
+        parts = tuple(fields.split())
+        if not error and len(parts) < _LENGTHS.get(op, 0):
+            _refuse(path, f"line {number} has no result")
+        now += int(found["dt"])
+        events.append(Event(now / 1e6, op, parts, error))
+    return events
+
+
+_LENGTHS = {"r": 4, "R": 4, "i": 5}
+"""Fields where a failed call has one less."""
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+def error_word(error: RcdrvError) -> str:
+    """An error as a word: its kind, as what it says may name a host."""
+    if isinstance(error, NotPassed):
+        return f"{error.verdict.value}/{error.reason.value}"
+    return next((word for word, kind in _ERRORS.items() if isinstance(error, kind)), "host")
+
+
+def error_of(word: str, address: str) -> RcdrvError:
+    """The error of a word that was checked when the file was read."""
+    error = _error_of(word, f"{address}: this failed when it was recorded ({word})")
+    assert error is not None
+    return error
+
+
+def _error_of(word: str, message: str) -> RcdrvError | None:
+    if word in _ERRORS:
+        return _ERRORS[word](message)
+    verdict, _, reason = word.partition("/")
+    try:
+        return NotPassed(Reason(reason), message, verdict=Verdict(verdict))
+    except ValueError:
+        return None
