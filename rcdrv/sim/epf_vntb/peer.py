@@ -250,7 +250,7 @@ class Netdev(Peer):
             if version != self._rx_packets or length > self._rx_frame - HEADER.size:
                 return
             self._rx_packets = (self._rx_packets + 1) & 0xFFFF_FFFF
-            packet = memory.read_block(start, length)
+            packet = self._packet(start, length)
             # ntb_complete_rxc()
             done = self._rx_index.to_bytes(4, "little")
             self._bridge.mw_write(0, self._tx_end, done)
@@ -259,6 +259,10 @@ class Netdev(Peer):
             if answer:
                 self._send(answer)
         self.due = self._bridge.clock()
+
+    def _packet(self, start: int, length: int) -> bytes | memoryview:
+        assert self._memory is not None
+        return self._memory.read_block(start, length)
 
     def _send(self, packet: bytes, flags: int = 0) -> None:
         """ntb_process_tx(), ntb_async_tx(), ntb_tx_copy_callback()"""
@@ -285,8 +289,9 @@ class Netdev(Peer):
         self._bridge.mw_write(0, header + 8, (flags | _DONE).to_bytes(4, "little"))
         self._tx_packets = (self._tx_packets + 1) & 0xFFFF_FFFF
 
-    def _answer(self, packet: bytes) -> bytes:
+    def _answer(self, packet: bytes | memoryview) -> bytes:
         """The network stack: an ARP reply or an ICMP echo reply, or nothing."""
+        packet = bytes(packet)
         kind = packet[12:14]
         ethernet = packet[6:12] + self.MAC + kind
         if kind == b"\x08\x06" and packet[20:22] == b"\0\1" and packet[38:42] == self._ip:
