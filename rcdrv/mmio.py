@@ -150,11 +150,16 @@ class Window(ABC):
         """
         return bytes(self._read_bytes(offset, size))
 
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """As :meth:`read_block`, into bytes of the caller's, and as many as they are."""
+        self._check_range(offset, len(out))
+        for width, start, count in _aligned_runs(offset, len(out)):
+            self._read_run(width, start, count, out[start - offset :])
+
     def _read_bytes(self, offset: int, size: int) -> bytearray:
         self._check_range(offset, size)
         data = bytearray(size)
-        for width, start, count in _aligned_runs(offset, size):
-            self._read_run(width, start, count, memoryview(data)[start - offset :])
+        self.read_into(offset, memoryview(data))
         return data
 
     def write_block(self, offset: int, data: bytes | bytearray | memoryview) -> None:

@@ -81,14 +81,17 @@ def rows(*, quick: bool) -> Iterator[Row]:
     medians = [[statistics.median(one.ping)] for one in (polled, embedded, copier)]
     yield compared("ping, doorbell polled", "ms", medians[0], "doorbell embedded", medians[1])
     yield compared("ping, doorbell embedded", "ms", medians[1], "plain copier", medians[2])
-    half = Target(Kind.RATE, 0.5)
-    for name, ours in ("embedded", embedded), ("polled", polled):
+    # A polled endpoint takes a ring of 1 MiB a tick of 12 ms, whatever the loop could move.
+    for name, ours, target in (
+        ("embedded", embedded, Target(Kind.RATE, 0.5)),
+        ("polled", polled, None),
+    ):
         for way, mine, theirs in (
             ("to", ours.there, copier.there),
             ("from", ours.back, copier.back),
         ):
             what = f"1 GB by TCP {way} the endpoint, {name}"
-            yield compared(what, "s", mine, "plain copier", theirs, half)
+            yield compared(what, "s", mine, "plain copier", theirs, target)
 
 
 @contextlib.contextmanager

@@ -133,6 +133,7 @@ class Netdev(Peer):
         config = bridge.config
         # ntb_transport_probe(): ilog2 of the valid doorbells, and a window each at least.
         self._qps = min(bridge.db_valid_mask.bit_length() - 1, config.num_mws)
+        self._shares = -(-self._qps // config.num_mws)
         self._ip = bytes(map(int, config.peer_ip.split(".")))
         self._memory: MappedWindow | None = None
         self._reset()
@@ -196,6 +197,14 @@ class Netdev(Peer):
         said = [bridge.spad_read(index) for index in (_VERSION, _NUM_QPS, _NUM_MWS)]
         if said != [_TRANSPORT_VERSION, self._qps, config.num_mws]:
             return
+        high, low = (bridge.spad_read(spad) for spad in (_MW0_SZ_HIGH, _MW0_SZ_LOW))
+        size = high << 32 | low
+        end = size // self._shares - _RX_INFO_SIZE
+        frame = min(_MTU, end // 2)
+        # vntb_epf_mw_set_trans() takes no more than mw1. The rest the kernel would take, and divide
+        # by zero, or make slots whose headers are no words.
+        if size > config.mw1 or frame <= HEADER.size or end % 4 or frame % 4:
+            return
         for index in range(config.num_mws):
             try:
                 memory = bridge.mw_set_trans(index)
@@ -203,14 +212,12 @@ class Netdev(Peer):
                 return
             if index == 0:
                 self._memory = memory
-                high, low = (bridge.spad_read(spad) for spad in (_MW0_SZ_HIGH, _MW0_SZ_LOW))
-                self._set_up_queue(high << 32 | low)
+                self._set_up_queue(size)
         self._up = True
 
     def _set_up_queue(self, rx_size: int) -> None:
         """ntb_transport_setup_qp_mw(), ntb_transport_init_queue()"""
-        mws = self._bridge.config.num_mws
-        shares = self._qps // mws + (self._qps % mws > 0)
+        shares = self._shares
         self._rx_end = rx_size // shares - _RX_INFO_SIZE
         self._rx_frame = min(_MTU, self._rx_end // 2)
         self._rx_entries = self._rx_end // self._rx_frame
@@ -250,7 +257,7 @@ class Netdev(Peer):
             if version != self._rx_packets or length > self._rx_frame - HEADER.size:
                 return
             self._rx_packets = (self._rx_packets + 1) & 0xFFFF_FFFF
-            packet = memory.read_block(start, length)
+            packet = self._packet(start, length)
             # ntb_complete_rxc()
             done = self._rx_index.to_bytes(4, "little")
             self._bridge.mw_write(0, self._tx_end, done)
@@ -259,6 +266,10 @@ class Netdev(Peer):
             if answer:
                 self._send(answer)
         self.due = self._bridge.clock()
+
+    def _packet(self, start: int, length: int) -> bytes | memoryview:
+        assert self._memory is not None
+        return self._memory.read_block(start, length)
 
     def _send(self, packet: bytes, flags: int = 0) -> None:
         """ntb_process_tx(), ntb_async_tx(), ntb_tx_copy_callback()"""
@@ -285,8 +296,9 @@ class Netdev(Peer):
         self._bridge.mw_write(0, header + 8, (flags | _DONE).to_bytes(4, "little"))
         self._tx_packets = (self._tx_packets + 1) & 0xFFFF_FFFF
 
-    def _answer(self, packet: bytes) -> bytes:
+    def _answer(self, packet: bytes | memoryview) -> bytes:
         """The network stack: an ARP reply or an ICMP echo reply, or nothing."""
+        packet = bytes(packet)
         kind = packet[12:14]
         ethernet = packet[6:12] + self.MAC + kind
         if kind == b"\x08\x06" and packet[20:22] == b"\0\1" and packet[38:42] == self._ip:

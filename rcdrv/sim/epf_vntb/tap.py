@@ -38,6 +38,7 @@ class TapNetdev(Netdev):
         self.wake_fd = self._tap.fd
         self._tap.carrier(False)
         self._buffer = bytearray(LARGEST_MTU + ETHERNET + 4)
+        self._view = memoryview(self._buffer)
         self._readable = select.poll()
         self._readable.register(self._tap.fd, select.POLLIN)
         self._full_until = 0.0
@@ -93,12 +94,18 @@ class TapNetdev(Netdev):
             if not length:
                 break
             if length <= self._tx_frame - HEADER.size:
-                self._put(bytes(self._buffer[:length]))
+                self._put(bytes(self._view[:length]))
                 put += 1
         if put:
             self._bridge.peer_db_set(1 << 0)
 
-    def _answer(self, packet: bytes) -> bytes:
+    def _packet(self, start: int, length: int) -> memoryview:
+        assert self._memory is not None
+        packet = self._view[:length]
+        self._memory.read_into(start, packet)
+        return packet
+
+    def _answer(self, packet: bytes | memoryview) -> bytes:
         self._tap.write(packet)
         return b""
 

@@ -173,3 +173,20 @@ def test_an_end_at_any_write_leaves_nothing_behind(
         if not reached:
             assert number > 10
             return
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, 27, 0x10002, 0x100004, 1 << 40, (1 << 64) - 1])
+def test_a_host_that_announces_nonsense_does_not_end_the_endpoint(size: int) -> None:
+    """ZeroDivisionError or an access outside of the window before; the link does not come up."""
+    with (
+        endpoint(f"{POLLED},vntb.peer=netdev") as device,
+        Function(device.attach(), clock=device.clock) as function,
+    ):
+        vntb = Vntb(function, choose_map(0x1912, 0x0030))
+        vntb.link_up()
+        # ntb_transport's scratchpads: the size of window 0, and all else as it has to be.
+        for spad, value in enumerate((4, 1, 1, 1, size >> 32, size & 0xFFFF_FFFF)):
+            vntb.spad_write(spad, value, peer=True)
+        function.pause(0.2)
+        assert vntb.spad_read(1) == 0  # QP_LINKS
+        vntb.link_down()

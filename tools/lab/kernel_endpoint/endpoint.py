@@ -66,12 +66,11 @@ class KernelEndpoint(Endpoint):
                 raise LabError(f"no function {function!r}: there are {', '.join(names)}")
             spec += f",function={names[function]}"
         self.layout = load_layout(spec)
-        if (
-            debug
-            and self.layout.function == "epf_vntb"
-            and (vntb_settings(self.layout).peer is VntbPeer.NETDEV)
-        ):
+        peer = vntb_settings(self.layout).peer if self.layout.function == "epf_vntb" else None
+        if debug and peer is VntbPeer.NETDEV:
             raise LabError("the debug kernel has no network for ntb_netdev: choose another peer")
+        if peer is VntbPeer.TAP:
+            raise LabError("vntb.peer=tap is the software endpoint's; here netdev is ntb_netdev")
         self.spec = spec
         self.address = ""
         self.group = ""

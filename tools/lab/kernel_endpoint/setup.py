@@ -85,13 +85,18 @@ def script(layout: Layout, settings: Mapping[str, str]) -> str:
     lines += [_LOAD.format(**names), _MAKE.format(**names)]
     for name, value in {**attributes(layout), **settings}.items():
         lines.append(f"set_to {shlex.quote(name)} {shlex.quote(value)}")
+    bind = "ln -s $function $controllers/$controller/ || exit"
     if layout.function == "epf_vntb":
         options = {"ntb_pingpong": f" delay_ms={vntb_settings(layout).peer_delay_ms}"}
-        lines += [
+        load = [
             f"insmod {module}.ko{options.get(module, '')} || exit"
             for module in PEERS[vntb_settings(layout).peer]
         ]
-    lines += ["ln -s $function $controllers/$controller/ || exit", START]
+        # Without a device of ntb_transport's, ntb_netdev is not loaded
+        # (ntb_transport_register_client_dev()); binding makes that device.
+        lines += [*load[:1], bind, *load[1:], START]
+    else:
+        lines += [bind, START]
     if vntb_settings(layout).peer is VntbPeer.NETDEV and layout.function == "epf_vntb":
         lines.append(_NETWORK.format(address=vntb_settings(layout).peer_ip))
     return "\n".join(lines)
