@@ -49,9 +49,9 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         if value is not None and not 1 <= value <= most:
             raise UsageError(f"{name} {value} is not 1 to {most}")
     asked = (args.bar, args.msi, args.msix, args.irq_type)
-    flags = (args.all_bars, args.clear_irq, args.get_irq, args.legacy)
-    flags += (args.read, args.write, args.copy)
-    if not any(flags) and all(one is None for one in asked):
+    tests = (args.all_bars, args.clear_irq, args.get_irq, args.legacy)
+    transfers = (args.read, args.write, args.copy)
+    if not any(tests + transfers) and all(one is None for one in asked):
         raise UsageError(
             "no test is asked for: -d and -s are none",
             hint="-b 0 is the test of BAR0; rcdrv pcitest --help lists them",

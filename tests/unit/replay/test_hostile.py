@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -75,7 +76,7 @@ change = st.one_of(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(changes=st.lists(change, min_size=1, max_size=4))
-def test_changed_lines(tmp_path: Path, lines: list[str], changes: list[tuple[object, ...]]) -> None:
+def test_changed_lines(tmp_path: Path, lines: list[str], changes: list[tuple[Any, ...]]) -> None:
     text = list(lines)
     for kind, where, *how in changes:
         at = int(where) % len(text)
@@ -85,11 +86,11 @@ def test_changed_lines(tmp_path: Path, lines: list[str], changes: list[tuple[obj
         elif kind == "again":
             text.insert(at, text[at])
         elif kind == "word":
-            words[how[0] % len(words)] = how[1]  # type: ignore[operator, call-overload]
+            words[how[0] % len(words)] = how[1]
             text[at] = " ".join(words)
         elif text[at]:
-            place = how[0] % len(text[at])  # type: ignore[operator]
-            other = chr(ord(text[at][place]) ^ 1 << how[1])  # type: ignore[operator]
+            place = how[0] % len(text[at])
+            other = chr(ord(text[at][place]) ^ 1 << how[1])
             text[at] = text[at][:place] + other + text[at][place + 1 :]
     play(tmp_path / "board.gz", gzip.compress("\n".join([*text, ""]).encode()))
 
