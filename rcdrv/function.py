@@ -388,9 +388,7 @@ def open_window(device: Device, index: int) -> Window:
     """Return the memory of a BAR, mapped as far as the host allows; the caller closes it."""
     info = device.region(index)
     name = f"BAR{index}"
-    trapped = TrappedWindow(
-        _RegionIo(device, index), info.size, name, messages=device.messages
-    )
+    trapped = TrappedWindow(_RegionIo(device, index), info.size, name, messages=device.messages)
     parts: list[tuple[int, Window]] = []
     try:
         for area in info.areas:
