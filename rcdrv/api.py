@@ -45,6 +45,7 @@ def open(
     reg_bar: int | None = None,
     irq: Irq = "auto",
     timeout: float = 1.0,
+    width: int = 64,
     trace: Callable[[str], None] | None = None,
     cancel: Cancel | None = None,
     vf_token: str | None = None,
@@ -58,6 +59,8 @@ def open(
     :param irq: interrupt kind of the endpoint's answers; ``poll`` uses none
     :param timeout: bound of every wait for the endpoint in seconds; a transfer gets that plus its
         size at 1 MB/s
+    :param width: bits of the widest accesses when a test writes and reads a BAR: 64, where these
+        are seen to arrive, or 32
     :param trace: called with a line for every access to the test registers
     :param cancel: ends every wait when the user asks to stop
     :param vf_token: UUID that the users of a virtual function and of its physical one share
@@ -72,7 +75,10 @@ def open(
         raise UsageError(f"irq {irq!r} is not one of {', '.join(choices)}")
     if not timeout > 0:
         raise UsageError(f"a timeout of {timeout} s: it has to be above 0")
+    if width not in (32, 64):
+        raise UsageError(f"a width of {width} bits is neither 32 nor 64")
     function = open_function(address, cancel=cancel, vf_token=vf_token, record=record)
+    function.width = width
     return Endpoint(function, reg_bar=reg_bar, irq=irq, timeout=timeout, trace=trace)
 
 

@@ -110,6 +110,9 @@ class Device(Protocol):
     dma_by_descriptor: bool
     """The device is another process, which reaches memory by a descriptor of it."""
 
+    messages: bool
+    """A read or write of many words is one message, and its receiver chooses their width."""
+
     def region(self, index: int) -> RegionInfo:
         """Return one region; a region that the device lacks has size 0."""
 

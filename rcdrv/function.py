@@ -62,9 +62,12 @@ class Function:
             self._stack.callback(self.cancel.close)
         self.clock = clock
         self._windows: dict[int, Window] = {}
+        self._widened: set[int] = set()
         self._dma = DmaAllocator(device)
         self._interrupts: Interrupts | None = None
         self._watched: dict[int, int] = {}
+        self.width = 64
+        """Widest words of bulk operations, in bits: 32 or 64."""
         self.resets = 0
         """Resets so far, by :meth:`reset`."""
         try:
@@ -142,6 +145,18 @@ class Function:
         self._windows[index] = window
         self._stack.callback(window.close)
         return window
+
+    def widen(self, index: int, offset: int = 0) -> bool | None:
+        """Use words of :attr:`width` in bulk operations on a BAR: see :meth:`Window.widen`, which
+        writes 8 bytes at ``offset``.
+
+        :returns: None where there is nothing to find out; else whether 64-bit words are used
+        """
+        window = self.bar(index)
+        if self.width < 64 or index in self._widened or window.size < 8:
+            return None
+        self._widened.add(index)
+        return window.widen(offset)
 
     # -- interrupts ---------------------------------------------------------------------------
 
@@ -373,7 +388,7 @@ def open_window(device: Device, index: int) -> Window:
     """Return the memory of a BAR, mapped as far as the host allows; the caller closes it."""
     info = device.region(index)
     name = f"BAR{index}"
-    trapped = TrappedWindow(_RegionIo(device, index), info.size, name)
+    trapped = TrappedWindow(_RegionIo(device, index), info.size, name, messages=device.messages)
     parts: list[tuple[int, Window]] = []
     try:
         for area in info.areas:

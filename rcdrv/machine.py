@@ -17,10 +17,10 @@ from functools import cache
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Literal
 
-Copy = Callable[[memoryview, memoryview], None]
-"""Copies words to a target, first, from a source."""
+Copy = Callable[[memoryview, memoryview, int], None]
+"""Copies words to a target, first, from a source; third the bytes of a word, 4 or 8."""
 
 _X86 = ("x86_64", "i686", "amd64")
 
@@ -31,9 +31,9 @@ _BARRIER = {
     "riscv64": "0f00f00f 67800000",  # fence iorw, iorw; ret
 }
 
-# copy(target, source, count): one 32-bit load and one 32-bit store a word, upwards. The string
-# instructions of x86 may do it in other widths, and what updates its address register on arm64
-# cannot be emulated for a guest whose device memory is trapped.
+# copy(target, source, count): one load and one store a word of 32 or 64 bits, upwards. The string
+# instructions of x86 may do it in other widths, and what updates its address register on arm64, or
+# loads and stores pairs, cannot be emulated for a guest whose device memory is trapped.
 _COPY = {
     "x86_64": "4885d2"  # test rdx, rdx
     "7411"  # jz 2f
@@ -49,6 +49,25 @@ _COPY = {
     "030000b9"  # str w3, [x0]
     "21100091"  # add x1, x1, 4
     "00100091"  # add x0, x0, 4
+    "420400f1"  # subs x2, x2, 1
+    "61ffff54"  # b.ne 1b
+    "c0035fd6",  # 2: ret
+}
+_COPY64 = {
+    "x86_64": "4885d2"  # test rdx, rdx
+    "7413"  # jz 2f
+    "488b06"  # 1: mov rax, [rsi]
+    "488907"  # mov [rdi], rax
+    "4883c608"  # add rsi, 8
+    "4883c708"  # add rdi, 8
+    "48ffca"  # dec rdx
+    "75ed"  # jnz 1b
+    "c3",  # 2: ret
+    "aarch64": "e20000b4"  # cbz x2, 2f
+    "230040f9"  # 1: ldr x3, [x1]
+    "030000f9"  # str x3, [x0]
+    "21200091"  # add x1, x1, 8
+    "00200091"  # add x0, x0, 8
     "420400f1"  # subs x2, x2, 1
     "61ffff54"  # b.ne 1b
     "c0035fd6",  # 2: ret
@@ -73,17 +92,18 @@ def barrier() -> None:
     _barrier()()
 
 
-def copy_words(target: memoryview, source: memoryview) -> None:
-    """Copy 32-bit words, each with one load and one store of 32 bits, in ascending order.
+def copy_words(target: memoryview, source: memoryview, step: int = 4) -> None:
+    """Copy words, each with one load and one store of its width, in ascending order.
 
-    Both are views of bytes; a view of device memory starts at a multiple of 4.
+    Both are views of bytes; a view of device memory starts at a multiple of ``step``.
 
-    :raises ValueError: the lengths differ, or are not a multiple of 4
+    :param step: bytes of a word: 4, or 8 on a 64-bit host
+    :raises ValueError: the lengths differ, or are not a multiple of ``step``
     """
-    if len(target) != len(source) or len(target) % 4:
+    if len(target) != len(source) or len(target) % step:
         raise ValueError(f"{len(source)} bytes do not go word by word into {len(target)}")
     if len(target):
-        _copier()(target, source)
+        _copier()(target, source, step)
 
 
 @cache
@@ -114,22 +134,26 @@ def _copier() -> Copy:
     # Looked up here, once: a copy of a few words takes less than an import statement.
     view_of = c_char.from_buffer
 
-    compiled = _executable(_instructions(_COPY), c_void_p, c_void_p, c_size_t)
-    if compiled is None:
+    arguments = c_void_p, c_void_p, c_size_t
+    compiled = _executable(_instructions(_COPY), *arguments)
+    compiled64 = _executable(_instructions(_COPY64), *arguments)
+    if compiled is None or compiled64 is None:
         return _copy_items
 
-    def copy(target: memoryview, source: memoryview) -> None:
+    def copy(target: memoryview, source: memoryview, step: int) -> None:
         # A pointer into the bytes is valid while the view is.
         data = bytes(source) if source.readonly else byref(view_of(source))
-        compiled(byref(view_of(target)), data, len(target) // 4)
+        loop = compiled if step == 4 else compiled64
+        loop(byref(view_of(target)), data, len(target) // step)
 
     return copy
 
 
-def _copy_items(target: memoryview, source: memoryview) -> None:
+def _copy_items(target: memoryview, source: memoryview, step: int) -> None:
     """The copy without machine code: each item is one access, made by ``memoryview`` itself."""
-    words = target.cast("I")
-    deque(map(words.__setitem__, range(len(words)), array("I", source.cast("I"))), maxlen=0)
+    form: Literal["I", "Q"] = "I" if step == 4 else "Q"
+    words = target.cast(form)
+    deque(map(words.__setitem__, range(len(words)), array(form, source.cast(form))), maxlen=0)
 
 
 def _instructions(table: dict[str, str]) -> str:

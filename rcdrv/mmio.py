@@ -17,7 +17,8 @@ mmap capability).
 This module is longer than others on purpose: the promise of its first line is checked by reading
 one file, the only one that touches device memory.
 
-Bulk operations move whole, naturally aligned words, each once. libc's ``memcpy`` may touch a word
+Bulk operations move whole, naturally aligned words, each once: of 32 bits, or of 64 where
+:meth:`Window.widen` has shown that these arrive. libc's ``memcpy`` may touch a word
 twice, and on arm64, where a BAR is mapped as device memory, it can fault (unaligned tails, DC ZVA);
 so a loop of our own copies (:mod:`rcdrv.machine`).
 """
@@ -32,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import repeat
 
-from rcdrv.errors import AccessError
+from rcdrv.errors import AccessError, EndpointError, HostError
 from rcdrv.machine import barrier as barrier
 from rcdrv.machine import copy_words
 
@@ -52,6 +53,7 @@ _BIG_ENDIAN = sys.byteorder == "big"
 # On a 32-bit host a 64-bit item access is two 32-bit ones, which would break the promise above.
 _HOST_BITS = 64 if sys.maxsize > 1 << 32 else 32
 
+_LOW = 0xFFFF_FFFF
 _CHUNK = 1 << 20  # bytes of a fill in one go
 
 
@@ -84,6 +86,9 @@ class Window(ABC):
     Every accessor raises :class:`AccessError` for an offset outside the window, or one that is
     not a multiple of the access width, and never touches the device then.
     """
+
+    bulk = 32
+    """Width in bits of the words of bulk operations: 32, or 64 after :meth:`widen`."""
 
     def __init__(self, size: int, name: str) -> None:
         self.size = size
@@ -145,15 +150,15 @@ class Window(ABC):
     def read_block(self, offset: int, size: int) -> bytes:
         """Copy ``size`` bytes out of the device.
 
-        Any offset and size: the middle goes in aligned 32-bit words, the ends in the widest
-        naturally aligned accesses that fit. Every byte is read exactly once.
+        Any offset and size: the middle goes in aligned words of :attr:`bulk` bits, the ends in the
+        widest naturally aligned accesses that fit. Every byte is read exactly once.
         """
         return bytes(self._read_bytes(offset, size))
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """As :meth:`read_block`, into bytes of the caller's, and as many as they are."""
         self._check_range(offset, len(out))
-        for width, start, count in _aligned_runs(offset, len(out)):
+        for width, start, count in _aligned_runs(offset, len(out), self.bulk):
             self._read_run(width, start, count, out[start - offset :])
 
     def _read_bytes(self, offset: int, size: int) -> bytearray:
@@ -166,7 +171,7 @@ class Window(ABC):
         """Copy ``data`` into the device; the accesses are those of :meth:`read_block`."""
         source = memoryview(data).cast("B")
         self._check_range(offset, len(source))
-        for width, start, count in _aligned_runs(offset, len(source)):
+        for width, start, count in _aligned_runs(offset, len(source), self.bulk):
             first = start - offset
             self._write_run(width, start, source[first : first + count * width // 8])
 
@@ -181,6 +186,30 @@ class Window(ABC):
             step = min(size - done, len(chunk))
             self.write_block(offset + done, chunk[:step])
             done += step
+
+    def widen(self, offset: int = 0) -> bool:
+        """Use 64-bit words in bulk operations, if such accesses arrive whole, and return whether.
+
+        Writes 8 bytes, which the caller is about to overwrite: as two 32-bit words, to be read as
+        one of 64 bits, and as one, to be read as two. A path to the device that is 32 bits wide
+        may drop a half, or swap them.
+
+        :param offset: a multiple of 8
+        """
+        if self.bulk == 64 or _HOST_BITS < 64:
+            return self.bulk == 64
+        word = 0x0123_4567_89AB_CDEF
+        self.write32(offset, word & _LOW)
+        self.write32(offset + 4, word >> 32)
+        try:
+            arrives = self.read64(offset) == word
+            self.write64(offset, ~word & 2**64 - 1)
+        except (EndpointError, HostError):  # a server that takes no access of 8 bytes
+            return False
+        halves = self.read32(offset), self.read32(offset + 4)
+        if arrives and halves == (~word & _LOW, ~word >> 32 & _LOW):
+            self.bulk = 64
+        return self.bulk == 64
 
     def compare(self, offset: int, expected: bytes | bytearray | memoryview) -> int | None:
         """Offset of the first byte that differs from ``expected``, or None if all are equal."""
@@ -343,42 +372,46 @@ class MappedWindow(Window):
     # Fast path for whole words: no cutting into runs.
 
     def _read_bytes(self, offset: int, size: int) -> bytearray:
-        if (offset | size) & 3:
+        step = self.bulk // 8
+        if (offset | size) & (step - 1):
             return super()._read_bytes(offset, size)
         self._check_range(offset, size)
         data = bytearray(size)
-        copy_words(memoryview(data), self._bytes[offset : offset + size])
+        copy_words(memoryview(data), self._bytes[offset : offset + size], step)
         return data
 
     def _read_elements(self, width: int, offset: int, count: int) -> bytearray:
-        if width == 32:
-            return self._read_bytes(offset, 4 * count)
+        if width >= 32:
+            data = bytearray(count * width // 8)
+            self._read_run(width, offset, count, memoryview(data))
+            return data
         return super()._read_elements(width, offset, count)
 
     def fill(self, offset: int, size: int, value: int) -> None:
-        if (offset | size) & 3 or size > _CHUNK or not 0 <= value <= 0xFF:
+        step = self.bulk // 8
+        if (offset | size) & (step - 1) or size > _CHUNK or not 0 <= value <= 0xFF:
             super().fill(offset, size, value)
             return
         self._check_range(offset, size)
-        copy_words(self._bytes[offset : offset + size], _repeated(value, size))
+        copy_words(self._bytes[offset : offset + size], _repeated(value, size), step)
 
     def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
-        if width != 32:
-            step = width // 8
+        step = width // 8
+        if width < 32:
             for index in range(count):
                 word = self.read(width, offset + index * step)
                 out[index * step : (index + 1) * step] = word.to_bytes(step, "little")
             return
-        copy_words(out[: 4 * count], self._bytes[offset : offset + 4 * count])
+        copy_words(out[: step * count], self._bytes[offset : offset + step * count], step)
 
     def _write_run(self, width: int, offset: int, data: memoryview) -> None:
-        if width != 32:
-            step = width // 8
+        step = width // 8
+        if width < 32:
             for index in range(len(data) // step):
                 word = int.from_bytes(data[index * step : (index + 1) * step], "little")
                 self.write(width, offset + index * step, word)
             return
-        copy_words(self._bytes[offset : offset + len(data)], data)
+        copy_words(self._bytes[offset : offset + len(data)], data, step)
 
     def close(self) -> None:
         if self.size == 0:
@@ -393,31 +426,46 @@ class MappedWindow(Window):
 
 
 class TrappedWindow(Window):
-    """Device memory reached through its owner, one request an access."""
+    """Device memory reached through its owner, one request an access.
 
-    def __init__(self, io: RegionIo, size: int, name: str = "window", base: int = 0) -> None:
+    :param messages: a request of many words is one message, whose receiver chooses the width
+    """
+
+    def __init__(
+        self, io: RegionIo, size: int, name: str = "window", *, messages: bool = False
+    ) -> None:
         super().__init__(size, name)
         self._io = io
-        self._base = base
+        self._messages = messages
 
     def read(self, width: int, offset: int) -> int:
         self._check(width, offset)
-        return int.from_bytes(self._io.read(self._base + offset, width // 8), "little")
+        return int.from_bytes(self._io.read(offset, width // 8), "little")
 
     def write(self, width: int, offset: int, value: int) -> None:
         self._check(width, offset)
         self._check_value(width, value)
-        self._io.write(self._base + offset, value.to_bytes(width // 8, "little"))
+        self._io.write(offset, value.to_bytes(width // 8, "little"))
 
-    # A run of aligned words is one request: the kernel's VFIO splits it into aligned accesses of
-    # at most 8 bytes (drivers/vfio/pci/vfio_pci_rdwr.c), so every byte is still touched once.
+    # A run of aligned words is one request: the kernel's VFIO splits it into the widest aligned
+    # accesses of at most 8 bytes (vfio_pci_core_do_io_rw()), so every byte is still touched once.
+    # Words of 32 bits need a request each there; elsewhere only two, which are no 64-bit access.
+
+    def _step(self, width: int, size: int) -> int:
+        """Bytes of a request in a run of ``size`` bytes."""
+        exact = width == 32 and (size == 8 or not self._messages)
+        return 4 if exact else max(1, size)
 
     def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
         size = count * width // 8
-        out[:size] = self._io.read(self._base + offset, size)
+        step = self._step(width, size)
+        for at in range(0, size, step):
+            out[at : at + step] = self._io.read(offset + at, step)
 
     def _write_run(self, width: int, offset: int, data: memoryview) -> None:
-        self._io.write(self._base + offset, bytes(data))
+        step = self._step(width, len(data))
+        for at in range(0, len(data), step):
+            self._io.write(offset + at, bytes(data[at : at + step]))
 
     def close(self) -> None:
         self.size = 0
@@ -489,19 +537,24 @@ class SplitWindow(Window):
         self._trapped.close()
 
 
-def _aligned_runs(offset: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """Cut a byte range into runs of naturally aligned words: (width in bits, offset, count)."""
+def _aligned_runs(offset: int, size: int, bulk: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a byte range into runs of naturally aligned words: (width in bits, offset, count).
+
+    :param bulk: width of the widest, 32 or 64
+    """
     end = offset + size
-    for width in (8, 16):
+    narrower = (8, 16, 32) if bulk == 64 else (8, 16)
+    for width in narrower:
         step = width // 8
         if offset % (2 * step) and offset + step <= end:
             yield width, offset, 1
             offset += step
-    words = (end - offset) // 4 if offset % 4 == 0 else 0
+    step = bulk // 8
+    words = (end - offset) // step if offset % step == 0 else 0
     if words:
-        yield 32, offset, words
-        offset += words * 4
-    for width in (16, 8):
+        yield bulk, offset, words
+        offset += words * step
+    for width in reversed(narrower):
         step = width // 8
         if offset % step == 0 and offset + step <= end:
             yield width, offset, 1

@@ -328,6 +328,7 @@ def open_function(args: argparse.Namespace, cancel: Cancel) -> Function:
     function = open_address(address, cancel=cancel, vf_token=args.vf_token, record=record)
     if record is not None:
         function.mark("command", args.command, *_numbers(args))
+    function.width = getattr(args, "bulk", function.width)
     # Not before: whether a server may truncate its BARs is known only now.
     if not getattr(function.device, "sealed", True):
         guard(args, address)
@@ -345,6 +346,18 @@ def _numbers(args: argparse.Namespace) -> list[str]:
 
 
 _OF_OUTPUT = ("in_child", "json", "verbose", "tap")
+
+
+def add_bulk(parser: argparse.ArgumentParser) -> None:
+    """Add --width of a command that writes and reads much of a BAR."""
+    parser.add_argument(
+        "--width",
+        dest="bulk",
+        type=int,
+        choices=(32, 64),
+        default=64,
+        help="write and read BARs in words of so many bits (default 64, where these arrive)",
+    )
 
 
 def guard(args: argparse.Namespace, address: str) -> None:

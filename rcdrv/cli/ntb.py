@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from rcdrv.cli.common import (
     RECORD,
+    add_bulk,
     common_options,
     number,
     open_function,
@@ -64,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--db", type=number, required=True, metavar="N", help="which one, from 0")
     add("--count", type=positive, default=1, metavar="N", help="rings (default 1)")
     add("--interval", type=pause, default=0.0, metavar="S", help="seconds between rings")
-    add = action("mw", "read, write or test a memory window").add_argument
+    mw = action("mw", "read, write or test a memory window")
+    add_bulk(mw)
+    add = mw.add_argument
     add("what", choices=["read", "write", "test"], metavar="read|write|test")
     add("offset", type=number, nargs="?", default=0, help="in the window (default 0)")
     add("value", type=word32, nargs="?", help="write: the 32-bit value")
@@ -76,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the endpoint has set the window's translation; before that, the BAR shows its"
         " physical address 0 and must not be touched",
     )
-    add = action("ping", "measure round trips").add_argument
+    pinger = action("ping", "measure round trips")
+    add_bulk(pinger)
+    add = pinger.add_argument
     add("--count", type=number, metavar="N", help="pings; 0 is endless (default 10)")
     add("--interval", type=pause, metavar="S", help="seconds between pings (default 0.2)")
     add("--db", type=number, default=0, metavar="N", help="the doorbell to ring (default 0)")

@@ -16,6 +16,7 @@ OPTIONS = {
     "reg_bar": "--reg-bar",
     "irq": "--irq",
     "timeout": "--timeout",
+    "width": "--width",
     "record": "--record",
     "vf_token": "--vf-token",
     "bar": "--bar",

@@ -22,7 +22,15 @@ from typing import Any
 
 from rcdrv.api import Endpoint, all_cases, choose_cases
 from rcdrv.cli import exit_status, print_error
-from rcdrv.cli.common import ENDPOINT, RECORD, endpoint, number, open_function, print_json
+from rcdrv.cli.common import (
+    ENDPOINT,
+    RECORD,
+    add_bulk,
+    endpoint,
+    number,
+    open_function,
+    print_json,
+)
 from rcdrv.cli.options import spell
 from rcdrv.cli.reconnect import add_reconnect, wait_until_back
 from rcdrv.epf_test.more import DESTRUCTIVE_MORE
@@ -99,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="test all of a BAR above 1 GiB too, at some 10 MB/s (default: parts of it)",
     )
+    add_bulk(parser)
     add("--tap", action="store_true", help="TAP version 13, the default when not on a terminal")
     add_reconnect(parser)
     add(

@@ -36,9 +36,9 @@ def find_registers(function: Function) -> tuple[int, int | None]:
         if _fits(value) and (part is not parts.UNKNOWN_PART or _has_db_bar(window)):
             return usual, value
     others = [
-        (index, caps)
+        (index, found)
         for index in fitting
-        if index != usual and (caps := _caps_of_registers(function.bar(index)))
+        if index != usual and (found := _caps_of_registers(function.bar(index)))
     ]
     return others[0] if len(others) == 1 else (usual, None)
 

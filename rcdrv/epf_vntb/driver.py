@@ -350,6 +350,15 @@ class Vntb(ControlBlock):
         self._check_window(index)
         return self.function.bar(self.bars.windows[index])
 
+    def widen(self, index: int, offset: int) -> None:
+        """Have a window written and read in 64-bit words if these arrive.
+
+        :param offset: 8 bytes there are written; no multiple of 8: nothing is
+        """
+        bar = self.bars.windows[index]
+        if offset % 8 == 0 and self.function.widen(bar, offset) is False:
+            self._say(f"BAR{bar}: 64-bit accesses do not arrive, so words have 32 bits here")
+
     def window_buffer(self, size: int) -> DmaBuffer:
         """Return memory for a window, aligned to its size as ``dma_alloc_coherent()`` aligns it.
 

@@ -205,6 +205,7 @@ class QueuePair:
                 f"the endpoint's ring of {rings.tx.entries} slots is full: it takes no packets",
                 hint="on the endpoint: is the interface up? Is `mtu` its transport_mtu?",
             )
+        self._vntb.widen(0, rings.tx.slot(rings.tx_index))
         rings.put(packet, len(packet), flags)
         self.ring()
 

@@ -47,6 +47,7 @@ def test_memory(vntb: Vntb, index: int) -> int:
         before = window.read_block(offset, size)
         pattern = _pattern(offset, size)
         try:
+            vntb.widen(index, offset)
             window.write_block(offset, pattern)
             _compare(vntb, window, offset, pattern)
         finally:

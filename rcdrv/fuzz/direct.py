@@ -88,6 +88,7 @@ class Direct:
 
     backend = "direct"
     dma_by_descriptor = False
+    messages = True
 
     def __init__(self, layout: Layout, log: AccessLog | None = None) -> None:
         self.address = "the endpoint"

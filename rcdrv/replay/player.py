@@ -58,6 +58,7 @@ class Player:
 
     backend = "replay"
     dma_by_descriptor = False
+    messages = True
 
     def __init__(self, address: str, recording: Recording) -> None:
         self.address = address

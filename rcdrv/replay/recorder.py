@@ -71,6 +71,7 @@ class Recorder:
         self.address = device.address
         self.backend = device.backend
         self.dma_by_descriptor = device.dma_by_descriptor
+        self.messages = True
         self._time: Clock = getattr(device, "clock", MONOTONIC)
         self.clock = _Clock(self, self._time)
         self._lines: list[str] = []

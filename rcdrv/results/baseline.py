@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rcdrv.errors import UsageError
 from rcdrv.files import parse_json, read_file
@@ -13,6 +12,9 @@ from rcdrv.results.result import Baseline, Before, CaseResult, Change, Run
 from rcdrv.results.summary import CASE_VERDICTS, not_run
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 _LARGEST = 4 << 20
 """Limit of a baseline file in bytes, far above a run of every case."""
@@ -22,9 +24,18 @@ _LONGEST = 200
 
 def shipped() -> tuple[str, ...]:
     """Return the names of the shipped baselines: the presets' boards."""
-    folder = files("rcdrv.results").joinpath("baselines")
-    names = (entry.name for entry in folder.iterdir())
+    names = (entry.name for entry in _folder().iterdir())
     return tuple(sorted(name[:-5] for name in names if name.endswith(".json")))
+
+
+def _folder() -> Traversable:
+    """Where they are. importlib.resources takes 15 modules with it, which most starts need not."""
+    folder = Path(__file__).with_name("baselines")
+    if folder.is_dir():
+        return folder
+    from importlib.resources import files  # the package is in an archive
+
+    return files("rcdrv.results").joinpath("baselines")
 
 
 def load(name: str, cancel: Cancel | None = None) -> Baseline:
@@ -35,7 +46,7 @@ def load(name: str, cancel: Cancel | None = None) -> Baseline:
     """
     names = shipped()
     if name in names:
-        data = files("rcdrv.results").joinpath(f"baselines/{name}.json").read_bytes()
+        data = _folder().joinpath(f"{name}.json").read_bytes()
     else:
         try:
             data = read_file(Path(name), _LARGEST, cancel)

@@ -199,7 +199,8 @@ class Controller(SimOutbound):
             yield layout.msix_pba, layout.msix_pba + -(-layout.msix // 8) - 1
 
     def _responds(self, bar: int) -> bool:
-        return self.config.responds and bar not in self._cleared | self._lost | self._gone
+        absent = bar in self._cleared or bar in self._lost or bar in self._gone
+        return self.config.responds and not absent
 
     def read_bar(self, bar: int, offset: int, size: int) -> bytes:
         """Read on behalf of the host. All ones while BARs are not decoded."""
@@ -226,10 +227,10 @@ class Controller(SimOutbound):
             return
         if self._spoiler.active and bar != self.layout.register_bar and len(data) == 4:
             bar = self._spoiler.reached(bar, offset + 4, self._memory)
-        pages = list(self._pages(bar))
-        if not pages:
+        if bar not in self._exposed and bar not in self._shown:
             self._store(bar, offset, data)
             return
+        pages = list(self._pages(bar))
         # Registers see accesses of at most their own width.
         for start, piece in bus_accesses(offset, data):
             if not any(self._write_page(shown, bar, start, piece) for shown in pages):

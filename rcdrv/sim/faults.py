@@ -125,6 +125,7 @@ FAULTS |= {
     "data-line": _more("a data line of the BARs is stuck at 0", "bit", 30, traps=True),
     "address-line": _more("the highest address line of the BARs has no effect", traps=True),
     "byte-enables": _more("a write of 8 or 16 bits clears the rest of its 32-bit word", traps=True),
+    "wide-torn": _more("of a 64-bit access to a BAR, only the low half arrives", traps=True),
     "write-order": _more("a 32-bit read overtakes the write before it", traps=True),
     "bar-crosstalk": _more(
         "32-bit writes to several BARs in turns each reach the BAR before", traps=True

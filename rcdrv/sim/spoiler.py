@@ -12,7 +12,14 @@ class Spoiler:
     """Accesses to a BAR's memory as the active faults have them."""
 
     def __init__(self, faults: Faults) -> None:
-        names = ("data-line", "address-line", "byte-enables", "write-order", "bar-crosstalk")
+        names = (
+            "data-line",
+            "address-line",
+            "byte-enables",
+            "write-order",
+            "bar-crosstalk",
+            "wide-torn",
+        )
         self.active = any(name in faults for name in names)
         self._faults = faults
         # The BARs of the last two 32-bit writes.
@@ -32,6 +39,8 @@ class Spoiler:
         if not overtakes:
             self._arrive()
         data = b"".join(memory.read(at, count) for at, count in self._pieces(memory, offset, size))
+        if "wide-torn" in self._faults and size == 8:
+            data = data[:4] * 2
         self._arrive()
         return data
 
@@ -40,6 +49,8 @@ class Spoiler:
         if "write-order" in self._faults and len(data) == 4:
             self._late = memory, offset, data
             return
+        if "wide-torn" in self._faults and len(data) == 8:
+            data = data[:4]
         if "byte-enables" in self._faults and len(data) < 4:
             word = bytearray(4)
             word[offset % 4 : offset % 4 + len(data)] = data

@@ -53,6 +53,7 @@ class VfioDevice:
     """
 
     dma_by_descriptor = False
+    messages = False
 
     def __init__(self, address: str, backend: str, fd: int, space: AddressSpace) -> None:
         self.address = address

@@ -35,6 +35,7 @@ class SysfsDevice(PhysicalDma):
 
     backend = "sysfs"
     dma_by_descriptor = False
+    messages = False
 
     def __init__(self, address: str, config: int, paths: Paths) -> None:
         self.address = address

@@ -63,6 +63,7 @@ class Client(Caller):
 
     backend = "vfio-user"
     dma_by_descriptor = True
+    messages = True
 
     def __init__(self, sock: socket.socket, address: str, timeout: float = 5.0) -> None:
         super().__init__(sock, address, timeout)

@@ -27,6 +27,7 @@ class FakeDevice:
 
     backend = "fake"
     dma_by_descriptor = False
+    messages = False
     address = "fake"
 
     def __init__(self, fail_at: int = -1, error: BaseException | None = None) -> None:

@@ -22,23 +22,24 @@ COPIES = [
 SIZE = 4096
 
 
+@pytest.mark.parametrize("step", [4, 8])
 @pytest.mark.parametrize("copy", COPIES)
 @given(words=st.integers(0, 64), at=st.integers(0, 64), odd=st.integers(0, 3), data=st.data())
 def test_just_these_words_are_copied(
-    copy: machine.Copy, words: int, at: int, odd: int, data: st.DataObject
+    copy: machine.Copy, step: int, words: int, at: int, odd: int, data: st.DataObject
 ) -> None:
     memory = mmap.mmap(-1, SIZE)
     before = os.urandom(SIZE)
     memory[:] = before
-    content = data.draw(st.binary(min_size=4 * words + odd, max_size=4 * words + odd))
-    first, end = 4 * at, 4 * (at + words)
+    content = data.draw(st.binary(min_size=step * words + odd, max_size=step * words + odd))
+    first, end = step * at, step * (at + words)
     with memoryview(memory) as device:
         with device[first:end] as target:
-            copy(target, memoryview(content)[odd:])
+            copy(target, memoryview(content)[odd:], step)
         assert memory[:] == before[:first] + content[odd:] + before[end:]
         out = bytearray(SIZE + odd)
         with memoryview(out) as room:
-            copy(room[odd:], device)
+            copy(room[odd:], device, step)
         assert out == bytes(odd) + memory[:]
     memory.close()  # nothing has kept a hold of it
 
@@ -76,16 +77,19 @@ def test_a_32_bit_python_on_a_64_bit_kernel_gets_no_64_bit_instructions(
     monkeypatch: pytest.MonkeyPatch, processor: str
 ) -> None:
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", "", "", processor)))
-    assert machine._instructions(machine._COPY | machine._BARRIER)
+    tables = (machine._COPY64 | machine._BARRIER, machine._COPY | machine._BARRIER)
+    assert all(map(machine._instructions, tables))
     monkeypatch.setattr(machine, "_HOST_BITS", 32)
-    assert not machine._instructions(machine._COPY | machine._BARRIER)
+    assert not any(map(machine._instructions, tables))
     assert machine._copier.__wrapped__() is machine._copy_items
 
 
-@pytest.mark.parametrize(("target", "source"), [(8, 4), (4, 8), (3, 3), (0, 1)])
-def test_what_does_not_fit_is_refused(target: int, source: int) -> None:
+@pytest.mark.parametrize(
+    ("target", "source", "step"), [(8, 4, 4), (4, 8, 4), (3, 3, 4), (0, 1, 4), (12, 12, 8)]
+)
+def test_what_does_not_fit_is_refused(target: int, source: int, step: int) -> None:
     with pytest.raises(ValueError, match=f"{source} bytes"):
-        machine.copy_words(memoryview(bytearray(target)), memoryview(bytes(source)))
+        machine.copy_words(memoryview(bytearray(target)), memoryview(bytes(source)), step)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcdrv import mmio
-from rcdrv.errors import AccessError
+from rcdrv.errors import AccessError, EndpointError
 from rcdrv.mmio import MappedWindow, SplitWindow, TrappedWindow, Window
 
 SIZE = 0x1000
@@ -222,21 +222,30 @@ def test_blocks_outside_are_refused(make: Callable[[], Window], offset: int, siz
     window.close()
 
 
+@pytest.mark.parametrize("messages", [False, True])
+@pytest.mark.parametrize("bulk", [32, 64])
 @given(offset=st.integers(0, SIZE), size=st.integers(0, SIZE))
-def test_bulk_touches_every_byte_once_and_every_word_aligned(offset: int, size: int) -> None:
+def test_bulk_touches_every_byte_once_and_every_word_aligned(
+    bulk: int, messages: bool, offset: int, size: int
+) -> None:
     size = min(size, SIZE - offset)
     region = Recorder(SIZE)
-    window = TrappedWindow(region, SIZE)
+    window = TrappedWindow(region, SIZE, messages=messages)
+    assert window.widen() is (bulk == 64) or bulk == 32
+    window.bulk = bulk
+    region.log.clear()
     window.read_block(offset, size)
     window.write_block(offset, bytes(size))
     for kind in ("read", "write"):
         touched = [0] * SIZE
         for entry, start, length in region.log:
             if entry == kind:
-                # One request is a run of words: of 4 bytes, or one of 2 or 1.
-                width = 4 if length % 4 == 0 else length
-                assert width in (1, 2, 4)
-                assert start % width == 0
+                # One request is a run of words: of 4 or 8 bytes, or one of 2 or 1. The kernel
+                # takes 8 of it at once where it can.
+                width = next((step for step in (8, 4) if length % step == 0), length)
+                assert width in (1, 2, 4, 8)
+                assert start % width == 0 or messages
+                assert bulk == 64 or length <= 4 or (messages and length > 8)
                 for byte in range(start, start + length):
                     touched[byte] += 1
         assert touched == [int(offset <= byte < offset + size) for byte in range(SIZE)]
@@ -313,3 +322,82 @@ def test_a_closed_window_refuses_and_may_be_closed_again(make: Callable[[], Wind
     for access in (lambda: window.read32(0), lambda: window.write32(0, 0)):
         with pytest.raises((AccessError, ValueError)):
             access()
+
+
+# -- 64-bit words ---------------------------------------------------------------------------------
+
+
+class Torn(Recorder):
+    """A region whose 64-bit accesses do not arrive whole."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(SIZE)
+        self.how = how
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = super().read(offset, size)
+        if size == 8:
+            if self.how == "read refused":
+                raise EndpointError("a read of 8 bytes")
+            data = {
+                "high half read as low": data[:4] * 2,
+                "high half reads all ones": data[:4] + b"\xff" * 4,
+                "halves swapped": data[4:] + data[:4],
+            }.get(self.how, data)
+        return data
+
+    def write(self, offset: int, data: bytes) -> None:
+        if len(data) == 8:
+            if self.how == "write refused":
+                raise EndpointError("a write of 8 bytes")
+            data = {
+                "high half dropped": data[:4],
+                "low half dropped": bytes(self.memory[offset : offset + 4]) + data[4:],
+                "halves swapped": data[4:] + data[:4],
+            }.get(self.how, data)
+        super().write(offset, data)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "high half read as low",
+        "high half reads all ones",
+        "high half dropped",
+        "low half dropped",
+        "halves swapped",
+        "read refused",
+        "write refused",
+    ],
+)
+def test_a_region_that_tears_64_bits_gets_words_of_32(how: str) -> None:
+    region = Torn(how)
+    window = TrappedWindow(region, SIZE)
+    assert not window.widen(0x40)
+    assert window.bulk == 32
+    assert {start // 8 for _, start, _ in region.log} <= {8}
+    window.write_block(0, bytes(range(64)))
+    assert window.read_block(0, 64) == bytes(range(64))
+
+
+@windows
+def test_after_the_probe_blocks_are_as_before(make: Callable[[], Window]) -> None:
+    window = make()
+    assert window.widen(0x10)
+    assert window.bulk == 64
+    data = random.Random(1).randbytes(SIZE)
+    for offset, size in [(0, SIZE), (4, 100), (12, 4), (1, 30), (0, 0), (8, 8), (SIZE - 12, 12)]:
+        window.fill(0, SIZE, 0xEE)
+        window.write_block(offset, data[:size])
+        assert window.read_block(offset, size) == data[:size]
+        assert window.compare(offset, data[:size]) is None
+        rest = b"\xee" * offset + data[:size] + b"\xee" * (SIZE - offset - size)
+        assert window.read_block(0, SIZE) == rest
+    window.close()
+
+
+def test_a_32_bit_host_has_words_of_32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmio, "_HOST_BITS", 32)
+    region = Recorder(SIZE)
+    assert not TrappedWindow(region, SIZE).widen()
+    assert not region.log

@@ -146,6 +146,13 @@ def test_what_ring_imports() -> None:
     assert sorted(KERNEL.split()) == sorted(more)
 
 
+def test_what_the_suite_does_not_import() -> None:
+    """importlib.resources brings archives and temporary files: a third of the start."""
+    start = loaded("cli.test", "results.baseline; rcdrv.results.baseline.shipped()")
+    assert "rcdrv.epf_test.suite" in start
+    assert not start & {"importlib.resources", "tempfile", "shutil", "random"}
+
+
 def test_others_use_dataclasses_and_typing() -> None:
     for source in (ROOT / "rcdrv").rglob("*.py"):
         name = ".".join(source.relative_to(ROOT / "rcdrv").with_suffix("").parts)

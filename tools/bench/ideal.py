@@ -42,6 +42,7 @@ class _Ideal(Device):
     address = "ideal"
     backend = "memory"
     dma_by_descriptor = False
+    messages = False
 
     def __init__(self) -> None:
         self._bars = [os.memfd_create(f"ideal-bar{index}") for index in range(2)]

@@ -9,7 +9,7 @@ import zlib
 from array import array
 from functools import partial
 
-from rcdrv.epf_test.bars import check_writable, is_reserved, sampled, testable_size
+from rcdrv.epf_test.bars import check_writable, is_reserved, sampled, testable_size, widen
 from rcdrv.epf_test.driver import ALL_ONES, EpfTest
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
@@ -36,6 +36,7 @@ def _window(index: int, driver: EpfTest) -> tuple[Window, int]:
     bar = driver.function.bars[index]
     if bar is None or not bar.is_memory:
         raise skip(Reason.BAR_DISABLED, "BAR is disabled")
+    widen(driver, index)
     return driver.function.bar(index), testable_size(driver, index)
 
 

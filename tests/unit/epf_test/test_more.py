@@ -72,6 +72,7 @@ CAUGHT: dict[str, dict[str, str]] = {
     "data-line": {"WALKING_ONES": MISMATCH, "ADDRESS": MISMATCH, "WIDTH": MISMATCH},
     "address-line": {"WALKING_ONES": MISMATCH, "ADDRESS": MISMATCH},
     "byte-enables": {"WIDTH": MISMATCH},
+    "wide-torn": {"WIDTH": MISMATCH},
     "write-order": {"ORDER": MISMATCH},
     "bar-crosstalk": {"TOGETHER": MISMATCH},
     "bar-forgets": {"RETENTION": MISMATCH},
