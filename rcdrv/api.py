@@ -316,7 +316,7 @@ class Endpoint:
         :param boundaries: transfers around every 4 KiB boundary instead
         :param whole: test all of a BAR above 1 GiB too
         :param destructive: cases that may upset the endpoint or this host: ``iommu-fault``,
-            ``bus-master``, ``reset``
+            ``bus-master``, ``power``, ``reset``
         :param more: the second suite instead of the kselftest's cases
         :param baseline: a file that ``rcdrv test --json`` printed, or a board with known limits
             (``rk3588``): a case failed only if it is worse than there

@@ -225,8 +225,8 @@ class Controller(SimOutbound):
         """Write on behalf of the host. Ignored while BARs are not decoded."""
         if not self._responds(bar):
             return
-        if self._spoiler.active and bar != self.layout.register_bar and len(data) == 4:
-            bar = self._spoiler.reached(bar, offset + 4, self._memory)
+        if self._spoiler.active and len(data) == 4:
+            bar = self._spoiler.reached(bar, offset + 4, self._memory, self.layout.register_bar)
         if bar not in self._exposed and bar not in self._shown:
             self._store(bar, offset, data)
             return

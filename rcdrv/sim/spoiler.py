@@ -26,8 +26,13 @@ class Spoiler:
         self._written = (-1, -1)
         self._late: tuple[BarMemory, int, bytes] | None = None
 
-    def reached(self, bar: int, end: int, memory: Mapping[int, BarMemory]) -> int:
-        """The BAR that a 32-bit write to ``bar`` up to ``end`` reaches."""
+    def reached(
+        self, bar: int, end: int, memory: Mapping[int, BarMemory], register_bar: int
+    ) -> int:
+        """Return the BAR that a 32-bit write to ``bar`` up to ``end`` reaches."""
+        if bar == register_bar:
+            self._written = (-1, -1)
+            return bar
         before, other = self._written
         self._written = other, bar
         crosses = -1 != before != other != bar and end <= memory[other].size

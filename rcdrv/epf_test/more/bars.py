@@ -212,7 +212,7 @@ def together(driver: EpfTest, progress: Progress) -> str:
     if len(bars) < _TWO:
         raise skip(Reason.BAR_DISABLED, "fewer than two BARs besides that of the registers")
     windows = {index: _window(index, driver)[0] for index in bars}
-    words = {index: [0x1000_0000 * (index + 1) + n for n in range(_TURNS)] for index in bars}
+    words = {index: [0x0100_0000 * (index + 1) + n for n in range(_TURNS)] for index in bars}
     places = {index: min(_TURNS, windows[index].size // 4) for index in bars}
     for number in range(_TURNS):
         for index, window in windows.items():
