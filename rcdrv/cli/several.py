@@ -173,21 +173,25 @@ def side_by_side(
                     read = partial(process.read, stream, selector)
                     selector.register(stream, selectors.EVENT_READ, read)
 
-        for queue in queues:
-            begin(queue)
-        while running:
-            for key, _ in selector.select():
-                if key.data is not None:
-                    key.data()
-                    continue
-                selector.unregister(key.fd)  # once it is readable, it stays so
-                for process in running.values():
-                    process.stop(signal.SIGINT if cancel.hurried else cancel.signal)
-            for process in [one for one in running.values() if not one.streams]:
-                statuses[process.number] = process.end()
-                del running[process.number]
-                ended(process.number)
-                begin(process.queue)
+        try:
+            for queue in queues:
+                begin(queue)
+            while running:
+                for key, _ in selector.select():
+                    if key.data is not None:
+                        key.data()
+                        continue
+                    selector.unregister(key.fd)  # once it is readable, it stays so
+                    for process in running.values():
+                        process.stop(signal.SIGINT if cancel.hurried else cancel.signal)
+                for process in [one for one in running.values() if not one.streams]:
+                    statuses[process.number] = process.end()
+                    del running[process.number]
+                    ended(process.number)
+                    begin(process.queue)
+        finally:
+            for process in running.values():  # nobody reads our output any more
+                process.abandon()
     return statuses
 
 
@@ -255,6 +259,13 @@ class _Process:
         """Pass a signal on. The process is there, or a zombie, until :meth:`end`."""
         os.kill(self._pid, signum)
 
+    def abandon(self) -> None:
+        """Have it clean up and end, and wait for that. What it prints goes nowhere."""
+        for stream in self.streams:
+            stream.close()
+        self.stop(signal.SIGTERM)
+        os.waitpid(self._pid, 0)
+
     def end(self) -> int:
         """Wait for it; return its exit status."""
         status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
@@ -292,5 +303,10 @@ def _run_child(
         sys.stderr.flush()
     except SystemExit as ended:
         status = int(ended.code or 0)
+    except Exception:  # a bug that the user wants to see: RCDRV_TRACEBACK
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(status)

@@ -34,6 +34,8 @@ def soak(args: argparse.Namespace, cancel: Cancel, override: Location | None) ->
 
     def use(function: Function) -> None:
         nonlocal device
+        if not run.report.count:
+            run.begin()
         device = function.address
         run.report.location, run.report.left_enabled = None, False
         plan = RingPlan(

@@ -99,14 +99,18 @@ class Soak:
         self.held: tuple[Held, Held] | None = None
         """After the first cycle, and after the last one so far."""
         self._on_ring = on_ring
-        self._now = clock.now
-        self._start = clock.now()
-        self.end = Deadline(seconds, clock)
+        self._clock = clock
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the time now; opening an endpoint may have taken some of it."""
+        self._start = self._clock.now()
+        self.end = Deadline(self.seconds, self._clock)
 
     @property
     def elapsed(self) -> float:
         """Seconds since it began."""
-        return self._now() - self._start
+        return self._clock.now() - self._start
 
     def run(
         self,

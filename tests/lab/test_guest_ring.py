@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab.conftest import FAULTY, VECTORS_64
 from tools.lab.channel import Result
 from tools.lab.endpoint import Endpoint
 from tools.lab.guest import Guest
@@ -85,6 +86,28 @@ def test_endpoints_without_a_doorbell(
 def test_intx_that_the_controller_cannot_raise_is_lost(guest_x86_64: Guest) -> None:
     result = rcdrv(guest_x86_64, by_spec(guest_x86_64, "rk3588"), "ring", "--irq", "intx", "--json")
     assert (result.status, json.loads(result.stdout)["reason"]) == (1, "irq-lost"), result
+
+
+def test_check_finds_nothing_broken(guest_x86_64: Guest) -> None:
+    endpoint = by_spec(guest_x86_64, VECTORS_64)  # whose BARs are mapped: others log each access
+    result = rcdrv(guest_x86_64, endpoint, "check", "--json", "--timeout", "10")
+    document = json.loads(result.stdout)
+    assert (result.status, document["broken"]) == (0, None), result
+    verdicts = [layer["verdict"] for layer in document["layers"]]
+    assert verdicts == ["pass"] * 7 + ["skip"]
+
+
+def test_functions_of_one_group_take_turns_beside_another_device(guest_x86_64: Guest) -> None:
+    """iommu_device_claim_dma_owner() gives a group to one process."""
+    several = [by_spec(guest_x86_64, spec) for spec in (VECTORS_64, FAULTY, "rk3588")]
+    assert several[0].group == several[1].group != several[2].group
+    devices = [word for one in several for word in ("--device", one.address)]
+    command = ["rcdrv", "ring", "--count", "5", "--timeout", "10", "--json", *devices]
+    result = guest_x86_64.run(command, timeout=120)
+    document = json.loads(result.stdout)
+    assert (result.status, document["verdict"]) == (0, "pass"), result
+    assert [one["device"] for one in document["devices"]] == [one.address for one in several]
+    assert [len(one["rings"]) for one in document["devices"]] == [5, 5, 5]
 
 
 @pytest.mark.parametrize("irq", ["intx", "poll"])

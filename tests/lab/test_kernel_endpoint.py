@@ -219,8 +219,12 @@ def test_bad_device_in_json_is_named(spec: str, problem: str) -> None:
 
 def test_guests_have_it_as_an_endpoint() -> None:
     with started(Guest(endpoints=["kernel:rk3588"])) as guest:
-        done = guest.run(["rcdrv", "-d", guest.endpoints[0].address, "ring", "--irq", "msi"])
+        device = ["rcdrv", "-d", guest.endpoints[0].address]
+        done = guest.run([*device, "ring", "--irq", "msi"])
         assert done.status == 0, done.stderr
+        done = guest.run([*device, "check", "--json", "--timeout", "10"], timeout=300)
+        found = json.loads(done.stdout)
+        assert (done.status, found["broken"], found["verdict"]) == (0, None, "pass"), found
 
 
 def test_crash_of_its_kernel_is_reported() -> None:

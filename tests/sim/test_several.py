@@ -110,6 +110,20 @@ def test_a_signal_cleans_all_of_them_up(
     assert boards[1].stop().status == 0
 
 
+def test_a_reader_that_goes_away_leaves_the_doorbells_disabled(
+    endpoint: Callable[..., Endpoint],
+) -> None:
+    board = endpoint("rcar-s4")
+    run = start("ring", "--count", "0", "--device", board.address, "--device", "sim:rk3588")
+    assert run.stdout is not None
+    while not run.stdout.readline().startswith(board.address):
+        pass
+    os.close(run.stdout.fileno())
+    run.stdout = None
+    assert finish(run).status == 128 + signal.SIGPIPE
+    assert db_bar(board.address) == 0xFFFFFFFF
+
+
 def test_when_the_parent_is_killed_the_doorbells_are_disabled(
     endpoint: Callable[..., Endpoint],
 ) -> None:
