@@ -114,7 +114,7 @@ def _statistics(name: str, counts: Counts) -> str:
         f"sent {c.sent_packets} packets, {c.sent_bytes} bytes, with {c.rings} doorbells;"
         f" all slots were full {c.ring_full} times",
         f"received {c.received_packets} packets, {c.received_bytes} bytes, with {c.doorbells}"
-        f" interrupts; {c.unheard} packets without one",
+        f" interrupts; {c.unheard} were found by a look before one",
         f"dropped {c.too_long} too long, {c.refused} not taken by this host, {c.bad_number} out of"
         f" order, {c.bad_length} of a bad length",
         f"link up {c.link_ups} times; bad indexes of the endpoint: {c.bad_index}",
