@@ -167,7 +167,7 @@ class _Display:
         last, counts = self._last, self._counts
         sent = (counts.sent_bytes - last.sent_bytes) / seconds
         received = (counts.received_bytes - last.received_bytes) / seconds
-        line = f"sent {counts.sent_packets} packets, {sent / 1e6:.1f} MB/s;"
+        line = f"sent {counts.sent_packets}, {sent / 1e6:.1f} MB/s;"
         line += f" received {counts.received_packets}, {received / 1e6:.1f} MB/s;"
         line += f" dropped {counts.dropped}; doorbells {counts.rings} out, {counts.doorbells} in"
         self._since, self._last = now, Counts(**vars(counts))
