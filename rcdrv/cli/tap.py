@@ -114,7 +114,7 @@ def _statistics(name: str, counts: Counts) -> str:
         f"sent {c.sent_packets} packets, {c.sent_bytes} bytes, with {c.rings} doorbells;"
         f" all slots were full {c.ring_full} times",
         f"received {c.received_packets} packets, {c.received_bytes} bytes, with {c.doorbells}"
-        f" interrupts; {c.unheard} packets without one",
+        f" interrupts; {c.unheard} were found by a look before one",
         f"dropped {c.too_long} too long, {c.refused} not taken by this host, {c.bad_number} out of"
         f" order, {c.bad_length} of a bad length",
         f"link up {c.link_ups} times; bad indexes of the endpoint: {c.bad_index}",
@@ -167,7 +167,7 @@ class _Display:
         last, counts = self._last, self._counts
         sent = (counts.sent_bytes - last.sent_bytes) / seconds
         received = (counts.received_bytes - last.received_bytes) / seconds
-        line = f"sent {counts.sent_packets} packets, {sent / 1e6:.1f} MB/s;"
+        line = f"sent {counts.sent_packets}, {sent / 1e6:.1f} MB/s;"
         line += f" received {counts.received_packets}, {received / 1e6:.1f} MB/s;"
         line += f" dropped {counts.dropped}; doorbells {counts.rings} out, {counts.doorbells} in"
         self._since, self._last = now, Counts(**vars(counts))

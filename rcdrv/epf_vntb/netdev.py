@@ -51,7 +51,7 @@ class Counts:
     doorbells: int = 0
     """Interrupts of the endpoint."""
     unheard: int = 0
-    """Frames that a look found, without an interrupt for them."""
+    """Frames that a look found before their interrupt, or without one."""
     ring_full: int = 0
     """How often all slots were filled, so that what followed had to wait."""
     too_long: int = 0

@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -20,6 +21,16 @@ import pytest
 from rcdrv.api import case_names
 from rcdrv.device import CONFIG_REGION
 from rcdrv.vfio_user.client import Client
+from tests.namespaces import (
+    BOARD,
+    HOST,
+    LIMIT,
+    PROGRAM,
+    inside,
+    ping,
+    read_until,
+    two_namespaces,
+)
 from tests.unavailable import unavailable
 from tools.lab.endpoint import environment
 from tools.lab.errors import LabError
@@ -203,6 +214,36 @@ def test_vntb_is_found_and_answers(vntb: KernelEndpoint) -> None:
     ping = rcdrv(vntb, "ntb", "ping", "--timeout", "10", "--count", "3")
     assert ping.returncode == 0, ping.stdout + ping.stderr
     assert " 3 received" in ping.stdout
+    assert not vntb.crash()
+
+
+NTB_NETDEV = """
+cd /opt/endpoint
+rmmod ntb_pingpong && insmod ntb_transport.ko && insmod ntb_netdev.ko || exit
+(
+    until interface=$(ls /sys/class/net | grep -v '^lo$'); do sleep 0.1; done
+    ip addr add {address}/24 dev $interface
+    ip link set $interface up
+) </dev/null >/dev/null 2>&1 &
+"""
+
+
+def test_vntb_is_a_network_to_ntb_netdev(vntb: KernelEndpoint) -> None:
+    """The kernel's stack behind the kernel's ntb_netdev answers, in frames of up to its MTU."""
+    loaded = vntb.guest.run(["sh", "-c", NTB_NETDEV.format(address=BOARD)])
+    assert loaded.status == 0, loaded.stderr
+    with two_namespaces() as namespaces:
+        command = [*PROGRAM, "-d", f"vfio-user:{vntb.socket}", "ntb", "tap", "--timeout", "30"]
+        process = inside(namespaces.host, [*command, "--address", f"{HOST}/24"])
+        try:
+            assert "MTU 65510" in read_until(process, process.stdout, "link up")
+            for size in (56, 60000):
+                ping(namespaces.host, BOARD, size)
+        finally:
+            process.terminate()
+            out, err = process.communicate(timeout=LIMIT)
+        assert process.returncode == 128 + signal.SIGTERM, err
+        assert "0 out of order, 0 of a bad length" in out
     assert not vntb.crash()
 
 

@@ -2,65 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
 
 import pytest
 
-from tests.programs import needed
-from tests.unavailable import unavailable
+from tests.namespaces import (
+    BOARD,
+    HOST,
+    PROGRAM,
+    Namespaces,
+    inside,
+    ping,
+    read_until,
+    two_namespaces,
+)
 
 from .conftest import LIMIT, Endpoint, Result, finish, listening
 
-HOST, BOARD = "10.9.0.1", "10.9.0.2"
 QUICK = "rcar-s4-vntb-polled,hz=1000"
 SIZE = 4 << 20
-
-PROGRAM = [sys.executable, "-m", "rcdrv"]
-
-
-class Namespaces(NamedTuple):
-    """Of the host, and of the board."""
-
-    host: str
-    board: str
-
-    def layout(self, spec: str) -> str:
-        return f"{spec},vntb.peer=tap,vntb.peer_netns={self.board},vntb.peer_ip={BOARD}"
-
-    def interfaces(self) -> tuple[list[str], list[str]]:
-        """Those of both, but for loopback."""
-        return _interfaces(self.host), _interfaces(self.board)
-
-
-def _interfaces(namespace: str) -> list[str]:
-    shown = subprocess.run(
-        ["ip", "-n", namespace, "-j", "link"], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return [one["ifname"] for one in json.loads(shown.stdout) if one["ifname"] != "lo"]
 
 
 @pytest.fixture
 def namespaces() -> Iterator[Namespaces]:
-    for program in ("ip", "setpriv"):
-        needed(program)
-    if os.geteuid() or not Path("/dev/net/tun").exists():
-        unavailable("network namespaces need root, and interfaces /dev/net/tun: modprobe tun")
-    names = Namespaces(f"rcdrv-host-{os.getpid()}", f"rcdrv-board-{os.getpid()}")
-    for name in names:
-        subprocess.run(["ip", "netns", "add", name], check=True)
-    yield names
-    for name in names:
-        subprocess.run(["ip", "netns", "del", name], check=True)
+    with two_namespaces() as names:
+        yield names
 
 
 class Running:
@@ -69,41 +41,15 @@ class Running:
     def __init__(self, namespaces: Namespaces, device: str, *options: str) -> None:
         self.namespaces = namespaces
         command = [*PROGRAM, "-d", device, "ntb", "tap", "--address", f"{HOST}/24", *options]
-        self.process = _inside(namespaces.host, command)
+        self.process = inside(namespaces.host, command)
 
     def until(self, pattern: str) -> str:
         """Read lines up to one that matches."""
-        return _read_until(self.process, self.process.stdout, pattern)
+        return read_until(self.process, self.process.stdout, pattern)
 
     def stop(self, number: int = signal.SIGTERM) -> Result:
         self.process.send_signal(number)
         return finish(self.process)
-
-
-def _inside(namespace: str, command: list[str]) -> subprocess.Popen[str]:
-    """Start a program there; it is the process itself that ``ip`` becomes."""
-    return subprocess.Popen(
-        ["ip", "netns", "exec", namespace, *command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={key: value for key, value in os.environ.items() if not key.startswith("RCDRV_")},
-    )
-
-
-def _read_until(process: subprocess.Popen[str], stream: IO[str] | None, pattern: str) -> str:
-    """Read lines up to one that matches."""
-    assert stream is not None
-    end = threading.Timer(LIMIT, process.kill)
-    end.start()
-    try:
-        for line in stream:
-            if re.search(pattern, line):
-                return line
-    finally:
-        end.cancel()
-    pytest.fail(f"ended before {pattern!r}: {finish(process)}")
 
 
 PEER = f"""
@@ -147,34 +93,12 @@ assert exactly(s, 32) == digest, "host to board"
 s.sendall(receive(s))
 """
 
-PING = f"""
-import socket, struct, sys, time
-s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-s.settimeout({LIMIT})
-for sequence in range(3):
-    body = struct.pack(">BBHHH", 8, 0, 0, 77, sequence) + bytes(int(sys.argv[1]))
-    total = sum(struct.unpack(">%dH" % (len(body) // 2), body))
-    while total >> 16:
-        total = (total & 0xffff) + (total >> 16)
-    s.sendto(body[:2] + struct.pack(">H", total ^ 0xffff) + body[4:], (sys.argv[2], 0))
-    while True:
-        answer = s.recv(70000)[20:]
-        if answer[0] == 0 and answer[4:] == body[4:]:
-            break
-"""
-
-
-def ping(namespace: str, address: str, size: int) -> None:
-    """Three echoes there and back, of ``size`` bytes of data."""
-    process = _inside(namespace, [sys.executable, "-c", PING, str(size), address])
-    assert finish(process).status == 0
-
 
 def transfer(namespaces: Namespaces) -> None:
     """Some MB each way over one TCP connection; both ends compare the digests."""
-    server = _inside(namespaces.board, [sys.executable, "-c", SERVER])
-    _read_until(server, server.stdout, "ready")
-    client = finish(_inside(namespaces.host, [sys.executable, "-c", CLIENT]))
+    server = inside(namespaces.board, [sys.executable, "-c", SERVER])
+    read_until(server, server.stdout, "ready")
+    client = finish(inside(namespaces.host, [sys.executable, "-c", CLIENT]))
     served = finish(server)
     assert (client.status, served.status, served.out) == (0, 0, "both ways\n"), (client, served)
 
@@ -191,7 +115,7 @@ def test_two_network_stacks_over_a_served_endpoint(
         ping(namespaces.board, HOST, size)
     transfer(namespaces)
     running.process.send_signal(signal.SIGUSR1)
-    _read_until(running.process, running.process.stderr, "ntb0 statistics")
+    read_until(running.process, running.process.stderr, "ntb0 statistics")
     result = running.stop()
     assert result.status == 128 + signal.SIGTERM, result
     assert "dropped 0 too long, 0 not taken by this host, 0 out of order, 0 of a bad" in result.out
@@ -225,7 +149,7 @@ def test_a_link_that_comes_again(namespaces: Namespaces) -> None:
     device = "sim:" + namespaces.layout(f"{QUICK},fault=link-drops=20")
     running = Running(namespaces, device)
     running.until("link up")
-    pinging = _inside(
+    pinging = inside(
         namespaces.host,
         [
             sys.executable,
@@ -248,7 +172,7 @@ def test_a_server_that_dies(namespaces: Namespaces, tmp_path: Path, again: bool)
 
     def serve() -> subprocess.Popen[str]:
         command = [*PROGRAM, "sim", namespaces.layout(QUICK), "--socket", str(path)]
-        process = _inside(namespaces.board, command)
+        process = inside(namespaces.board, command)
         deadline = time.monotonic() + LIMIT
         while not listening(path):
             assert process.poll() is None
@@ -300,7 +224,7 @@ def test_what_is_in_the_way_is_named(
     message: str,
 ) -> None:
     command = [*around, *PROGRAM, "-d", f"sim:{QUICK},vntb.peer=netdev", "ntb", "tap", *options]
-    result = finish(_inside(namespaces.host, command))
+    result = finish(inside(namespaces.host, command))
     assert (result.status, message in result.err) == (status, True), result
     assert result.err.startswith("rcdrv: ")
     assert "hint: " in result.err
@@ -317,10 +241,10 @@ def test_an_interface_of_the_users_own_needs_no_privilege(namespaces: Namespaces
         subprocess.run(["ip", "-n", namespaces.host, *command], check=True)
     device = f"sim:{QUICK},vntb.peer=netdev,vntb.peer_ip={BOARD}"
     command = [*NO_CAPABILITY, *PROGRAM, "-d", device, "ntb", "tap", "--name", "mine"]
-    process = _inside(namespaces.host, command)
-    assert "MTU 1400" in _read_until(process, process.stdout, "link up")
+    process = inside(namespaces.host, command)
+    assert "MTU 1400" in read_until(process, process.stdout, "link up")
     ping(namespaces.host, BOARD, 56)
-    in_use = finish(_inside(namespaces.host, command))
+    in_use = finish(inside(namespaces.host, command))
     assert (in_use.status, "mine is in use by another program" in in_use.err) == (3, True), in_use
     process.terminate()
     assert finish(process).status == 128 + signal.SIGTERM
