@@ -106,7 +106,7 @@ class Recorder:
             config=bytes(self._config),
             seed=self._seed,
         )
-        if not is_stream(path):
+        if path.is_dir() or not is_stream(path):
             self._save()  # what cannot be written is said before the device is touched
         self._outer = select.epoll()
         self._inner = -1

@@ -87,6 +87,14 @@ def test_each_command(archive: Path, command: str) -> None:
     assert says.lower() in said.lower()
 
 
+def test_it_records_and_replays(archive: Path) -> None:
+    assert bare(archive, "--record", "board.gz", "ring", *RK3588).returncode == 0
+    replay = ("--device", "replay:board.gz")
+    assert "recorded   ring count=1" in bare(archive, "info", *replay).stdout
+    again = bare(archive, "ring", *replay)
+    assert "ring 1: acknowledged" in again.stdout, again.stderr
+
+
 def test_manual_pages_completion_and_rule_come_out_of_it(archive: Path) -> None:
     assert bare(archive, "setup", "udev", "--print").stdout == (
         ROOT / "udev/70-rcdrv.rules"
