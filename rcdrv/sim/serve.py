@@ -69,21 +69,24 @@ def serve(
 
 def _inherited(fd: int) -> socket.socket:
     """Return the stream socket that a descriptor is."""
-    wrong = f"descriptor {fd} is not a UNIX stream socket that listens or is connected"
+    wrong = UsageError(
+        f"descriptor {fd} is not a UNIX stream socket that listens or is connected",
+        hint="the program that starts this one has to make the socket, and pass it on",
+    )
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
-        raise UsageError(wrong) from error
+        raise wrong from error
     kind = (sock.family, sock.type & ~socket.SOCK_NONBLOCK & ~socket.SOCK_CLOEXEC)
     try:
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.getpeername()
     except OSError as error:
         sock.close()
-        raise UsageError(wrong) from error
+        raise wrong from error
     if kind != (socket.AF_UNIX, socket.SOCK_STREAM):
         sock.close()
-        raise UsageError(wrong)
+        raise wrong
     sock.set_inheritable(False)
     return sock
 

@@ -63,5 +63,8 @@ def _sysfs(paths: Paths, fd: int, kind: str, wanted: str) -> Path:
     number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
     found = (paths.sys / "dev/char" / number).resolve()
     if not stat.S_ISCHR(status.st_mode) or (found / "subsystem").resolve().name != kind:
-        raise UsageError(f"descriptor {fd} is not one of {wanted}")
+        raise UsageError(
+            f"descriptor {fd} is not one of {wanted}",
+            hint="have who may open that node pass it on; or name the function by its address",
+        )
     return found

@@ -70,6 +70,10 @@ IOMMUFD = ("edu_descriptor", "igb_tokens")
 LAST = "edu_wanted_back"
 
 
+BUSY = 300
+"""Seconds for one case; a busy machine takes minutes for the start of a Python in a guest."""
+
+
 class Way(NamedTuple):
     """A way to the devices, and what runs there."""
 
@@ -130,7 +134,10 @@ def run(guest: Guest, case: str, backend: str = "group") -> None:
     device = next(one for one in guest.devices if case.split("_")[0] in one.spec)
     user = "user" if case in AS_USER else "root"
     result = guest.run(
-        ["python3", f"/{INSIDE}", case, device.address], user=user, env={"RCDRV_BACKEND": backend}
+        ["python3", f"/{INSIDE}", case, device.address],
+        user=user,
+        env={"RCDRV_BACKEND": backend},
+        timeout=BUSY,
     )
     assert result.status == 0, f"{result.stderr}\n{guest.console[-2000:]}"
     if backend == "noiommu" and user == "root":
