@@ -350,14 +350,9 @@ _OF_OUTPUT = ("in_child", "json", "verbose", "tap")
 
 def add_bulk(parser: argparse.ArgumentParser) -> None:
     """Add --width of a command that writes and reads much of a BAR."""
-    parser.add_argument(
-        "--width",
-        dest="bulk",
-        type=int,
-        choices=(32, 64),
-        default=64,
-        help="write and read BARs in words of so many bits (default 64, where these arrive)",
-    )
+    what = "write and read BARs in words of so many bits (default 64, where these arrive)"
+    add = parser.add_argument
+    add("--width", dest="bulk", type=int, choices=(32, 64), default=64, help=what)
 
 
 def guard(args: argparse.Namespace, address: str) -> None:
