@@ -26,7 +26,10 @@ def test_what_is_destructive_runs_when_asked_for() -> None:
         *("--timeout", "10", "--device", "sim:generic"),
     )
     assert result.status == 0, result
-    assert {one["verdict"] for one in result.document["results"]} == {"pass"}
+    results = {one["name"]: one["verdict"] for one in result.document["results"]}
+    # vfio-user has one kind of reset only.
+    assert results.pop("more_destructive.BUS_RESET_TEST") == "skip"
+    assert set(results.values()) == {"pass"}
     assert len(result.document["results"]) == sum(map(len, DESTRUCTIVE_MORE.values()))
     without = rcdrv("test", "--more", "-f", "more_destructive", "--device", "sim:generic")
     assert without.status == 2
