@@ -96,7 +96,8 @@ def scheme_of(address: str) -> Scheme:
         return PCI
     raise UsageError(
         f"{address!r} is not a device address",
-        hint=did_you_mean(f"{name}:", prefixes()) or f"it is one of: {forms()}",
+        hint=(f"{name}:" not in prefixes() and did_you_mean(f"{name}:", prefixes()))
+        or f"it is one of: {forms()}",
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 USED = """
-    __future__ abc argparse array bisect collections concurrent contextlib copy ctypes dataclasses
-    datetime difflib enum fcntl fnmatch functools html importlib io ipaddress json logging math
-    mmap multiprocessing operator os pathlib pkgutil platform random re resource select shlex
-    shutil signal socket stat statistics struct subprocess threading traceback types typing xml
-    zlib
+    __future__ abc argparse array base64 binascii bisect collections concurrent contextlib copy
+    ctypes dataclasses datetime difflib enum fcntl fnmatch functools hashlib html importlib io
+    ipaddress json logging math mmap multiprocessing operator os pathlib pickle pkgutil platform
+    random re resource select selectors shlex shutil signal socket stat statistics struct
+    subprocess threading traceback types typing xml zlib
 """
 """A test keeps it complete; what is built into every interpreter is left out."""
 
