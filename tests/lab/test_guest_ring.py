@@ -57,6 +57,15 @@ def ring_and_check(guest: Guest, spec: str, irq: str, *arguments: str) -> None:
     assert {line["size"] for line in touched if line["offset"] < REGISTERS} == {4}
 
 
+def test_a_recorded_session_makes_the_same_accesses(guest_x86_64: Guest) -> None:
+    """Through the kernel's VFIO, with BARs that are mapped below the recorder."""
+    ring_and_check(guest_x86_64, "rk3588", "msi", "--record", "/tmp/board.gz")
+    replay = ("rcdrv", "--device", "replay:/tmp/board.gz", "ring", "--count", "100", "--irq", "msi")
+    again = guest_x86_64.run(replay, timeout=120)
+    assert again.status == 0, again.stderr
+    assert "100 rings, 100 acknowledged" in again.stdout
+
+
 @pytest.mark.parametrize("irq", ["msi", "msix", "poll"])
 def test_rk3588_rings_100_of_100(guest_x86_64: Guest, irq: str) -> None:
     ring_and_check(guest_x86_64, "rk3588", irq, "--bar", "4")

@@ -79,7 +79,7 @@ change = st.one_of(
 def test_changed_lines(tmp_path: Path, lines: list[str], changes: list[tuple[Any, ...]]) -> None:
     text = list(lines)
     for kind, where, *how in changes:
-        at = int(where) % len(text)
+        at = where % len(text)
         words = text[at].split(" ")
         if kind == "drop":
             del text[at]
