@@ -18,7 +18,10 @@ from tools.lab.debian import archive, host_architecture, output
 from tools.lab.errors import LabError
 
 COMPILER = ("gcc", "libc6-dev", "make")
-SHELL = ("base-files", "bash", "coreutils", "dash", "findutils", "grep", "mawk", "perl-base", "sed")
+SHELL = (
+    *("base-files", "bash", "coreutils", "dash", "findutils", "grep", "gzip", "mawk", "perl-base"),
+    "sed",
+)
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "urandom": (1, 9)}
 _OWN = ("unshare", "--map-root-user", "--mount", "--propagation", "private")
 _ENTER = """

@@ -164,8 +164,8 @@ def _explained(source: Path, error: LabError) -> LabError:
         return error  # not of the source: no space, no namespace
     where, what = first["where"] or "", first["what"].strip()
     cure = (
-        "all headers but include/linux/pci-ep*.h and ntb*.h are of the guest's kernel: base the"
-        " patch on that version"
+        "unless it is a slip of the patch: all headers but include/linux/pci-ep*.h and ntb*.h are"
+        " of the guest's kernel, so base the patch on that version"
     )
     if first["kind"] == "ERROR":
         cure = (
