@@ -181,7 +181,9 @@ def _prepare_streams(*, ours: bool) -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
-            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - stays open
+            # As Python's own streams: the descriptor stays when another stream replaces this one.
+            null = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(null, mode, closefd=False))  # noqa: PTH123, SIM115
     if ours and isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +56,17 @@ def test_one_that_is_lost_or_missing_does_not_stop_the_others() -> None:
     assert result.status == 5
     assert [line.split()[-1] for line in result.out.splitlines()[-3:]] == ["pass", "pass", "lost"]
     assert all(line.startswith("sim:rk3588,fault=vanish=20  ") for line in result.err.splitlines())
+
+
+@pytest.mark.parametrize(("redirect", "place"), [(">&-", "err"), ("2>&-", "out")])
+def test_a_closed_stream_is_not_replaced_by_what_opens_next(redirect: str, place: str) -> None:
+    """The parent's /dev/null in its place went with the parent's stream, in each child."""
+    command = f"{sys.executable} -m rcdrv -d sim:rk3588 -d sim:rk3588 ring --bar 1 {redirect}"
+    shell = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    shown = {"out": shell.stdout, "err": shell.stderr}
+    assert shell.returncode == 1
+    assert shown.pop(place).count("sim:rk3588") >= 2
+    assert [*shown.values()] == [""]
 
 
 def test_suites_have_one_report_of_each_kind(tmp_path: Path) -> None:
