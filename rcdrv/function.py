@@ -335,7 +335,11 @@ class Function:
             raise HostError(f"{self.address}: the function has no reset")
         command, before = self.config.command, self._inventory()
         self.resets += 1
-        self.device.reset()
+        try:
+            self.device.reset()
+        except HostError:  # a server may have reset it, and then failed
+            self.config.command = command
+            raise
         self.config.command = command
         self.check_alive()
         after = self._inventory()

@@ -189,6 +189,23 @@ def test_opening_turns_decoding_and_mastering_on_and_intx_off() -> None:
     assert device.command == 0
 
 
+class FailsToReset(FakeDevice):
+    """Resets the function, then reports an error."""
+
+    def reset(self) -> None:
+        super().reset()
+        raise HostError("reset failed")
+
+
+def test_a_reset_that_fails_leaves_command_as_it_was() -> None:
+    """pci_reset_function() saves and restores it (drivers/pci/pci.c); a server may not."""
+    device = FailsToReset()
+    with Function(device) as function:
+        with pytest.raises(HostError, match="reset failed"):
+            function.reset()
+        assert device.command == 0x0406
+
+
 def test_a_device_that_reads_all_ones_is_lost() -> None:
     device = FakeDevice()
     device.config[:] = b"\xff" * 256
