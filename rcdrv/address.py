@@ -94,10 +94,9 @@ def scheme_of(address: str) -> Scheme:
 
     if is_address(address):
         return PCI
+    near = did_you_mean(f"{name}:", [one for one in prefixes() if one != address])
     raise UsageError(
-        f"{address!r} is not a device address",
-        hint=(f"{name}:" not in prefixes() and did_you_mean(f"{name}:", prefixes()))
-        or f"it is one of: {forms()}",
+        f"{address!r} is not a device address", hint=near or f"it is one of: {forms()}"
     )
 
 

@@ -183,7 +183,7 @@ def _prepare_streams(*, ours: bool) -> None:
             mode = "r" if name == "stdin" else "w"
             # As Python's own streams: the descriptor stays when another stream replaces this one.
             null = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(null, mode, closefd=False))  # noqa: PTH123, SIM115
+            setattr(sys, name, open(null, mode, closefd=False))  # noqa: SIM115
     if ours and isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

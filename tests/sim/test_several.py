@@ -58,15 +58,11 @@ def test_one_that_is_lost_or_missing_does_not_stop_the_others() -> None:
     assert all(line.startswith("sim:rk3588,fault=vanish=20  ") for line in result.err.splitlines())
 
 
-@pytest.mark.parametrize(("redirect", "place"), [(">&-", "err"), ("2>&-", "out")])
-def test_a_closed_stream_is_not_replaced_by_what_opens_next(redirect: str, place: str) -> None:
-    """The parent's /dev/null in its place went with the parent's stream, in each child."""
-    command = f"{sys.executable} -m rcdrv -d sim:rk3588 -d sim:rk3588 ring --bar 1 {redirect}"
+def test_a_closed_stream_is_not_replaced_by_what_opens_next() -> None:
+    """The parent's stand-in closed descriptor 1 when a child's stream took its place."""
+    command = f"{sys.executable} -m rcdrv -d sim:rk3588 -d sim:rk3588 ring >&-"
     shell = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-    shown = {"out": shell.stdout, "err": shell.stderr}
-    assert shell.returncode == 1
-    assert shown.pop(place).count("sim:rk3588") >= 2
-    assert [*shown.values()] == [""]
+    assert (shell.returncode, shell.stdout, shell.stderr) == (0, "", "")
 
 
 def test_suites_have_one_report_of_each_kind(tmp_path: Path) -> None:
