@@ -22,6 +22,7 @@ def arguments(recording: Recording) -> list[str]:
     line = [command]
     for option in options:
         name, _, value = option.partition("=")
+        name = {"bulk": "width"}.get(name, name)  # an option that is kept by another name
         line += [f"--{name.replace('_', '-')}", *([value] if value != "True" else [])]
     if command == "test":
         for name, _, _ in recording.verdicts():
