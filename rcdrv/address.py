@@ -94,7 +94,7 @@ def scheme_of(address: str) -> Scheme:
 
     if is_address(address):
         return PCI
-    near = did_you_mean(f"{name}:", [one for one in prefixes() if one != address])
+    near = did_you_mean(f"{name}:", [one for one in prefixes() if one != f"{name}:"])
     raise UsageError(
         f"{address!r} is not a device address", hint=near or f"it is one of: {forms()}"
     )
