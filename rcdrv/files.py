@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from rcdrv.errors import HostError, UsageError
-
-if TYPE_CHECKING:
-    from rcdrv.wait import Cancel
+from rcdrv.wait import Cancel, await_readable
 
 LARGEST = 1 << 20
 """Limit in bytes of a file written by a person: a layout, a note."""
@@ -149,7 +146,7 @@ def read_descriptor(fd: int, limit: int = LARGEST, cancel: Cancel | None = None)
     content = bytearray()
     while True:
         if cancel is not None:
-            select.select([fd, cancel.fd], [], [])
+            await_readable([fd, cancel.fd])
             cancel.check()
         try:
             piece = os.read(fd, 1 << 20)

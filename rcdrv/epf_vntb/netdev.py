@@ -7,7 +7,6 @@ endpoint writes: a frame that cannot be is dropped and counted, and the next one
 
 from __future__ import annotations
 
-import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
@@ -19,6 +18,7 @@ from rcdrv.epf_vntb.transport import MTU, QueuePair
 from rcdrv.errors import UsageError
 from rcdrv.tap import ETHERNET, LARGEST_MTU, Tap
 from rcdrv.verdict import NotPassed, Reason
+from rcdrv.wait import await_readable
 
 _LOOK = 0.1
 """Seconds between two looks at LINK_STATUS, of which no interrupt tells."""
@@ -285,18 +285,6 @@ class NetInterface:
             more = taken == queue.rings.rx.entries
             # Frames of the host's wait in the interface while no slot is free.
             watched = [vntb.function.fileno()] if full else [vntb.function.fileno(), tap.fd]
-            woken = _sleep(watched, 0.0 if more else patience or _LOOK)
+            woken = await_readable(watched, 0.0 if more else patience or _LOOK)
             slept_out = not woken and not more and not full
             counts.doorbells += sum(vntb.wait_doorbells(vntb.function.deadline(0.0)).values())
-
-
-def _sleep(descriptors: list[int], seconds: float) -> bool:
-    """Sleep until one is readable; return whether one is."""
-    try:
-        # poll() and epoll_wait() round up to milliseconds, select() to microseconds.
-        return bool(select.select(descriptors, [], [], seconds)[0])
-    except ValueError:  # one is beyond FD_SETSIZE
-        poll = select.poll()
-        for descriptor in descriptors:
-            poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import select
 import signal
 import threading
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from rcdrv.errors import Interrupted
-from rcdrv.wait import Cancel, Clock, Deadline
+from rcdrv.wait import Cancel, Clock, Deadline, await_readable
 
 
 @pytest.fixture
@@ -108,3 +110,22 @@ def test_slow_clean_up_is_said_once(cancel: Cancel, handled: list[float]) -> Non
         cancel.notice()
         handled[0] += 0.125
     assert said == [100.375]
+
+
+def test_a_wait_works_beyond_fd_setsize() -> None:
+    """2048 vectors are 2048 descriptors, and select(2) takes none from 1024 on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.fail("the hard limit of open files is too low for this test")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    low = os.eventfd(0)
+    high = fcntl.fcntl(low, fcntl.F_DUPFD, 1500)
+    try:
+        assert not await_readable([high], 0.0)
+        os.eventfd_write(low, 1)
+        assert await_readable([high], 0.0)
+        assert await_readable([high])
+    finally:
+        os.close(low)
+        os.close(high)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rcdrv.wait import await_readable
 from tests.programs import needed
 
 LIMIT = 60.0
@@ -49,8 +49,8 @@ class Browser:
     def _receive(self) -> dict[str, Any]:
         deadline = time.monotonic() + LIMIT
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._back], [], [], max(0, deadline - time.monotonic()))
-            assert ready, "the browser does not answer"
+            left = max(0, deadline - time.monotonic())
+            assert await_readable([self._back], left), "the browser does not answer"
             piece = os.read(self._back, 1 << 20)
             assert piece, "the browser ended"
             self._buffer += piece
