@@ -17,7 +17,7 @@ from rcdrv.device import Area, IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, SimConfigSpace
-from rcdrv.sim.doorbell import Doorbells, RegisterPage, bus_accesses
+from rcdrv.sim.doorbell import RegisterPage, SimDoorbells, bus_accesses
 from rcdrv.sim.faults import CAP_LISTS, Faults
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import (
@@ -50,13 +50,13 @@ class _Shown:
     end: int
 
 
-class Controller(SimOutbound):
+class SimController(SimOutbound):
     """The controller of ``layout``. Times are seconds of ``clock``."""
 
     def __init__(
         self,
         layout: Layout,
-        doorbells: Doorbells,
+        doorbells: SimDoorbells,
         faults: Faults,
         log: AccessLog,
         clock: Callable[[], float],

@@ -109,7 +109,7 @@ class ItsPage(RegisterPage):
         return True
 
 
-class Doorbells:
+class SimDoorbells:
     """pci_epf_alloc_doorbell() and pci_epf_free_doorbell() of one controller."""
 
     def __init__(self, layout: Layout, log: AccessLog) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from rcdrv.device import CONFIG_REGION, IrqKind, RegionFlag
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.controller import Controller
-from rcdrv.sim.doorbell import Doorbells
+from rcdrv.sim.controller import SimController
+from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_test.function import SimEpfTest
 from rcdrv.sim.faults import RESET_LOSES, Faults
 from rcdrv.sim.functions import FUNCTIONS
@@ -36,9 +36,9 @@ class SimEndpoint(ServedDevice):
         self._log = log if log is not None else AccessLog()
         self._log.clock = clock
         self._faults = Faults(layout.faults)
-        doorbells = self._doorbells = Doorbells(layout, self._log)
+        doorbells = self._doorbells = SimDoorbells(layout, self._log)
         trap_all = layout.trap is Trap.ALL or (layout.trap is Trap.AUTO and self._log.enabled)
-        self.controller = Controller(
+        self.controller = SimController(
             layout,
             doorbells,
             self._faults,

@@ -15,8 +15,8 @@ from collections.abc import Callable, Generator
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.controller import SWAPPED, Controller
-from rcdrv.sim.doorbell import Doorbells
+from rcdrv.sim.controller import SWAPPED, SimController
+from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_test.registers import (
     KMALLOC_MAX,
     LARGEST_SUBRANGE,
@@ -54,8 +54,8 @@ class SimEpfTest(SimFunction):
 
     def __init__(
         self,
-        controller: Controller,
-        doorbells: Doorbells,
+        controller: SimController,
+        doorbells: SimDoorbells,
         faults: Faults,
         log: AccessLog,
         clock: Callable[[], float],

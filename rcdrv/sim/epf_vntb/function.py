@@ -16,8 +16,8 @@ from functools import partial
 from rcdrv.device import IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.controller import Controller
-from rcdrv.sim.doorbell import Doorbells
+from rcdrv.sim.controller import SimController
+from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_vntb import VNTB_CONTROL_SIZE, VntbPeer, settings
 from rcdrv.sim.epf_vntb.peer import Netdev, Peer, PingPong, Tool
 from rcdrv.sim.epf_vntb.tap import TapNetdev
@@ -83,8 +83,8 @@ class SimEpfVntb(SimFunction):
 
     def __init__(
         self,
-        controller: Controller,
-        doorbells: Doorbells,
+        controller: SimController,
+        doorbells: SimDoorbells,
         faults: Faults,
         log: AccessLog,
         clock: Callable[[], float],

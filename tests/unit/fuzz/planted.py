@@ -17,8 +17,8 @@ from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest as Driver
 from rcdrv.epf_test.registers import Command, Flags, Reg
 from rcdrv.sim.config_space import SimConfigSpace
-from rcdrv.sim.controller import SWAPPED, Controller
-from rcdrv.sim.doorbell import Doorbells
+from rcdrv.sim.controller import SWAPPED, SimController
+from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_test.function import SimEpfTest
 from rcdrv.sim.epf_test.registers import Register
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
@@ -86,23 +86,23 @@ def endpoint_keeps_status(patch: Patch) -> None:
 
 def endpoint_keeps_subrange(patch: Patch) -> None:
     """BAR_SUBRANGE_CLEAR answers, and the halves stay swapped."""
-    map_memory = Controller.map_memory
+    map_memory = SimController.map_memory
 
-    def forgetful(self: Controller, bar: int, order: tuple[int, ...] = STRAIGHT) -> None:
+    def forgetful(self: SimController, bar: int, order: tuple[int, ...] = STRAIGHT) -> None:
         if not (order == STRAIGHT and self._memory[bar].order == SWAPPED):
             map_memory(self, bar, order)
 
-    patch.setattr(Controller, "map_memory", forgetful)
+    patch.setattr(SimController, "map_memory", forgetful)
 
 
 def endpoint_misses_the_last_vector(patch: Patch) -> None:
-    vectors = Controller.vectors
+    vectors = SimController.vectors
 
-    def fewer(self: Controller, kind: IrqKind) -> int:
+    def fewer(self: SimController, kind: IrqKind) -> int:
         count = vectors(self, kind)
         return count - 1 if count > 1 else count
 
-    patch.setattr(Controller, "vectors", fewer)
+    patch.setattr(SimController, "vectors", fewer)
 
 
 def endpoint_forgets_hidden_memory(patch: Patch) -> None:
@@ -121,13 +121,13 @@ def endpoint_forgets_hidden_memory(patch: Patch) -> None:
 
 def endpoint_enables_twice(patch: Patch) -> None:
     """A second ENABLE is not refused as busy."""
-    allocate = Doorbells.allocate
+    allocate = SimDoorbells.allocate
 
-    def again(self: Doorbells, handlers: Sequence[Any]) -> Any:
+    def again(self: SimDoorbells, handlers: Sequence[Any]) -> Any:
         self.free()
         return allocate(self, handlers)
 
-    patch.setattr(Doorbells, "allocate", again)
+    patch.setattr(SimDoorbells, "allocate", again)
 
 
 def endpoint_remembers_ring_irq(patch: Patch) -> None:
@@ -152,10 +152,10 @@ def endpoint_remembers_ring_irq(patch: Patch) -> None:
 def endpoint_forgets_on_reset(patch: Patch) -> None:
     """A function level reset disables the doorbell, and DB_BAR does not say so."""
     reset = SimConfigSpace.reset
-    doorbells: list[Doorbells] = []
-    before = Doorbells.__init__
+    doorbells: list[SimDoorbells] = []
+    before = SimDoorbells.__init__
 
-    def note(self: Doorbells, *arguments: Any) -> None:
+    def note(self: SimDoorbells, *arguments: Any) -> None:
         before(self, *arguments)
         doorbells[:] = [self]
 
@@ -164,7 +164,7 @@ def endpoint_forgets_on_reset(patch: Patch) -> None:
         for one in doorbells:
             one.free()
 
-    patch.setattr(Doorbells, "__init__", note)
+    patch.setattr(SimDoorbells, "__init__", note)
     patch.setattr(SimConfigSpace, "reset", forget)
 
 

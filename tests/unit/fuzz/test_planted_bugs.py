@@ -17,7 +17,7 @@ from rcdrv.function import Function
 from rcdrv.fuzz.campaign import Plan, Table, run_block, try_table
 from rcdrv.fuzz.shrink import shrink
 from rcdrv.fuzz.trial import Finding
-from rcdrv.sim.controller import Controller
+from rcdrv.sim.controller import SimController
 from rcdrv.sim.epf_test import function as sim_epf_test
 
 Patch = pytest.MonkeyPatch
@@ -88,13 +88,13 @@ def command_not_restored(patch: Patch) -> None:
 
 
 def memory_stays_hidden(patch: Patch) -> None:
-    show = Controller._show
+    show = SimController._show
 
-    def forgetful(self: Controller, bar: int, order: Any, shown: Any) -> None:
+    def forgetful(self: SimController, bar: int, order: Any, shown: Any) -> None:
         if shown is not None or bar not in self._shown:
             show(self, bar, order, shown)
 
-    patch.setattr(Controller, "_show", forgetful)
+    patch.setattr(SimController, "_show", forgetful)
 
 
 def lost_interrupt_passes(patch: Patch) -> None:
