@@ -82,8 +82,13 @@ class SimController(SimOutbound):
             for index, bar in enumerate(layout.bars)
             if bar is not None
         }
-        msix = self._memory.get(layout.msix_bar) if layout.msix else None
-        self._msix = MsixTable(layout, msix, faults) if msix is not None else None
+        # pci-epf-test has the table in its register BAR, some hardware in a reserved one. In any other
+        # BAR tests and BAR_SUBRANGE_SETUP overwrite it, with Linux on both sides too.
+        kept = layout.msix and (
+            layout.msix_bar == layout.register_bar
+            or layout.bar(layout.msix_bar).type is BarType.RESERVED
+        )
+        self._msix = MsixTable(layout, self._memory[layout.msix_bar], faults) if kept else None
         self._alias_memory()
         # Registers that a BAR shows instead of its memory, and inbound windows a BAR takes.
         self._shown: dict[int, _Shown] = {}
