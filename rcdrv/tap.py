@@ -18,6 +18,8 @@ ETHERNET = 14
 """Bytes of an Ethernet header: the least that a frame has (ETH_HLEN)."""
 LARGEST_MTU = 65535 - ETHERNET
 """MAX_MTU of tun.c for a TAP."""
+LEAST_MTU = 68
+"""ETH_MIN_MTU: min_mtu of tun.c."""
 
 _TUNSETIFF, _TUNSETCARRIER = 0x400454CA, 0x400454E2
 _IFF_TAP, _IFF_NO_PI, _IFF_UP = 0x0002, 0x1000, 0x1

@@ -16,7 +16,7 @@ from rcdrv.epf_vntb.driver import Vntb
 from rcdrv.epf_vntb.rings import LINK_DOWN, Rings
 from rcdrv.epf_vntb.transport import MTU, QueuePair
 from rcdrv.errors import UsageError
-from rcdrv.tap import ETHERNET, LARGEST_MTU, Tap
+from rcdrv.tap import ETHERNET, LARGEST_MTU, LEAST_MTU, Tap
 from rcdrv.verdict import NotPassed, Reason
 from rcdrv.wait import await_readable
 
@@ -227,9 +227,17 @@ class NetInterface:
         """Give the interface what was asked for, once it is known what the window carries."""
         tap = self._tap
         most = min(queue.largest - ETHERNET, LARGEST_MTU)
+        if most < LEAST_MTU:
+            raise NotPassed(
+                Reason.LINK_DOWN,
+                f"slots for {queue.largest} bytes are too small for an interface: the endpoint's"
+                " mw1 or transport_mtu is",
+            )
         mtu = self._mtu
         if mtu is None:
             mtu = tap.mtu if tap.existed else most
+        if mtu < LEAST_MTU:
+            raise UsageError(f"an interface has an MTU of {LEAST_MTU} at least, not {mtu}")
         if mtu > most:
             raise UsageError(
                 f"the window carries an MTU of {most}, not {mtu}",

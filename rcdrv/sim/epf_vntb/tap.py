@@ -11,7 +11,7 @@ from ipaddress import IPv4Interface
 
 from rcdrv.errors import HostError
 from rcdrv.sim.epf_vntb.peer import HEADER, Bridge, Netdev
-from rcdrv.tap import ETHERNET, LARGEST_MTU, Tap
+from rcdrv.tap import ETHERNET, LARGEST_MTU, LEAST_MTU, Tap
 
 _NETNS = "/run/netns"
 _CLONE_NEWNET = 0x4000_0000
@@ -59,8 +59,10 @@ class TapNetdev(Netdev):
 
     def _set_up_queue(self, rx_size: int) -> None:
         super()._set_up_queue(rx_size)
-        if not self._tap.existed:
-            self._tap.set_mtu(min(self._tx_frame - HEADER.size - ETHERNET, LARGEST_MTU))
+        # Less than an interface can have stays what it was: ntb_netdev sets it unchecked.
+        mtu = min(self._tx_frame - HEADER.size - ETHERNET, LARGEST_MTU)
+        if not self._tap.existed and mtu >= LEAST_MTU:
+            self._tap.set_mtu(mtu)
 
     def _reset(self) -> None:
         super()._reset()

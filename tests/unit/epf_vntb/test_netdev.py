@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rcdrv.epf_vntb.driver import Vntb
+from rcdrv.epf_vntb.netdev import Counts, NetInterface
 from rcdrv.epf_vntb.rings import Ring
+from rcdrv.errors import UsageError
+from rcdrv.verdict import NotPassed
 
 from .hostile_peer import DONE, ENTRIES, FRAME, LARGEST, LINK_DOWN, SMALLEST, Host, behave, run
 
@@ -113,3 +118,24 @@ def test_a_share_that_is_no_whole_words_is_refused(shares: int) -> None:
     """An endpoint may announce any number of queue pairs; the index behind the slots is a word."""
     with pytest.raises(ValueError, match="whole words"):
         Ring.of(0x100000, shares, 0x10000)
+
+
+@pytest.mark.parametrize(
+    ("largest", "mtu", "error", "message"),
+    [
+        (81, None, NotPassed, "slots for 81 bytes are too small"),
+        (4, 68, NotPassed, "slots for 4 bytes are too small"),
+        (0x1000, 67, UsageError, "an MTU of 68 at least, not 67"),
+        (82, 69, UsageError, "an MTU of 68, not 69"),
+    ],
+)
+def test_an_mtu_that_no_interface_has_is_not_set(
+    largest: int, mtu: int | None, error: type[Exception], message: str
+) -> None:
+    """ETH_MIN_MTU, which tun.c has. Slots are as small as the endpoint's windows say."""
+    vntb: Any = Vntb.__new__(Vntb)
+    tap: Any = SimpleNamespace(existed=False)  # nothing of it is to be used
+    interface = NetInterface(vntb, tap, Counts(), mtu=mtu, on_event=print)
+    queue: Any = SimpleNamespace(largest=largest)
+    with pytest.raises(error, match=message):
+        interface._set_up(queue)
