@@ -82,8 +82,8 @@ class SimController(SimOutbound):
             for index, bar in enumerate(layout.bars)
             if bar is not None
         }
-        # pci-epf-test has the table in its register BAR, some hardware in a reserved one. In any other
-        # BAR tests and BAR_SUBRANGE_SETUP overwrite it, with Linux on both sides too.
+        # pci-epf-test has the table in its register BAR, some hardware in a reserved one. In any
+        # other, BAR tests and BAR_SUBRANGE_SETUP overwrite it, with Linux on both sides too.
         kept = layout.msix and (
             layout.msix_bar == layout.register_bar
             or layout.bar(layout.msix_bar).type is BarType.RESERVED
