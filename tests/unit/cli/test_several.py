@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 from pathlib import Path
@@ -127,3 +128,16 @@ def test_the_table_has_a_column_for_each() -> None:
     assert lines[2].split()[2:] == ["-", "-"]
     assert lines[-3].startswith(f"1  {first.device}: ")
     assert lines[-1].startswith(f"3  third: {len(first.planned)} not run")
+
+
+def test_a_host_without_room_for_processes_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """fork() has EAGAIN at the limit of processes, of a user or of a container."""
+
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", fork)
+    assert main(["-d", "sim:rk3588", "-d", "sim:imx95", "ring"]) == 3
+    assert "this host has no more to give" in capsys.readouterr().err
