@@ -144,7 +144,8 @@ def _take_descriptor(address: str, vf_token: str | None = None) -> Device:
     from rcdrv.vfio import open_descriptor
 
     device, comma, iommufd = address.partition(":")[2].partition(",")
-    if not device.isdecimal() or (comma and not iommufd.isdecimal()):
+    numbers = [device, iommufd] if comma else [device]
+    if not all(one.isdecimal() and len(one) < 10 for one in numbers):  # more is no C int
         raise UsageError(
             f"{address!r} names no descriptors", hint="fd:3, or fd:3,4 with one of /dev/iommu"
         )

@@ -29,11 +29,13 @@ from rcdrv.epf_test.outcome import rank
 from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
 from rcdrv.sysfs import Paths, canonical_address, group_of
 from rcdrv.verdict import EXIT_STATUS, verdict_document
-from rcdrv.wait import Cancel
+from rcdrv.wait import Cancel, Deadline
 
 Body = Callable[[argparse.Namespace, Cancel], int]
 Receive = Callable[[int, str], None]
 
+_LONGEST = 10.0
+"""Seconds that processes have to end in once clean-up must not wait any more."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _VERDICTS = {status: verdict.value for verdict, status in EXIT_STATUS.items()} | {0: "pass"}
 
@@ -173,15 +175,23 @@ def side_by_side(
                     read = partial(process.read, stream, selector)
                     selector.register(stream, selectors.EVENT_READ, read)
 
+        end: Deadline | None = None
         try:
             for queue in queues:
                 begin(queue)
             while running:
-                for key, _ in selector.select():
+                if end is not None and end.expired:
+                    for process in running.values():
+                        process.leave()
+                    running.clear()
+                    break
+                for key, _ in selector.select(None if end is None else end.remaining):
                     if key.data is not None:
                         key.data()
                         continue
                     selector.unregister(key.fd)  # once it is readable, it stays so
+                    if cancel.hurried and end is None:
+                        end = Deadline(_LONGEST)
                     for process in running.values():
                         process.stop(signal.SIGINT if cancel.hurried else cancel.signal)
                 for process in [one for one in running.values() if not one.streams]:
@@ -258,6 +268,15 @@ class _Process:
     def stop(self, signum: int) -> None:
         """Pass a signal on. The process is there, or a zombie, until :meth:`end`."""
         os.kill(self._pid, signum)
+
+    def leave(self) -> None:
+        """Say that it does not end. It has a SIGTERM when this process ends: :func:`end_with`."""
+        complain(
+            f"{self._name:{self._width}}  rcdrv: process {self._pid} does not end: it is stopped,"
+            " or waits in the kernel; its doorbell may still be enabled"
+        )
+        for stream in self.streams:
+            stream.close()
 
     def abandon(self) -> None:
         """Have it clean up and end, and wait for that. What it prints goes nowhere."""

@@ -66,6 +66,9 @@ class Player:
         self.clock = VirtualClock(self)
         self._events = recording.events
         self._next = 0
+        # What a search finds stays so until the next event: a register is polled by the thousand.
+        self._found_from = 0
+        self._found: dict[tuple[str, tuple[str, ...]], int | None] = {}
         self._config = bytearray(recording.config)
         self._eventfds: dict[tuple[int, int], int] = {}
         self._addresses = Addresses()
@@ -109,6 +112,15 @@ class Player:
         return event
 
     def _find(self, op: str, fields: tuple[str, ...]) -> int | None:
+        if self._found_from != self._next:
+            self._found_from = self._next
+            self._found.clear()
+        key = op, fields
+        if key not in self._found:
+            self._found[key] = self._look_for(op, fields)
+        return self._found[key]
+
+    def _look_for(self, op: str, fields: tuple[str, ...]) -> int | None:
         for at in range(self._next, min(self._next + _FARTHEST, len(self._events))):
             event = self._events[at]
             if event.op == op and event.fields[: len(fields)] == fields:
@@ -120,7 +132,7 @@ class Player:
     def _superseded(self, at: int) -> bool:
         """Whether the same register is read again before anything else is done."""
         event = self._events[at]
-        if event.op != "r" or event.error:
+        if event.op != "r" or event.error or event.transparent:
             return False
         for later in range(at + 1, min(at + _FARTHEST, len(self._events))):
             other = self._events[later]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import errno
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from rcdrv.cli import main
+from rcdrv.cli import main, several
 from rcdrv.cli.several import labels, lanes, together, worst_of
 from rcdrv.errors import UsageError
 from rcdrv.report.terminal import side_by_side
@@ -33,6 +36,36 @@ def test_labels_tell_devices_apart() -> None:
 def test_a_function_that_is_named_twice_is_refused(twice: list[str]) -> None:
     with pytest.raises(UsageError):
         labels(twice)
+
+
+def test_one_that_cannot_end_keeps_nobody_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that is stopped, or waits in the kernel, heeds no signal."""
+    monkeypatch.setattr(several, "_LONGEST", 0.2)
+    args = argparse.Namespace(devices=["sim:a", "sim:b"])
+
+    def body(one: argparse.Namespace, _cancel: Cancel) -> int:
+        if one.device == "sim:a":
+            print(os.getpid(), flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return 0
+
+    stopped = []
+    with contextlib.closing(Cancel()) as cancel:
+
+        def receive(_number: int, line: str) -> None:
+            stopped.append(int(line))
+            os.waitid(os.P_PID, stopped[0], os.WSTOPPED)
+            cancel.hurry()
+
+        try:
+            statuses = several.side_by_side(args, cancel, body, receive)
+        finally:
+            os.kill(stopped[0], signal.SIGKILL)
+            os.waitpid(stopped[0], 0)
+    assert statuses == [3, 0]
+    assert f"process {stopped[0]} does not end" in capsys.readouterr().err
 
 
 def test_functions_of_one_group_take_turns(tmp_path: Path) -> None:
@@ -95,3 +128,16 @@ def test_the_table_has_a_column_for_each() -> None:
     assert lines[2].split()[2:] == ["-", "-"]
     assert lines[-3].startswith(f"1  {first.device}: ")
     assert lines[-1].startswith(f"3  third: {len(first.planned)} not run")
+
+
+def test_a_host_without_room_for_processes_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """fork() has EAGAIN at the limit of processes, of a user or of a container."""
+
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", fork)
+    assert main(["-d", "sim:rk3588", "-d", "sim:imx95", "ring"]) == 3
+    assert "this host has no more to give" in capsys.readouterr().err

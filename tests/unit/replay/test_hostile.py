@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import select as select_module
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rcdrv.epf_test.transfer import Placement
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.replay.player import Player
-from rcdrv.replay.recording import LARGEST_TEXT, MOST_EVENTS, Recording
+from rcdrv.replay.recording import LARGEST_TEXT, MOST_EVENTS, Event, Recording
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import Run
 from tests.unit.replay.test_replay import record
@@ -165,6 +166,34 @@ def play_strictly(path: Path) -> None:
     player = Player("replay:x", Recording.read(str(path)))
     with Function(player, clock=player.clock) as function:
         session(function)
+
+
+class Counting(list[Event]):
+    """Events, and how often one was looked at."""
+
+    looks = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(key)
+
+
+def test_a_register_polled_before_far_events_costs_little(tmp_path: Path, lines: list[str]) -> None:
+    """A thousand reads of config space ahead made each wait a million looks: minutes of them."""
+    path = tmp_path / "board.gz"
+    noise = [f"9 r 7 {4 * (number % 16):x} 4 {number & 1}" for number in range(5000)]
+    text = "\n".join([*lines[:2], "0 r 0 8 4 0", *noise, ""])
+    path.write_bytes(gzip.compress(text.encode()))
+    recording = Recording.read(str(path))
+    recording.events = events = Counting(recording.events)
+    player = Player("replay:x", recording)
+    for _ in range(100):
+        assert player.read(0, 8, 4) == bytes(4)
+    assert events.looks < 5000
+    events.looks = 0
+    with select_module.epoll() as epoll:
+        assert player.wait(epoll, 0.001, 1) == []
+    assert events.looks < 5000
 
 
 def test_the_command_line_says_it_in_one_line(

@@ -64,7 +64,9 @@ def test_a_token_where_nobody_takes_it() -> None:
         open_device(BDF, "sysfs", vf_token=TOKEN)
 
 
-@pytest.mark.parametrize("address", ["fd:", "fd:x", "fd:-1", "fd:3,", "fd:3,x"])
+@pytest.mark.parametrize(
+    "address", ["fd:", "fd:x", "fd:-1", "fd:3,", "fd:3,x", "fd:4294967296", f"fd:3,{'9' * 5000}"]
+)
 def test_no_descriptor(address: str) -> None:
     with pytest.raises(UsageError, match=r"names no descriptors|is not a device address"):
         open_function(address)
