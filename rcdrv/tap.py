@@ -154,7 +154,10 @@ class Tap:
 
     def up(self) -> None:
         """Set it up, unless it is."""
-        flags: int = _SHORT.unpack(self._ask(_GET_FLAGS, _NAME.pack(self._encoded)))[1]
+        try:
+            flags: int = _SHORT.unpack(self._ask(_GET_FLAGS, _NAME.pack(self._encoded)))[1]
+        except OSError as error:
+            raise self._deleted() from error
         if not flags & _IFF_UP:
             with self._permission(f"ip link set {self.name} up"):
                 self._ask(_SET_FLAGS, _SHORT.pack(self._encoded, flags | _IFF_UP))

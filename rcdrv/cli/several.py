@@ -61,15 +61,20 @@ def lanes(addresses: Sequence[str], paths: Paths, *, one_bus: bool = False) -> l
 
     :param one_bus: functions of one bus take turns too, as a reset of the bus takes all of them
     """
-    found: dict[str, list[int]] = {}
+    found: list[tuple[set[str], list[int]]] = []
     for number, address in enumerate(addresses):
-        key = f"#{number}"
+        keys, lane = {f"#{number}"}, [number]
         if scheme_of(address).is_local:
             bdf = canonical_address(address)
             group = group_of(paths, bdf)
-            key = bdf.rpartition(":")[0] if one_bus else key if group is None else f"group {group}"
-        found.setdefault(key, []).append(number)
-    return list(found.values())
+            keys |= {f"group {group}"} if group is not None else set()
+            keys |= {bdf.rpartition(":")[0]} if one_bus else set()
+        # A group may span buses, and a bus has many groups behind a port with ACS.
+        for other in [one for one in found if one[0] & keys]:
+            found.remove(other)
+            keys, lane = keys | other[0], other[1] + lane
+        found.append((keys, lane))
+    return sorted(sorted(lane) for _, lane in found)
 
 
 def each(args: argparse.Namespace, cancel: Cancel, body: Body, *, mixed: bool = True) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
@@ -22,8 +23,9 @@ from rcdrv.results.observer import Observer, Observers
 from rcdrv.results.result import Baseline, CaseName, CaseResult, Run
 from rcdrv.wait import Cancel
 
-_MARK = "\0"
-"""Begins a line that is an event; what else a process prints is for people."""
+_MARK = f"\0{os.urandom(8).hex()} "
+"""Begins a line that is an event; what else a process prints is for people. Drawn before the forks,
+so that no text of an endpoint's can look like one, which would be unpickled."""
 
 
 class Sender(Observer):
@@ -69,7 +71,7 @@ class _Runs:
             return
         # Of a process that is a fork of this one: it may be cut off, and is not made up.
         try:
-            what, *values = pickle.loads(base64.b64decode(line[1:], validate=True))
+            what, *values = pickle.loads(base64.b64decode(line[len(_MARK) :], validate=True))
         except (ValueError, EOFError, pickle.UnpicklingError):
             return
         if what == "start":

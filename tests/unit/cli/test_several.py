@@ -80,6 +80,12 @@ def test_functions_of_one_group_take_turns(tmp_path: Path) -> None:
     assert lanes(virtual, paths) == [[0], [1], [2]]
     # A reset of the bus takes all functions behind the port.
     assert lanes(virtual, paths, one_bus=True) == [[0], [1, 2]]
+    # And a group without ACS spans buses.
+    link = tmp_path / "bus/pci/devices/0000:02:00.5/iommu_group"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("../../kernel/iommu_groups/7")
+    assert lanes(virtual, paths) == [[0, 2], [1]]
+    assert lanes(virtual, paths, one_bus=True) == [[0, 1, 2]]
 
 
 def test_the_worst_counts() -> None:

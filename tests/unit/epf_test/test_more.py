@@ -11,17 +11,21 @@ import pytest
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
 from rcdrv.epf_test.more import reset as more_reset
+from rcdrv.epf_test.more.link import load
 from rcdrv.epf_test.more.state import Snapshot
+from rcdrv.epf_test.registers import Command, Reg
 from rcdrv.epf_test.suite import cases, run_cases
 from rcdrv.errors import HostError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
 from rcdrv.host.reset_method import reset_by
+from rcdrv.mmio import Window
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import load_layout, preset_names
 from rcdrv.sysfs import Paths
+from rcdrv.verdict import Reason
 from tools.more import rows
 
 from .virtual import endpoint
@@ -164,6 +168,39 @@ def test_what_the_function_logs_is_named_with_the_case_that_passes() -> None:
         result = one_case(device, "READ_SIZES_TEST")
     assert result.verdict.value == "pass"
     assert result.diagnostics == ("AER: the endpoint logged Bad TLP",)
+
+
+def test_a_burst_that_is_acknowledged_for_ever_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    drop = EpfTest.drop_interrupts
+
+    def storm(driver: EpfTest) -> None:
+        drop(driver)
+        driver._unmatched += driver.doorbell_held
+
+    monkeypatch.setattr(EpfTest, "drop_interrupts", storm)
+    with endpoint("generic") as device:
+        result = one_case(device, "BURST_TEST")
+    assert (result.verdict.value, result.reason) == ("fail", Reason.IRQ_TWICE)
+
+
+def test_load_reads_no_bar_that_shows_a_doorbell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until DISABLE_DOORBELL, pci_epf_test_enable_doorbell()'s BAR maps the MSI page."""
+    read: list[str] = []
+    block = Window.read_block
+
+    def noted(window: Window, offset: int, size: int) -> bytes:
+        read.append(window.name)
+        return block(window, offset, size)
+
+    with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
+        driver = EpfTest(function)
+        driver.command(Command.ENABLE_DOORBELL)
+        monkeypatch.setattr(Window, "read_block", noted)
+        load(driver, lambda _done, _total: None)
+        bar = driver.read(Reg.DB_BAR)
+        driver.command(Command.DISABLE_DOORBELL)
+    assert read
+    assert f"BAR{bar}" not in read
 
 
 # -- resets and D3hot ------------------------------------------------------------------------------
