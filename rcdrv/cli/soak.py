@@ -36,6 +36,8 @@ def soak(args: argparse.Namespace, cancel: Cancel, override: Location | None) ->
         nonlocal device
         if not run.report.count:
             run.begin()
+        elif run.end.expired:
+            return  # lost in its last cycle; another could be lost as well, without an end
         device = function.address
         run.report.location, run.report.left_enabled = None, False
         plan = RingPlan(

@@ -24,6 +24,8 @@ from rcdrv.verdict import NotPassed, Reason, Verdict
 from rcdrv.vfio.noiommu import PhysicalMemory, look_up
 
 _COMMAND = 4  # offset in config space, 16 bits
+_DECODE = 0x3  # PCI_COMMAND_DECODE_ENABLE
+_BARS, _SIZING = range(0x10, 0x28), b"\xff" * 4
 _IO, _MEMORY = 0x100, 0x200  # IORESOURCE_* in include/linux/ioport.h
 
 
@@ -49,6 +51,8 @@ class SysfsDevice(PhysicalDma):
             for line in (self._folder / "resource").read_text().splitlines()[:6]
         ]
         self._command = self.read(CONFIG_REGION, _COMMAND, 2)
+        self._decoded: bytes | None = None
+        """COMMAND while a BAR is sized."""
         try:
             (self._folder / "enable").write_text("1")
         except OSError as error:
@@ -96,8 +100,18 @@ class SysfsDevice(PhysicalDma):
             window, value = self._window(region), int.from_bytes(data, "little")
             window.write(8 * len(data), offset, value)
             return
+        sizing = data == _SIZING
         try:
+            if offset in _BARS and sizing and self._decoded is None:
+                # These registers are real: a function must not decode all ones for its address
+                # (__pci_read_base() in drivers/pci/probe.c).
+                self._decoded = self.read(CONFIG_REGION, _COMMAND, 2)
+                off = int.from_bytes(self._decoded, "little") & ~_DECODE
+                os.pwrite(self._config, off.to_bytes(2, "little"), _COMMAND)
             os.pwrite(self._config, data, offset)
+            if offset in _BARS and not sizing and self._decoded is not None:
+                os.pwrite(self._config, self._decoded, _COMMAND)
+                self._decoded = None
         except OSError as error:
             raise self._failure("config space cannot be written", error) from error
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 
+from rcdrv.cli import build_parser
+from rcdrv.cli import soak as cli
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.outcome import worst
 from rcdrv.epf_test.ring import Ring, RingPlan
 from rcdrv.epf_test.soak import Drift, Part, Soak, document
+from rcdrv.errors import DeviceLost
 from rcdrv.function import Function
 from rcdrv.results.distribution import Histogram
 from rcdrv.sim.epf_test.function import SimEpfTest
 from rcdrv.verdict import NotPassed, Reason
-from rcdrv.wait import Clock
+from rcdrv.wait import Cancel, Clock, Deadline
 from tests.unit.epf_test.virtual import endpoint
 
 
@@ -157,3 +162,36 @@ def test_memory_is_bounded() -> None:
     assert size() - size() == pytest.approx(0, abs=2000)
     tracemalloc.stop()
     assert before <= len(soak.parts) <= 60
+
+
+def test_an_endpoint_that_every_cycle_loses_is_not_awaited_beyond_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With `--reconnect`, each reboot lets a cycle begin, which loses the endpoint again."""
+    lost = 0
+
+    def cycle(soak: Soak, *_args: object, **_kwargs: object) -> None:
+        nonlocal lost
+        lost += 1
+        soak.report.count += 1
+        soak.end = Deadline(0.0)
+        raise DeviceLost("gone")
+
+    def persist(_args: object, _cancel: object, use: Callable[[Function], None]) -> None:
+        for _ in range(5):
+            with (
+                endpoint("generic") as device,
+                Function(device.attach(), clock=device.clock) as function,
+                contextlib.suppress(DeviceLost),
+            ):
+                use(function)
+                break
+
+    monkeypatch.setattr(Soak, "cycle", cycle)
+    monkeypatch.setattr(cli, "persist", persist)
+    words = ["ring", "--soak", "1h", "--count", "1000", "--reconnect", "--json"]
+    args = build_parser(words).parse_args(words)
+    args.device = "generic"
+    with contextlib.closing(Cancel()) as cancel:
+        cli.soak(args, cancel, None)
+    assert lost == 1

@@ -78,6 +78,27 @@ def test_a_function_is_given_back_as_it_was(made_up: Function0) -> None:
     assert (made_up.folder / "resource0").read_bytes()[8:12] == bytes.fromhex("34120000")
 
 
+def test_nothing_is_decoded_while_a_bar_is_sized(
+    made_up: Function0, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """__pci_read_base() turns PCI_COMMAND_DECODE_ENABLE off meanwhile."""
+    seen = []
+    write = os.pwrite
+
+    def noted(fd: int, data: bytes, offset: int) -> int:
+        if 0x10 <= offset < 0x28:
+            seen.append((data == b"\xff" * 4, made_up.command & 3))
+        return write(fd, data, offset)
+
+    with Function(made_up.open()) as function:
+        before = made_up.command
+        monkeypatch.setattr(os, "pwrite", noted)
+        for is_64bit in (False, True):
+            function.config.bar_mask(0, is_64bit=is_64bit)
+            assert made_up.command == before
+    assert seen == [(True, 0), (False, 0)] * 3
+
+
 def test_what_a_device_that_is_gone_reads_as_is_not_written_back(made_up: Function0) -> None:
     (made_up.folder / "config").write_bytes(b"\xff" * 256)
     device = made_up.open()
