@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def say_cleanup() -> None:
     """Say why a program that was told to stop is still there."""
     complain(
-        "rcdrv: stopping: waiting for the endpoint, so that its doorbell is not left enabled;"
+        "rcdrv: stopping: waiting for the endpoint to disable its doorbell or take its link down;"
         " Ctrl-C once more leaves it as it is"
     )
 
