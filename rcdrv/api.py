@@ -125,9 +125,21 @@ def choose_cases(
     :param filters: options of the kselftest harness as (letter, value); the first match decides
     :raises UsageError: no case is left
     """
-    from rcdrv.epf_test.suite import select
+    from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
+    from rcdrv.epf_test.suite import DESTRUCTIVE, cases, select
 
-    return select(names, filters, every)
+    elsewhere = {
+        "it is one of the 23 cases, which run without `more`": cases(),
+        "it is a case of the second suite: `more`": MORE,
+        **{
+            f"it runs with `destructive={name}` only": (case,) for name, case in DESTRUCTIVE.items()
+        },
+        **{
+            f"it runs with `destructive={name}` only": found
+            for name, found in DESTRUCTIVE_MORE.items()
+        },
+    }
+    return select(names, filters, every, elsewhere)
 
 
 class Endpoint:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "list": "list the functions of this host that may be endpoints",
-    "doctor": "say what on this host is in the way, and the cure",
+    "doctor": "diagnose this host; name the fix for each problem",
     "bind": "hand a function to vfio-pci, so that rcdrv can open it",
     "unbind": "give a function back to the driver that it was taken from",
     "rescan": "find an endpoint again after it rebooted, and bind it again",
@@ -39,7 +39,7 @@ COMMANDS = {
     "poke": "write a BAR, one access of exactly the width asked for",
     "fuzz": "look for the layout of BARs that breaks the driver or the endpoint",
     "bench": "latency and throughput, as percentiles and as a picture",
-    "ntb": "pci-epf-vntb: link, doorbells, scratchpads, memory windows, ping, a network",
+    "ntb": "pci-epf-vntb: link, doorbells, scratchpads, memory windows, ping, network interface",
     "report": "make one HTML page of the results that --json printed",
     "sim": "serve a software endpoint on a socket",
     "setup": "the udev rule, shell completion and manual pages, installed or printed",
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def say_cleanup() -> None:
     """Say why a program that was told to stop is still there."""
     complain(
-        "rcdrv: stopping: waiting for the endpoint, so that its doorbell is not left enabled;"
+        "rcdrv: stopping: waiting for the endpoint to disable its doorbell or take its link down;"
         " Ctrl-C once more leaves it as it is"
     )
 

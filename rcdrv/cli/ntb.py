@@ -1,4 +1,4 @@
-"""pci-epf-vntb from the root complex: link, doorbells, scratchpads, windows, ping, a network.
+"""pci-epf-vntb from the root complex: link, doorbells, windows, ping, a network interface.
 
 BAR maps are known for 104c:b00d, 1957:0809 and 1912:0030; --ctrl-bar, --db-bar, --spad-bar and
 --mw-bar (once a window) say them for any other, or otherwise.
@@ -27,7 +27,7 @@ from rcdrv.cli.common import (
     word32,
 )
 from rcdrv.cli.ping import compare, ping
-from rcdrv.cli.tap import add_tap, tap
+from rcdrv.cli.tap import MTU_HELP, add_tap, tap
 from rcdrv.cli.vntb import bar_options, bridge
 from rcdrv.epf_vntb.driver import Vntb
 from rcdrv.epf_vntb.registers import FIRST_SLOT, Reg
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--db", type=number, default=0, metavar="N", help="the doorbell to ring (default 0)")
     add("--transport", action="store_true", help="ICMP echo over an ntb_transport queue pair")
     add("--size", type=number, metavar="BYTES", help="data in each echo (default 56)")
-    add("--transport-mtu", type=number, default=MTU, metavar="BYTES", help="the endpoint's")
+    add("--transport-mtu", type=number, default=MTU, metavar="BYTES", help=MTU_HELP)
     add("--ip", type=_ipv4, default="192.0.2.1", metavar="A", help="ours (default 192.0.2.1)")
     add("--peer-ip", type=_ipv4, default="192.0.2.2", metavar="A", help="default 192.0.2.2")
     add(
@@ -97,7 +97,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ping two endpoints, print both distributions and their ratio (default: R-Car S4's"
         " software endpoint with its doorbell polled and embedded)",
     )
-    add_tap(action("tap", "be a network interface, over an ntb_transport queue pair"))
+    add_tap(
+        action(
+            "tap",
+            "make a network interface whose peer is ntb_netdev on the endpoint; Ctrl-C ends it",
+        )
+    )
 
 
 def _ipv4(text: str) -> bytes:

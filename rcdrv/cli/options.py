@@ -22,6 +22,7 @@ OPTIONS = {
     "bar": "--bar",
     "force": "--force",
     "destructive": "--destructive",
+    "more": "--more",
     # epf_vntb: choose_map, Vntb, the pingers
     "control": "--ctrl-bar",
     "doorbell": "--db-bar",

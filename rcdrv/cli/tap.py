@@ -27,11 +27,17 @@ from rcdrv.wait import Cancel
 _REFRESH = 0.5
 """Seconds between two live lines; of which the rates are."""
 
+MTU_HELP = f"ntb_transport's parameter transport_mtu on the endpoint (default {MTU})"
+
 
 def add_tap(parser: argparse.ArgumentParser) -> None:
     """Add the options of `rcdrv ntb tap`."""
     add = parser.add_argument
-    add("--name", default="ntb0", help="the interface, made unless it exists (default ntb0)")
+    add(
+        "--name",
+        default="ntb0",
+        help="the interface (default ntb0); it is made, as root, unless it exists",
+    )
     add(
         "--address",
         type=_address,
@@ -44,7 +50,7 @@ def add_tap(parser: argparse.ArgumentParser) -> None:
         metavar="BYTES",
         help="its MTU (default: the most that the window carries, or the one that it has)",
     )
-    add("--transport-mtu", type=positive, default=MTU, metavar="BYTES", help="the endpoint's")
+    add("--transport-mtu", type=positive, default=MTU, metavar="BYTES", help=MTU_HELP)
     add_reconnect(parser)
 
 

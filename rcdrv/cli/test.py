@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--more",
         action="store_true",
-        help="the second suite instead: what boards fail at beyond the kselftest",
+        help="run the second suite instead of the kselftest's: what boards fail at later",
     )
     add(
         "--size",
@@ -100,7 +100,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=sorted({*DESTRUCTIVE, *DESTRUCTIVE_MORE}),
-        help="also run what may upset the endpoint or this host",
+        help="also run the cases of this name, which may crash or reset the endpoint or upset this"
+        " host; may be given several times",
     )
     add(
         "--whole",

@@ -6,7 +6,7 @@ Names, order and selection are those of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -199,29 +199,41 @@ def _doorbell(driver: EpfTest, _progress: Progress) -> str:
 
 
 def select(
-    names: Sequence[str], filters: Sequence[tuple[str, str]], every: Sequence[Case]
+    names: Sequence[str],
+    filters: Sequence[tuple[str, str]],
+    every: Sequence[Case],
+    elsewhere: Mapping[str, Sequence[Case]] | None = None,
 ) -> tuple[Case, ...]:
     """The cases to run.
 
     :param names: full names, parts of them (``BAR4``, ``DOORBELL_TEST``) or shell patterns
     :param filters: the harness's options as (letter, value) in the order given, where the first
         that matches a case decides: small letters include, capital ones exclude
+    :param elsewhere: cases that ``every`` lacks, by the hint that says how to run them
     :raises UsageError: nothing is left
     """
     chosen = [case for case in every if _enabled(case.name, filters)]
     if names:
         for pattern in names:
             if not any(_matches(case.name, pattern) for case in every):
-                raise UsageError(f"no test is called {pattern!r}", hint=_meant(pattern, every))
+                raise UsageError(
+                    f"no test is called {pattern!r}", hint=_meant(pattern, every, elsewhere or {})
+                )
         chosen = [case for case in chosen if any(_matches(case.name, name) for name in names)]
     if not chosen:
         wanted = [value for letter, value in filters if letter.islower()]
-        raise UsageError("no test is left", hint=_meant(wanted[0] if wanted else "", every))
+        raise UsageError(
+            "no test is left", hint=_meant(wanted[0] if wanted else "", every, elsewhere or {})
+        )
     return tuple(chosen)
 
 
-def _meant(word: str, every: Sequence[Case]) -> str:
+def _meant(word: str, every: Sequence[Case], elsewhere: Mapping[str, Sequence[Case]]) -> str:
     """Return the hint for a name that is no test's."""
+    if not any(_matches(case.name, word) for case in every):
+        for hint, cases_there in elsewhere.items():
+            if any(_matches(case.name, word) for case in cases_there):
+                return hint
     names = [case.name for case in every]
     parts = {part for name in names for part in (name.fixture, name.variant, name.test, str(name))}
     unknown = word not in parts  # else it is another filter that leaves nothing

@@ -196,6 +196,22 @@ def test_what_makes_no_sense_is_a_usage_error(
 
 
 @pytest.mark.parametrize(
+    ("name", "more", "hint"),
+    [
+        ("BURST_TEST", False, "`more`"),
+        ("DOORBELL_TEST", True, "without `more`"),
+        ("BUS_MASTER_TEST", True, "`destructive=bus-master`"),
+        ("IOMMU_FAULT_TEST", False, "`destructive=iommu-fault`"),
+        ("BAR9", False, "BAR"),
+    ],
+)
+def test_a_case_that_does_not_run_is_said_how_to_run(name: str, more: bool, hint: str) -> None:
+    with pytest.raises(rcdrv.UsageError) as raised:
+        rcdrv.api.choose_cases(rcdrv.api.all_cases(more=more), [name])
+    assert hint in raised.value.hint
+
+
+@pytest.mark.parametrize(
     "options", [{"irq": "smoke"}, {"timeout": 0}, {"timeout": float("nan")}], ids=str
 )
 def test_bad_options_are_refused_before_anything_is_opened(options: Any) -> None:
