@@ -202,14 +202,21 @@ def _spawn(address: str) -> Device:
     # Its output goes to memory: a full pipe could stop it.
     printed = os.memfd_create("rcdrv-sim-stderr", os.MFD_CLOEXEC)
     with theirs, os.fdopen(printed, "r+", errors="replace") as output:
-        process = subprocess.Popen(
-            [*_sim_command(), spec, "--fd", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,  # Ctrl-C at a terminal is for us; it ends when our socket does
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=output,
-        )
+        try:
+            process = subprocess.Popen(
+                [*_sim_command(), spec, "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for us; it ends when our socket does
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+            )
+        except (PermissionError, FileNotFoundError) as error:
+            ours.close()
+            raise HostError(
+                f"cannot start a software endpoint: {error.filename}: {error.strerror}",
+                hint="may this user execute that Python, and enter its folders?",
+            ) from None
         theirs.close()  # the child's end: when it dies, ours must see that
         try:
             client = Spawned(ours, address, timeout=_SIM_START)

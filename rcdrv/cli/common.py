@@ -323,6 +323,8 @@ def open_function(args: argparse.Namespace, cancel: Cancel) -> Function:
     record = getattr(args, "record", None)
     if record is not None and getattr(args, "reconnect", False):
         raise UsageError("--record keeps one session, and --reconnect may make several")
+    if record is not None and getattr(args, "soak", None):
+        raise UsageError("--record keeps what can be replayed, and --soak ends by the clock")
     if scheme_of(address).is_vfio:
         guard(args, address)
     function = open_address(address, cancel=cancel, vf_token=args.vf_token, record=record)

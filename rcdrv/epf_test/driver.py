@@ -261,7 +261,7 @@ class EpfTest(RegisterBlock):
         if not trusted:
             # The endpoint reads IRQ_TYPE, then COMMAND, and an old IRQ_TYPE that is none would
             # have it swallow the new command. This read pushes IRQ_TYPE there, and takes longer
-            # than the endpoint from one to the other.
+            # than the endpoint from one to the other, unless it is preempted in between.
             self._wait_until_idle()
         for register, value in parameters.items():
             self.write(register, value)

@@ -64,6 +64,7 @@ def test_a_run_that_is_stopped_is_kept(tmp_path: Path) -> None:
     [
         (("ring", *SIM, "--reconnect"), "--record keeps one session, and --reconnect may make"),
         (("ring", *SIM, *SIM), "--record keeps one session, and several devices make several"),
+        (("ring", *SIM, "--soak", "1s"), "--record keeps what can be replayed, and --soak ends"),
         (("ntb", "ping", "--compare"), "--record keeps one session, and --compare makes two"),
         (("list",), "list has no use for --record"),
         (("bench", "ring", *SIM), "bench has no use for --record"),

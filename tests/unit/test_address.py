@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from rcdrv import address
 from rcdrv.address import PCI, SCHEMES, Scheme, forms, open_function, scheme_of
-from rcdrv.errors import UsageError
+from rcdrv.errors import HostError, UsageError
 from rcdrv.manual.topics import ADDRESSES
 from tests.unit.test_function import FakeDevice
 
@@ -55,3 +57,9 @@ def test_a_pci_address_is_the_only_local_one() -> None:
 
 def test_the_manual_has_every_form() -> None:
     assert [form for form, _ in ADDRESSES] == forms().split(", ")
+
+
+def test_a_python_that_cannot_be_run_is_the_hosts_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python3")
+    with pytest.raises(HostError, match="cannot start a software endpoint: /nowhere/python3"):
+        open_function("sim:rk3588")

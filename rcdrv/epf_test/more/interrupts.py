@@ -78,7 +78,7 @@ def msix_mask(driver: EpfTest, _progress: Progress) -> str:
         pending = bool(pba.read32(found.pba_offset) & 1)
     finally:
         with function.cancel.deferred():
-            table.write32(control, before & ~1)
+            table.write32(control, before)
     if not answer.answered or not answer.good:
         raise explain(driver, answer, "RAISE_MSIX_IRQ 1, masked")
     if answer.interrupted and not driver.part.ignores_msix_mask:

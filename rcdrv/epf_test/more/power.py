@@ -17,6 +17,8 @@ from rcdrv.pci import CapId
 from rcdrv.verdict import NotPassed, Reason
 
 _PMCSR = 4
+_HEADERS = 0x100
+"""End of what the list of capabilities points into; extended ones follow."""
 _STATE, _D3HOT, _NO_SOFT_RESET = 0x3, 0x3, 1 << 3
 _SETTLES = 0.010
 """Seconds that a function may take for either way (PCIe 5.9, PCI_PM_D3HOT_WAIT)."""
@@ -33,6 +35,8 @@ def d3hot(driver: EpfTest, progress: Progress) -> str:
     if found is None:
         raise skip(Reason.NO_CAPS, "no Power Management capability")
     at = found.offset + _PMCSR
+    if at + 2 > _HEADERS:
+        raise skip(Reason.BAD_CONFIG, "CAPABILITIES_TEST judges the place of the capability")
     if config.window.read16(at) & _STATE:
         raise skip(Reason.BAD_CONFIG, "the function is not in D0 to begin with")
     checks = working(driver, progress)
