@@ -112,7 +112,8 @@ def test_a_signal_leaves_nothing_behind(endpoint: Callable[..., Endpoint]) -> No
     ],
 )
 def test_what_is_asked_for_in_vain(arguments: list[str], said: str) -> None:
-    result = rcdrv("fuzz", "device", "--device", "sim:generic", *arguments)
+    device = [] if "--device" in arguments else ["--device", "sim:generic"]
+    result = rcdrv("fuzz", "device", *device, *arguments)
     assert result.status == 2
     assert said in result.err
 
