@@ -98,11 +98,12 @@ class Cancel:
     """Set once, by a signal or by a caller; ends every wait that watches :attr:`fd`."""
 
     def __init__(self) -> None:
+        self._stop = self._hurry = -1
         self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             self._hurry = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError:  # what reports it needs a descriptor
-            os.close(self._stop)
+            self.close()
             raise
         self.signal = 0
         self.hurried = False
@@ -172,8 +173,15 @@ class Cancel:
         self.check()
 
     def close(self) -> None:
-        for fd in (self._stop, self._hurry):
-            os.close(fd)
+        """Release the descriptors. Closing twice is harmless."""
+        held, self._stop, self._hurry = (self._stop, self._hurry), -1, -1
+        for fd in held:
+            if fd >= 0:
+                os.close(fd)
+
+    def __del__(self) -> None:
+        """A program that opens many functions must not run out of descriptors."""
+        self.close()
 
     @contextmanager
     def on_signals(self, *signums: int) -> Iterator[Cancel]:

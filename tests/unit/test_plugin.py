@@ -62,7 +62,7 @@ def test_a_device_that_cannot_be_opened_is_one_line_and_a_hint(tmp_path: Path) -
     outcome = run_pytest(tmp_path, "--rcdrv-device", "sim:rk3558")
     assert outcome.status == pytest.ExitCode.TESTS_FAILED
     assert "sim:rk3558: no preset 'rk3558'" in outcome.text
-    assert "hint: one of" in outcome.text
+    assert "hint: did you mean rk3588?" in outcome.text
     assert "Traceback" not in outcome.text
     assert "rcdrv/address.py" not in outcome.text
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
-import select
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_a_request_ends_a_sleep_at_once(cancel: Cancel) -> None:
 def test_a_request_stays(cancel: Cancel) -> None:
     cancel.request(signal.SIGTERM)
     cancel.request(signal.SIGINT)
-    assert select.select([cancel.fd], [], [], 0)[0]
+    assert await_readable([cancel.fd], 0)
     for _ in range(2):
         with pytest.raises(Interrupted, match="SIGTERM"):
             cancel.check()
@@ -93,9 +93,9 @@ def test_a_second_ctrl_c_ends_clean_up_too(cancel: Cancel, handled: list[float])
         handled[0] += 1
         signal.raise_signal(signal.SIGTERM)  # as from timeout(1), which sends it twice
         cancel.check()
-        assert not select.select([cancel.hurry_fd], [], [], 0)[0]
+        assert not await_readable([cancel.hurry_fd], 0)
         signal.raise_signal(signal.SIGINT)
-        assert select.select([cancel.hurry_fd], [], [], 0)[0]
+        assert await_readable([cancel.hurry_fd], 0)
         for _ in range(2):
             with pytest.raises(Interrupted, match="SIGINT"):
                 cancel.sleep(100)
@@ -129,3 +129,13 @@ def test_a_wait_works_beyond_fd_setsize() -> None:
         os.close(low)
         os.close(high)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_cancel_that_is_forgotten_leaves_no_descriptors() -> None:
+    def held() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    before = held()
+    for _ in range(10):
+        Cancel().request()
+    assert held() == before
