@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,21 @@ def test_tree_that_does_not_build_is_no_verdict(
     monkeypatch.setattr(patch_check, "kernel_endpoint_modules", fail)
     assert patch_check.main(["tree"]) == 125
     assert capsys.readouterr().err == "patch_check: tree does not build\n"
+
+
+def test_a_broken_doorbell_is_not_rung_a_thousand_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    case = {
+        "name": "pcie_ep_doorbell.DOORBELL_TEST", "verdict": "fail", "reason": "wrong-status",
+    }  # fmt: skip
+
+    def run(_one: object, *command: str) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 1, json.dumps({"results": [case]}), "")
+
+    monkeypatch.setattr(patch_check, "KernelEndpoint", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(patch_check, "_rcdrv", run)
+    monkeypatch.setattr(patch_check, "_outcome", lambda _one, _done: FAIL)
+    found = patch_check._check_test(None)
+    assert found[" ".join(patch_check.RING)] == ("fail", "wrong-status")
+    assert [command[0] for command in asked] == ["--json", "fuzz"]
