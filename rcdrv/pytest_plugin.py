@@ -156,7 +156,7 @@ def doorbell(endpoint: Endpoint) -> Iterator[Doorbell]:
 
 @pytest.hookimpl(hookwrapper=True)  # the old style, which older pytests know too
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """What helps with a failed test: what to look at next, and how it came to that."""
+    """Add to a failed test what to check next, and the last register accesses."""
     report = (yield).get_result()
     if not report.failed or call.excinfo is None:
         return

@@ -134,7 +134,7 @@ def answer(
             raise _exhausted(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) from error
         sys.stdout.flush()
         return status
-    except SystemExit:  # --help, --version, and what a child process came to
+    except SystemExit:  # --help, --version, and the status of a child
         sys.stdout.flush()
         raise
     except RcdrvError as error:

@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """argparse ignores that help cannot be written; whoever redirected it has to know."""
+        """Raise if help cannot be written, which argparse ignores."""
         (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
@@ -338,7 +338,7 @@ def open_function(args: argparse.Namespace, cancel: Cancel) -> Function:
 
 
 def _numbers(args: argparse.Namespace) -> list[str]:
-    """The options that are numbers or switches: texts may name what is nobody's business."""
+    """Return the options that are numbers or switches: texts may be private."""
     given = {name: value for name, value in vars(args).items() if name not in _OF_OUTPUT}
     return [
         f"{name}={value}"

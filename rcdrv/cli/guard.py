@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 def continue_in_child(address: str) -> None:
     """Fork. Returns in the child only, which goes on as if nothing had happened.
 
-    In the parent it raises: SystemExit with what the child came to, once it has ended.
+    In the parent it raises: SystemExit with the child's status, once it has ended.
 
     :raises DeviceLost: the child died of SIGBUS
     """

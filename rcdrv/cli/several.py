@@ -16,6 +16,7 @@ import os
 import selectors
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import IO, Any, NoReturn
@@ -34,6 +35,7 @@ from rcdrv.wait import Cancel, Deadline
 Body = Callable[[argparse.Namespace, Cancel], int]
 Receive = Callable[[int, str], None]
 
+_LOOK = 0.01
 _LONGEST = 10.0
 """Seconds that processes have to end in once clean-up must not wait any more."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -288,7 +290,9 @@ class _Process:
         for stream in self.streams:
             stream.close()
         self.stop(signal.SIGTERM)
-        os.waitpid(self._pid, 0)
+        end = Deadline(_LONGEST)
+        while not os.waitpid(self._pid, os.WNOHANG)[0] and not end.expired:
+            time.sleep(_LOOK)  # one that is stopped, or waits in the kernel, is left behind
 
     def end(self) -> int:
         """Wait for it; return its exit status."""

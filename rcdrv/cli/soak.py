@@ -30,12 +30,14 @@ def soak(args: argparse.Namespace, cancel: Cancel, override: Location | None) ->
     run = Soak(args.soak, on_ring=show.ring)
     show.soak = run
     device: str | None = args.device
+    begun = False
     error: RcdrvError | None = None
 
     def use(function: Function) -> None:
-        nonlocal device
-        if not run.report.count:
+        nonlocal device, begun
+        if not begun:
             run.begin()
+            begun = True
         elif run.end.expired:
             return  # lost in its last cycle; another could be lost as well, without an end
         device = function.address

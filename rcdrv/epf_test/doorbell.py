@@ -292,7 +292,7 @@ class Doorbell:
         self._register[0] = self.location.data
 
     def burst(self, count: int) -> None:
-        """Ring ``count`` times as fast as can be; nobody looks for an answer, or whether to stop.
+        """Ring ``count`` times as fast as possible, without awaiting answers; not interruptible.
 
         More rings than the endpoint has answered may come to a single acknowledgement: its
         interrupt is pending or it is not.

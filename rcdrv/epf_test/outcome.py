@@ -1,4 +1,4 @@
-"""What a run of rings came to altogether: one verdict, and one document."""
+"""Outcome of a run of rings: one verdict, and one document."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RANKS = (0, 4, 1, 2, 3, 5)
 
 
 def worst(report: RingReport, error: RcdrvError | None) -> RcdrvError | None:
-    """The finding that counts, of what the rings came to and what ended them early.
+    """Return the finding that counts: of the rings, or the error that ended them early.
 
     Of equals the rings' own: a ring that failed is what was asked for, and that disabling failed
     too comes second. But interrupts that nobody can account for come last: what ended it early may
@@ -39,7 +39,7 @@ def ring_document(
     ``device``
         The endpoint's address as the user named it.
     ``doorbell``
-        ``bar``, ``offset`` (bytes) and ``data`` of where it was rung; null if it came to none.
+        ``bar``, ``offset`` (bytes) and ``data`` of where it was rung; null if nothing was rung.
     ``irq``
         ``msi``, ``msix``, ``intx``, ``poll``, or ``none`` when it did not come to that.
     ``rings``

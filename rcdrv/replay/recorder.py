@@ -245,7 +245,7 @@ class Recorder:
         return data
 
     def _hide(self, offset: int, data: bytes) -> bytes:
-        """The address that this host gave a BAR is nobody's business."""
+        """Replace the address that this host gave a BAR: it is private."""
         return self._shown[offset] if self._bars.get(offset) == data else data
 
     def map(self, region: int, area: Area) -> mmap.mmap:

@@ -1,4 +1,4 @@
-"""A layout as plain regions, for whoever draws it."""
+"""A layout as plain regions, for drawings."""
 
 from __future__ import annotations
 

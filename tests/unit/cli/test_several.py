@@ -68,6 +68,30 @@ def test_one_that_cannot_end_keeps_nobody_for_ever(
     assert f"process {stopped[0]} does not end" in capsys.readouterr().err
 
 
+def test_a_lost_reader_is_not_kept_by_a_process_that_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(several, "_LONGEST", 0.2)
+    args = argparse.Namespace(devices=["sim:a"])
+
+    def body(_one: argparse.Namespace, _cancel: Cancel) -> int:
+        print(os.getpid(), flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return 0
+
+    stopped = []
+
+    def receive(_number: int, line: str) -> None:
+        stopped.append(int(line))
+        os.waitid(os.P_PID, stopped[0], os.WSTOPPED)
+        raise BrokenPipeError
+
+    with contextlib.closing(Cancel()) as cancel, pytest.raises(BrokenPipeError):
+        several.side_by_side(args, cancel, body, receive)
+    os.kill(stopped[0], signal.SIGKILL)
+    os.waitpid(stopped[0], 0)
+
+
 def test_functions_of_one_group_take_turns(tmp_path: Path) -> None:
     """iommu_device_claim_dma_owner(): a group belongs to one process."""
     for bdf, group in (("01:00.0", 7), ("01:00.1", 7), ("02:00.0", 8)):

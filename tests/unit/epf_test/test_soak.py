@@ -164,8 +164,9 @@ def test_memory_is_bounded() -> None:
     assert before <= len(soak.parts) <= 60
 
 
+@pytest.mark.parametrize("rings", [0, 1])  # lost by ENABLE, or by a ring
 def test_an_endpoint_that_every_cycle_loses_is_not_awaited_beyond_the_time(
-    monkeypatch: pytest.MonkeyPatch,
+    rings: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With `--reconnect`, each reboot lets a cycle begin, which loses the endpoint again."""
     lost = 0
@@ -173,7 +174,7 @@ def test_an_endpoint_that_every_cycle_loses_is_not_awaited_beyond_the_time(
     def cycle(soak: Soak, *_args: object, **_kwargs: object) -> None:
         nonlocal lost
         lost += 1
-        soak.report.count += 1
+        soak.report.count += rings
         soak.end = Deadline(0.0)
         raise DeviceLost("gone")
 
