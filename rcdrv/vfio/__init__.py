@@ -1,8 +1,8 @@
-"""PCI functions through the kernel's VFIO. A library of its own: it knows nothing of endpoints.
+"""PCI functions through the kernel's VFIO. A library of its own, independent of endpoints.
 
-:func:`open` opens one as a :class:`Function`: BARs, interrupts, DMA, config space.
-:func:`open_device` opens the :class:`Device` below it: VFIO's own model. The names in ``__all__``
-are stable; docs/vfio.md has an example.
+:func:`open` returns a :class:`Function`: BARs, interrupts, DMA, config space. :func:`open_device`
+returns the :class:`Device` below it, which is VFIO's own model. The names in ``__all__`` are
+stable. docs/vfio.md has an example.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ def open(
     vf_token: str | None = None,
     cancel: Cancel | None = None,
 ) -> Function:
-    """Open the PCI function ``bdf`` for a driver, best with ``with``.
+    """Open the PCI function ``bdf`` for a driver; the caller closes it, best with ``with``.
 
-    Memory decoding and bus mastering are on until it is closed.
+    Memory decoding and bus mastering are on until then.
 
-    :param backend: see :func:`open_device`, as for ``vf_token`` and the other errors
+    :param backend: see :func:`open_device`
+    :param vf_token: see :func:`open_device`, also for the other errors
     :param cancel: ends every wait on the function
     :raises DeviceLost: the function does not answer
     """
@@ -73,18 +74,17 @@ def open_device(
     vf_token: str | None = None,
     paths: Paths | None = None,
 ) -> Device:
-    """Open the PCI function ``bdf``, as ``0000:01:00.0`` or ``01:00.0``.
+    """Open a PCI function. The kernel resets it now, and again when it is closed.
 
-    The kernel resets the function now and again when it is closed.
-
-    :param backend: ``group``, ``iommufd``, ``noiommu`` or ``sysfs``; None chooses iommufd where the
-        kernel has it for this function and the user may open it, else group. noiommu and sysfs,
-        which is no VFIO, have to be asked for
-    :param vf_token: a UUID that the users of a physical function and of its virtual functions
-        share, where the kernel wants one; without users of the latter, opening the former sets it
-    :param paths: where sysfs, /dev and /proc are, when not at their usual places
-    :raises UsageError: not a PCI address, no such backend, or no UUID
-    :raises HostError: the host is not ready; the hint is the cure
+    :param bdf: PCI address, such as ``0000:01:00.0`` or ``01:00.0``
+    :param backend: ``group``, ``iommufd``, ``noiommu`` or ``sysfs``. By default iommufd if the
+        kernel offers it for this function and the user may open it, else group. noiommu and sysfs
+        (which is not VFIO) are never chosen by default
+    :param vf_token: UUID that the users of a physical function and of its virtual functions share.
+        Opening the physical function sets it while no virtual function is in use
+    :param paths: locations of sysfs, /dev and /proc
+    :raises UsageError: not a PCI address, a backend or a UUID
+    :raises HostError: the host is not ready; the hint names the fix
     """
     address = canonical_address(bdf)
     where = paths or Paths()
@@ -93,7 +93,7 @@ def open_device(
         raise UsageError(
             f"the VFIO backend {name!r} is unknown", hint=f"it can be: {', '.join(BACKENDS)}"
         )
-    # Imported where it is used: a program that starts for one ring needs one of them.
+    # Only the backend in use is imported, to keep the start short.
     opener = getattr(import_module(f"rcdrv.vfio.{name}"), f"open_{name}")
     token = []
     if vf_token is not None:
@@ -107,13 +107,13 @@ def open_device(
 def open_descriptor(
     fd: int, iommufd: int = -1, *, vf_token: str | None = None, paths: Paths | None = None
 ) -> Device:
-    """Open the function whose node, ``/dev/vfio/devices/vfio<n>``, another program has opened.
+    """Open a function from a descriptor that another program has opened and passed on.
 
-    :param fd: that descriptor, which belongs to the device from now on
-    :param iommufd: one of ``/dev/iommu``, taken over too; without it, that is opened here
+    :param fd: descriptor of ``/dev/vfio/devices/vfio<n>``; the device owns it from now on
+    :param iommufd: descriptor of ``/dev/iommu``, owned likewise; -1 opens that node here
     :param vf_token: see :func:`open_device`
-    :raises UsageError: these descriptors are something else, or no UUID
-    :raises HostError: the kernel refuses; the hint is the cure
+    :raises UsageError: a descriptor of something else, or not a UUID
+    :raises HostError: the kernel refuses; the hint names the fix
     """
     from rcdrv.vfio.descriptor import take_descriptor
 
@@ -122,9 +122,9 @@ def open_descriptor(
 
 
 def checked_token(text: str) -> str:
-    """Return a VF token that is a UUID, as the kernel parses it.
+    """Return a VF token after checking that it is a UUID in the kernel's syntax.
 
-    :raises UsageError: it is none
+    :raises UsageError: it is not
     """
     digits = text.split("-")
     if [len(part) for part in digits] != [8, 4, 4, 4, 12] or set("".join(digits)) - _HEX:
@@ -135,5 +135,5 @@ def checked_token(text: str) -> str:
 
 
 def default_backend(bdf: str, paths: Paths | None = None) -> str:
-    """The backend that :func:`open_device` chooses for a function, by its canonical address."""
+    """Return the default backend of a function, given its canonical address."""
     return "iommufd" if may_use_iommufd(paths or Paths(), bdf) else "group"

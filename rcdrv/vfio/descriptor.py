@@ -1,7 +1,7 @@
-"""A function whose device node another program has opened, and passed on as a descriptor.
+"""Open a function from a descriptor that another program has opened and passed on.
 
-So a program without rights on ``/dev/vfio`` drives a function that a broker chose for it, such as a
-service manager.
+A program without access to ``/dev/vfio`` can thus drive a function that a broker, such as a service
+manager, chose for it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _NODES = "/dev/vfio/devices/vfio<n>"
 def take_descriptor(
     device: int, iommufd: int, paths: Paths, token: str | None = None
 ) -> VfioDevice:
-    """Return the function behind a descriptor, which belongs to it from now on.
+    """Return the function behind a descriptor, and own the descriptors from now on.
 
-    :param device: of ``/dev/vfio/devices/vfio<n>``, open and not bound to an iommufd yet
-    :param iommufd: of ``/dev/iommu``, taken over too; -1 opens it here
-    :param token: the VF token, where the kernel wants one
-    :raises UsageError: they are something else
+    :param device: descriptor of ``/dev/vfio/devices/vfio<n>``, not yet bound to an iommufd
+    :param iommufd: descriptor of ``/dev/iommu``; -1 opens it here
+    :param token: VF token, if the kernel requires one
+    :raises UsageError: a descriptor of something else
     :raises HostError: the kernel refuses
     """
     found = _sysfs(paths, device, "vfio-dev", _NODES)
     bdf = (found / "device").resolve().name
     if found.name.startswith("noiommu-"):
         raise HostError(
-            f"descriptor {device}: {bdf} has no IOMMU in front, and is not taken by descriptor",
-            hint=f"name it: {bdf}, with RCDRV_BACKEND=noiommu",
+            f"descriptor {device}: {bdf} has no IOMMU, so it cannot be opened by descriptor",
+            hint=f"open it by its address, {bdf}, with RCDRV_BACKEND=noiommu",
         )
     with contextlib.ExitStack() as undo:
         if iommufd < 0:
@@ -52,19 +52,24 @@ def take_descriptor(
 
 
 def _sysfs(paths: Paths, fd: int, kind: str, wanted: str) -> Path:
-    """Return what sysfs has of the device node behind a descriptor, of this class."""
+    """Return the sysfs folder of the device node behind a descriptor.
+
+    :param kind: required class of the device
+    :param wanted: node to name in the error
+    """
     try:
         status = os.fstat(fd)
     except OSError as error:
         raise UsageError(
             f"descriptor {fd} is not open",
-            hint=f"pass on one of {wanted}; each can be used once",
+            hint=f"pass on a descriptor of {wanted}; each can be used once",
         ) from error
     number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
     found = (paths.sys / "dev/char" / number).resolve()
     if not stat.S_ISCHR(status.st_mode) or (found / "subsystem").resolve().name != kind:
         raise UsageError(
             f"descriptor {fd} is not one of {wanted}",
-            hint="have who may open that node pass it on; or name the function by its address",
+            hint="have a program that may open that node pass it on; or open the function by its"
+            " address",
         )
     return found

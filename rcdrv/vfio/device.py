@@ -1,7 +1,6 @@
 """A VFIO device descriptor as a :class:`rcdrv.device.Device`.
 
-A backend opens the descriptor and hands it over, with an :class:`AddressSpace` that translates the
-device's DMA addresses.
+A backend opens the descriptor and hands it over with an :class:`AddressSpace`.
 """
 
 from __future__ import annotations
@@ -26,30 +25,29 @@ else:
 
 
 class AddressSpace(Protocol):
-    """Translation of the device's DMA addresses to this process's memory."""
+    """Translation of the device's DMA addresses to memory of this process."""
 
     def ranges(self) -> Sequence[tuple[int, int]]:
-        """The usable IOVAs, as ascending (first, last) pairs, both inclusive."""
+        """Return the usable IOVAs as ascending (first, last) pairs, both inclusive."""
 
     def map(self, iova: int, address: int, size: int) -> None:
-        """Let the device read and write ``size`` bytes of this process from ``address`` on."""
+        """Map ``size`` bytes at ``address`` of this process for reads and writes of the device."""
 
     def unmap(self, iova: int, size: int) -> None:
-        """Take a mapping made with these very numbers away."""
+        """Remove a mapping made with exactly these numbers."""
 
     def close(self) -> None:
-        """Give the address space up, with all of its mappings. Called after the device's end."""
+        """Release the address space with its mappings. Called after the device is closed."""
 
 
 class VfioDevice:
     """A PCI function behind a VFIO device descriptor.
 
-    Owns ``fd`` and ``space`` from the moment that it is made; when making it fails they stay the
-    caller's.
+    Owns ``fd`` and ``space``, unless the constructor raises.
 
-    :param address: how messages name the device
-    :param backend: how the descriptor was had
-    :raises HostError: the descriptor is not that of a PCI device
+    :param address: name of the device in messages
+    :param backend: name of the backend that opened the descriptor
+    :raises HostError: not the descriptor of a PCI device
     """
 
     dma_by_descriptor = False
@@ -65,7 +63,7 @@ class VfioDevice:
         try:
             info, _ = query(fd, uapi.DEVICE_GET_INFO, uapi.DeviceInfo())
         except OSError as error:
-            raise self._failure("VFIO does not describe the device", error) from error
+            raise self._failure("cannot query the device", error) from error
         if not info.flags & uapi.DeviceFlag.PCI:
             raise HostError(f"{address} is not a PCI device to VFIO")
         self._can_reset = bool(info.flags & uapi.DeviceFlag.RESET)
@@ -74,14 +72,14 @@ class VfioDevice:
     # -- regions ------------------------------------------------------------------------------
 
     def region(self, index: int) -> RegionInfo:
-        """One region; one that the device does not have has size 0.
+        """Return one region; a region that the device lacks has size 0.
 
-        :raises HostError: the kernel's description contradicts itself
+        :raises HostError: the kernel's description is inconsistent
         """
         return self._region(index)[0]
 
     def _region(self, index: int) -> tuple[RegionInfo, int]:
-        """A region, and where it starts in the descriptor."""
+        """Return a region and its offset in the descriptor."""
         if index not in self._regions:
             self._regions[index] = self._query_region(index)
         return self._regions[index]
@@ -94,12 +92,12 @@ class VfioDevice:
         except OSError as error:
             if error.errno == errno.EINVAL:  # no such index
                 return RegionInfo(index, 0, RegionFlag(0)), 0
-            raise self._failure(f"VFIO does not describe region {index}", error) from error
+            raise self._failure(f"cannot query region {index}", error) from error
         flags = RegionFlag(info.flags & 0xF)
         areas: list[Area] = []
         if flags & RegionFlag.MMAP:
-            # Without a list of areas all of the region can be mapped. Since Linux 4.16 that
-            # includes the MSI-X table (the MSIX_MAPPABLE capability says so).
+            # Without a list of areas the whole region can be mapped. Since Linux 4.16 this
+            # includes the MSI-X table (capability MSIX_MAPPABLE).
             areas = [Area(0, info.size)]
             first = info.cap_offset if flags & RegionFlag.CAPS else 0
             for identity, body in capabilities(answer, ctypes.sizeof(info), first):
@@ -110,13 +108,13 @@ class VfioDevice:
     def read(self, region: int, offset: int, size: int) -> bytes:
         """Read a region: one aligned access when ``size`` is 1, 2, 4 or 8.
 
-        The kernel does the access, and answers EIO instead of touching a BAR whose memory
-        decoding is off. In config space an access has at most 4 bytes, and older kernels (6.1 is
-        one) make two of 4 bytes out of one of 8.
+        The kernel makes the access. It returns EIO instead of touching a BAR while memory decoding
+        is off. Accesses to config space have at most 4 bytes. Older kernels (such as 6.1) split an
+        access of 8 bytes to a BAR into two of 4.
 
         :raises AccessError: outside the region
-        :raises HostError: memory decoding is off, or the kernel refused
-        :raises DeviceLost: the device does not answer any more
+        :raises HostError: memory decoding is off, or the kernel refuses
+        :raises DeviceLost: the device no longer answers
         """
         position = self._position(region, offset, size)
         try:
@@ -125,13 +123,13 @@ class VfioDevice:
             raise self._access_failure("read", region, offset, error) from error
         if len(data) != size:
             raise HostError(
-                f"{self.address}: only {len(data)} of {size} bytes at {offset:#x} of "
-                f"{_region_name(region)} could be read"
+                f"{self.address}: read only {len(data)} of {size} bytes at {offset:#x} of "
+                f"{_region_name(region)}"
             )
         return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
-        """Write a region; accesses and errors are those of :meth:`read`."""
+        """Write a region. Accesses and errors are those of :meth:`read`."""
         position = self._position(region, offset, len(data))
         try:
             written = os.pwrite(self._fd, data, position)
@@ -139,14 +137,14 @@ class VfioDevice:
             raise self._access_failure("write", region, offset, error) from error
         if written != len(data):
             raise HostError(
-                f"{self.address}: only {written} of {len(data)} bytes at {offset:#x} of "
-                f"{_region_name(region)} could be written"
+                f"{self.address}: wrote only {written} of {len(data)} bytes at {offset:#x} of "
+                f"{_region_name(region)}"
             )
 
     def _position(self, region: int, offset: int, size: int) -> int:
         info, start = self._region(region)
         if offset < 0 or size < 0 or offset + size > info.size:
-            # The kernel would shorten the access.
+            # The kernel would truncate the access.
             raise AccessError(
                 f"{self.address}: {size} bytes at {offset:#x} are outside the {info.size:#x} "
                 f"bytes of {_region_name(region)}"
@@ -156,7 +154,7 @@ class VfioDevice:
     def _access_failure(self, verb: str, region: int, offset: int, error: OSError) -> RcdrvError:
         where = f"cannot {verb} {offset:#x} of {_region_name(region)}"
         if error.errno == errno.EIO and region != CONFIG_REGION and not self._is_gone():
-            # vfio_pci_rdwr.c: __vfio_pci_memory_enabled() said no.
+            # __vfio_pci_memory_enabled() in vfio_pci_rdwr.c
             return HostError(
                 f"{self.address}: {where}: the function does not decode memory accesses",
                 hint="set bit 1 of its COMMAND register; in D3, wake it up first",
@@ -164,7 +162,7 @@ class VfioDevice:
         if error.errno == errno.EBUSY:
             return HostError(
                 f"{self.address}: {where}: another driver has claimed the BAR",
-                hint="/proc/iomem shows whose it is",
+                hint="/proc/iomem shows which driver",
             )
         return self._failure(where, error)
 
@@ -203,17 +201,19 @@ class VfioDevice:
         except OSError as error:
             if error.errno == errno.EINVAL:  # no such index: ERR on a function without Express
                 return 0
-            raise self._failure(f"VFIO does not describe {kind.name}", error) from error
+            raise self._failure(f"cannot query {kind.name}", error) from error
         return info.count if info.flags & uapi.IrqFlag.EVENTFD else 0
 
     def set_irqs(
         self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
     ) -> int:
-        """VFIO_DEVICE_SET_IRQS. -1 in ``eventfds`` takes that vector's eventfd away;
-        DATA_NONE with count 0 turns the kind off, also when it is off already.
+        """Arm, trigger, mask or disable interrupts (VFIO_DEVICE_SET_IRQS).
 
-        :returns: 0, or the number of vectors that could be had instead (nothing is armed then)
-        :raises HostError: the host has no such interrupt to give, or the kernel refused
+        -1 in ``eventfds`` disarms that vector. DATA_NONE with count 0 disables the kind, and
+        succeeds if it is disabled already.
+
+        :returns: 0, or the number of vectors that are available instead; then none is armed
+        :raises HostError: the host cannot provide the interrupts, or the kernel refuses
         """
         data = array("i", eventfds).tobytes()
         head = uapi.IrqSet(
@@ -230,7 +230,7 @@ class VfioDevice:
         vectors = f"{self.address}: {count} {kind.name} {'vector' if count == 1 else 'vectors'}"
         if error.errno == errno.ENOSPC:
             return HostError(
-                f"{vectors} cannot be had on this host",
+                f"{vectors} cannot be provided by this host",
                 hint="use polling or INTx: `irq`",
             )
         if kind is IrqKind.INTX and error.errno == errno.ENODEV and not self._is_gone():
@@ -245,37 +245,37 @@ class VfioDevice:
                 f"{self.address}: its interrupt line is in use by another device",
                 hint="unbind the other device (/proc/interrupts names it), or use MSI or polling",
             )
-        return self._failure(f"the kernel does not arm {count} of {kind.name}", error)
+        return self._failure(f"cannot arm {count} {kind.name}", error)
 
     # -- DMA ----------------------------------------------------------------------------------
 
     def dma_ranges(self) -> Sequence[tuple[int, int]]:
-        """The usable IOVAs, as ascending (first, last) pairs, both inclusive."""
+        """Return the usable IOVAs as ascending (first, last) pairs, both inclusive."""
         return self._space.ranges()
 
     def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int = -1) -> None:
-        """Let the device reach the first ``size`` bytes of ``memory`` at ``iova``.
+        """Map the first ``size`` bytes of ``memory`` at ``iova`` for the device.
 
-        :raises HostError: the memory may not be locked, or the IOMMU has no room
+        :raises HostError: too much locked memory, or too many mappings
         """
-        # The ctypes object lives for one expression: while it does, the mapping cannot be closed.
+        # The ctypes object must be temporary: the mapping cannot be closed while it exists.
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         self._space.map(iova, address, size)
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        """Take a mapping made with these very numbers away."""
+        """Remove a mapping made with exactly these numbers."""
         self._space.unmap(iova, size)
 
     # -- the whole device ---------------------------------------------------------------------
 
     def can_reset(self) -> bool:
-        """Whether the reset that the kernel tried when it opened the device worked."""
+        """Return whether the kernel could reset the device when it opened it."""
         return self._can_reset
 
     def reset(self) -> None:
-        """VFIO_DEVICE_RESET. Config space keeps its values; the device's own registers do not.
+        """Reset the function (VFIO_DEVICE_RESET). The kernel restores config space only.
 
-        :raises HostError: it has no reset, or another one is under way
+        :raises HostError: the function has no reset, or another reset is in progress
         """
         try:
             call(self._fd, uapi.DEVICE_RESET)
@@ -283,11 +283,11 @@ class VfioDevice:
             raise self._failure("the reset failed", error) from error
 
     def fileno(self) -> int:
-        """-1: the kernel tells of events through the ERR and REQ interrupts."""
+        """Return -1: the kernel reports events by the ERR and REQ interrupts."""
         return -1
 
     def on_readable(self) -> None:
-        """Nothing to serve."""
+        """Do nothing: there is no transport to serve."""
 
     def close(self) -> None:
         """Release everything; the kernel resets the function. Closing twice is harmless."""
@@ -302,9 +302,9 @@ class VfioDevice:
     # -- errors -------------------------------------------------------------------------------
 
     def _is_gone(self) -> bool:
-        """Whether class and revision read all ones, which is the bus's answer, or not at all.
+        """Return whether class and revision read all ones, or cannot be read.
 
-        VENDOR_ID does not tell: VFIO answers with a copy that it made at the open
+        VENDOR_ID is no evidence: VFIO returns the copy that it made when the function was opened
         (init_pci_cap_basic_perm() in vfio_pci_config.c).
         """
         if self._config_start is None:
@@ -321,7 +321,7 @@ class VfioDevice:
                 hint="the endpoint rebooted, its link is down, or it was removed",
             )
         if error.errno == errno.EAGAIN:
-            # pci_try_reset_function(): somebody else holds the device lock.
+            # pci_try_reset_function(): another user holds the device lock.
             return HostError(
                 f"{self.address}: {what}: the kernel is busy with it", hint="try again"
             )
@@ -332,10 +332,11 @@ class VfioDevice:
 
 
 def sorted_areas(found: Sequence[tuple[int, int]], size: int) -> list[Area]:
-    """The (offset, size) pairs of a sparse mmap capability, as areas that can be mapped.
+    """Return the mappable areas of a sparse mmap capability, sorted.
 
-    :param size: of the region, in bytes
-    :raises HostError: one is outside the region, overlaps another or is not made of whole pages
+    :param found: (offset, size) pairs
+    :param size: size of the region in bytes
+    :raises HostError: an area is outside the region, overlaps another, or has partial pages
     """
     areas: list[Area] = []
     end = 0

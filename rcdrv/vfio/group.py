@@ -1,7 +1,7 @@
 """The group backend: ``/dev/vfio/<group>`` in a container with a type 1 IOMMU.
 
-Every kernel with VFIO has it. A group is what the IOMMU can keep apart; a container is an address
-space that groups are put into. rcdrv puts one group into one container.
+Every kernel with VFIO has it. A group is the smallest set of functions that the IOMMU can isolate.
+A container is an address space for groups; rcdrv puts one group into one container.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from rcdrv.errors import HostError, UsageError
-from rcdrv.sysfs import DRIVER, Paths, iommu_group
+from rcdrv.sysfs import Paths, iommu_group
 from rcdrv.vfio import uapi
 from rcdrv.vfio.device import VfioDevice
 from rcdrv.vfio.ioctl import call, capabilities, pairs, query
@@ -35,7 +35,7 @@ _ENTRY_LIMIT = "the limit is /sys/module/vfio_iommu_type1/parameters/dma_entry_l
 
 
 class Container:
-    """A container with one group in it: an :class:`~rcdrv.vfio.device.AddressSpace`.
+    """An :class:`~rcdrv.vfio.device.AddressSpace`: a container with one group.
 
     Owns both descriptors.
     """
@@ -45,20 +45,20 @@ class Container:
         self._group = group
 
     def ranges(self) -> Sequence[tuple[int, int]]:
-        """The usable IOVAs, as ascending (first, last) pairs, both inclusive.
+        """Return the usable IOVAs as ascending (first, last) pairs, both inclusive.
 
-        :raises HostError: the kernel, older than 5.4, does not tell them
+        :raises HostError: the kernel does not report them (before 5.4)
         """
         body = self._capability(uapi.IommuCap.IOVA_RANGE)
         if body is None:
             raise HostError(
-                "this kernel does not tell which DMA addresses are usable",
+                "this kernel does not report the usable DMA addresses",
                 hint="Linux 5.4 and later do",
             )
         return sorted(pairs(body))
 
     def mappings_left(self) -> int | None:
-        """Return the number of mappings left; None if the kernel (before 5.10) does not tell."""
+        """Return the number of mappings left; None before Linux 5.10, which does not report it."""
         body = self._capability(uapi.IommuCap.DMA_AVAIL)
         return None if body is None else int.from_bytes(body[:4], sys.byteorder)
 
@@ -66,7 +66,7 @@ class Container:
         try:
             info, answer = query(self._container, uapi.IOMMU_GET_INFO, uapi.IommuInfo())
         except OSError as error:
-            raise refused("VFIO does not describe the IOMMU", error) from error
+            raise refused("cannot query the IOMMU", error) from error
         if info.flags & uapi.IommuFlag.CAPS:
             for identity, body in capabilities(answer, ctypes.sizeof(info), info.cap_offset):
                 if identity == wanted:
@@ -74,11 +74,12 @@ class Container:
         return None
 
     def map(self, iova: int, address: int, size: int) -> None:
-        """Let the device read and write ``size`` bytes of this process from ``address`` on.
+        """Map ``size`` bytes at ``address`` of this process for reads and writes of the device.
 
-        :param iova: where the device finds them; like the others a multiple of the page size
-        :raises UsageError: not whole pages, outside :meth:`ranges`, or mapped already
-        :raises HostError: the memory may not be locked, or the IOMMU has no room
+        All numbers are multiples of the page size.
+
+        :raises UsageError: partial pages, outside :meth:`ranges`, or mapped already
+        :raises HostError: too much locked memory, or too many mappings
         """
         what = f"cannot map {size:#x} bytes at IOVA {iova:#x}"
         flags = uapi.DmaFlag.READ | uapi.DmaFlag.WRITE
@@ -89,7 +90,7 @@ class Container:
             raise cannot_map(what, size, error, counter="VmLck", room=_ENTRY_LIMIT) from error
 
     def unmap(self, iova: int, size: int) -> None:
-        """Take a mapping made with these very numbers away.
+        """Remove a mapping made with exactly these numbers.
 
         :raises UsageError: there is none
         """
@@ -97,14 +98,14 @@ class Container:
         try:
             call(self._container, uapi.IOMMU_UNMAP_DMA, request)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # it would cut a mapping in two
+            if error.errno != errno.EINVAL:  # it would split a mapping
                 raise refused(f"cannot unmap {size:#x} bytes at IOVA {iova:#x}", error) from error
             request.size = 0
         if request.size != size:
             raise UsageError(f"no DMA mapping of {size:#x} bytes at IOVA {iova:#x}")
 
     def close(self) -> None:
-        """Close both descriptors; the kernel takes every mapping away. Twice is harmless."""
+        """Close both descriptors, which removes every mapping. Closing twice is harmless."""
         descriptors = [fd for fd in (self._group, self._container) if fd >= 0]
         self._group = self._container = -1
         for fd in descriptors:
@@ -112,10 +113,10 @@ class Container:
 
 
 def open_group(bdf: str, paths: Paths, token: str | None = None) -> VfioDevice:
-    """Open a PCI function, by its canonical address, through its IOMMU group.
+    """Open a PCI function through its IOMMU group, given its canonical address.
 
-    :param token: the VF token, where the kernel wants one
-    :raises HostError: something of the host is not ready; the message says what and the cure
+    :param token: VF token, if the kernel requires one
+    :raises HostError: the host is not ready; the hint names the fix
     """
     number = iommu_group(paths, bdf)
     node = paths.group_node(number)
@@ -133,7 +134,7 @@ def open_group(bdf: str, paths: Paths, token: str | None = None) -> VfioDevice:
 
 
 def check_container(container: int, iommu: int) -> None:
-    """Raise HostError if the container cannot have this kind of IOMMU."""
+    """Raise :class:`HostError` unless the container supports this type of IOMMU."""
     try:
         version = call(container, uapi.GET_API_VERSION)
         extension = call(container, uapi.CHECK_EXTENSION, iommu)
@@ -161,7 +162,7 @@ def _attach(paths: Paths, bdf: str, number: str, group: int, container: int) -> 
     try:
         call(group, uapi.GROUP_SET_CONTAINER, descriptor)
     except OSError as error:
-        # iommu_group_claim_dma_owner(): a driver came to a member just now.
+        # iommu_group_claim_dma_owner(): a driver has just been bound to a member.
         if error.errno == errno.EPERM:
             raise not_viable(paths, bdf, number) from error
         raise refused(f"IOMMU group {number} cannot join a container", error) from error
@@ -174,20 +175,13 @@ def _attach(paths: Paths, bdf: str, number: str, group: int, container: int) -> 
 
 
 def device_fd(paths: Paths, bdf: str, group: int, token: str | None = None) -> int:
-    """The function's own descriptor, from its group in its container."""
+    """Return the descriptor of a function whose group is in a container."""
     name = f"{bdf} vf_token={token}" if token else bdf  # vfio_pci_core_match()
     try:
         return call(group, uapi.GROUP_GET_DEVICE_FD, bytearray(name.encode() + b"\0"))
     except OSError as error:
         if error.errno == errno.EPERM:  # iommufd as the container checks here
             raise no_isolation(paths, bdf, _unsafe_module(paths)) from error
-        if error.errno == errno.ENODEV:
-            raise HostError(f"{bdf} has just lost its driver {DRIVER}") from error
-        if error.errno == errno.EAGAIN:
-            # vfio_pci_core_enable(): somebody else holds the device lock, for a reset perhaps.
-            raise HostError(
-                f"{bdf}: the kernel is busy with the device", hint="try again"
-            ) from error
         raise not_given(paths, bdf, error, token) from error
 
 

@@ -1,4 +1,4 @@
-"""ioctl(2) as VFIO uses it. The only place in rcdrv that makes the system call."""
+"""ioctl(2) as VFIO uses it: requests, structures and capability chains."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ if TYPE_CHECKING:
 # struct vfio_info_cap_header: __u16 id, __u16 version, __u32 next.
 _CAP_HEADER = struct.Struct("=HHI")
 
-# Limit of argsz in an INFO request: far above any chain of the kernel, far below harm.
+# Limit of argsz in bytes, far above any capability chain of the kernel.
 _LARGEST_INFO = 1 << 20
 
 
 def call(fd: int, request: int, argument: int | bytearray | Argument | Command = 0) -> int:
-    """One ioctl, repeated when a signal interrupts it.
+    """Make one ioctl, repeated when a signal interrupts it.
 
-    ``argument`` is passed by value when it is a number and as memory otherwise. That memory is
-    writable: for a read-only one :func:`fcntl.ioctl` would return it instead of the result.
-
-    :returns: what the kernel returned, which can be positive
+    :param argument: a number, or writable memory: with read-only memory :func:`fcntl.ioctl` returns
+        that memory instead of the result
+    :returns: the kernel's return value, which can be positive
     :raises OSError: the kernel's errno
     """
     while True:
@@ -40,7 +39,7 @@ def call(fd: int, request: int, argument: int | bytearray | Argument | Command =
 
 
 def command(fd: int, request: int, argument: Command) -> None:
-    """One ioctl of iommufd's: its structure, which carries its own size, is both ways.
+    """Make one iommufd ioctl. The kernel reads and updates ``argument``.
 
     :raises OSError: the kernel's errno
     """
@@ -49,15 +48,14 @@ def command(fd: int, request: int, argument: Command) -> None:
 
 
 def query(fd: int, request: int, info: Info) -> tuple[Info, bytes]:
-    """An INFO request, repeated with the room that the kernel asks for.
+    """Make an INFO request, repeated with the size that the kernel asks for.
 
-    :returns: the structure filled in, and all of the answer: the structure with its capability
-        chain behind it
+    :returns: the structure, and the whole answer: the structure followed by its capability chain
     :raises HostError: the kernel keeps asking for more
     :raises OSError: the kernel's errno
     """
     fixed = info.argsz = ctypes.sizeof(info)
-    # Twice is enough, unless the chain grows in between.
+    # The second attempt succeeds, unless the chain has grown meanwhile.
     for _ in range(4):
         answer = bytearray(info) + bytes(info.argsz - fixed)
         call(fd, request, answer)
@@ -73,9 +71,9 @@ def query(fd: int, request: int, info: Info) -> tuple[Info, bytes]:
 def capabilities(answer: bytes, fixed: int, first: int) -> Iterator[tuple[int, bytes]]:
     """Walk the capability chain of an INFO answer.
 
-    :param fixed: size of the structure that the chain stands behind
-    :param first: its ``cap_offset``; 0 for no chain
-    :returns: (id, everything behind the capability's header) of each
+    :param fixed: size of the structure before the chain
+    :param first: its ``cap_offset``; 0 if there is no chain
+    :returns: (id, rest of the answer after the capability's header) of each capability
     :raises HostError: the chain loops or leaves the answer
     """
     seen: set[int] = set()
@@ -90,14 +88,14 @@ def capabilities(answer: bytes, fixed: int, first: int) -> Iterator[tuple[int, b
 
 
 def pairs(body: bytes) -> list[tuple[int, int]]:
-    """A capability body of a counted list: ``__u32 count, reserved``, then pairs of __u64.
+    """Return the pairs of a counted list: ``__u32 count, reserved``, then pairs of __u64.
 
-    Both lists that rcdrv reads look so: sparse mmap areas and IOVA ranges.
+    Sparse mmap areas and IOVA ranges have this form.
 
-    :raises HostError: it counts more pairs than there are
+    :raises HostError: the count exceeds the size of the body
     """
     if len(body) < 8:
-        raise HostError("the kernel cut a capability off")
+        raise HostError("the kernel's capability is truncated")
     (count,) = struct.unpack_from("=I", body)
     if count > (len(body) - 8) // 16:
         raise HostError(f"the kernel announces {count} entries in {len(body) - 8} bytes")

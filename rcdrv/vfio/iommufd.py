@@ -1,7 +1,7 @@
 """The iommufd backend: ``/dev/iommu`` and ``/dev/vfio/devices/vfio<n>``, from Linux 6.6 on.
 
-A function has a device node of its own, and is attached to an I/O address space (IOAS) that
-``/dev/iommu`` holds.
+Each function has a device node of its own, and is attached to an I/O address space (IOAS) of
+``/dev/iommu``.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from rcdrv.vfio.refusals import (
     rivals,
 )
 
-# Far above the ranges that any IOMMU has, far below harm.
+# Far above the number of ranges of any IOMMU.
 _MOST_RANGES = 1 << 16
 
 
 class Ioas:
-    """An I/O address space: an :class:`~rcdrv.vfio.device.AddressSpace`.
+    """An :class:`~rcdrv.vfio.device.AddressSpace`: an I/O address space of iommufd.
 
-    Owns the descriptor of ``/dev/iommu``, which holds nothing else.
+    Owns the descriptor of ``/dev/iommu``, unless the constructor raises.
 
-    :raises HostError: the kernel does not make one; the descriptor stays the caller's then
+    :raises HostError: the kernel does not allocate it
     """
 
     def __init__(self, iommufd: int) -> None:
@@ -46,15 +46,15 @@ class Ioas:
         try:
             command(iommufd, uapi.IOAS_ALLOC, request)
         except OSError as error:
-            raise refused("iommufd makes no address space", error) from error
+            raise refused("iommufd cannot allocate an address space", error) from error
         self._iommufd = iommufd
         self.id = request.out_ioas_id
-        """The kernel's number of it."""
-        # The kernel unmaps everything inside of a range; only what was mapped is asked for here.
+        """ID of the address space in iommufd."""
+        # The kernel unmaps everything within a range, so exact mappings are checked here.
         self._mapped: dict[int, int] = {}
 
     def ranges(self) -> Sequence[tuple[int, int]]:
-        """The usable IOVAs, as ascending (first, last) pairs, both inclusive."""
+        """Return the usable IOVAs as ascending (first, last) pairs, both inclusive."""
         room = 16
         while room <= _MOST_RANGES:
             found = (ctypes.c_uint64 * (2 * room))()
@@ -67,22 +67,23 @@ class Ioas:
                 if error.errno == errno.EMSGSIZE and request.num_iovas > room:
                     room = request.num_iovas
                     continue
-                raise refused("iommufd does not tell the usable addresses", error) from error
+                raise refused("iommufd does not report the usable addresses", error) from error
             numbers = list(found[: 2 * min(room, request.num_iovas)])
             return sorted(zip(numbers[::2], numbers[1::2], strict=True))
-        raise HostError(f"iommufd counts {room} ranges of usable addresses")
+        raise HostError(f"iommufd reports {room} ranges of usable addresses")
 
     def map(self, iova: int, address: int, size: int) -> None:
-        """Let the device read and write ``size`` bytes of this process from ``address`` on.
+        """Map ``size`` bytes at ``address`` of this process for reads and writes of the device.
 
-        :param iova: where the device finds them; like the others a multiple of the page size
-        :raises UsageError: not whole pages, outside :meth:`ranges`, or mapped already
-        :raises HostError: the memory may not be locked, or the IOMMU has no room
+        All numbers are multiples of the page size.
+
+        :raises UsageError: partial pages, outside :meth:`ranges`, or mapped already
+        :raises HostError: too much locked memory, or too many mappings
         """
         self._map(uapi.IoasMap(flags=uapi.MapFlag.FIXED_IOVA, iova=iova), address, size)
 
     def map_anywhere(self, address: int, size: int) -> int:
-        """As :meth:`map`, at an IOVA that the kernel chooses and this returns."""
+        """Map as :meth:`map`, and return the IOVA, which the kernel chooses."""
         request = uapi.IoasMap()
         self._map(request, address, size)
         return request.iova
@@ -98,7 +99,7 @@ class Ioas:
         self._mapped[request.iova] = size
 
     def unmap(self, iova: int, size: int) -> None:
-        """Take a mapping made with these very numbers away.
+        """Remove a mapping made with exactly these numbers.
 
         :raises UsageError: there is none
         """
@@ -112,37 +113,37 @@ class Ioas:
         del self._mapped[iova]
 
     def physical(self, iova: int, size: int) -> tuple[int, int]:
-        """Physical addresses of mapped memory, for a device without an IOMMU.
+        """Return the physical location of mapped memory, for a device without an IOMMU.
 
-        :returns: the physical address, and how many of ``size`` bytes are contiguous from there
+        :returns: (address, contiguous bytes from there, at most ``size``)
         """
         request = uapi.IoasNoiommuGetPa(ioas_id=self.id, iova=iova, length=size)
         try:
             command(self._iommufd, uapi.IOAS_NOIOMMU_GET_PA, request)
         except OSError as error:
-            raise refused("the kernel does not tell where memory lies", error) from error
+            raise refused("the kernel does not report physical addresses", error) from error
         return request.out_phys, request.length
 
     def close(self) -> None:
-        """Close the descriptor; the kernel takes every mapping away. Twice is harmless."""
+        """Close the descriptor, which removes every mapping. Closing twice is harmless."""
         if self._iommufd >= 0:
             fd, self._iommufd = self._iommufd, -1
             os.close(fd)
 
 
 def open_iommufd(bdf: str, paths: Paths, token: str | None = None) -> VfioDevice:
-    """Open a PCI function, by its canonical address, through its own device node.
+    """Open a PCI function through its own device node, given its canonical address.
 
-    :param token: the VF token, where the kernel wants one
-    :raises HostError: something of the host is not ready; the message says what and the cure
+    :param token: VF token, if the kernel requires one
+    :raises HostError: the host is not ready; the hint names the fix
     """
-    iommu_group(paths, bdf)  # refuses a function that is not there, not bound, or has no IOMMU
+    iommu_group(paths, bdf)  # raises if the function is absent, not bound, or without an IOMMU
     name = device_name(paths, bdf)
     if name is None:
         raise HostError(
             f"{bdf}: the kernel's VFIO has no device node for it",
-            hint="that needs Linux 6.6 with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; "
-            "RCDRV_BACKEND=group works without",
+            hint="it needs Linux 6.6 with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; "
+            "RCDRV_BACKEND=group works without them",
         )
     node = paths.device_node(name)
     with contextlib.ExitStack() as undo:
@@ -163,9 +164,10 @@ def use_node(
     iommufd: int,
     token: str | None = None,
 ) -> VfioDevice:
-    """Return the function whose open node is ``device``; the descriptors stay the caller's if not.
+    """Return the function of an open device node.
 
-    :raises HostError: the kernel refuses
+    :param device: descriptor of ``node``
+    :raises HostError: the kernel refuses; the descriptors stay the caller's
     """
     try:
         bind(device, iommufd, token)
@@ -176,12 +178,12 @@ def use_node(
 
 
 def bind(device: int, iommufd: int, token: str | None = None) -> None:
-    """Make a function's descriptor usable: the kernel opens the function, which resets it."""
+    """Bind a function's descriptor to an iommufd: the kernel opens and resets the function."""
     if not token:
         plain = uapi.BindIommufd(ctypes.sizeof(uapi.BindIommufd), iommufd=iommufd)
         call(device, uapi.DEVICE_BIND_IOMMUFD, plain)
         return
-    # A uuid_t has its bytes in the order of the text: uuid_parse() in lib/uuid.c.
+    # A uuid_t has the byte order of the text: uuid_parse() in lib/uuid.c.
     uuid = (ctypes.c_uint8 * 16)(*bytes.fromhex(token.replace("-", "")))
     request = uapi.BindIommufdToken(
         ctypes.sizeof(uapi.BindIommufdToken),
@@ -207,9 +209,9 @@ def _cannot_bind(
     """Return the error for a failed VFIO_DEVICE_BIND_IOMMUFD."""
     if error.errno == errno.EINVAL and token:
         return not_given(paths, bdf, error, token)
-    # EINVAL: the function itself is open (vfio_df_open()). EBUSY: its group is
-    # (vfio_device_block_group()), or a driver uses another member. EPERM: interrupts are not
-    # isolated, or somebody has another member.
+    # EINVAL: the function is open (vfio_df_open()). EBUSY: its group is open
+    # (vfio_device_block_group()), or another member has a driver. EPERM: interrupts are not
+    # isolated, or another member is open.
     if error.errno == errno.EBUSY:
         group = iommu_group(paths, bdf)
         drivers = {driver for member, driver in group_members(paths, group) if member != bdf}
@@ -219,9 +221,4 @@ def _cannot_bind(
         return in_use(paths, bdf, node)
     if error.errno == errno.EPERM:
         return no_isolation(paths, bdf, "iommufd")
-    if error.errno == errno.ENODEV:
-        return HostError(f"{bdf} has just lost its driver {DRIVER}")
-    if error.errno == errno.EAGAIN:
-        # vfio_pci_core_enable(): somebody else holds the device lock, for a reset perhaps.
-        return HostError(f"{bdf}: the kernel is busy with the device", hint="try again")
     return not_given(paths, bdf, error, token)

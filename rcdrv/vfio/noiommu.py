@@ -1,11 +1,11 @@
-"""The noiommu backend: VFIO for a function that no IOMMU stands in front of.
+"""The noiommu backend: VFIO for a function without an IOMMU. Never chosen by default.
 
-The addresses of its DMA are physical ones, so it can reach all of this host's memory, and the
-kernel marks itself as tainted. It is used only when asked for.
+DMA uses physical addresses, so the function can reach all memory of this host, and the kernel is
+tainted.
 
-Where the kernel can (Linux 7.3), the function is opened by its own node, ``noiommu-vfio<n>``, and
-iommufd pins memory and says where it lies. Else it is opened by ``/dev/vfio/noiommu-<group>``, and
-memory is made of huge pages, which the kernel does not move, and looked up in the page map.
+Since Linux 7.3 the function has a node of its own, ``noiommu-vfio<n>``, and iommufd pins memory and
+reports its physical address. Earlier kernels open it by ``/dev/vfio/noiommu-<group>``; memory then
+consists of huge pages, which the kernel does not move, and its address is read from the page map.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _CAP_SYS_RAWIO = 1 << 17  # as in the CapEff line of /proc/<pid>/status
 _PRESENT, _FRAME = 1 << 63, (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
 
 Locate = Callable[[mmap.mmap], tuple[int, int]]
-"""Place of memory: its physical address, and the number of contiguous bytes from there."""
+"""Returns the physical address of memory, and the number of contiguous bytes from there."""
 
 
 @mutable_record
 class _Block:
-    """Contiguous memory, kept by its file; each use of it has a mapping of its own."""
+    """Contiguous memory, held by its file; each use has its own mapping."""
 
     fd: int
     size: int
@@ -59,13 +59,13 @@ class _Block:
 
 
 class PhysicalMemory:
-    """Memory that a device reaches by physical address: an AddressSpace that maps nothing.
+    """Memory with physical addresses: an AddressSpace without translation.
 
-    Memory that the device was told of stays reserved until close, for further buffers: a late write
-    of the endpoint then hits no memory of another process.
+    Freed buffers stay reserved for further buffers until close, so that a late write of the
+    endpoint hits no memory of another process.
 
-    :param huge_only: all memory has to be of huge pages
     :param close: called last
+    :param huge_only: use huge pages for all memory
     """
 
     def __init__(self, locate: Locate, close: Callable[[], None], *, huge_only: bool) -> None:
@@ -75,17 +75,17 @@ class PhysicalMemory:
         self._blocks: list[_Block] = []
 
     def ranges(self) -> Sequence[tuple[int, int]]:
-        """Return all addresses: the kernel decides which of them are memory."""
+        """Return all addresses: the kernel chooses among them."""
         return [(0, (1 << 64) - 1)]
 
     def map(self, iova: int, address: int, size: int) -> None:
-        """Refused: there is nothing that could map memory to an address."""
-        raise UsageError("without an IOMMU memory lies where it lies: use dma_allocate")
+        """Raise :class:`UsageError`: without an IOMMU nothing maps memory to an address."""
+        raise UsageError("without an IOMMU no address can be chosen: use dma_allocate")
 
     def allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
-        """Zeroed, contiguous memory of at least ``size`` bytes, and where it lies.
+        """Return the physical address of zeroed, contiguous memory, and a mapping of it.
 
-        :raises HostError: there is none
+        See :meth:`PhysicalDma.dma_allocate`.
         """
         for block in self._blocks:
             fits = block.size >= size and block.address % align == 0
@@ -94,7 +94,7 @@ class PhysicalMemory:
                 memory[:] = bytes(block.size)
                 block.lent = True
                 return block.address, memory
-        # The address of a page is good for page alignment only.
+        # Single pages give page alignment only.
         if self._huge_only or max(size, align) > mmap.PAGESIZE:
             return self._new(size, align, limit, huge_page_size())
         return self._new(size, align, limit, mmap.PAGESIZE)
@@ -112,26 +112,26 @@ class PhysicalMemory:
                 raise _no_memory(size, page, error) from error
             undo.callback(memory.close)
             for offset in range(0, size, page):
-                memory[offset] = 0  # now it lies somewhere
+                memory[offset] = 0  # allocates the page
             address, contiguous = self._locate(memory)
             if contiguous < size:
                 raise HostError(
                     f"no {size:#x} bytes of contiguous memory for DMA: only {contiguous:#x}",
-                    hint=f"up to {page:#x} always are; larger huge pages help, on the kernel "
-                    "command line: default_hugepagesz=1G hugepages=2",
+                    hint=f"use at most {page:#x}, or larger huge pages, on the kernel command line:"
+                    " default_hugepagesz=1G hugepages=2",
                 )
             if address % align or address + size > limit:
                 raise HostError(
-                    f"the memory for DMA lies at {address:#x}: not below {limit:#x} at a multiple "
-                    f"of {align:#x}",
-                    hint="the endpoint asks for that, and without an IOMMU nothing can move it",
+                    f"the memory for DMA is at {address:#x}, and not below {limit:#x} at a multiple"
+                    f" of {align:#x}",
+                    hint="the endpoint requires that, and only an IOMMU could move the memory",
                 )
             undo.pop_all()
         self._blocks.append(_Block(fd, size, address))
         return address, memory
 
     def unmap(self, iova: int, size: int) -> None:
-        """Take memory back that was given to the device with these very numbers.
+        """Free a buffer for reuse, given exactly its numbers.
 
         :raises UsageError: there is none
         """
@@ -152,31 +152,31 @@ class PhysicalMemory:
 
 
 class NoIommuDevice(VfioDevice, PhysicalDma):
-    """A PCI function that is reached without an IOMMU. See :class:`VfioDevice`."""
+    """A :class:`VfioDevice` without an IOMMU."""
 
     def __init__(self, address: str, fd: int, memory: PhysicalMemory) -> None:
         super().__init__(address, "noiommu", fd, memory)
         self._memory = memory
 
     def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
-        """See :class:`PhysicalDma`; :meth:`dma_unmap` gives the memory back."""
+        """See :class:`PhysicalDma`; :meth:`dma_unmap` frees the memory."""
         return self._memory.allocate(size, align, limit)
 
 
 def open_noiommu(bdf: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
-    """Open a PCI function, by its canonical address, without an IOMMU.
+    """Open a PCI function without an IOMMU, given its canonical address.
 
-    Warns through :mod:`logging`, which without further ado is a line on stderr.
+    Logs a warning, which by default is printed on stderr.
 
-    :param token: the VF token, where the kernel wants one
-    :raises HostError: something of the host is not ready; the message says what and the cure
+    :param token: VF token, if the kernel requires one
+    :raises HostError: the host is not ready; the hint names the fix
     """
     check_present(paths, bdf)
     group, name = group_of(paths, bdf), device_name(paths, bdf)
     if group is not None and not is_noiommu(paths, group):
         raise HostError(
             f"{bdf} is behind an IOMMU, so the noiommu backend is not for it",
-            hint="unset RCDRV_BACKEND: another backend is there, and safer",
+            hint="unset RCDRV_BACKEND: another backend works here, and is safer",
         )
     if group is None and name is None:
         raise _not_enabled(paths, bdf)
@@ -185,7 +185,7 @@ def open_noiommu(bdf: str, paths: Paths, token: str | None = None) -> NoIommuDev
     effective = re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)
     if effective is None or not int(effective[1], 16) & _CAP_SYS_RAWIO:
         raise HostError(
-            f"{bdf}: only root may use it, as no IOMMU is in front of it",
+            f"{bdf}: only root may use it, as it has no IOMMU",
             hint="run as root (CAP_SYS_RAWIO)",
         )
     if name is not None and paths.iommufd_node.exists():
@@ -193,15 +193,16 @@ def open_noiommu(bdf: str, paths: Paths, token: str | None = None) -> NoIommuDev
     else:
         device = open_by_group(bdf, str(group), paths, token)
     logging.getLogger(__name__).warning(
-        "rcdrv: warning: %s has no IOMMU in front: it can read and write all of this host's memory",
+        "rcdrv: warning: %s has no IOMMU: it can read and write all of this host's memory",
         bdf,
     )
     return device
 
 
 def open_by_node(bdf: str, name: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
-    """Open a function by VFIO's name of it; iommufd pins its memory (Linux 7.3).
+    """Open a function by its own node; iommufd pins its memory (since Linux 7.3).
 
+    :param name: VFIO's name of the node
     :raises HostError: the kernel refuses
     """
     node = paths.device_node(name)
@@ -230,7 +231,7 @@ def open_by_node(bdf: str, name: str, paths: Paths, token: str | None = None) ->
 
 
 def open_by_group(bdf: str, group: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
-    """Open a function by the group that VFIO made up for it.
+    """Open a function by the group that VFIO created for it.
 
     :raises HostError: the kernel refuses
     """
@@ -242,7 +243,7 @@ def open_by_group(bdf: str, group: str, paths: Paths, token: str | None = None) 
             call(group_fd, uapi.GROUP_SET_CONTAINER, bytearray(ctypes.c_int32(container)))
             call(container, uapi.SET_IOMMU, uapi.NOIOMMU_IOMMU)
         except OSError as error:
-            raise refused(f"{bdf} cannot be had without an IOMMU", error) from error
+            raise refused(f"{bdf} cannot be opened without an IOMMU", error) from error
         device = device_fd(paths, bdf, group_fd, token)
         undo.callback(os.close, device)
         both = Container(container, group_fd)
@@ -257,9 +258,10 @@ def _address(memory: mmap.mmap) -> int:
 
 
 def look_up(memory: mmap.mmap) -> tuple[int, int]:
-    """Physical addresses of memory, by this process's page map.
+    """Return the physical location of memory, from the page map of this process.
 
-    :raises HostError: the kernel does not tell
+    :returns: (address, contiguous bytes from there)
+    :raises HostError: the kernel hides it
     """
     page = mmap.PAGESIZE
     count = len(memory) // page
@@ -270,7 +272,7 @@ def look_up(memory: mmap.mmap) -> tuple[int, int]:
     ]
     if not frames or not frames[0]:
         raise HostError(
-            "the kernel does not tell where memory lies (/proc/self/pagemap)",
+            "the kernel hides physical addresses (/proc/self/pagemap)",
             hint="run as root (CAP_SYS_ADMIN)",
         )
     contiguous = 1
@@ -280,7 +282,7 @@ def look_up(memory: mmap.mmap) -> tuple[int, int]:
 
 
 def huge_page_size() -> int:
-    """The size of this host's huge pages, in bytes.
+    """Return the size of this host's huge pages in bytes.
 
     :raises HostError: the kernel has none
     """
@@ -297,8 +299,8 @@ def _no_memory(size: int, page: int, error: OSError) -> HostError:
     if page == mmap.PAGESIZE:
         return refused(f"no {size:#x} bytes of memory for DMA", error)
     return HostError(
-        f"DMA without an IOMMU needs huge pages, and {size // page} of {page >> 10} KiB cannot be "
-        "had",
+        f"DMA without an IOMMU needs huge pages, and {size // page} of {page >> 10} KiB are not"
+        " free",
         hint="reserve some, as root: echo 8 > /proc/sys/vm/nr_hugepages",
     )
 

@@ -1,9 +1,8 @@
-"""The sysfs backend: a function on a host without VFIO, by the files that sysfs has of it.
+"""The sysfs backend: a function on a host without VFIO. Never chosen by default.
 
-BARs are mappings of ``resourceN``, config space is ``config``; ``enable`` turns the function on
-(drivers/pci/pci-sysfs.c). There are no interrupts, nothing resets the function at open and close,
-and DMA takes physical memory, as that of :mod:`rcdrv.vfio.noiommu`, where no IOMMU translates. It
-is used only when asked for.
+BARs are mappings of ``resourceN``, config space is ``config``, and ``enable`` enables the function
+(drivers/pci/pci-sysfs.c). There are no interrupts, and no reset at open and close. DMA works where
+no IOMMU translates, with physical memory as in :mod:`rcdrv.vfio.noiommu`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, PhysicalDma, RegionFlag, RegionInfo, SetIrqs
-from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError, UsageError
+from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
 from rcdrv.mmio import MappedWindow
 from rcdrv.sysfs import DRIVER, Paths, check_present, driver_of, group_of
 from rcdrv.verdict import NotPassed, Reason, Verdict
@@ -30,9 +29,9 @@ _IO, _MEMORY = 0x100, 0x200  # IORESOURCE_* in include/linux/ioport.h
 
 
 class SysfsDevice(PhysicalDma):
-    """A PCI function that is reached by its files in sysfs.
+    """A PCI function accessed by its files in sysfs.
 
-    Owns ``config``, a descriptor of its config space, from the moment that it is made.
+    Owns ``config``, a descriptor of its config space, unless the constructor raises.
     """
 
     backend = "sysfs"
@@ -45,7 +44,7 @@ class SysfsDevice(PhysicalDma):
         self._folder = paths.function(address)
         self._paths = paths
         self._windows: dict[int, MappedWindow] = {}
-        self._memory: PhysicalMemory | None = None
+        self._memory = PhysicalMemory(look_up, lambda: None, huge_only=True)
         self._lines = [
             tuple(int(word, 16) for word in line.split())
             for line in (self._folder / "resource").read_text().splitlines()[:6]
@@ -61,7 +60,7 @@ class SysfsDevice(PhysicalDma):
     # -- regions ------------------------------------------------------------------------------
 
     def region(self, index: int) -> RegionInfo:
-        """One region; a BAR whose page holds something else too has nothing that can be mapped."""
+        """Return one region. A BAR that shares its page cannot be mapped."""
         flags = RegionFlag.READ | RegionFlag.WRITE
         if index == CONFIG_REGION:
             return RegionInfo(index, os.fstat(self._config).st_size, flags)
@@ -74,9 +73,9 @@ class SysfsDevice(PhysicalDma):
         return RegionInfo(index, size, flags | RegionFlag.MMAP, (Area(0, size),))
 
     def read(self, region: int, offset: int, size: int) -> bytes:
-        """Read a region: one aligned access when ``size`` is 1, 2, 4 or 8; of a BAR only so.
+        """Read a region: one aligned access of 1, 2, 4 or 8 bytes; config space in any size.
 
-        :raises HostError: the BAR cannot be mapped, or the kernel refused
+        :raises HostError: the BAR cannot be mapped, or the kernel refuses
         :raises DeviceLost: the device is gone
         """
         self._check(region, offset, size)
@@ -87,14 +86,14 @@ class SysfsDevice(PhysicalDma):
         except OSError as error:
             raise self._failure("config space cannot be read", error) from error
         if len(data) != size:
-            # pci_read_config() gives 64 bytes to whoever is not CAP_SYS_ADMIN.
+            # pci_read_config() returns 64 bytes without CAP_SYS_ADMIN.
             raise HostError(
                 f"{self.address}: only root may read all of config space", hint="run as root"
             )
         return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
-        """Write a region; accesses and errors are those of :meth:`read`."""
+        """Write a region. Accesses and errors are those of :meth:`read`."""
         self._check(region, offset, len(data))
         if region != CONFIG_REGION:
             window, value = self._window(region), int.from_bytes(data, "little")
@@ -103,7 +102,7 @@ class SysfsDevice(PhysicalDma):
         sizing = data == _SIZING
         try:
             if offset in _BARS and sizing and self._decoded is None:
-                # These registers are real: a function must not decode all ones for its address
+                # Real registers: the function must not decode while its address is all ones
                 # (__pci_read_base() in drivers/pci/probe.c).
                 self._decoded = self.read(CONFIG_REGION, _COMMAND, 2)
                 off = int.from_bytes(self._decoded, "little") & ~_DECODE
@@ -132,17 +131,17 @@ class SysfsDevice(PhysicalDma):
     def map(self, region: int, area: Area) -> mmap.mmap:
         """Map a BAR, readable and writable, shared.
 
-        :raises HostError: it is of I/O ports, or shares a page, or the kernel refused
+        :raises HostError: it is an I/O BAR or shares a page, or the kernel refuses
         """
         info = self.region(region)
         if area not in info.areas:
             if region < len(self._lines) and self._lines[region][2] & _IO:
                 raise HostError(
-                    f"{self.address}: BAR{region} is of I/O ports, which cannot be mapped",
+                    f"{self.address}: BAR{region} is an I/O BAR, which cannot be mapped",
                     hint="have the endpoint offer a memory BAR",
                 )
             raise HostError(
-                f"{self.address}: BAR{region} cannot be mapped: it does not begin at a page",
+                f"{self.address}: BAR{region} cannot be mapped: it is not aligned to a page",
                 hint=f"add pci=resource_alignment={mmap.PAGESIZE.bit_length() - 1}@{self.address}"
                 " to the kernel's command line, and reboot; or use VFIO",
             )
@@ -155,14 +154,14 @@ class SysfsDevice(PhysicalDma):
         except (OSError, ValueError) as error:  # ValueError: the file is smaller than the BAR
             if isinstance(error, ValueError) or error.errno == errno.ENOENT:
                 raise HostError(
-                    f"{self.address}: this kernel has no file in sysfs to map BAR{region} by",
+                    f"{self.address}: this kernel has no file in sysfs for mapping BAR{region}",
                     hint="use a kernel whose architecture has HAVE_PCI_MMAP; or use VFIO",
                 ) from error
             if error.errno == errno.EINVAL:  # iomem_is_exclusive() in pci_mmap_resource()
                 raise HostError(
-                    f"{self.address}: BAR{region} cannot be mapped: the kernel has claimed it",
-                    hint="/proc/iomem shows whose it is; iomem=relaxed on the kernel's command "
-                    "line allows it",
+                    f"{self.address}: BAR{region} cannot be mapped: a driver has claimed it",
+                    hint="/proc/iomem shows which; iomem=relaxed on the kernel's command line "
+                    "allows it",
                 ) from error
             raise self._failure(f"BAR{region} cannot be mapped", error) from error
 
@@ -176,7 +175,7 @@ class SysfsDevice(PhysicalDma):
     def set_irqs(
         self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
     ) -> int:
-        """Turn a kind off, which it is; nothing else can be had."""
+        """Accept that a kind is disabled; refuse anything else."""
         del flags, start, eventfds
         if count:
             raise HostError(
@@ -187,11 +186,11 @@ class SysfsDevice(PhysicalDma):
     # -- DMA ----------------------------------------------------------------------------------
 
     def dma_ranges(self) -> Sequence[tuple[int, int]]:
-        """Return all addresses where DMA is possible, else none."""
+        """Return all addresses if DMA is possible, else none."""
         return [] if self._no_dma() else [(0, (1 << 64) - 1)]
 
     def _no_dma(self) -> str:
-        """Why there is no DMA; empty if there is."""
+        """Return why DMA is impossible; empty if it is possible."""
         group = group_of(self._paths, self.address)
         if group is None:
             return ""
@@ -199,47 +198,43 @@ class SysfsDevice(PhysicalDma):
             kind = (self._paths.group(group) / "type").read_text().strip()
         except OSError:
             kind = "unknown"
-        # An identity domain translates nothing: Documentation/ABI/testing/sysfs-kernel-iommu_groups
-        return "" if kind == "identity" else f"an IOMMU (group {group}) stops it without VFIO"
+        # An identity domain does not translate:
+        # Documentation/ABI/testing/sysfs-kernel-iommu_groups
+        return "" if kind == "identity" else f"an IOMMU (group {group}) blocks it without VFIO"
 
     def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
-        """See :class:`PhysicalDma`; memory is that of the noiommu backend.
+        """See :class:`PhysicalDma`; the memory is that of the noiommu backend.
 
-        :raises NotPassed: skipped: an IOMMU stops the function's DMA
+        :raises NotPassed: skip: an IOMMU blocks the function's DMA
         """
         reason = self._no_dma()
         if reason:
             raise NotPassed(
                 Reason.HOST,
-                f"no DMA by sysfs: {reason}",
+                f"no DMA through sysfs: {reason}",
                 verdict=Verdict.SKIP,
                 hint="use VFIO: rcdrv doctor; or boot with iommu.passthrough=1",
             )
-        if self._memory is None:
-            self._memory = PhysicalMemory(look_up, lambda: None, huge_only=True)
         return self._memory.allocate(size, align, limit)
 
     def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int = -1) -> None:
-        """Refused: there is nothing that could map memory to an address."""
-        del iova, memory, size, fd
-        raise UsageError("by sysfs memory lies where it lies: use dma_allocate")
+        """Raise :class:`UsageError`: nothing maps memory to an address."""
+        self._memory.map(iova, 0, size)
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        """Give memory of :meth:`dma_allocate` back."""
-        if self._memory is None:
-            raise UsageError(f"no DMA buffer of {size:#x} bytes at {iova:#x}")
+        """Free memory of :meth:`dma_allocate`."""
         self._memory.unmap(iova, size)
 
     # -- the whole device ---------------------------------------------------------------------
 
     def can_reset(self) -> bool:
-        """Return whether the kernel knows a reset for the function."""
+        """Return whether the kernel can reset the function."""
         return (self._folder / "reset").exists()
 
     def reset(self) -> None:
-        """Have the kernel reset the function; it saves and restores config space.
+        """Reset the function. The kernel saves and restores config space.
 
-        :raises HostError: it has no reset, or the kernel refused
+        :raises HostError: it has no reset, or the kernel refuses
         """
         try:
             (self._folder / "reset").write_text("1")
@@ -247,11 +242,11 @@ class SysfsDevice(PhysicalDma):
             raise self._failure("the reset failed", error) from error
 
     def fileno(self) -> int:
-        """-1: sysfs tells of nothing."""
+        """Return -1: sysfs reports no events."""
         return -1
 
     def on_readable(self) -> None:
-        """Nothing to serve."""
+        """Do nothing: there is no transport to serve."""
 
     def close(self) -> None:
         """Restore COMMAND and ``enable``, and release everything. Closing twice is harmless."""
@@ -261,25 +256,24 @@ class SysfsDevice(PhysicalDma):
         try:
             for window in self._windows.values():
                 window.close()
-            with contextlib.suppress(OSError):  # it is gone, or the kernel was locked down
+            with contextlib.suppress(OSError):  # gone, or the kernel is locked down by now
                 (self._folder / "enable").write_text("0")
-            if self._command != b"\xff\xff":  # what a device that is gone reads as
+            if self._command != b"\xff\xff":  # a lost device reads all ones
                 with contextlib.suppress(OSError):
                     os.pwrite(config, self._command, _COMMAND)
         finally:
             os.close(config)
-            # Last: with bus mastering off again, the endpoint reaches this memory no more.
-            if self._memory is not None:
-                self._memory.close()
+            # Last: with bus mastering off again, the endpoint cannot reach this memory.
+            self._memory.close()
 
     def _failure(self, what: str, error: OSError) -> RcdrvError:
         return _failure(self._paths, self.address, what, error)
 
 
 def open_sysfs(bdf: str, paths: Paths) -> SysfsDevice:
-    """Open a PCI function, by its canonical address, without VFIO.
+    """Open a PCI function without VFIO, given its canonical address.
 
-    :raises HostError: something of the host is not ready; the message says what and the cure
+    :raises HostError: the host is not ready; the hint names the fix
     """
     check_present(paths, bdf)
     folder = paths.function(bdf)
@@ -287,20 +281,20 @@ def open_sysfs(bdf: str, paths: Paths) -> SysfsDevice:
     if driver == DRIVER:
         raise HostError(
             f"{bdf} is bound to {DRIVER}, so the sysfs backend is not for it",
-            hint="unset RCDRV_BACKEND: VFIO is there, and safer",
+            hint="unset RCDRV_BACKEND: VFIO works here, and is safer",
         )
     if driver:
         raise HostError(
             f"{bdf} is bound to {driver}, which drives it",
-            hint=f"if this host can do without it, as root: echo {bdf} > {folder}/driver/unbind",
+            hint=f"if this host does not need it, as root: echo {bdf} > {folder}/driver/unbind",
         )
     with contextlib.suppress(OSError):
         power = (folder / "power_state").read_text().strip()
         if power in ("D3hot", "D3cold"):
             raise HostError(
-                f"{bdf} sleeps in {power}",
+                f"{bdf} is suspended in {power}",
                 hint=f"wake it up, as root: echo on > {folder}/power/control; "
-                f"then, if it still sleeps: rcdrv rescan {bdf}",
+                f"then, if it stays suspended: rcdrv rescan {bdf}",
             )
     config = -1
     try:
@@ -322,7 +316,7 @@ def open_sysfs(bdf: str, paths: Paths) -> SysfsDevice:
 
 
 def _failure(paths: Paths, bdf: str, what: str, error: OSError) -> RcdrvError:
-    """The error for what the kernel refused, with its cure."""
+    """Return the error for a refusal of the kernel, with its fix."""
     if error.errno == errno.ENODEV or not paths.function(bdf).exists():
         return DeviceLost(
             f"{bdf}: {what}: the device is gone",
@@ -337,8 +331,8 @@ def _failure(paths: Paths, bdf: str, what: str, error: OSError) -> RcdrvError:
         return HostError(f"{bdf}: {what}: only root may", hint="run as root (CAP_SYS_ADMIN)")
     if error.errno == errno.EBUSY:  # enable_store()
         return HostError(
-            f"{bdf}: {what}: a driver has just taken it",
-            hint="if this host can do without it, as root:"
+            f"{bdf}: {what}: it has just been bound to a driver",
+            hint="if this host does not need it, as root:"
             f" echo {bdf} > {paths.function(bdf)}/driver/unbind",
         )
     return HostError(

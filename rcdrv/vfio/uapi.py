@@ -1,19 +1,24 @@
-"""The part of the VFIO user API that rcdrv speaks, by hand.
+"""Constants and structures of VFIO's user API that rcdrv uses.
 
-From ``include/uapi/linux/vfio.h``, and at the end from ``include/uapi/linux/iommufd.h``.
-
-ctypes only describes memory of this process here; device memory is never accessed through it.
+From ``include/uapi/linux/vfio.h`` and ``include/uapi/linux/iommufd.h``, written by hand. ctypes
+describes memory of this process only; device memory is never accessed through it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from ctypes import Structure, c_int32, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
-    from typing import ClassVar
+    from typing import TypeVar
+
+    S32 = int
+    U32 = int
+    U64 = int
+    S = TypeVar("S", bound=Structure)
+
+_TYPES = {"S32": c_int32, "U32": c_uint32, "U64": c_uint64}
 
 API_VERSION = 0
 TYPE1V2_IOMMU = 3
@@ -70,7 +75,7 @@ class IommuFlag(IntFlag):
 
 
 class DmaFlag(IntFlag):
-    """VFIO_DMA_MAP_FLAG_*, as the device sees it."""
+    """VFIO_DMA_MAP_FLAG_*; the accesses are the device's."""
 
     READ = 1
     WRITE = 2
@@ -95,154 +100,114 @@ class IommuCap(IntEnum):
     DMA_AVAIL = 3
 
 
-class Argument(Structure):
-    """Start of each structure: the size that the caller provides.
+def _structure(cls: type[S]) -> type[S]:
+    """Make the annotated fields of a class, strings by PEP 563, those of its C structure."""
+    cls._fields_ = [(name, _TYPES[kind]) for name, kind in cls.__annotations__.items()]
+    return cls
 
-    So a later kernel can add fields, and the request numbers carry no size (``_IO``, not
-    ``_IOWR``).
+
+@_structure
+class Argument(Structure):
+    """First fields of every VFIO structure.
+
+    ``argsz`` is the size that the caller provides, so that later kernels can add fields. The
+    request numbers carry no size (``_IO``, not ``_IOWR``).
     """
 
-    _fields_: ClassVar[Sequence[tuple[str, type[c_int32 | c_uint32 | c_uint64]]]] = (
-        ("argsz", c_uint32),
-        ("flags", c_uint32),
-    )
-
-    argsz: int
-    flags: int
+    argsz: U32
+    flags: U32
 
 
 class GroupStatus(Argument):
     """struct vfio_group_status."""
 
 
+@_structure
 class DeviceInfo(Argument):
-    """struct vfio_device_info, up to what the first version of it had."""
+    """struct vfio_device_info, as in its first version."""
 
-    _fields_ = (
-        ("num_regions", c_uint32),
-        ("num_irqs", c_uint32),
-    )
-
-    num_regions: int
-    num_irqs: int
+    num_regions: U32
+    num_irqs: U32
 
 
+@_structure
 class RegionInfo(Argument):
     """struct vfio_region_info."""
 
-    _fields_ = (
-        ("index", c_uint32),
-        ("cap_offset", c_uint32),
-        ("size", c_uint64),
-        ("offset", c_uint64),
-    )
-
-    index: int
-    cap_offset: int
-    size: int
-    offset: int
+    index: U32
+    cap_offset: U32
+    size: U64
+    offset: U64
 
 
+@_structure
 class IrqInfo(Argument):
     """struct vfio_irq_info."""
 
-    _fields_ = (
-        ("index", c_uint32),
-        ("count", c_uint32),
-    )
-
-    index: int
-    count: int
+    index: U32
+    count: U32
 
 
+@_structure
 class IrqSet(Argument):
-    """struct vfio_irq_set; its ``data``, ``count`` eventfds as __s32, follows it."""
+    """struct vfio_irq_set, followed by its ``data``: ``count`` eventfds as __s32."""
 
-    _fields_ = (
-        ("index", c_uint32),
-        ("start", c_uint32),
-        ("count", c_uint32),
-    )
-
-    index: int
-    start: int
-    count: int
+    index: U32
+    start: U32
+    count: U32
 
 
+@_structure
 class IommuInfo(Argument):
     """struct vfio_iommu_type1_info."""
 
-    _fields_ = (
-        ("iova_pgsizes", c_uint64),
-        ("cap_offset", c_uint32),
-    )
-
-    iova_pgsizes: int
-    cap_offset: int
+    iova_pgsizes: U64
+    cap_offset: U32
 
 
+@_structure
 class DmaMap(Argument):
     """struct vfio_iommu_type1_dma_map."""
 
-    _fields_ = (
-        ("vaddr", c_uint64),
-        ("iova", c_uint64),
-        ("size", c_uint64),
-    )
-
-    vaddr: int
-    iova: int
-    size: int
+    vaddr: U64
+    iova: U64
+    size: U64
 
 
+@_structure
 class DmaUnmap(Argument):
     """struct vfio_iommu_type1_dma_unmap."""
 
-    _fields_ = (
-        ("iova", c_uint64),
-        ("size", c_uint64),
-    )
-
-    iova: int
-    size: int
+    iova: U64
+    size: U64
 
 
+@_structure
 class BindIommufd(Argument):
-    """struct vfio_device_bind_iommufd, up to what the first version of it had."""
+    """struct vfio_device_bind_iommufd, as in its first version."""
 
-    _fields_ = (
-        ("iommufd", c_int32),
-        ("out_devid", c_uint32),
-    )
-
-    iommufd: int
-    out_devid: int
+    iommufd: S32
+    out_devid: U32
 
 
 BIND_FLAG_TOKEN = 1
 """VFIO_DEVICE_BIND_FLAG_TOKEN."""
 
 
+@_structure
 class BindIommufdToken(Argument):
-    """struct vfio_device_bind_iommufd with a VF token, which newer kernels take."""
+    """struct vfio_device_bind_iommufd with a VF token, for newer kernels."""
 
-    _fields_ = (
-        ("iommufd", c_int32),
-        ("out_devid", c_uint32),
-        ("token_uuid_ptr", c_uint64),
-    )
-
-    iommufd: int
-    out_devid: int
-    token_uuid_ptr: int
+    iommufd: S32
+    out_devid: U32
+    token_uuid_ptr: U64
 
 
+@_structure
 class AttachIommufdPt(Argument):
-    """struct vfio_device_attach_iommufd_pt, up to what the first version of it had."""
+    """struct vfio_device_attach_iommufd_pt, as in its first version."""
 
-    _fields_ = (("pt_id", c_uint32),)
-
-    pt_id: int
+    pt_id: U32
 
 
 # -- iommufd, on /dev/iommu ----------------------------------------------------------------------
@@ -268,90 +233,60 @@ class MapFlag(IntFlag):
     READABLE = 4
 
 
+@_structure
 class Command(Structure):
-    """Start of each of iommufd's structures."""
+    """First field of every iommufd structure."""
 
-    _fields_: ClassVar[Sequence[tuple[str, type[c_uint32 | c_uint64]]]] = (("size", c_uint32),)
-
-    size: int
+    size: U32
 
 
+@_structure
 class IoasAlloc(Command):
     """struct iommu_ioas_alloc."""
 
-    _fields_ = (
-        ("flags", c_uint32),
-        ("out_ioas_id", c_uint32),
-    )
-
-    flags: int
-    out_ioas_id: int
+    flags: U32
+    out_ioas_id: U32
 
 
+@_structure
 class IoasIovaRanges(Command):
     """struct iommu_ioas_iova_ranges; ``allowed_iovas`` points to pairs of __u64."""
 
-    _fields_ = (
-        ("ioas_id", c_uint32),
-        ("num_iovas", c_uint32),
-        ("__reserved", c_uint32),
-        ("allowed_iovas", c_uint64),
-        ("out_iova_alignment", c_uint64),
-    )
-
-    ioas_id: int
-    num_iovas: int
-    allowed_iovas: int
-    out_iova_alignment: int
+    ioas_id: U32
+    num_iovas: U32
+    reserved: U32
+    allowed_iovas: U64
+    out_iova_alignment: U64
 
 
+@_structure
 class IoasMap(Command):
     """struct iommu_ioas_map."""
 
-    _fields_ = (
-        ("flags", c_uint32),
-        ("ioas_id", c_uint32),
-        ("__reserved", c_uint32),
-        ("user_va", c_uint64),
-        ("length", c_uint64),
-        ("iova", c_uint64),
-    )
-
-    flags: int
-    ioas_id: int
-    user_va: int
-    length: int
-    iova: int
+    flags: U32
+    ioas_id: U32
+    reserved: U32
+    user_va: U64
+    length: U64
+    iova: U64
 
 
+@_structure
 class IoasUnmap(Command):
     """struct iommu_ioas_unmap."""
 
-    _fields_ = (
-        ("ioas_id", c_uint32),
-        ("iova", c_uint64),
-        ("length", c_uint64),
-    )
-
-    ioas_id: int
-    iova: int
-    length: int
+    ioas_id: U32
+    iova: U64
+    length: U64
 
 
+@_structure
 class IoasNoiommuGetPa(Command):
-    """struct iommu_ioas_noiommu_get_pa, in Linux 7.3 and later."""
+    """struct iommu_ioas_noiommu_get_pa, since Linux 7.3."""
 
-    _fields_ = (
-        ("flags", c_uint32),
-        ("ioas_id", c_uint32),
-        ("__reserved", c_uint32),
-        ("iova", c_uint64),
-        ("length", c_uint64),
-        ("out_phys", c_uint64),
-    )
-
-    flags: int
-    ioas_id: int
-    iova: int
-    length: int
-    out_phys: int
+    flags: U32
+    ioas_id: U32
+    reserved: U32
+    iova: U64
+    length: U64
+    out_phys: U64

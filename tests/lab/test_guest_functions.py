@@ -123,11 +123,11 @@ def refused(address, token, says):
 with open(physical, backend, vf_token=token):
     with open(virtual, backend, vf_token=token) as function:
         assert function.bars[0].size == 16 << 10
-    refused(virtual, other, "'s token, which is another one")
+    refused(virtual, other, "'s token, which differs from the given one")
     refused(virtual, None, "'s token")
 with open(virtual, backend, vf_token=token):
     refused(physical, None, "virtual functions are in use")
-    refused(physical, other, "which is another one")
+    refused(physical, other, "which differs from the given one")
 print("done")
 """
 

@@ -59,6 +59,6 @@ def test_a_guest_without_vfio() -> None:
         skipped = rcdrv("test")
         assert skipped.status == 0, skipped
         assert f"pass:{BAR_CASES} fail:0" in skipped.stdout
-        assert "SKIP      no DMA by sysfs: an IOMMU (group" in skipped.stdout
+        assert "SKIP      no DMA through sysfs: an IOMMU (group" in skipped.stdout
 
         assert state() == before

@@ -314,11 +314,11 @@ def edu_noiommu_refusals(address: str) -> None:
     device = open_it(address)
     with Function(device) as function:
         error = failure(UsageError, lambda: device.dma_map(1 << 20, mmap.mmap(-1, PAGE), PAGE))
-        assert "lies where it lies" in error.message
+        assert "use dma_allocate" in error.message
         failure(UsageError, lambda: device.dma_unmap(1 << 20, PAGE))
         pool("0")
         error = failure(HostError, lambda: function.dma_buffer(PAGE + 1))
-        assert "1 of 2048 KiB cannot be had" in error.message, error.message
+        assert "1 of 2048 KiB are not free" in error.message, error.message
         subprocess.run(["sh", "-c", error.hint.partition(": ")[2]], check=True)
         function.dma_buffer(PAGE + 1).close()
         error = failure(
@@ -472,7 +472,7 @@ def edu_no_msi(address: str) -> None:
     """On arm64 behind virtio-iommu the group backend gets no MSI (drivers/iommu/iommu.c)."""
     with Function(open_it(address)) as function:
         error = failure(HostError, lambda: function.interrupts(IrqKind.MSI))
-        assert "1 MSI vector cannot be had on this host" in error.message, error.message
+        assert "1 MSI vector cannot be provided by this host" in error.message, error.message
         with function.interrupts(IrqKind.INTX):
             pass
 

@@ -247,7 +247,7 @@ def test_iommufd_is_chosen_where_it_can_be_used(host: Host) -> None:
     nodes(host, "iommu", "vfio/devices/vfio3")
     assert default_backend(BDF, host.paths) == "iommufd"
     # The node is not iommufd's, which shows that it was asked.
-    assert "iommufd makes no address space" in refusal(host).message
+    assert "iommufd cannot allocate an address space" in refusal(host).message
 
 
 @pytest.mark.parametrize("name", ["iommu", "vfio/devices/vfio3"])
@@ -315,10 +315,10 @@ def test_a_virtual_function_whose_physical_one_is_on_vfio(tmp_path: Path, driver
     physical = host.paths.function("0000:01:00.1")
     (host.paths.function(VF) / "physfn").symlink_to(physical)
     denied = OSError(errno.EACCES, "")
-    wants_token = "wants 0000:01:00.1's token" in not_given(host.paths, VF, denied).message
+    wants_token = "requires 0000:01:00.1's token" in not_given(host.paths, VF, denied).message
     assert wants_token == (driver == "vfio-pci")
     wrong = not_given(host.paths, VF, denied, TOKEN)
-    assert "which is another one" in wrong.message
+    assert "which differs from the given one" in wrong.message
     assert "`vf_token`" in wrong.hint
     other = OSError(errno.EIO, "")
     assert "token" not in not_given(host.paths, VF, other, TOKEN).message
@@ -327,4 +327,4 @@ def test_a_virtual_function_whose_physical_one_is_on_vfio(tmp_path: Path, driver
     assert "virtual functions are in use" in used.message
     assert "none was given" in used.message
     unwanted = not_given(host.paths, BDF, OSError(errno.EINVAL, ""), TOKEN)
-    assert "takes no VF token" in unwanted.message
+    assert "accepts no VF token" in unwanted.message

@@ -133,7 +133,7 @@ def test_reset_is_that_of_sysfs(device: SysfsDevice, made_up: Function0) -> None
 
 @pytest.mark.parametrize(
     ("bar", "message", "cure"),
-    [(1, "I/O ports", "memory BAR"), (2, "does not begin at a page", "pci=resource_alignment=")],
+    [(1, "an I/O BAR", "memory BAR"), (2, "is not aligned to a page", "pci=resource_alignment=")],
 )
 def test_a_bar_that_cannot_be_mapped(
     device: SysfsDevice, bar: int, message: str, cure: str
@@ -145,7 +145,7 @@ def test_a_bar_that_cannot_be_mapped(
 
 def test_an_architecture_without_mmap(device: SysfsDevice, made_up: Function0) -> None:
     (made_up.folder / "resource0").unlink()
-    with pytest.raises(HostError, match="no file in sysfs to map BAR0 by"):
+    with pytest.raises(HostError, match="no file in sysfs for mapping BAR0"):
         device.map(0, Area(0, PAGE))
 
 
@@ -171,7 +171,7 @@ def test_a_driver_is_bound(made_up: Function0, driver: str) -> None:
 def test_it_sleeps(made_up: Function0, state: str) -> None:
     (made_up.folder / "power_state").write_text(state + "\n")
     error = refusal(made_up.host, backend="sysfs")
-    assert error.message == f"{BDF} sleeps in {state}"
+    assert error.message == f"{BDF} is suspended in {state}"
     assert "power/control" in error.hint
 
 
@@ -181,7 +181,7 @@ def test_it_sleeps(made_up: Function0, state: str) -> None:
         ("none [integrity] confidentiality", errno.EPERM, HostError, "the kernel is locked down"),
         ("[none] integrity confidentiality", errno.EPERM, HostError, "only root may"),
         ("", errno.EACCES, HostError, "only root may"),
-        ("", errno.EBUSY, HostError, "a driver has just taken it"),
+        ("", errno.EBUSY, HostError, "it has just been bound to a driver"),
         ("", errno.EIO, HostError, os.strerror(errno.EIO)),
         ("", errno.ENODEV, DeviceLost, "the device is gone"),
     ],
@@ -214,7 +214,7 @@ def test_dma_is_skipped_where_an_iommu_stops_it(
     try:
         assert bool(device.dma_ranges()) is not skipped
         if skipped:
-            with pytest.raises(NotPassed, match=r"an IOMMU \(group 7\) stops it") as caught:
+            with pytest.raises(NotPassed, match=r"an IOMMU \(group 7\) blocks it") as caught:
                 device.dma_allocate(PAGE, PAGE, 1 << 64)
             assert caught.value.verdict is Verdict.SKIP
     finally:

@@ -100,7 +100,7 @@ def test_a_node_without_an_iommu_is_refused_by_descriptor(tmp_path: Path) -> Non
     link = tmp_path / f"dev/char/{os.major(number)}:{os.minor(number)}"
     link.symlink_to(entry)
     try:
-        with pytest.raises(Exception, match=f"{BDF} has no IOMMU in front"):
+        with pytest.raises(Exception, match=f"{BDF} has no IOMMU"):
             open_descriptor(fd, paths=paths)
     finally:
         os.close(fd)
