@@ -1,9 +1,10 @@
-"""vfio-user: the VFIO device model as messages over a UNIX socket, both ends of it.
+"""vfio-user: the VFIO device model as messages over a UNIX socket, client and server.
 
-A library of its own: it knows nothing of endpoints. :func:`open` connects to a device and gives a
-:class:`Function`; a device is a class that implements :class:`ServedDevice`, and :class:`Server`
-serves it to rcdrv and to QEMU. The names in ``__all__`` are stable; docs/vfio-user.md has an
-example. Each is imported when it is first used: client and server do not need each other.
+A library of its own, independent of endpoints. :func:`open` connects to a device and returns a
+:class:`Function`. A device is a class that implements :class:`ServedDevice`; :class:`Server` serves
+it to rcdrv and to QEMU. The names in ``__all__`` are stable. docs/vfio-user.md has an example.
+
+Names are imported at first use: client and server do not need each other.
 """
 
 from __future__ import annotations
@@ -33,27 +34,17 @@ if TYPE_CHECKING:
     from rcdrv.wait import Deadline as Deadline
 
 _HOMES = {
-    "CONFIG_REGION": "device",
-    "Area": "device",
-    "Cancel": "wait",
-    "Client": "vfio_user.client",
-    "Deadline": "wait",
-    "DeviceLost": "errors",
-    "DmaFault": "vfio_user.served",
+    **dict.fromkeys(("CONFIG_REGION", "Area", "IrqKind", "RegionFlag", "sealed_memory"), "device"),
+    **dict.fromkeys(("DeviceLost", "HostError", "RcdrvError"), "errors"),
     "Function": "function",
-    "HostError": "errors",
-    "IrqKind": "device",
-    "Peer": "vfio_user.served",
-    "ProtocolError": "vfio_user.wire",
-    "RcdrvError": "errors",
-    "RegionFlag": "device",
-    "ServedDevice": "vfio_user.served",
-    "ServedRegion": "vfio_user.served",
-    "Server": "vfio_user.server",
+    **dict.fromkeys(("Cancel", "Deadline"), "wait"),
+    "Client": "vfio_user.client",
     "listen": "vfio_user.listen",
-    "sealed_memory": "device",
+    **dict.fromkeys(("DmaFault", "Peer", "ServedDevice", "ServedRegion"), "vfio_user.served"),
+    "Server": "vfio_user.server",
+    "ProtocolError": "vfio_user.wire",
 }
-"""The module of each public name that is not made here."""
+"""Module of each public name that is defined elsewhere."""
 
 __all__ = [*_HOMES, "open"]
 
@@ -61,11 +52,11 @@ __all__ = [*_HOMES, "open"]
 def open(
     path: str | os.PathLike[str], timeout: float = 5.0, *, cancel: Cancel | None = None
 ) -> Function:
-    """Connect to the device that is served at ``path``, best with ``with``.
+    """Connect to the device served at ``path``; the caller closes it, best with ``with``.
 
     :param timeout: seconds to wait for each reply of the server
     :param cancel: ends every wait on the function
-    :raises HostError: nothing is served there, or no PCI device
+    :raises HostError: no server there, or not of a PCI device
     :raises DeviceLost: the server does not answer
     """
     from rcdrv.function import Function
@@ -74,7 +65,7 @@ def open(
     return Function(Client.connect(path, timeout), cancel)
 
 
-if not TYPE_CHECKING:  # where it would make every misspelt name one that exists
+if not TYPE_CHECKING:  # a type checker would accept every misspelt name
 
     def __getattr__(name: str) -> object:
         home = _HOMES.get(name)

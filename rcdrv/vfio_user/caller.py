@@ -1,4 +1,4 @@
-"""Requests and replies of a vfio-user client, and the server's requests for DMA meanwhile."""
+"""Connection of a vfio-user client: requests with replies, and the server's DMA requests."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ if TYPE_CHECKING:
 _OPEN_FILES = "the limit of open files may be too low: ulimit -n"
 SERVER_HINT = "is it a vfio-user server? one is started with: rcdrv sim PRESET --socket PATH"
 
-
 SHARE = 0.05
-"""Seconds that an answer may take on average, at least: a busy host delays each one."""
+"""Minimum of seconds that each reply may take on average: a busy host delays every reply."""
 _BEYOND = 1.0
-"""Seconds by which one answer may exceed the budget. After that it is not awaited: the connection
-cannot be used any more, not for clean-up either."""
+"""Seconds by which one reply may exceed the budget. The wait then ends, and the connection cannot
+be used any more, also for clean-up."""
 _FOR_CLEANUP = 2.0
-"""Seconds of lateness that clean-up may add once the budget is exhausted."""
+"""Budget of clean-up in seconds, once the budget of the session is exhausted."""
 
 
 class ClientMemory:
-    """Mapped buffers, by bus address."""
+    """Memory of the client that the server may access, by bus address."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, tuple[mmap.mmap, int]] = {}
@@ -43,7 +42,7 @@ class ClientMemory:
         return len(self._buffers)
 
     def add(self, iova: int, memory: mmap.mmap, size: int) -> None:
-        """Let the server reach the first ``size`` bytes of ``memory`` at ``iova``."""
+        """Add the first ``size`` bytes of ``memory`` at ``iova``."""
         self._buffers[iova] = memory, size
 
     def remove(self, iova: int) -> None:
@@ -55,7 +54,7 @@ class ClientMemory:
         self._buffers.clear()
 
     def serve(self, request: Message) -> tuple[bytes, int]:
-        """Serve a request of the server. Return the reply's body and errno."""
+        """Serve a request of the server; return the body and the errno of the reply."""
         try:
             if request.fds or request.fds_lost:
                 raise Refused(errno.EINVAL)
@@ -86,9 +85,9 @@ class ClientMemory:
         return DmaAccess(access.address, access.count).pack()
 
     def _find(self, address: int, size: int) -> list[tuple[mmap.mmap, int, int]]:
-        """Return the stretches of the buffers that make up a range of bus addresses.
+        """Return (memory, offset, size) for each part of a range of bus addresses.
 
-        :raises Refused: EFAULT, some byte is not mapped
+        :raises Refused: EFAULT: a byte is not mapped
         """
         stretches = []
         while size:
@@ -110,19 +109,19 @@ class ClientMemory:
 class Caller:
     """The client's end of a connection.
 
-    A server that does not answer within ``timeout``, has gone or speaks another protocol is lost:
-    from then on every call raises the same :class:`DeviceLost`.
+    The server is lost if it does not answer within ``timeout``, ends, or violates the protocol:
+    every later call raises the same :class:`DeviceLost`.
 
-    A server may also answer every call late. So lateness has a budget for all calls: ``timeout``
-    seconds, to which each call adds :attr:`share`. The call that exhausts it raises
-    :class:`DeviceLost` once; clean-up then has a small budget, after which the server is lost.
+    A server that answers every call late is bounded by a budget for all calls: ``timeout`` seconds,
+    to which each call adds :attr:`share`. The call that exhausts it raises :class:`DeviceLost`.
+    Clean-up then has a small budget of its own; when that is exhausted, the server is lost.
     """
 
     def __init__(self, sock: socket.socket, address: str, timeout: float) -> None:
         self.address = address
-        """The address as the user wrote it."""
+        """Address as the user wrote it."""
         self.share = SHARE
-        """Seconds that a call adds to the budget."""
+        """Seconds that each call adds to the budget."""
         self.timeout = timeout
         self._warned = self._endpoint = False
         self._connection = Connection(sock)
@@ -132,7 +131,7 @@ class Caller:
 
     @property
     def timeout(self) -> float:
-        """Seconds to wait for each reply; may be changed at any time, which fills the budget."""
+        """Seconds to wait for each reply. Setting it refills the budget."""
         return self._timeout
 
     @timeout.setter
@@ -140,7 +139,7 @@ class Caller:
         self._timeout = self._budget = seconds
 
     def _fail(self, message: str, hint: str = "") -> DeviceLost:
-        """Give the connection up; every later call raises the same."""
+        """End the connection; return the error, which every later call raises."""
         if self._lost is None:
             self._lost = (f"{self.address}: {message}", hint)
             self._connection.shutdown()
@@ -151,7 +150,7 @@ class Caller:
             raise DeviceLost(self._lost[0], hint=self._lost[1])
 
     def _call(self, command: WireCommand, body: bytes = b"", fds: Sequence[int] = ()) -> Message:
-        """Send a command and return its reply, whose descriptors the caller then owns.
+        """Send a command and return its reply; the caller owns the reply's descriptors.
 
         :raises Refused: an error reply
         """
@@ -180,7 +179,7 @@ class Caller:
                 raise Refused(message.error)
             if message.fds_lost:
                 raise HostError(
-                    f"{self.address}: the descriptors that came with {command.name} did not fit",
+                    f"{self.address}: the descriptors in the reply to {command.name} were lost",
                     hint=_OPEN_FILES,
                 )
         except BaseException:
@@ -189,26 +188,26 @@ class Caller:
         return message
 
     def allow(self, timeout: float) -> None:
-        """Tolerate slow answers of an endpoint to which the user gives ``timeout`` seconds."""
+        """Tolerate slow replies, as the user waits ``timeout`` seconds for the endpoint."""
         self.share = max(SHARE, timeout / 20)
         self._endpoint = True
 
     def _deadline(self) -> Deadline:
-        """Return the bound of one exchange: what is left of the budget, and a little beyond it."""
+        """Return the bound of one call: the remaining budget, and a little more."""
         return Deadline(min(self.timeout, self._budget + self.share + _BEYOND))
 
     def _spend(self, deadline: Deadline) -> None:
-        """Take the time since the start of ``deadline`` from the budget.
+        """Deduct the time since the start of ``deadline`` from the budget.
 
         :raises DeviceLost: the budget is exhausted
         """
         self._budget -= deadline.seconds - deadline.remaining
         if self._budget >= 0:
             return
-        message = "the server answers too late too often"
+        message = "the server's replies are too slow"
         hint = "is its process starved or stopped?"
         if self._endpoint:
-            hint += " A slow endpoint needs a longer `timeout`"
+            hint += " A slow endpoint needs a higher `timeout`"
         if self._warned:
             raise self._fail(message, hint)
         self._warned = True
@@ -216,7 +215,7 @@ class Caller:
         raise DeviceLost(f"{self.address}: {message}", hint=hint)
 
     def _await_reply(self, deadline: Deadline) -> Message:
-        """Serve the server's requests until a message comes that is none."""
+        """Return the next reply, and serve requests of the server until then."""
         while not deadline.expired:
             message = self._connection.receive(deadline)
             if message is None:
@@ -227,7 +226,7 @@ class Caller:
         raise TimeoutError
 
     def _ask(self, command: WireCommand, body: bytes = b"", fds: Sequence[int] = ()) -> bytes:
-        """:meth:`_call` for the commands whose reply brings no descriptors."""
+        """Send a command whose reply has no descriptors; return the reply's body."""
         try:
             with self._call(command, body, fds) as message:
                 return message.body
@@ -243,13 +242,13 @@ class Caller:
             return self._fail(
                 f"no answer{doing} within {deadline.seconds:.3g} s",
                 "the endpoint's process hangs, or it serves another client (QEMU?): "
-                "a vfio-user server has one at a time",
+                "a vfio-user server has one client at a time",
             )
         if isinstance(error, ProtocolError):
             return self._fail(f"no vfio-user answer{doing}: {error}", SERVER_HINT)
         return self._fail(
-            f"the server has gone{' before its answer' + doing if doing else ''}",
-            "the endpoint's process ended: look at its output, start it again",
+            f"the server is gone{' before its answer' + doing if doing else ''}",
+            "look at the output of the endpoint's process, and start it again",
         )
 
     def _serve(self, message: Message, deadline: Deadline) -> None:
@@ -278,20 +277,17 @@ class Caller:
         self._check_lost()
         deadline = self._deadline()
         try:
-            # One message only: the wait that calls this has a bound of its own, and a server may
-            # send for ever.
+            # One message per call: the caller's wait is bounded, and the server may never stop.
             message = self._connection.try_receive()
             if message is None:
                 return
             if not message.is_command:
                 message.close()
-                raise ProtocolError(
-                    f"a reply to {wire.command_name(message.command)} that nobody waits for"
-                )
+                raise ProtocolError(f"an unexpected reply to {wire.command_name(message.command)}")
             deadline = self._deadline()
             replies = not message.flags & wire.NO_REPLY
             self._serve(message, deadline)
-            if replies:  # which waits while the server does not read
+            if replies:  # sending waits while the server does not read
                 self._spend(deadline)
         except (wire.Disconnected, ProtocolError, TimeoutError) as error:
             raise self._end(error, deadline) from error

@@ -1,4 +1,4 @@
-"""A vfio-user client: a device behind a socket, as :class:`rcdrv.device.Device`."""
+"""A vfio-user client: a device behind a socket as :class:`rcdrv.device.Device`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from rcdrv.vfio_user.version import Capabilities, Version
 from rcdrv.vfio_user.wire import ProtocolError, Refused, WireCommand
 
 _MAX_REGIONS, _MAX_IRQS = 100, 50
-"""More than any PCI device has; the limits of QEMU's hw/vfio-user/device.c."""
+"""Limits of QEMU's hw/vfio-user/device.c, above those of any PCI device."""
 
 _REGION_INFO_ROOM = (4096, 65536)
-"""Bytes offered for a region's capabilities at first, and when that was too little."""
+"""Sizes in bytes offered for a region's capabilities, at the first and at the second attempt."""
 
 
 @record
@@ -45,19 +45,19 @@ class _Region:
     info: RegionInfo
     fd: int
     offset: int
-    """Where the region begins in the file."""
+    """Start of the region in the file."""
 
 
 class Client(Caller):
-    """A connected vfio-user device; see :class:`rcdrv.device.Device` for its methods.
+    """A connected vfio-user device. Methods are those of :class:`rcdrv.device.Device`.
 
-    To be used from one thread. Every method that talks to the server raises
-    :class:`DeviceLost` when it does not answer within ``timeout`` or has gone, and from then on
-    always; :class:`HostError` when it answers with an error; :class:`ProtocolError` when it
-    says of a region or an interrupt what cannot be true.
+    Not thread-safe. A method that sends a message raises :class:`DeviceLost` if the server does not
+    answer within ``timeout`` or has ended, and so does every later one; :class:`HostError` if the
+    reply is an error; :class:`ProtocolError` if the reply describes an impossible region or
+    interrupt.
 
-    :param sock: connected to the server; owned by the client from now on
-    :param address: how the user names the device
+    :param sock: connection to the server, owned from now on
+    :param address: name of the device in messages
     :param timeout: seconds to wait for each reply
     """
 
@@ -80,9 +80,9 @@ class Client(Caller):
     def connect(cls, path: str | os.PathLike[str], timeout: float = 5.0) -> Client:
         """Connect to the server that listens at ``path``.
 
-        :raises HostError: nothing there, no permission, nobody listens, not a vfio-user server
-            or one of another version
-        :raises DeviceLost: it accepts the connection but does not answer
+        :raises HostError: no socket, no permission, no server, not a vfio-user server, or one of
+            another version
+        :raises DeviceLost: the server accepts the connection but does not answer
         """
         address = f"vfio-user:{path}"
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -127,8 +127,8 @@ class Client(Caller):
         return self._region(index).info
 
     def _region(self, index: int) -> _Region:
-        # Asked once: what can be mapped is fixed when a client connects, and a descriptor that
-        # comes with each answer would have to be closed again.
+        # Asked once: the mappable areas do not change during a connection, and each reply brings a
+        # descriptor.
         if index not in self._regions:
             self._check_lost()
             self._regions[index] = self._ask_region(index)
@@ -176,7 +176,7 @@ class Client(Caller):
 
     @property
     def sealed(self) -> bool:
-        """Whether no access to what can be mapped of the regions asked for so far can be SIGBUS."""
+        """Whether accesses to mappings of the regions seen so far cannot raise SIGBUS."""
         return all(_is_sealed(region.fd) for region in self._regions.values() if region.fd >= 0)
 
     def irq_count(self, kind: IrqKind) -> int:
@@ -207,7 +207,7 @@ class Client(Caller):
 
     @property
     def _chunk(self) -> int:
-        """Bytes in one access message, a multiple of the widest register."""
+        """Limit of an access message in bytes, a multiple of the widest register."""
         return min(self._server.max_data_xfer_size, wire.MAX_DATA_XFER_SIZE) & ~7
 
     def read(self, region: int, offset: int, size: int) -> bytes:
@@ -231,7 +231,7 @@ class Client(Caller):
             self._check_access(access, body, with_data=False)
 
     def _check_access(self, access: RegionAccess, body: bytes, *, with_data: bool) -> bytes:
-        """Return the data of a reply, which has to name the access that was asked for."""
+        """Return the data of a reply, after checking that it names the same access."""
         try:
             reply = RegionAccess.unpack(body, with_data=with_data)
             if (reply.region, reply.offset, reply.count) != (
@@ -239,7 +239,7 @@ class Client(Caller):
                 access.offset,
                 access.count,
             ):
-                raise ProtocolError(f"{reply.count} bytes at {reply.offset:#x} were done")
+                raise ProtocolError(f"it names {reply.count} bytes at {reply.offset:#x}")
         except ProtocolError as error:
             raise self._fail(
                 f"a wrong answer to an access of {access.count} bytes at {access.offset:#x} of "
@@ -249,9 +249,9 @@ class Client(Caller):
         return reply.data
 
     def write_many(self, writes: Sequence[tuple[int, int, bytes]]) -> None:
-        """Write several registers, in order, in as few messages as the server allows.
+        """Write several registers in order, in as few messages as the server allows.
 
-        :param writes: (region, offset, 1 to 8 bytes) each
+        :param writes: (region, offset, data of 1 to 8 bytes) of each
         """
         if not self._server.write_multiple or self._chunk < MULTI_WRITE_SIZE:
             for region, offset, data in writes:
@@ -279,7 +279,7 @@ class Client(Caller):
             return 0
         if len(eventfds) != count:
             raise ValueError(f"{len(eventfds)} eventfds for {count} vectors")
-        # A message has an eventfd for each of its vectors, or for none of them.
+        # A message has eventfds for all of its vectors or for none.
         limit = self._server.max_msg_fds
         if not limit and any(fd >= 0 for fd in eventfds):
             raise HostError(f"{self.address}: the server takes no eventfds (max_msg_fds is 0)")
@@ -312,17 +312,17 @@ class Client(Caller):
             raise HostError(
                 f"{self.address}: the server maps DMA in pages of {page:#x} bytes: not {size:#x} "
                 f"bytes at {iova:#x}",
-                hint="use a server whose pgsizes has the page size of this host",
+                hint="use a server whose pgsizes includes the page size of this host",
             )
         flags = DmaFlag.READ | DmaFlag.WRITE
         request = DmaMap(flags, 0, iova, size)
-        # Without a descriptor the server asks for the bytes with DMA_READ and DMA_WRITE.
+        # Without a descriptor the server sends DMA_READ and DMA_WRITE.
         fds = (fd,) if fd >= 0 and self._server.max_msg_fds else ()
         self._ask(WireCommand.DMA_MAP, request.pack(), fds)
         self._memory.add(iova, memory, size)
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        # First, so that the server cannot reach memory that is about to be freed.
+        # First: the server must not access memory that is about to be freed.
         self._memory.remove(iova)
         self._ask(WireCommand.DMA_UNMAP, DmaUnmap(0, iova, size).pack())
 
@@ -337,7 +337,7 @@ class Client(Caller):
 
 
 def _is_sealed(fd: int) -> bool:
-    """Whether the file is memory that cannot shrink. Huge pages may be missing all the same."""
+    """Return whether a file is memory that cannot shrink, without huge pages, which may run out."""
     import fcntl
 
     try:
@@ -351,8 +351,8 @@ _START = "start the endpoint with: rcdrv sim PRESET --socket PATH"
 _BUSY = ("the server is busy", "it serves one client at a time (QEMU?)")
 _CONNECT_ERRORS: dict[type[OSError], tuple[str, str]] = {
     FileNotFoundError: ("there is no such socket", _START),
-    PermissionError: ("permission denied", "the socket belongs to the user who serves it"),
-    ConnectionRefusedError: ("nobody listens on this socket", _START),
+    PermissionError: ("permission denied", "only the user who serves the socket may connect"),
+    ConnectionRefusedError: ("no server listens on this socket", _START),
     BlockingIOError: _BUSY,
     TimeoutError: _BUSY,
 }

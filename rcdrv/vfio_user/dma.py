@@ -1,4 +1,4 @@
-"""The client's memory as the server reaches it: what DMA_MAP announced, by bus address."""
+"""Memory of the client as the server accesses it: the mappings of DMA_MAP, by bus address."""
 
 from __future__ import annotations
 
@@ -27,37 +27,33 @@ _ADDRESS_END = 1 << 64
 
 
 class SharedFile:
-    """A file that holds client memory, held open once however many DMA mappings lie in it.
+    """A file of client memory, with one descriptor for all DMA mappings in it.
 
-    With a vIOMMU, QEMU maps guest memory page by page, 256 descriptors of one memfd for 1 MiB.
+    With a vIOMMU, QEMU maps guest memory page by page: 256 descriptors of one memfd for 1 MiB.
 
-    The client may truncate the file at any moment, or leave it sparse on a full tmpfs. An access
-    to a mapping of it would then be SIGBUS; pread(2) and pwrite(2) fail instead.
+    The client may truncate the file at any time, or the file may be sparse on a full tmpfs. Access
+    by pread(2) and pwrite(2) then fails; access through a mapping would raise SIGBUS.
     """
 
     def __init__(self, key: tuple[int, int, int], fd: int) -> None:
         self.key = key
         self.users = 0
-        self._fd = os.dup(fd)
+        self.fd = os.dup(fd)
         self._mapping: mmap.mmap | None = None
 
-    @property
-    def fd(self) -> int:
-        return self._fd
-
     def holds(self, offset: int, size: int) -> bool:
-        """Whether these bytes are in the file now."""
-        return offset + size <= os.fstat(self._fd).st_size
+        """Return whether the file contains these bytes now."""
+        return offset + size <= os.fstat(self.fd).st_size
 
     def read(self, offset: int, size: int) -> bytes:
-        """Copy bytes out of the file.
+        """Read bytes of the file.
 
-        :raises DmaFault: they are not in it any more, or cannot be read
+        :raises DmaFault: the file is shorter by now, or cannot be read
         """
         parts = []
         try:
             while size:
-                parts.append(os.pread(self._fd, size, offset))
+                parts.append(os.pread(self.fd, size, offset))
                 if not parts[-1]:
                     raise DmaFault("the client has truncated its memory")
                 offset, size = offset + len(parts[-1]), size - len(parts[-1])
@@ -66,9 +62,12 @@ class SharedFile:
         return b"".join(parts)  # a single part is not copied
 
     def write(self, offset: int, data: bytes) -> None:
-        """Copy bytes into the file, likewise."""
+        """Write bytes of the file.
+
+        :raises DmaFault: the file is shorter by now, or cannot be written
+        """
         rest = memoryview(data)
-        if not self.holds(offset, len(rest)):  # it would grow
+        if not self.holds(offset, len(rest)):  # the write would extend it
             raise DmaFault("the client has truncated its memory")
         try:
             while rest:
@@ -80,19 +79,19 @@ class SharedFile:
     def _write(self, data: memoryview, offset: int) -> int:
         if self._mapping is None:
             try:
-                return os.pwrite(self._fd, data, offset)
+                return os.pwrite(self.fd, data, offset)
             except OSError as error:
                 # hugetlbfs files have no write operation (fs/hugetlbfs/inode.c).
                 if error.errno != errno.EINVAL:
                     raise
         if self._mapping is None or len(self._mapping) < offset + len(data):
-            self._mapping = _map_whole(self._fd)
+            self._mapping = _map_whole(self.fd)
         with (
             _scratch(data) as scratch,
             memoryview(self._mapping) as mapped,
             mapped[offset : offset + len(data)] as target,
         ):
-            # A page that is not there fails the system call (EFAULT), and is no signal.
+            # A missing page fails the system call with EFAULT, without a signal.
             done = os.preadv(scratch, [target], 0)
         if not done:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
@@ -101,7 +100,7 @@ class SharedFile:
     def close(self) -> None:
         if self._mapping is not None:
             self._mapping.close()
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 def _map_whole(fd: int) -> mmap.mmap:
@@ -113,7 +112,7 @@ def _map_whole(fd: int) -> mmap.mmap:
 
 @contextlib.contextmanager
 def _scratch(data: memoryview) -> Iterator[int]:
-    """A file of its own that holds ``data``."""
+    """Yield the descriptor of a temporary file with ``data``."""
     fd = os.memfd_create("rcdrv-scratch", os.MFD_CLOEXEC)
     try:
         with open(fd, "wb", closefd=False) as file:
@@ -125,7 +124,7 @@ def _scratch(data: memoryview) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class DmaMapping:
-    """``size`` bytes at ``address``, from ``offset`` of ``file``; None: reached by"""
+    """``size`` bytes at ``address``, from ``offset`` of ``file`` on; by messages if it is None."""
 
     address: int
     size: int
@@ -139,7 +138,7 @@ class DmaMapping:
 
 
 class DmaSpace:
-    """All mappings of one client, without overlap."""
+    """The mappings of one client, without overlap."""
 
     def __init__(self, limit: int = MAX_DMA_MAPS) -> None:
         self._limit = limit
@@ -148,10 +147,11 @@ class DmaSpace:
         self._files: dict[tuple[int, int, int], SharedFile] = {}
 
     def map(self, request: DmaMap, fd: int) -> None:
-        """Add a mapping; ``fd`` is -1 without a file and stays the caller's.
+        """Add a mapping.
 
-        :raises Refused: the numbers or the file make no sense (EINVAL, or what mmap says),
-            it lies over another mapping (EEXIST), there are too many (ENOSPC)
+        :param fd: descriptor of the file, which stays the caller's; -1 if there is none
+        :raises Refused: invalid numbers or file (EINVAL), no permission (EACCES), overlap with
+            another mapping (EEXIST), too many mappings (ENOSPC)
         """
         address, size, flags = request.address, request.size, request.flags
         if not size or (address | size) % PAGE_SIZE or address + size > _ADDRESS_END:
@@ -184,14 +184,14 @@ class DmaSpace:
         return file
 
     def unmap(self, request: DmaUnmap) -> None:
-        """Take away all mappings inside a range, or every one with UNMAP_ALL.
+        """Remove the mappings within a range, or all mappings with UNMAP_ALL.
 
-        The specification asks for the very numbers of one mapping. But QEMU with a vIOMMU maps page
-        by page and unmaps by its guest's ranges: 1 MiB of 256 mappings in one message. So, as in
-        VFIO type 1, a range may cover several, but cuts none.
+        The specification requires the exact numbers of one mapping. QEMU with a vIOMMU maps page by
+        page, but unmaps by ranges of its guest: 256 mappings of 1 MiB in one message. So a range
+        may cover several mappings, but not split any, as in VFIO type 1.
 
-        :raises Refused: a bad flag or a cut (EINVAL), nothing is mapped there (ENOENT), a dirty
-            bitmap was asked for (ENOTSUP)
+        :raises Refused: an invalid flag, or a mapping would be split (EINVAL), nothing is mapped
+            there (ENOENT), a dirty bitmap is requested (ENOTSUP)
         """
         address, size = request.address, request.size
         if request.flags & UNMAP_GET_DIRTY_BITMAP:
@@ -230,26 +230,26 @@ class DmaSpace:
             file.close()
 
     def clear(self) -> None:
-        """Take away every mapping."""
+        """Remove every mapping."""
         mappings, self._mappings, self._starts = self._mappings, {}, []
         for mapping in mappings.values():
             self._release(mapping)
 
     def find(self, address: int, size: int, access: DmaFlag) -> tuple[DmaMapping, int]:
-        """The mapping that holds ``address``, and how many of the ``size`` bytes it holds.
+        """Return the mapping at ``address``, and how many of the ``size`` bytes it contains.
 
-        :raises DmaFault: it is not mapped, or not for this access
+        :raises DmaFault: the address is not mapped, or not for this access
         """
         index = bisect.bisect_right(self._starts, address) - 1
         mapping = self._mappings[self._starts[index]] if index >= 0 else None
         if mapping is None or mapping.end <= address:
             raise DmaFault(f"the client has mapped nothing at {address:#x}")
         if not mapping.flags & access:
-            raise DmaFault(f"the client's memory at {address:#x} is not for {access.name}")
+            raise DmaFault(f"the client's mapping at {address:#x} does not permit {access.name}")
         return mapping, min(size, mapping.end - address)
 
     def check(self, address: int, size: int, access: DmaFlag) -> None:
-        """Raise :class:`DmaFault` unless all of the range can be reached."""
+        """Raise :class:`DmaFault` unless the whole range permits this access."""
         while size > 0:
             _, length = self.find(address, size, access)
             address, size = address + length, size - length

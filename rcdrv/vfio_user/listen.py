@@ -14,14 +14,14 @@ from rcdrv.errors import HostError
 
 @contextlib.contextmanager
 def listen(path: str | Path) -> Iterator[socket.socket]:
-    """Listen on a UNIX socket at ``path``, for its user alone; remove it at the end.
+    """Listen on a UNIX socket at ``path`` that only this user may connect to; remove it at the end.
 
-    :raises HostError: something else is there, a server is alive there, or it cannot be made
+    :raises HostError: another file or a running server is there, or the socket cannot be created
     """
     path = Path(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        # bind() gives the file the mode that the socket has (net/unix/af_unix.c), so there is
-        # no moment at which others could connect, and no umask to change for the whole process.
+        # bind() gives the file the mode of the socket (net/unix/af_unix.c): others can never
+        # connect, and the umask of the process stays.
         os.fchmod(listener.fileno(), 0o600)
         try:
             _remove_stale(path)
@@ -42,7 +42,7 @@ def listen(path: str | Path) -> Iterator[socket.socket]:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket whose server is gone; refuse everything else."""
+    """Remove a socket whose server has ended; refuse everything else."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -59,7 +59,7 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
             return
         except BlockingIOError:
-            pass  # its queue is full: alive, and popular
+            pass  # its queue is full, so the server is alive
     raise HostError(
         f"a server is listening on {path} already", hint="stop it, or choose another path"
     )

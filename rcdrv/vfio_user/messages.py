@@ -1,8 +1,8 @@
-"""Bodies of vfio-user's messages, each a record with ``pack`` and ``unpack``.
+"""Bodies of vfio-user messages, each a record with ``pack`` and ``unpack``.
 
-What ``unpack`` returns has consistent sizes, or it raises :class:`ProtocolError` that names the
-field. A structure that begins with ``argsz`` may be followed by bytes that a later version adds, as
-in VFIO; every other body must fit exactly.
+``unpack`` checks all sizes, and raises :class:`ProtocolError` that names the field. Bytes after a
+structure with ``argsz`` are ignored, as later versions may add fields; any other body must have the
+exact size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _check_size(what: str, data: bytes, size: int) -> None:
 
 
 def _check_argsz(what: str, data: bytes, form: Struct) -> None:
-    """The length of a structure that begins with argsz, and argsz itself."""
+    """Check the length of a structure that begins with argsz, and argsz itself."""
     if len(data) < form.size:
         raise ProtocolError(f"{what} has {len(data)} bytes instead of {form.size}")
     argsz = int(_U32.unpack_from(data)[0])
@@ -65,7 +65,7 @@ CAP_SPARSE_MMAP = 1
 
 
 class DmaFlag(IntFlag):
-    """What the device may do with a mapping (the flags of DMA_MAP)."""
+    """Accesses that a DMA mapping permits the device (flags of DMA_MAP)."""
 
     READ = 1
     WRITE = 2
@@ -73,7 +73,7 @@ class DmaFlag(IntFlag):
 
 @record
 class DmaMap:
-    """DMA_MAP: ``size`` bytes at bus address ``address``, found at ``offset`` of the file."""
+    """DMA_MAP: ``size`` bytes at bus address ``address``, from ``offset`` of the file on."""
 
     flags: int
     offset: int
@@ -117,7 +117,7 @@ DEVICE_RESET_FLAG, DEVICE_PCI_FLAG = 1, 2
 
 @record
 class DeviceInfo:
-    """DEVICE_GET_INFO; a request has zeroes."""
+    """DEVICE_GET_INFO, request (all zero) and reply."""
 
     flags: int = 0
     num_regions: int = 0
@@ -134,7 +134,7 @@ class DeviceInfo:
 
 @record
 class RegionInfoRequest:
-    """The request of DEVICE_GET_REGION_INFO; ``argsz`` is the room for the reply's body."""
+    """DEVICE_GET_REGION_INFO, request. ``argsz`` is the limit of the reply's body in bytes."""
 
     index: int
     argsz: int = REGION_INFO_SIZE
@@ -151,25 +151,25 @@ class RegionInfoRequest:
 
 @record
 class WireRegionInfo:
-    """The reply to DEVICE_GET_REGION_INFO."""
+    """DEVICE_GET_REGION_INFO, reply."""
 
     index: int
     flags: int = 0
-    """:class:`rcdrv.device.RegionFlag`; CAPS is set by :meth:`pack`."""
+    """Bits of :class:`rcdrv.device.RegionFlag`; :meth:`pack` adds CAPS where it applies."""
     size: int = 0
     offset: int = 0
-    """Where the region begins in the file that came with the reply."""
+    """Start of the region in the file whose descriptor comes with the reply."""
     areas: tuple[Area, ...] | None = None
-    """The sparse mmap capability; None if there is none, or no room for it."""
+    """Sparse mmap capability; None if there is none, or if it exceeds the reply."""
     argsz: int = 0
-    """The room that the whole reply needs, as :meth:`unpack` found it."""
+    """Size of the complete reply, as :meth:`unpack` found it."""
 
     def check(self, index: int, length: int) -> None:
-        """Check a reply of ``length`` bytes to the request for a region.
+        """Check a reply of ``length`` bytes to the request for region ``index``.
 
-        :raises ProtocolError: it is about another region, cut off, or beyond 64 bits
+        :raises ProtocolError: another region, truncated, or beyond 64 bits
         """
-        # Without capabilities a server may leave argsz as it came, as the kernel does.
+        # Without capabilities a server may return the request's argsz, as the kernel does.
         short = self.flags & RegionFlag.CAPS and self.argsz > length
         if self.index != index or short:
             raise ProtocolError(f"region {index}: index {self.index}, argsz {self.argsz}")
@@ -177,10 +177,10 @@ class WireRegionInfo:
             raise ProtocolError(f"region {index} has {self.size:#x} bytes")
 
     def mappable(self, fds: Sequence[int]) -> tuple[Area, ...]:
-        """Return the areas that this host can map; messages reach the rest of the region.
+        """Return the areas that this host can map. The rest of the region is accessed by messages.
 
-        :param fds: the descriptors that came with the reply
-        :raises ProtocolError: areas overlap, or lie outside the region or the file
+        :param fds: descriptors in the reply
+        :raises ProtocolError: areas overlap, or are outside the region or the file
         """
         if not self.flags & RegionFlag.MMAP or len(fds) != 1:
             return ()
@@ -190,8 +190,8 @@ class WireRegionInfo:
         for area in areas:
             if area.offset < end or area.offset + area.size > self.size:
                 raise ProtocolError(
-                    f"region {self.index}: its mappable area {area.offset:#x}+{area.size:#x} is "
-                    f"outside its {self.size:#x} bytes or covers another"
+                    f"region {self.index}: the mappable area {area.offset:#x}+{area.size:#x} is "
+                    f"outside its {self.size:#x} bytes, or overlaps another"
                 )
             end = area.offset + area.size
         usable = tuple(
@@ -203,12 +203,12 @@ class WireRegionInfo:
         status = os.fstat(fds[0])
         if usable and stat.S_ISREG(status.st_mode):
             end = self.offset + usable[-1].offset + usable[-1].size
-            if end > status.st_size:  # an access beyond the end of a file is SIGBUS
+            if end > status.st_size:  # an access beyond the end of the file raises SIGBUS
                 raise ProtocolError(f"region {self.index}: its file has {status.st_size:#x} bytes")
         return usable
 
     def pack(self, room: int) -> bytes:
-        """The fields, and the capability chain if ``room`` is enough for it."""
+        """Return the fields, and the capability chain if all fits into ``room`` bytes."""
         chain = b""
         if self.areas is not None:
             chain = _CAP_HEADER.pack(CAP_SPARSE_MMAP, 1, 0)
@@ -235,7 +235,7 @@ class WireRegionInfo:
 
 
 def _find_areas(what: str, data: bytes, offset: int) -> tuple[Area, ...] | None:
-    """Walk VFIO's capability chain (struct vfio_info_cap_header) to the sparse mmap areas."""
+    """Return the sparse mmap areas of a capability chain (struct vfio_info_cap_header)."""
     areas = None
     seen = set()
     while offset:
@@ -248,7 +248,7 @@ def _find_areas(what: str, data: bytes, offset: int) -> tuple[Area, ...] | None:
         if cap == CAP_SPARSE_MMAP:
             start = offset + _CAP_HEADER.size + _SPARSE_MMAP.size
             if start > len(data):
-                raise ProtocolError(f"{what}: the sparse mmap capability is cut off")
+                raise ProtocolError(f"{what}: the sparse mmap capability is truncated")
             count = _SPARSE_MMAP.unpack_from(data, offset + _CAP_HEADER.size)[0]
             if count * _AREA.size > len(data) - start:
                 raise ProtocolError(f"{what}: nr_areas is {count}, more than the reply holds")
@@ -269,7 +269,7 @@ class IrqFlag(IntFlag):
 
 @record
 class IrqInfo:
-    """DEVICE_GET_IRQ_INFO; in a request only ``index`` counts."""
+    """DEVICE_GET_IRQ_INFO, request (only ``index``) and reply."""
 
     index: int
     flags: int = 0
@@ -287,7 +287,7 @@ class IrqInfo:
 
 @record
 class IrqSet:
-    """DEVICE_SET_IRQS; ``data`` has one boolean byte a vector with DATA_BOOL, else nothing."""
+    """DEVICE_SET_IRQS. ``data`` has a boolean byte per vector with DATA_BOOL, else it is empty."""
 
     flags: int
     index: int
@@ -296,11 +296,11 @@ class IrqSet:
     data: bytes = b""
 
     def check(self, vectors: int, fds: int) -> None:
-        """Check a request for a kind with this many vectors, that came with ``fds`` descriptors.
+        """Check a request, with the combinations of drivers/vfio/pci/vfio_pci_intrs.c in Linux.
 
-        The combinations are those of drivers/vfio/pci/vfio_pci_intrs.c in Linux.
-
-        :raises ProtocolError: it names the field
+        :param vectors: number of vectors of the kind
+        :param fds: number of descriptors in the request
+        :raises ProtocolError: invalid; names the field
         """
         source, action = self.flags & _IRQ_DATA, self.flags & _IRQ_ACTION
         one_each = source.bit_count() == 1 and action.bit_count() == 1
@@ -318,7 +318,7 @@ class IrqSet:
 
     @property
     def chosen(self) -> list[int]:
-        """The vectors that a request without eventfds acts on."""
+        """Vectors that a request without eventfds selects."""
         vectors = range(self.start, self.start + self.count)
         if self.flags & SetIrqs.DATA_BOOL:
             return [vector for vector, chosen in zip(vectors, self.data, strict=True) if chosen]
@@ -337,7 +337,7 @@ class IrqSet:
 
 @record
 class RegionAccess:
-    """REGION_READ and REGION_WRITE. The request of a write and the reply to a read have data."""
+    """REGION_READ and REGION_WRITE. Requests to write and replies to a read have data."""
 
     offset: int
     region: int
@@ -358,7 +358,7 @@ class RegionAccess:
 
 @record
 class DmaAccess:
-    """DMA_READ and DMA_WRITE. The request of a write and the reply to a read have data."""
+    """DMA_READ and DMA_WRITE. Requests to write and replies to a read have data."""
 
     address: int
     count: int
@@ -377,12 +377,12 @@ class DmaAccess:
 
 
 MULTI_WRITE_SIZE = _WRITE_ONE.size
-"""Bytes that one write takes in REGION_WRITE_MULTI."""
+"""Size of one write in REGION_WRITE_MULTI, in bytes."""
 
 
 @record
 class WriteMulti:
-    """REGION_WRITE_MULTI: writes of 1 to 8 bytes each, done in order."""
+    """REGION_WRITE_MULTI: writes of 1 to 8 bytes each, in order."""
 
     writes: tuple[RegionAccess, ...]
 
@@ -408,10 +408,11 @@ class WriteMulti:
 
 
 def pack_multi_reply(count: int) -> bytes:
-    """The reply to REGION_WRITE_MULTI: how many writes were done."""
+    """Pack the reply to REGION_WRITE_MULTI: the number of writes done."""
     return _COUNT.pack(count)
 
 
 def unpack_multi_reply(data: bytes) -> int:
+    """Unpack the reply to REGION_WRITE_MULTI."""
     _check_size("REGION_WRITE_MULTI", data, _COUNT.size)
     return int(_COUNT.unpack(data)[0])

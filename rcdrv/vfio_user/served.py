@@ -1,4 +1,4 @@
-"""Interfaces of a served device: what :mod:`rcdrv.vfio_user.server` calls, and what it offers."""
+"""Interfaces between a served device and :mod:`rcdrv.vfio_user.server`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _NO_FLAGS = RegionFlag(0)
 
 
 class DmaFault(RcdrvError):
-    """Client memory that could not be reached: not mapped, not allowed, or the client has gone.
+    """Client memory cannot be accessed: not mapped, not permitted, or the client has left.
 
-    What a device on a bus sees as an Unsupported Request or a completion time-out.
+    On a bus this is an Unsupported Request or a completion time-out.
     """
 
 
@@ -26,91 +26,107 @@ class ServedRegion:
     size: int = 0
     flags: RegionFlag = _NO_FLAGS
     areas: tuple[Area, ...] = ()
-    """The parts that a client may map. Everything else arrives as read() and write()."""
+    """Parts that a client may map. Accesses to other parts call read() and write()."""
     fd: int = -1
-    """The shared memory behind ``areas``."""
+    """Descriptor of the shared memory of ``areas``."""
     start: int = 0
-    """Where the region begins in it."""
+    """Start of the region in the shared memory."""
 
 
 class Peer(Protocol):
-    """The client's side, as the served device sees it."""
+    """The client, as the served device sees it."""
 
     def armed(self, kind: IrqKind) -> int:
-        """Number of leading vectors that may fire: highest vector with an eventfd, plus 1."""
+        """Return the highest vector with an eventfd, plus 1."""
 
     def trigger(self, kind: IrqKind, vector: int) -> bool:
-        """Fire a vector. False when nothing is armed there, when INTx is masked, or when the
-        client has gone."""
+        """Fire a vector.
+
+        :returns: False if it is not armed, INTx is masked, or the client has left
+        """
 
     def dma_read(self, address: int, size: int) -> bytes:
-        """Read client memory; crosses mappings. While it waits for the client's answer, other
-        requests of the client are served, so the device's methods can be entered again.
+        """Read client memory, also across mappings.
 
-        :raises DmaFault: some byte of it is not mapped, or not readable
+        Requests of the client are served while its reply is awaited, so methods of the device can
+        be entered again.
+
+        :raises DmaFault: a byte is not mapped, or not readable
         """
 
     def dma_write(self, address: int, data: bytes) -> None:
-        """Write client memory, likewise."""
+        """Write client memory, also across mappings. See :meth:`dma_read`."""
 
     def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
-        """The file that holds client memory, open while the client is there, and where it begins
-        in it; None when it is not one piece of one file.
+        """Return the descriptor of a file of client memory, and the offset of ``address`` in it.
 
-        :raises DmaFault: it is not mapped, or not readable
+        The descriptor is open until the client leaves.
+
+        :returns: None if the range is not contiguous in one file
+        :raises DmaFault: the address is not mapped, or not readable
         """
 
 
 class ServedDevice(Protocol):
-    """A device behind a vfio-user socket. All calls come from the server's one thread.
+    """A device behind a vfio-user socket. All calls come from one thread, the server's.
 
-    What ends with ``return`` here need not be given by a device.
+    Methods that end with ``return`` here are optional.
     """
 
     def regions(self) -> Sequence[ServedRegion]:
-        """By region index: BAR0-5, ROM, config space, VGA (9 entries)."""
+        """Return the regions by index: BAR0-5, ROM, config space, VGA (9 entries)."""
 
     def irq_counts(self) -> Sequence[int]:
-        """By :class:`IrqKind` value: INTX, MSI, MSIX, ERR, REQ (5 entries)."""
+        """Return the vectors by :class:`IrqKind`: INTX, MSI, MSIX, ERR, REQ (5 entries)."""
 
     def can_reset(self) -> bool:
-        """Whether DEVICE_INFO announces a function reset."""
+        """Return whether DEVICE_INFO announces a function reset."""
         return False
 
     def attach(self, peer: Peer) -> None:
-        """A client has connected and agreed on a version. :meth:`regions` and
-        :meth:`irq_counts` were asked before, and hold until it goes."""
+        """Begin a session: a client has connected and agreed on a version.
+
+        :meth:`regions` and :meth:`irq_counts` are called before, and must hold until
+        :meth:`detach`.
+        """
 
     def detach(self) -> None:
-        """The client has gone, in whatever way; its eventfds and DMA mappings are closed."""
+        """End the session. The client's eventfds and DMA mappings are closed already."""
         return
 
     def read(self, region: int, offset: int, size: int) -> bytes:
-        """A trapped read inside the region (the server has checked bounds); all ``size`` bytes."""
+        """Serve a trapped read, within the region; return ``size`` bytes."""
 
     def write(self, region: int, offset: int, data: bytes) -> None:
-        """A trapped write. Its reply is sent when this returns, so it must not start DMA; that is
-        for :meth:`run`. The same goes for every other method that serves a request."""
+        """Serve a trapped write, within the region.
+
+        The reply is sent when this returns, so this must not do DMA, nor must any other method
+        that serves a request; :meth:`run` may.
+        """
 
     def irqs_changed(self, kind: IrqKind) -> None:
-        """Vectors of ``kind`` were armed or disarmed."""
+        """Note that vectors of ``kind`` were armed or disarmed."""
         return
 
     def intx_masked(self, masked: bool) -> None:
-        """INTx was masked or unmasked by the client. VFIO's clients unmask after handling: a
-        level that is still asserted then has to fire again. The server itself masks INTx when
-        it fires (AUTOMASKED) before it calls this with True."""
+        """Note that INTx was masked or unmasked.
+
+        The server masks INTx when it fires (AUTOMASKED), and clients unmask it when they have
+        handled it. A level that is still asserted then must fire again.
+        """
         return
 
     def reset(self) -> None:
-        """DEVICE_RESET."""
+        """Serve DEVICE_RESET."""
         return
 
     def next_event(self) -> float | None:
-        """When :meth:`run` wants to be called next, on time.monotonic(); None for never. Asked
-        after every message, and only while a client is attached."""
+        """Return the next time for :meth:`run`, on time.monotonic(); None for never.
+
+        Called after every message, while a client is attached.
+        """
         return None
 
     def run(self) -> None:
-        """Do what is due. May call the peer's DMA methods."""
+        """Do what is due. May call the DMA methods of the peer."""
         return

@@ -1,9 +1,9 @@
 """A vfio-user server: one :class:`~rcdrv.vfio_user.served.ServedDevice`, one client at a time.
 
-Its clients are :class:`rcdrv.vfio_user.client.Client` and QEMU's ``vfio-user-pci``. Everything
-runs in the thread that calls :meth:`Server.serve`; only :meth:`Server.stop` may be called from
-elsewhere. A client is not trusted: whatever it sends, it gets an error reply, or is dropped when
-its stream makes no sense any more, and the next client finds the server as it was.
+Clients are :class:`rcdrv.vfio_user.client.Client` and QEMU's ``vfio-user-pci``. Everything runs in
+the thread that calls :meth:`Server.serve`; only :meth:`Server.stop` may be called from elsewhere. A
+client is not trusted: an invalid request gets an error reply, and an invalid stream is closed. The
+next client is served as if it were the first.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from rcdrv.vfio_user.stop import Stop
 
 
 class Server:
-    """Serves ``device`` to one client after another.
+    """Server of ``device`` for one client after another.
 
     :param timeout: seconds that a client may take to agree on a version, to read a reply, or to
         answer a DMA request
-    :param wake: an eventfd, by which another thread makes the server ask for the device's
-        :meth:`~ServedDevice.next_event` anew
+    :param wake: eventfd with which another thread makes the server call the device's
+        :meth:`~ServedDevice.next_event` again; -1 for none
     """
 
     def __init__(self, device: ServedDevice, timeout: float = 5.0, wake: int = -1) -> None:
@@ -35,14 +35,16 @@ class Server:
         self._stop = Stop()
 
     def stop(self) -> None:
-        """End :meth:`serve` and :meth:`serve_connected` soon, now and in the future. Safe in
-        signal handlers and from other threads."""
+        """Make :meth:`serve` and :meth:`serve_connected` return, also when they are called later.
+
+        Safe in signal handlers and from other threads.
+        """
         self._stop.set()
 
     def serve(self, listener: socket.socket, *, once: bool = False) -> None:
         """Accept clients on a listening socket (see :func:`listen`) until :meth:`stop`.
 
-        :param once: return when the first client that agreed on a version has gone
+        :param once: return after the first client that agreed on a version
         """
         listener.setblocking(False)
         waiting = select.poll()
@@ -55,16 +57,16 @@ class Server:
             except BlockingIOError:
                 continue
             except OSError:
-                # Out of descriptors or of memory: the client stays in the queue meanwhile.
+                # Out of descriptors or memory: the client stays in the queue.
                 self._stop.wait(0.1)
                 continue
             if self.serve_connected(sock) and once:
                 return
 
     def serve_connected(self, sock: socket.socket) -> bool:
-        """Serve the client at the other end of ``sock``, which is closed afterwards.
+        """Serve the client at the other end of ``sock``, and close it.
 
-        :returns: whether it agreed on a version
+        :returns: whether the client agreed on a version
         """
         try:
             session = Session(self._device, sock, self._stop, self._timeout, self._wake)
@@ -79,5 +81,5 @@ class Server:
         return session.attached
 
     def close(self) -> None:
-        """Release what the server itself holds, after :meth:`serve` has returned."""
+        """Release the server's own resources, after :meth:`serve` has returned."""
         self._stop.close()

@@ -1,4 +1,4 @@
-"""One client of a vfio-user server, from its VERSION to its end."""
+"""Session of a vfio-user server with one client."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _FD_SETSIZE = 1024
 
 
 class Session:
-    """One client, from its VERSION to its end. It is the served device's ``Peer``."""
+    """Session with one client, and the :class:`~rcdrv.vfio_user.served.Peer` of the device."""
 
     def __init__(
         self, device: ServedDevice, sock: socket.socket, stop: Stop, timeout: float, wake: int
@@ -57,7 +57,7 @@ class Session:
         self._dma = DmaSpace()
         self._client = Capabilities()
         self._longest = wire.MAX_DATA_XFER_SIZE
-        """Data bytes that the client may send or ask for in one message."""
+        """Limit of the data of one message of the client, in bytes."""
         self.attached = False
         """Whether the client has agreed on a version."""
         self._gone = False
@@ -69,7 +69,7 @@ class Session:
         self._epoll.register(self._connection, select.EPOLLIN)
         self._epoll.register(stop.fd, select.EPOLLIN)
         if wake >= 0:
-            # Every write is an edge, so it need not be read.
+            # Every write is an edge, so the counter is never read.
             self._epoll.register(wake, select.EPOLLIN | select.EPOLLET)
         self._irqs = ServedIrqs(device, self._epoll)
         self._handlers: dict[int, Callable[[Message], _Reply]] = {
@@ -88,7 +88,7 @@ class Session:
     # -- the loop -----------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Serve until the client has gone or the server is stopped."""
+        """Serve until the client leaves or the server is stopped."""
         negotiation = Deadline(self._timeout)
         while not self._over:
             if not self.attached:
@@ -102,7 +102,7 @@ class Session:
                 continue
             wait = due - time.monotonic()
             self._turn(max(0.0, wait))
-            # The message just served may have brought the event forward, or put it off.
+            # The message just served may have changed the time of the event.
             due = self._device.next_event()
             if due is not None and due <= time.monotonic() and not self._over:
                 self._run_device()
@@ -111,8 +111,7 @@ class Session:
         try:
             self._device.run()
         except (OSError, MemoryError) as error:
-            # Out of descriptors or memory. Most of both that is taken is this client's, and given
-            # back with it.
+            # Out of descriptors or memory: closing this session frees most of both.
             complain(error)
             self._gone = True
 
@@ -121,7 +120,7 @@ class Session:
         return self._gone or self._stop.requested
 
     def _turn(self, seconds: float) -> None:
-        """Sleep until something arrives, at most ``seconds`` (-1: no limit), and deal with it."""
+        """Sleep until an event, at most ``seconds`` (-1: no limit), and serve it."""
         if seconds > 0 and self._epoll.fileno() < _FD_SETSIZE:
             # epoll_wait() rounds up to whole milliseconds, select() to microseconds.
             select.select([self._epoll], [], [], seconds)
@@ -143,7 +142,7 @@ class Session:
             if message.id == self._awaited:
                 self._answer, self._awaited = message, None
             else:
-                message.close()  # the answer to a request that was given up
+                message.close()  # the late reply to an abandoned request
             return
         with message:
             serving, self._serving = self._serving, True
@@ -202,7 +201,7 @@ class Session:
         return handler(message)
 
     def close(self) -> None:
-        """Close all that the client left here, then tell the device."""
+        """Release the client's resources, then detach the device."""
         self._gone = True
         if self._answer is not None:
             self._answer.close()
@@ -225,8 +224,8 @@ class Session:
         self._client = asked.capabilities
         self._device.attach(self)
         self.attached = True
-        # What a client does not propose must not be offered (VFIO_USER_VERSION, rule 3): it goes
-        # by the default then, which has to be taken.
+        # The reply must not name a capability that the client did not propose (VFIO_USER_VERSION,
+        # rule 3): the client then uses the default, which must be accepted.
         if "max_data_xfer_size" in self._client.unknown:
             self._longest = Capabilities().max_data_xfer_size
         capabilities = Capabilities(
@@ -257,7 +256,7 @@ class Session:
                 areas = region.areas
         start = region.start if mappable else 0
         info = WireRegionInfo(request.index, flags, region.size, start, areas).pack(request.argsz)
-        # A client with too little room asks again, and would have to close a descriptor.
+        # After an incomplete reply the client asks again; it needs one descriptor only.
         complete = areas is None or len(info) > REGION_INFO_SIZE
         return info, (region.fd,) if mappable and complete else ()
 
@@ -265,8 +264,8 @@ class Session:
         index = IrqInfo.unpack(message.body).index
         if index >= len(IrqKind):
             raise Refused(errno.EINVAL)
-        # Vectors may be armed one at a time. With NORESIZE, QEMU would disarm all of MSI-X and arm
-        # it again for each one that a guest adds (vfio_msix_vector_do_use in hw/vfio/pci.c).
+        # Without NORESIZE, vectors may be armed one at a time. With it, QEMU would rearm all of
+        # MSI-X for each vector that a guest adds (vfio_msix_vector_do_use in hw/vfio/pci.c).
         flags = IrqFlag.EVENTFD
         if index == IrqKind.INTX:
             flags |= IrqFlag.MASKABLE | IrqFlag.AUTOMASKED
@@ -382,10 +381,10 @@ class Session:
         return min(wire.MAX_DATA_XFER_SIZE, self._client.max_data_xfer_size)
 
     def _ask(self, command: WireCommand, access: DmaAccess) -> bytes:
-        """Send DMA_READ or DMA_WRITE and serve the client's own requests until it answers.
+        """Send DMA_READ or DMA_WRITE, and serve requests of the client until it answers.
 
-        QEMU may be waiting for the answer to a region access just then, with the lock held that
-        its DMA needs; were it not served, both sides would run into their time-outs.
+        QEMU may be waiting for the reply to a region access while it holds the lock that its DMA
+        needs. Without serving that access, both sides would time out.
         """
         if self._serving:
             raise RuntimeError("a device must not do DMA before its register write is answered")
@@ -397,7 +396,7 @@ class Session:
                 self._connection.send(command, self._next_id, 0, access.pack(), deadline)
             while self._answer is None:
                 if self._over:
-                    raise DmaFault("the client has gone, or the server ends")
+                    raise DmaFault("the client has left, or the server ends")
                 if deadline.expired:
                     raise DmaFault(f"{command.name} was not answered in {self._timeout:g} s")
                 self._turn(deadline.remaining)
@@ -405,7 +404,7 @@ class Session:
                 return self._check_answer(command, access, answer)
         except (wire.Disconnected, TimeoutError) as error:
             self._gone = True
-            raise DmaFault("the client has gone") from error
+            raise DmaFault("the client has left") from error
         finally:
             self._awaited = self._answer = None
 
@@ -417,7 +416,7 @@ class Session:
         if answer.command != command:
             raise DmaFault(f"{where} was answered by {wire.command_name(answer.command)}")
         if command is WireCommand.DMA_WRITE:
-            return b""  # QEMU answers with a bare header, libvfio-user with the request's fields
+            return b""  # QEMU replies with a bare header, libvfio-user with the request's fields
         try:
             data = DmaAccess.unpack(answer.body, with_data=True).data
         except wire.ProtocolError as error:
@@ -428,6 +427,6 @@ class Session:
 
 
 def complain(error: OSError | MemoryError) -> None:
-    """Say on stderr why a client is dropped."""
+    """Print on stderr why a client is dropped."""
     reason = error.strerror if isinstance(error, OSError) else "out of memory"
     print(f"rcdrv: the client is dropped: {reason}", file=sys.stderr)

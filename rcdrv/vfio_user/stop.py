@@ -1,4 +1,4 @@
-"""The end of a vfio-user server, asked for from anywhere."""
+"""Request to end a vfio-user server, from any thread or signal handler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import select
 
 
 class Stop:
-    """An eventfd that is readable from :meth:`set` on."""
+    """An eventfd that stays readable after :meth:`set`."""
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -16,6 +16,7 @@ class Stop:
         self._poll.register(self.fd, select.POLLIN)
 
     def wait(self, seconds: float) -> None:
+        """Sleep until :meth:`set`, at most ``seconds``."""
         self._poll.poll(seconds * 1000)
 
     def set(self) -> None:

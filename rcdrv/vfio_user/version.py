@@ -1,4 +1,4 @@
-"""vfio-user's VERSION message: the protocol version and the capabilities of a side."""
+"""The VERSION message of vfio-user: protocol version and capabilities."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rcdrv.record import record
 from rcdrv.vfio_user.wire import MAX_DATA_XFER_SIZE, MAX_MSG_FDS, ProtocolError
 
 MAJOR, MINOR = 0, 0
-"""The protocol version spoken here: QEMU's. What later minors add comes as capabilities."""
+"""Protocol version, that of QEMU. Additions of later minors are capabilities."""
 
 MAX_DMA_MAPS = 65535
 PAGE_SIZE = 4096
-"""The granularity of DMA mappings; the specification's default, whatever the host's page size."""
+"""Granularity of DMA mappings in bytes: the specification's default, on every host."""
 
 PAGE_SIZES = -PAGE_SIZE & (1 << 64) - 1
-"""Every page size that whole pages of that granularity can have, or'ed."""
+"""All page sizes that are multiples of that granularity, or'ed."""
 
 MAX_VERSION_DATA = 16384
 
@@ -26,7 +26,7 @@ _NUMBERS = ("max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes")
 
 @record
 class Capabilities:
-    """Capabilities of a side; the defaults are the specification's for a side that names none."""
+    """Capabilities of client or server, with the specification's defaults."""
 
     max_msg_fds: int = 1
     max_data_xfer_size: int = 1 << 20
@@ -34,7 +34,7 @@ class Capabilities:
     pgsizes: int = PAGE_SIZE
     write_multiple: bool = False
     unknown: frozenset[str] = frozenset()
-    """The numbers that a side has not named, and may not know."""
+    """Capabilities that it did not name, and may not know."""
 
     @classmethod
     def unpack(cls, text: bytes) -> Capabilities:
@@ -72,7 +72,7 @@ _DEFAULTS = Capabilities()
 OURS = Capabilities(
     max_msg_fds=MAX_MSG_FDS, max_data_xfer_size=MAX_DATA_XFER_SIZE, write_multiple=True
 )
-"""Capabilities that both our sides announce."""
+"""Capabilities of rcdrv's client and server."""
 
 
 @record
@@ -85,7 +85,7 @@ class Version:
 
     @property
     def unusable(self) -> tuple[str, str] | None:
-        """Why a client cannot use a server that replies so, and the cure; None if it can."""
+        """Reason why a client cannot use a server with this reply, and the fix; None if it can."""
         theirs, room = f"{self.major}.{self.minor}", self.capabilities.max_data_xfer_size
         if self.major != MAJOR or self.minor > MINOR:
             return (
@@ -94,13 +94,13 @@ class Version:
             )
         if room < 8:  # a 64-bit register could not be read with one access
             return (
-                f"the server takes only {room} bytes in a message",
-                "max_data_xfer_size has to be 8 or more",
+                f"the server accepts only {room} bytes in a message",
+                "max_data_xfer_size must be 8 or more",
             )
         if not self.capabilities.pgsizes:
             return (
-                "the server has no page size",
-                "pgsizes has to have a bit set for each size, 4096 by default",
+                "the server supports no page size",
+                "pgsizes must have a bit set for each size, 4096 by default",
             )
         return None
 

@@ -1,8 +1,8 @@
-"""The base of the vfio-user protocol: commands, errors, and a connection that carries messages.
+"""Base of the vfio-user protocol: commands, errors, and messages over a connection.
 
-The protocol is ``docs/interop/vfio-user.rst`` in QEMU: VFIO's ioctls as messages over a UNIX
-stream socket, in host byte order, file descriptors as SCM_RIGHTS. :mod:`rcdrv.vfio_user.version`
-and :mod:`rcdrv.vfio_user.messages` have the bodies of the messages.
+The protocol is specified in QEMU's ``docs/interop/vfio-user.rst``: VFIO's ioctls as messages over a
+UNIX stream socket, in host byte order, with file descriptors as SCM_RIGHTS. Message bodies are in
+:mod:`rcdrv.vfio_user.version` and :mod:`rcdrv.vfio_user.messages`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rcdrv.record import fresh, mutable_record
 from rcdrv.wait import Deadline
 
 MAX_DATA_XFER_SIZE = 65536
-"""Data bytes taken in one message. QEMU cannot send a DMA_READ reply above about 208 KiB, the
-size of a socket buffer, so the default of 1 MiB in the specification is not usable."""
+"""Limit of the data of one message in bytes. The specification's default of 1 MiB is not usable:
+QEMU cannot send a DMA_READ reply above about 208 KiB, the size of a socket buffer."""
 
 MAX_MSG_FDS = 16
-"""File descriptors taken in one message; QEMU refuses a server that takes more
+"""Limit of file descriptors in one message. QEMU refuses a server with a higher limit
 (VFIO_USER_MAX_MAX_FDS in hw/vfio-user/proxy.h)."""
 
 MAX_MESSAGE = (1 << 20) + 4096
-"""Bytes of the longest message taken: the default max_data_xfer_size and room for its headers.
-A sender that ignores what was negotiated thus still gets an answer."""
+"""Limit of a message in bytes: the default max_data_xfer_size plus headers, so that a sender that
+ignores the negotiated limit still gets a reply."""
 
 
 class ProtocolError(EndpointError):
-    """A message that the vfio-user specification does not allow."""
+    """A message that violates the vfio-user specification."""
 
 
 class Disconnected(RcdrvError):
@@ -45,9 +45,9 @@ class Disconnected(RcdrvError):
 
 
 class Refused(Exception):
-    """A request that is answered with an error reply.
+    """An error reply.
 
-    :param error: the reply's errno; 0 gives no reason
+    :param error: errno of the reply; 0 if the reply gives no reason
     """
 
     def __init__(self, error: int) -> None:
@@ -56,14 +56,14 @@ class Refused(Exception):
 
 
 def error_text(error: int) -> str:
-    """Return the meaning of an error reply's errno, which may be any 32 bits."""
+    """Describe the errno of an error reply, which may be any number of 32 bits."""
     if not error:
         return "no reason given"
     return os.strerror(error) if error in errno.errorcode else f"error {error:#x}"
 
 
 class WireCommand(IntEnum):
-    """VFIO_USER_*; all but DMA_READ and DMA_WRITE go from the client to the server."""
+    """VFIO_USER_*. DMA_READ and DMA_WRITE are sent by the server, all others by the client."""
 
     VERSION = 1
     DMA_MAP = 2
@@ -85,7 +85,7 @@ class WireCommand(IntEnum):
 
 
 def command_name(command: int) -> str:
-    """Return the name of a command, also of one that does not exist."""
+    """Return the name of a command, or its number if it is unknown."""
     return (
         WireCommand(command).name if command in WireCommand._value2member_map_ else f"{command:#x}"
     )
@@ -101,7 +101,7 @@ ERROR = 0x20
 
 @mutable_record
 class Message:
-    """One message as it arrived. It owns the descriptors in ``fds``; take one out to keep it."""
+    """A received message. It owns the descriptors in ``fds``; remove one to keep it open."""
 
     id: int
     command: int
@@ -110,7 +110,7 @@ class Message:
     body: bytes
     fds: list[int] = fresh(factory=list)
     fds_lost: bool = False
-    """More file descriptors came than are taken, or than this process may have open."""
+    """Whether descriptors were lost, to the limit of a message or of this process."""
 
     @property
     def is_reply(self) -> bool:
@@ -121,7 +121,7 @@ class Message:
         return self.flags & TYPE_MASK == TYPE_COMMAND
 
     def close(self) -> None:
-        """Close the file descriptors that are left in ``fds``."""
+        """Close the file descriptors that remain in ``fds``."""
         while self.fds:
             os.close(self.fds.pop())
 
@@ -136,11 +136,10 @@ class Message:
 
 
 class Connection:
-    """Whole messages over a connected UNIX stream socket, which it owns.
+    """Complete messages over a connected UNIX stream socket, which it owns.
 
-    Every wait has a :class:`Deadline`. A message is read with exactly its own size,
-    never further: the kernel hands file descriptors over with the bytes they were sent with, so
-    those that come while a message is read are that message's own.
+    Every wait has a :class:`Deadline`. Reads never extend beyond a message: the kernel delivers
+    file descriptors with the bytes they were sent with, so they can be assigned to that message.
     """
 
     def __init__(
@@ -158,14 +157,14 @@ class Connection:
         self._readable.register(sock, select.POLLIN)
 
     def fileno(self) -> int:
-        """The socket's descriptor; -1 once closed."""
+        """Return the socket's descriptor; -1 once closed."""
         return self._sock.fileno()
 
     def receive(self, deadline: Deadline) -> Message | None:
-        """Return the next message, or None if it is not there in time.
+        """Return the next message, or None at the deadline.
 
-        :raises Disconnected: the other side has gone
-        :raises ProtocolError: the header's size is impossible; the stream is of no use any more
+        :raises Disconnected: the other side has closed the connection
+        :raises ProtocolError: the header has an invalid size; the stream is not usable any more
         """
         while self._readable.poll(deadline.remaining * 1000):
             message = self.try_receive()
@@ -174,7 +173,7 @@ class Connection:
         return None
 
     def try_receive(self) -> Message | None:
-        """Return the next message if all of it has arrived; raises as :meth:`receive`."""
+        """Return the next message if it is complete, else None. Errors as in :meth:`receive`."""
         while len(self._data) < self._wanted:
             chunk = self._receive_chunk(self._wanted - len(self._data))
             if chunk is None:
@@ -205,7 +204,7 @@ class Connection:
                 fds = array.array("i")
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
                 self._fds += fds
-        # The kernel closes what does not fit, and what this process may not open any more.
+        # The kernel closes descriptors that do not fit, or exceed the limit of this process.
         if flags & socket.MSG_CTRUNC:
             self._fds_lost = True
         while len(self._fds) > self._max_fds:
@@ -226,19 +225,21 @@ class Connection:
         fds: Sequence[int] = (),
         error: int = 0,
     ) -> None:
-        """Send one message; ``number`` is its id. The descriptors stay the caller's.
+        """Send one message.
 
-        :raises Disconnected: the other side has gone
-        :raises TimeoutError: it does not read; the stream is of no use any more
-        :raises OSError: a descriptor cannot be sent (ETOOMANYREFS: too many are under way);
-            nothing was sent then
+        :param number: message id
+        :param fds: descriptors to send, which stay the caller's
+        :raises Disconnected: the other side has closed the connection
+        :raises TimeoutError: the other side does not read; the stream is not usable any more
+        :raises OSError: a descriptor cannot be sent (ETOOMANYREFS: too many are in flight), and
+            nothing was sent
         """
         data = HEADER.pack(number, command, HEADER.size + len(body), flags, error) + body
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         unsent = memoryview(data)
         while unsent:
             try:
-                # One call for header and body: QEMU takes half a header for a broken stream.
+                # Header and body in one call: QEMU treats a partial header as a broken stream.
                 sent = self._sock.sendmsg([unsent], rights, socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 self._wait_writable(deadline)
@@ -259,12 +260,12 @@ class Connection:
             raise TimeoutError(f"the other side has not read for {deadline.seconds:g} s")
 
     def shutdown(self) -> None:
-        """End both directions but keep the descriptor, which stays readable from now on."""
+        """Shut down both directions. The descriptor stays open, and is readable from now on."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket and what a half-read message brought. Twice is harmless."""
+        """Close the socket and the descriptors of an incomplete message. Twice is harmless."""
         while self._fds:
             os.close(self._fds.pop())
         self._sock.close()

@@ -144,7 +144,7 @@ def test_without_it_a_lost_device_is_the_end(
     wait_for(log, alive)
     endpoint.kill()
     assert process.wait(LIMIT) == 5
-    # Idle, or in the midst of a request: "has gone", "is gone before its answer to ...".
+    # Idle, or in the midst of a request: "is gone", "is gone before its answer to ...".
     assert re.search(r"^rcdrv: vfio-user:\S+: .*\bgone\b", log.read_text(), re.MULTILINE)
 
 
