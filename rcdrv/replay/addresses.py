@@ -1,34 +1,36 @@
-"""Bus addresses of DMA buffers in register values, by buffer and offset.
+"""Bus addresses in register values, written as buffer and offset.
 
-Where a buffer lies is the host's choice, so neither a recording nor a comparison keeps it.
+The host chooses the addresses of buffers, so recordings and comparisons must not depend on them.
 """
 
 from __future__ import annotations
 
 
 class Addresses:
-    """The buffers that are mapped now, in the order in which they were mapped."""
+    """The mapped buffers, numbered in the order of mapping."""
 
     def __init__(self) -> None:
         self.buffers: dict[int, tuple[int, int]] = {}
-        """{number: (bus address, size)}."""
+        """(Bus address, size in bytes) of each buffer, by number."""
         self.count = 0
+        """Number of buffers so far."""
         self._upper: tuple[int, int, int, int] | None = None
 
     def add(self, iova: int, size: int) -> int:
-        """Return the number of a new buffer."""
+        """Add a buffer; return its number."""
         number, self.count = self.count, self.count + 1
         self.buffers[number] = iova, size
         return number
 
     def find(self, iova: int) -> int:
-        """Return the number of the buffer at this address; -1 if there is none."""
+        """Return the number of the buffer that starts at an address; -1 if there is none."""
         return next((n for n, (at, _) in self.buffers.items() if at == iova), -1)
 
     def spell(self, region: int, offset: int, size: int, value: int) -> str:
-        """Return what is written to a register: a number, or an address in a buffer.
+        """Return the text of a register write: a number, or an address in a buffer.
 
-        The upper half of one is known only by what was written just before, 4 bytes lower.
+        The upper half of an address is recognised only directly after the write of its lower half,
+        4 bytes below.
         """
         upper, self._upper = self._upper, None
         if upper is not None and size == 4 and upper[:2] == (region, offset) and value == upper[2]:

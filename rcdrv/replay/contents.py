@@ -1,8 +1,8 @@
-"""Contents of memory as short text: for BARs that are read as blocks, and for DMA buffers.
+"""Contents of BAR blocks and DMA buffers as short text.
 
-What is equal to something known is named, what compresses is kept, and large random data of a
-transfer is a CRC-32: :func:`forge` makes data that has it, which is all that pci-epf-test and its
-driver look at.
+Contents equal to known ones are stored by name, others compressed. Large random data of a transfer
+is stored as its CRC-32, which is all that pci-epf-test and its driver examine; :func:`forge`
+creates data with that CRC.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import zlib
 from collections.abc import Mapping
 
 LARGEST = 8192
-"""Bytes of compressed contents; above it, a CRC-32 has to do where the caller allows that."""
+"""Limit of compressed contents in bytes, above which a CRC-32 is stored if the caller permits."""
 
 _SHORT = 64
 _GRAIN = 1 << 16
 
 
 def stream(seed: bytes, size: int) -> bytes:
-    """Return ``size`` bytes that follow from the seed, on every host and for ever the same."""
+    """Return ``size`` pseudo-random bytes, determined by the seed on every host."""
     return hashlib.shake_128(seed).digest(size)
 
 
 def digest(memory: bytes) -> int:
-    """CRC-32 of memory as if zeros followed up to a multiple of 64 KiB.
+    """Return the CRC-32 of memory padded with zeros to a multiple of 64 KiB.
 
-    How far a buffer of whole pages goes depends on the page size of the host.
+    Padding makes it independent of the host's page size: buffers consist of whole pages.
     """
     return zlib.crc32(bytes(-len(memory) % _GRAIN), zlib.crc32(memory))
 
 
 def pack(content: bytes, known: Mapping[str, bytes], *, exact: bool) -> str:
-    """Return contents as a word.
+    """Return contents as one word of text.
 
-    :param known: what :func:`unpack` will know too, by name
-    :param exact: keep it however long it is
+    :param known: contents by name, which :func:`unpack` gets too
+    :param exact: never reduce the contents to a CRC-32
     """
     for name, base in known.items():
         if base == content:
@@ -57,9 +57,9 @@ def pack(content: bytes, known: Mapping[str, bytes], *, exact: bool) -> str:
 
 
 def unpack(word: str, size: int, known: Mapping[str, bytes]) -> bytes:
-    """Return the ``size`` bytes of a word of :func:`pack`.
+    """Return the contents of a word of :func:`pack`.
 
-    :raises ValueError: it is none, has another size, or needs what is not known
+    :raises ValueError: not such a word, not ``size`` bytes, or it refers to unknown contents
     """
     kind, rest = word[:1], word[1:]
     if kind == "=":
@@ -76,19 +76,19 @@ def unpack(word: str, size: int, known: Mapping[str, bytes]) -> bytes:
     else:
         raise ValueError("unknown contents")
     if len(content) != size:
-        raise ValueError("the contents have another size")
+        raise ValueError("the contents have a different size")
     return content
 
 
 def forge(crc: int, size: int) -> bytes:
-    """Return ``size`` bytes with this CRC-32; they follow from it.
+    """Return ``size`` bytes with this CRC-32, determined by both.
 
-    The last four decide: the register of the CRC is run back from its end over them.
+    The last four bytes produce the CRC: its register is run backwards over them.
 
-    :raises ValueError: under four bytes have not every CRC
+    :raises ValueError: fewer than four bytes, or not a CRC-32
     """
     if size < 4 or not 0 <= crc < 1 << 32:
-        raise ValueError("no such contents have such a CRC-32")
+        raise ValueError("no contents of this size have this CRC-32")
     front = stream(crc.to_bytes(8, "little"), size - 4)
     # zlib inverts the register at both ends.
     register = crc ^ 0xFFFFFFFF
@@ -100,13 +100,13 @@ def forge(crc: int, size: int) -> bytes:
 
 def _base(name: str, known: Mapping[str, bytes]) -> bytes:
     if name not in known:
-        raise ValueError("the contents are those of something else, which is not there")
+        raise ValueError(f"the contents refer to {name!r}, which is unknown here")
     return known[name]
 
 
 def _xor(one: bytes, other: bytes) -> bytes:
     if len(one) != len(other):
-        raise ValueError("the contents have another size")
+        raise ValueError("the contents have a different size")
     mixed = int.from_bytes(one, "little") ^ int.from_bytes(other, "little")
     return mixed.to_bytes(len(one), "little")
 

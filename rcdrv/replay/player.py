@@ -1,10 +1,10 @@
-"""A recorded device: the same driver finds the same; a changed one is told where it departs.
+"""Replay a recording as a device, and report where a driver departs from it.
 
-Time is virtual. What the driver does must come in the recorded order, but
+Time is virtual. The driver must act in the recorded order, except that
 
-* a register that is polled may be read more often, or less often, than it was;
-* config space is read from what is known of it, at any time;
-* an interrupt comes as soon as the driver waits, or goes on without waiting for it.
+* a polled register may be read more or less often than in the recording;
+* config space may be read at any time, from its last known contents;
+* an interrupt is delivered when the driver waits, or continues without waiting for it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from rcdrv.replay.recording import Event, Recording, error_of
 from rcdrv.replay.words import told
 from rcdrv.wait import Clock
 
-_ACCESS_TIME = 20e-6  # of an access that is not in the recording: a loop without a pause ends too
-_FARTHEST = 1000  # events that one call may pass over
-_GRAIN = 1 << 16  # buffers are whole pages, which have up to this size
+_ACCESS_TIME = 20e-6  # seconds per access beyond the recording, so that a busy loop ends
+_FARTHEST = 1000  # limit of events that one call may skip
+_GRAIN = 1 << 16  # largest page size: buffers are whole pages
 
 
 class Departed(DeviceLost):
-    """The driver does not do what the recorded one did."""
+    """The driver departs from the recording."""
 
 
 class VirtualClock(Clock):
-    """Clock that goes on with the recorded events, and with waits in which nothing happens."""
+    """Clock that advances with recorded events, and with waits without an event."""
 
     def __init__(self, player: Player) -> None:
         self._player = player
@@ -43,7 +43,7 @@ class VirtualClock(Clock):
         self.sleep = self.advance
 
     def advance(self, seconds: float) -> None:
-        """Let the time pass."""
+        """Advance by ``seconds``, at least by the time of an access."""
         self.time += max(seconds, _ACCESS_TIME)
 
     def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
@@ -51,9 +51,9 @@ class VirtualClock(Clock):
 
 
 class Player:
-    """A :class:`~rcdrv.device.Device` that a recording stands for.
+    """A :class:`~rcdrv.device.Device` that replays a recording.
 
-    :param address: how messages name it
+    :param address: name of the device in messages
     """
 
     backend = "replay"
@@ -66,7 +66,7 @@ class Player:
         self.clock = VirtualClock(self)
         self._events = recording.events
         self._next = 0
-        # What a search finds stays so until the next event: a register is polled by the thousand.
+        # Cache of searches, valid until the next event: a register is polled thousands of times.
         self._found_from = 0
         self._found: dict[tuple[str, tuple[str, ...]], int | None] = {}
         self._config = bytearray(recording.config)
@@ -84,15 +84,15 @@ class Player:
 
     @property
     def summary(self) -> dict[str, object]:
-        """What the recording holds."""
+        """Summary of the recording."""
         return self.recording.summary()
 
     # -- the recorded order ---------------------------------------------------------------------
 
     def _take(self, op: str, *key: int | str) -> Event:
-        """Go on to the event that this call of the driver is, and return it.
+        """Advance to the event of this call of the driver, and return the event.
 
-        :raises Departed: it is another one
+        :raises Departed: the recording has a different event
         """
         self._check()
         fields = _words(key)
@@ -130,7 +130,7 @@ class Player:
         return None
 
     def _superseded(self, at: int) -> bool:
-        """Whether the same register is read again before anything else is done."""
+        """Return whether the driver reads the same register again before any other action."""
         event = self._events[at]
         if event.op != "r" or event.error or event.transparent:
             return False
@@ -141,7 +141,7 @@ class Player:
         return False
 
     def _pass(self, end: int) -> None:
-        """Let happen what comes from the device before the event ``end``."""
+        """Perform the device's events before the event ``end``."""
         while self._next < end:
             event = self._events[self._next]
             self._next += 1
@@ -158,7 +158,7 @@ class Player:
             elif event.op == "t" and event.fields[0] == "case":
                 self._case = " ".join(event.fields[1:])
             elif event.op == "l":
-                raise DeviceLost(f"{self.address}: the device was lost here when it was recorded")
+                raise DeviceLost(f"{self.address}: the device was lost here in the recording")
             elif event.op == "r" and event.fields[0] == "7" and not event.error:
                 self._learn(event)
 
@@ -167,6 +167,7 @@ class Player:
             raise self._departed
 
     def _depart(self, came: str) -> Departed:
+        """Return the error for a driver that does ``came`` instead of the expected event."""
         at = self._next
         while at < len(self._events) and self._events[at].transparent:
             at += 1
@@ -175,16 +176,16 @@ class Player:
         else:
             event = self._events[at]
             time = event.time
-            expected = f"expected was {told(event.op, event.fields)}"
+            expected = f"expected {told(event.op, event.fields)}"
             if event.op == "x":
-                expected = "the recording was cut off here, at its largest size"
+                expected = "the recording is cut off here, at its largest size"
         where = f", in {self._case}" if self._case else ""
         self._departed = Departed(
             f"{self.address}: the driver departs from the recording at line"
             f" {self.recording.line(at)}, {time:.3f} s after its start{where}: {expected},"
-            f" and {came} came",
-            hint="use the command and the options that were recorded (rcdrv info shows them); if"
-            " the driver was changed on purpose, record again",
+            f" got {came}",
+            hint="use the recorded command and options (rcdrv info shows them); if the driver was"
+            " changed on purpose, record again",
         )
         return self._departed
 
@@ -225,7 +226,7 @@ class Player:
         return data
 
     def _is_early(self, at: int | None) -> bool:
-        """Whether an interrupt, or something else, has to come before the event."""
+        """Return whether an event of the device is still to come before the event ``at``."""
         return at is None or any(
             event.op in "nl" and event.time > self.clock.time
             for event in self._events[self._next : at]
@@ -256,7 +257,7 @@ class Player:
         self._written[region, offset, size] = data
 
     def _take_quietly(self, op: str, *key: int | str) -> Event:
-        """Of clean-up, too: what departs there may be suppressed, so :meth:`close` says it."""
+        """Advance as :meth:`_take` in clean-up, whose suppressed errors :meth:`close` reports."""
         before = self._departed
         try:
             return self._take(op, *key)
@@ -298,7 +299,7 @@ class Player:
         return result
 
     def wait(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
-        """A wait of the driver: at once what comes next from the device, or the time is up."""
+        """Deliver the device's next events at once, or advance to the end of the wait."""
         ready = epoll.poll(0, most)
         if ready:
             return ready
@@ -315,8 +316,10 @@ class Player:
         return []
 
     def _due(self, end: float) -> int | None:
-        """The last of the events that come from the device, and come now: those that came when
-        the recorded driver waited here, or until a moment."""
+        """Return the last of the device's events to deliver now.
+
+        These came when the recorded driver waited here, or before the time ``end``.
+        """
         found, direct = None, True
         for at in range(self._next, min(self._next + _FARTHEST, len(self._events))):
             event = self._events[at]
@@ -354,17 +357,17 @@ class Player:
         self._take_quietly("u", max(number, 0))
 
     def random_bytes(self, size: int) -> bytes:
-        """The data that the recorded driver had."""
+        """Return the data that the recorded driver used."""
         self._random = stream(self.recording.seed + self._draws.to_bytes(8, "little"), size)
         self._draws += 1
         return self._random
 
     def _fill(self, event: Event) -> None:
-        """Write to a DMA buffer what the device wrote."""
+        """Write to a DMA buffer as the device did."""
         number, first, size = (int(field, 16) for field in event.fields[:3])
         memory, length = self._memory.get(number, (None, 0))
         if memory is None or first + size > length:
-            return  # this host's pages are smaller, or the driver has given it back already
+            return  # this host has smaller pages, or the driver has unmapped it
         known = {
             f"{other:x}": held[first : first + size]
             for other, (held, room) in self._memory.items()
@@ -383,7 +386,7 @@ class Player:
             memory, size = self._memory[number]
             if digest(memory[:size]) != int(event.fields[1], 16):
                 self._next -= 1
-                raise self._depart(f"other data in DMA buffer {number}")
+                raise self._depart(f"different data in DMA buffer {number}")
 
     # -- the whole device -----------------------------------------------------------------------
 
@@ -397,12 +400,12 @@ class Player:
         return -1
 
     def on_readable(self) -> None:
-        """There is no transport that could become readable."""
+        """Do nothing: there is no transport to serve."""
 
     def close(self) -> None:
-        """Say where a driver that used the device stopped before the recorded one.
+        """Check that a driver that used the device did all that the recorded one did.
 
-        :raises Departed: it did, and nothing has said so yet
+        :raises Departed: it did not, and that was not reported yet
         """
         used, self._used = self._used, False
         if not used:

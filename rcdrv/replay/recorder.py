@@ -1,4 +1,4 @@
-"""A device that keeps what passes through it, for :mod:`rcdrv.replay.player`."""
+"""Record the accesses to a device, for :mod:`rcdrv.replay.player`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from rcdrv.wait import MONOTONIC, Clock
 T = TypeVar("T")
 
 _BARS = range(0x10, 0x28)
-_KEPT_BLOCKS = 64 << 20  # bytes of blocks written to BARs that are remembered
+_KEPT_BLOCKS = 64 << 20  # limit of remembered blocks written to BARs, in bytes
 
 
 def record_device(device: Device, path: str | os.PathLike[str]) -> Device:
-    """Return the device with a recorder around it, which writes the file when it is closed.
+    """Return a device that records accesses to ``device``, and writes the file when closed.
 
-    :raises HostError: the file cannot be written, or the device does not describe itself
+    :raises HostError: the file cannot be written, or the device cannot be queried
     """
     kind = PhysicalRecorder if isinstance(device, PhysicalDma) else Recorder
     try:
@@ -48,7 +48,7 @@ def record_device(device: Device, path: str | os.PathLike[str]) -> Device:
 
 
 class _Clock(Clock):
-    """Time as it is for the device; waits pass through the recorder."""
+    """The device's clock, with waits through the recorder."""
 
     def __init__(self, recorder: Recorder, time: Clock) -> None:
         self._recorder = recorder
@@ -59,10 +59,10 @@ class _Clock(Clock):
 
 
 class Recorder:
-    """A :class:`Device` around another one.
+    """A :class:`Device` that records another one.
 
-    No BAR of it can be mapped, so that each access passes here; it reaches the device as it would
-    without, through a mapping where there is one.
+    Its BARs cannot be mapped, so it sees every access. It accesses the recorded device through
+    mappings where these exist, so the endpoint sees the same accesses as without a recorder.
     """
 
     def __init__(self, device: Device, path: Path) -> None:
@@ -107,7 +107,7 @@ class Recorder:
             seed=self._seed,
         )
         if path.is_dir() or not is_stream(path):
-            self._save()  # what cannot be written is said before the device is touched
+            self._save()  # fails, if at all, before the first access
         self._outer = select.epoll()
         self._inner = -1
 
@@ -126,7 +126,7 @@ class Recorder:
             self._note("p")
         self._empty_wait = False
         if op == "r" and text == self._last_read:
-            return  # the register is polled, and nothing happened
+            return  # a poll without a change
         self._last_read = text if op == "r" else ""
         self._text += len(text) + 8
         if len(self._lines) >= MOST_EVENTS or self._text > LARGEST_TEXT - (1 << 20):
@@ -135,7 +135,7 @@ class Recorder:
         self._then = max(now, self._then)
 
     def mark(self, *words: str) -> None:
-        """Add a note: the case that begins, or its verdict."""
+        """Add a note: the start of a case, or its verdict."""
         self._note("t", *words)
 
     @contextlib.contextmanager
@@ -149,7 +149,7 @@ class Recorder:
     def _save(self) -> None:
         content = self._recording.to_bytes(self._lines)
         if len(content) > LARGEST_FILE:
-            # What does not compress: keep what fits.
+            # The lines do not compress: keep the first half.
             lines = self._lines[: len(self._lines) // 2]
             self._lines = [*lines, "0 x"]
             self._save()
@@ -191,33 +191,20 @@ class Recorder:
         return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
-        size = len(data)
-        value = int.from_bytes(data, "little")
-        single = size in (1, 2, 4, 8) and offset % size == 0
+        size, value = len(data), int.from_bytes(data, "little")
+        where = region, offset, size
         if region == CONFIG_REGION:
             shown = int.from_bytes(self._hide(offset, data), "little")
-            where = region, offset, size
             self._call(lambda: self._device.write(region, offset, data), "w", *where, shown)
             return
         self._show_memory()
-        if single:
-            self._call(
-                lambda: self._window(region).write(8 * size, offset, value),
-                "w",
-                region,
-                offset,
-                size,
-                self._addresses.spell(region, offset, size, value),
-            )
+        if size in (1, 2, 4, 8) and offset % size == 0:
+            word = self._addresses.spell(*where, value)
+            write = self._window(region).write
+            self._call(lambda: write(8 * size, offset, value), "w", *where, word)
             return
-        self._call(
-            lambda: self._window(region).write_block(offset, data),
-            "W",
-            region,
-            offset,
-            size,
-            digest(data),
-        )
+        write_block = self._window(region).write_block
+        self._call(lambda: write_block(offset, data), "W", *where, digest(data))
         self._keep(region, offset, data)
 
     def _keep(self, region: int, offset: int, data: bytes) -> None:
@@ -245,7 +232,7 @@ class Recorder:
         return data
 
     def _hide(self, offset: int, data: bytes) -> bytes:
-        """Replace the address that this host gave a BAR: it is private."""
+        """Replace a BAR's address, which is private to this host."""
         return self._shown[offset] if self._bars.get(offset) == data else data
 
     def map(self, region: int, area: Area) -> mmap.mmap:
@@ -256,7 +243,7 @@ class Recorder:
     def set_irqs(
         self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
     ) -> int:
-        """Have the interrupts come here first: :meth:`wait` counts them and passes them on."""
+        """Arm eventfds of the recorder; :meth:`wait` counts interrupts and forwards them."""
         fields = (int(kind), int(flags), start, count)
         ours: list[int] = []
         if eventfds:
@@ -287,7 +274,7 @@ class Recorder:
                 os.close(fd)
 
     def wait(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
-        """Sleep as ``epoll.poll()`` would; note what woke it up."""
+        """Sleep as ``epoll.poll()`` does; record the interrupts that end the wait."""
         if self._inner != epoll.fileno():
             self._inner = epoll.fileno()
             self._outer.register(self._inner, select.EPOLLIN)
@@ -296,7 +283,7 @@ class Recorder:
         for fd, _ in ready:
             if fd in self._irqs:
                 kind, vector, theirs = self._irqs[fd]
-                with contextlib.suppress(BlockingIOError):  # a server may read it first
+                with contextlib.suppress(BlockingIOError):  # a server may have read it
                     count = take_count(fd)
                     self._note("n", int(kind), vector, count)
                     os.eventfd_write(theirs, count)
@@ -326,13 +313,13 @@ class Recorder:
         self._call(lambda: self._device.dma_unmap(iova, size), "u", max(number, 0))
 
     def random_bytes(self, size: int) -> bytes:
-        """Data for a transfer, which a replay can make again."""
+        """Return data for a transfer, which a replay reproduces."""
         self._random = stream(self._seed + self._draws.to_bytes(8, "little"), size)
         self._draws += 1
         return self._random
 
     def _look_at_memory(self) -> None:
-        """Note what the device wrote to DMA buffers since the last look, or write."""
+        """Record what the device wrote to DMA buffers since the last call."""
         for number, (memory, size, before) in self._memory.items():
             now = memory[:size]
             if now != before:
@@ -344,7 +331,7 @@ class Recorder:
                     for other, (held, length, _) in self._memory.items()
                     if other != number and last <= length
                 }
-                # The driver's own data, if it looks at a register after it has filled a buffer.
+                # Data of the driver, if it reads a register after it has filled a buffer.
                 at = self._random.find(content)
                 if at >= 0:
                     known[f"s{at:x}"] = content
@@ -353,7 +340,7 @@ class Recorder:
                 self._note("d", number, first, last - first, packed)
 
     def _show_memory(self) -> None:
-        """Note what the driver wrote to DMA buffers since the last look."""
+        """Record what the driver wrote to DMA buffers since the last call."""
         for number, (memory, size, before) in self._memory.items():
             now = memory[:size]
             if now != before:
@@ -380,7 +367,7 @@ class Recorder:
 
     @property
     def sealed(self) -> bool:
-        """See :attr:`rcdrv.vfio_user.client.Client.sealed`; a device without it has no need."""
+        """See :attr:`rcdrv.vfio_user.client.Client.sealed`; True for other devices."""
         return bool(getattr(self._device, "sealed", True))
 
     def allow(self, timeout: float) -> None:
@@ -403,7 +390,7 @@ class Recorder:
 
 
 class PhysicalRecorder(Recorder, PhysicalDma):
-    """A recorder around a device without an IOMMU."""
+    """A recorder of a device without an IOMMU."""
 
     def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
         assert isinstance(self._device, PhysicalDma)
@@ -414,7 +401,7 @@ class PhysicalRecorder(Recorder, PhysicalDma):
 
 
 def _made_up(bars: dict[int, bytes]) -> dict[int, bytes]:
-    """The registers of the BARs with addresses that tell nothing of the host."""
+    """Return BAR registers with addresses that reveal nothing of the host."""
     found, upper = {}, False
     for number, (at, data) in enumerate(bars.items()):
         value = int.from_bytes(data, "little")

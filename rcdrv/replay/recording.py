@@ -1,25 +1,25 @@
-"""The file of a recording: gzip of lines that a person can read (``zcat FILE``).
+"""File format of a recording: readable lines, compressed by gzip (``zcat FILE``).
 
-The first line names the format and its version, the second has the function as one JSON object;
-then a line an event: microseconds since the one before, a letter, and fields in hexadecimal.
-``!`` and an error behind them say that the call failed.
+The first line names the format and its version. The second describes the function as a JSON object.
+Each further line is an event: microseconds since the previous event, a letter, and fields in
+hexadecimal; ``!`` and an error at the end mark a call that failed.
 
 | letter | fields | event |
 | --- | --- | --- |
-| ``r`` | region offset size value | one read; of config space only one that found something new |
+| ``r`` | region offset size value | one read; of config space only if the value is new |
 | ``w`` | region offset size value | one write; ``@0+10`` is an address in DMA buffer 0 |
 | ``R`` | region offset size contents | a block was read |
 | ``W`` | region offset size crc | a block was written |
 | ``i`` | kind flags start count result | VFIO_DEVICE_SET_IRQS |
-| ``n`` | kind vector count | so many interrupts arrived |
+| ``n`` | kind vector count | ``count`` interrupts arrived |
 | ``m`` | buffer size | a DMA buffer was mapped |
-| ``u`` | buffer | it was unmapped |
-| ``d`` | buffer offset size contents | the device wrote to it |
-| ``h`` | buffer crc | the driver had written to it, before the next write |
-| ``p`` | | a wait ended with nothing |
+| ``u`` | buffer | a DMA buffer was unmapped |
+| ``d`` | buffer offset size contents | the device wrote to a DMA buffer |
+| ``h`` | buffer crc | the driver had written to a DMA buffer, before the next write |
+| ``p`` | | a wait ended without an event |
 | ``z`` | | reset |
 | ``l`` | | the transport ended |
-| ``t`` | words | a note: the case that begins, its verdict |
+| ``t`` | words | a note: the start of a case, or its verdict |
 | ``x`` | | the recording is cut off here, at its largest size |
 """
 
@@ -49,7 +49,7 @@ VERSION = 1
 MOST_EVENTS = 200_000
 LARGEST_FILE = 16 << 20
 LARGEST_TEXT = 32 << 20
-"""Bytes of the lines, uncompressed."""
+"""Limit of the uncompressed lines in bytes."""
 
 _MAGIC = f"rcdrv-recording {VERSION}"
 _TRANSPARENT = frozenset("ndpthl")
@@ -89,42 +89,42 @@ _ERRORS: dict[str, type[RcdrvError]] = {
 
 
 class Event(NamedTuple):
-    """One line."""
+    """One event, a line of the file."""
 
     time: float
-    """Seconds since the recording began."""
+    """Seconds since the start of the recording."""
     op: str
     fields: tuple[str, ...] = ()
     error: str = ""
 
     @property
     def transparent(self) -> bool:
-        """It comes from the device, or changes nothing: the driver need not do the same again."""
+        """Whether a driver may omit it: an event of the device, or a read of config space."""
         return self.op in _TRANSPARENT or (self.op == "r" and self.fields[0] == "7")
 
 
 @dataclass
 class Recording:
-    """What a file holds."""
+    """Contents of a recording."""
 
     version: str
-    """Of the rcdrv that recorded it."""
+    """Version of rcdrv that recorded it."""
     backend: str
     can_reset: bool
     irqs: tuple[int, ...]
-    """Vectors of each kind."""
+    """Number of vectors of each kind."""
     regions: tuple[tuple[int, int], ...]
-    """(size, flags) of BARs, ROM and config space."""
+    """(Size, flags) of BARs, ROM and config space."""
     config: bytes
-    """Config space at the open, the addresses of BARs made up."""
+    """Config space at the start, with invented addresses of BARs."""
     seed: bytes
-    """Of the random data of transfers."""
+    """Seed of the random data of transfers."""
     events: list[Event] = field(default_factory=list)
 
     # -- reading and writing ----------------------------------------------------------------------
 
     def to_bytes(self, lines: Sequence[str]) -> bytes:
-        """Return the file with these lines of events."""
+        """Return the contents of a file with these lines of events."""
         head = {
             "rcdrv": self.version,
             "backend": self.backend,
@@ -140,25 +140,25 @@ class Recording:
 
     @classmethod
     def read(cls, path: str) -> Recording:
-        """Read a file, which may be anybody's.
+        """Read a file, which is not trusted.
 
-        :raises UsageError: it cannot be read, or is no recording of this version
+        :raises UsageError: not readable, or not a recording of this version
         """
         content = read_file(Path(path), LARGEST_FILE)
         inflate = zlib.decompressobj(wbits=31)
         try:
             text = inflate.decompress(content, LARGEST_TEXT + 1).decode("ascii")
         except (zlib.error, UnicodeDecodeError):
-            _refuse(path, "no recording of rcdrv")
+            _refuse(path, "not a recording of rcdrv")
         if len(text) > LARGEST_TEXT:
             _refuse(path, f"more than {LARGEST_TEXT >> 20} MiB unpacked")
         magic, _, rest = text.partition("\n")
         if magic != _MAGIC:
             if re.fullmatch(r"rcdrv-recording \d{1,4}", magic):
                 _refuse(path, f"version {magic.split()[1]} of the format; this is {VERSION}")
-            _refuse(path, "no recording of rcdrv")
+            _refuse(path, "not a recording of rcdrv")
         if not inflate.eof or not text.endswith("\n"):
-            _refuse(path, "cut off")
+            _refuse(path, "truncated")
         head, _, body = rest.partition("\n")
         try:
             recording = cls(**_head(parse_json(head)))
@@ -168,11 +168,11 @@ class Recording:
         return recording
 
     def line(self, at: int) -> int:
-        """The line of an event in the file, from 1."""
+        """Return the line of an event in the file, counted from 1."""
         return at + 3
 
     def verdicts(self) -> list[tuple[str, str, str]]:
-        """(name, verdict, reason) of each case, or layer, in the notes."""
+        """Return (name, verdict, reason) of each case, or layer, from the notes."""
         found = []
         name = ""
         for event in self.events:
@@ -184,7 +184,7 @@ class Recording:
         return found
 
     def summary(self) -> dict[str, Any]:
-        """What is in it, for people and programs."""
+        """Return the summary that ``rcdrv info`` prints, in plain JSON types."""
         commands = [event.fields[1:] for event in self.events if event.fields[:1] == ("command",)]
         return {
             "rcdrv": self.version,
@@ -197,13 +197,13 @@ class Recording:
 
 
 def _refuse(path: str, why: str) -> NoReturn:
-    raise UsageError(f"{path}: {why}", hint="a recording is made with `record=FILE`")
+    raise UsageError(f"{path}: {why}", hint="`record=FILE` makes a recording")
 
 
 def _head(found: Any) -> dict[str, Any]:
-    """The fields of a recording, checked.
+    """Return the checked fields of the second line, for :class:`Recording`.
 
-    :raises ValueError: one is not what it must be; or TypeError, KeyError...
+    :raises ValueError: a field is invalid; or TypeError, KeyError...
     """
     irqs = [_number(count, 2048) for count in found["interrupts"]]
     regions = [
@@ -215,10 +215,10 @@ def _head(found: Any) -> dict[str, Any]:
     if not 64 <= len(config) <= 4096 or len(config) % 4:
         raise ValueError(f"a config space of {len(config)} bytes")
     if not 1 <= len(seed) <= 64:
-        raise ValueError("no seed")
+        raise ValueError(f"a seed of {len(seed)} bytes")
     for name in ("rcdrv", "backend"):
         if not re.fullmatch(r"[\w.+-]{1,40}", found[name], re.ASCII):
-            raise ValueError(f"{name} is no name")
+            raise ValueError(f"{name} is not a name")
     return {
         "version": found["rcdrv"],
         "backend": found["backend"],
@@ -243,10 +243,10 @@ def _events(path: str, lines: Sequence[str]) -> list[Event]:
     for number, line in enumerate(lines, 3):
         found = _LINE.fullmatch(line)
         if found is None:
-            _refuse(path, f"line {number} is no event")
+            _refuse(path, f"line {number} is not an event")
         op, fields, error = found["op"], found["fields"] or "", found["error"] or ""
         if not _SHAPES[op].fullmatch(fields) or (error and _error_of(error, "") is None):
-            _refuse(path, f"line {number} is no event")
+            _refuse(path, f"line {number} is not an event")
         parts = tuple(fields.split())
         if not error and len(parts) < _LENGTHS.get(op, 0):
             _refuse(path, f"line {number} has no result")
@@ -256,22 +256,22 @@ def _events(path: str, lines: Sequence[str]) -> list[Event]:
 
 
 _LENGTHS = {"r": 4, "R": 4, "i": 5}
-"""Fields where a failed call has one less."""
+"""Number of fields, where a failed call has one less."""
 
 
 # -- errors ---------------------------------------------------------------------------------------
 
 
 def error_word(error: RcdrvError) -> str:
-    """An error as a word: its kind, as what it says may name a host."""
+    """Return the kind of an error as a word; its message may name a host."""
     if isinstance(error, NotPassed):
         return f"{error.verdict.value}/{error.reason.value}"
     return next((word for word, kind in _ERRORS.items() if isinstance(error, kind)), "host")
 
 
 def error_of(word: str, address: str) -> RcdrvError:
-    """The error of a word that was checked when the file was read."""
-    error = _error_of(word, f"{address}: this failed when it was recorded ({word})")
+    """Return the error of a word, which was checked when the file was read."""
+    error = _error_of(word, f"{address}: this failed in the recording ({word})")
     assert error is not None
     return error
 

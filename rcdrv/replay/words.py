@@ -1,4 +1,4 @@
-"""Events of a recording in words, for messages."""
+"""Events of a recording, described for messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rcdrv.device import CONFIG_REGION, IrqKind, SetIrqs
 
 
 def told(op: str, fields: tuple[str, ...]) -> str:
-    """Return an event in words."""
+    """Describe an event."""
     if op in "rwRW":
         region, offset, size = (int(field, 16) for field in fields[:3])
         place = "config space" if region == CONFIG_REGION else f"BAR{region}"
@@ -29,7 +29,7 @@ def told(op: str, fields: tuple[str, ...]) -> str:
         return "a DMA buffer mapped"
     if op == "u":
         return "a DMA buffer unmapped"
-    return {"z": "a reset", "x": "the end of what was kept"}.get(op, op)
+    return {"z": "a reset", "x": "the cut-off of the recording"}.get(op, op)
 
 
 def _value(word: str) -> str:

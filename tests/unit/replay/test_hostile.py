@@ -111,12 +111,12 @@ HEAD = b"rcdrv-recording 1\n"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"", "no recording of rcdrv"),
-        (b"TAP version 13\n", "no recording of rcdrv"),
+        (b"", "not a recording of rcdrv"),
+        (b"TAP version 13\n", "not a recording of rcdrv"),
         (b"rcdrv-recording 2\n{}\n", "version 2 of the format; this is 1"),
         (HEAD + b"{}\n", "line 2: "),
         (HEAD + b"[" * 100_000 + b"\n", "line 2: nested too deeply"),
-        (HEAD + b"[1]", "cut off"),
+        (HEAD + b"[1]", "truncated"),
         (bytes(LARGEST_TEXT + 10), "more than 32 MiB unpacked"),
     ],
 )
@@ -131,7 +131,7 @@ def test_files_that_are_none(tmp_path: Path, text: bytes, said: str) -> None:
 def test_files_that_are_no_gzip(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "board.gz"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"no recording of rcdrv"):
+    with pytest.raises(UsageError, match=r"not a recording of rcdrv"):
         Recording.read(str(path))
 
 
@@ -148,9 +148,9 @@ def test_too_many_events(tmp_path: Path, lines: list[str]) -> None:
     [
         ("0 r 0 30 4 1ffffffff", "int too big"),
         ("0 r 0 30 4", "line 4 has no result"),
-        ("0 r 0 30 4 !nobody", "line 4 is no event"),
-        ("0 q", "line 4 is no event"),
-        ("0 t case \x1b[2J", "line 4 is no event"),
+        ("0 r 0 30 4 !nobody", "line 4 is not an event"),
+        ("0 q", "line 4 is not an event"),
+        ("0 t case \x1b[2J", "line 4 is not an event"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(
@@ -205,6 +205,6 @@ def test_the_command_line_says_it_in_one_line(
         assert main(["--device", f"replay:{path}", command]) == 2
         said = capsys.readouterr()
         assert said.err == (
-            f"rcdrv: {path}: no recording of rcdrv\nhint: a recording is made with --record FILE\n"
+            f"rcdrv: {path}: not a recording of rcdrv\nhint: --record FILE makes a recording\n"
         )
         assert not said.out

@@ -171,17 +171,17 @@ def read_more(function: Function) -> None:
     [
         (
             lambda f: f.bar(0).write32(0x10, 0x21),
-            "a 32-bit write of 0x20 to BAR0+0x10, and a 32-bit write of 0x21 to BAR0+0x10 came",
+            "a 32-bit write of 0x20 to BAR0+0x10, got a 32-bit write of 0x21 to BAR0+0x10",
         ),
-        (lambda f: f.bar(0).read16(0x12), "a 32-bit write of 0x20 to BAR0+0x10, and a 16-bit read"),
+        (lambda f: f.bar(0).read16(0x12), "a 32-bit write of 0x20 to BAR0+0x10, got a 16-bit read"),
         (
             read_more,
-            "write of 0x400 to config space+0x4, and an 8-bit read of BAR0+0x0 came",
+            "write of 0x400 to config space+0x4, got an 8-bit read of BAR0+0x0",
         ),
-        (lambda f: f.device.reset(), "write of 0x20 to BAR0+0x10, and a reset came"),
-        (lambda f: f.dma_buffer(4096), "0x20 to BAR0+0x10, and a DMA buffer mapped came"),
-        (lambda f: f.interrupts(IrqKind.MSI, 4), "and the arming of 4 MSI came"),
-        (lambda f: f.bar(0).write_block(0, bytes(64)), "a write of 0x40 bytes .* at BAR0.0x0 came"),
+        (lambda f: f.device.reset(), "write of 0x20 to BAR0+0x10, got a reset"),
+        (lambda f: f.dma_buffer(4096), "0x20 to BAR0+0x10, got a DMA buffer mapped"),
+        (lambda f: f.interrupts(IrqKind.MSI, 4), "got the arming of 4 MSI"),
+        (lambda f: f.bar(0).write_block(0, bytes(64)), "a write of 0x40 bytes .* at BAR0.0x0"),
     ],
 )
 def test_a_departure_is_told(path: Path, session: Session, said: str) -> None:
@@ -200,13 +200,13 @@ def test_the_case_of_a_departure_is_named(path: Path) -> None:
         function.bar(0).write32(0x10, 0x20)
         function.bar(0).write32(0x10, 0x20)
 
-    with pytest.raises(Departed, match="in first: expected was a 16-bit read of BAR0"):
+    with pytest.raises(Departed, match="in first: expected a 16-bit read of BAR0"):
         replay(path, changed)
 
 
 def test_a_driver_that_does_less_is_told(path: Path) -> None:
     keep(path, reads_and_writes)
-    with pytest.raises(Departed, match=r"expected was a 16-bit read of BAR0\+0x12"):
+    with pytest.raises(Departed, match=r"expected a 16-bit read of BAR0\+0x12"):
         replay(path, lambda function: function.bar(0).write32(0x10, 0x20))
 
 
@@ -234,7 +234,7 @@ def test_a_register_may_be_polled_as_often_as_one_likes(path: Path, times: int) 
 
     keep(path, poll(3))
     if times < 3:  # the last value decided that the driver went on
-        with pytest.raises(Departed, match=r"expected was a 32-bit read of BAR0\+0x8"):
+        with pytest.raises(Departed, match=r"expected a 32-bit read of BAR0\+0x8"):
             replay(path, poll(times))
     else:
         assert replay(path, poll(times)) == [0, 1, *[2] * (times - 2)]
@@ -263,7 +263,7 @@ def test_a_loss_is_replayed(path: Path) -> None:
 
     with pytest.raises(DeviceLost, match="gone"):
         keep(path, lambda function: function.bar(0).read32(0), Lost())
-    with pytest.raises(DeviceLost, match="this failed when it was recorded"):
+    with pytest.raises(DeviceLost, match="this failed in the recording"):
         replay(path, lambda function: function.bar(0).read32(0))
     assert b"someone" not in gzip.decompress(path.read_bytes())
 
