@@ -144,7 +144,7 @@ class Shell:
             raise UsageError(f"`command`: {self._command[0]}: {error.strerror}") from None
         except subprocess.TimeoutExpired:
             raise HostError(
-                f"{name}: no end within {self._timeout:g} s",
+                f"{name}: it did not end within {self._timeout:g} s",
                 hint="does it ask for a password? Try it by hand with a script on its input",
             ) from None
         said = done.stderr.decode(errors="replace").strip().splitlines()
@@ -218,7 +218,7 @@ class Board:
             try:
                 found[key] = int(value, 0)
             except ValueError:
-                raise HostError(f"the endpoint says {line!r} of its configfs") from None
+                raise HostError(f"the endpoint's configfs reads {line!r}") from None
         return found
 
     def apply(self, settings: Settings) -> None:
@@ -278,7 +278,7 @@ def judge(settings: Settings, base: Seen, seen: Seen) -> list[Finding]:
         if size != wanted:
             found.append(
                 Finding(
-                    "size", f"BAR{index}", f"BAR{index} was set to {wanted:#x} and has {size:#x}"
+                    "size", f"BAR{index}", f"BAR{index} was set to {wanted:#x}, but has {size:#x}"
                 )
             )
     for name, wanted, count, before in (
@@ -287,7 +287,7 @@ def judge(settings: Settings, base: Seen, seen: Seen) -> list[Finding]:
     ):
         if wanted and before and count != wanted:
             found.append(
-                Finding("vectors", name, f"{name}: {wanted} vectors were set, {count} are there")
+                Finding("vectors", name, f"{name}: {wanted} vectors were set, but it has {count}")
             )
     for case, outcome in seen.outcomes.items():
         before_outcome = base.outcomes.get(case, "")
@@ -295,7 +295,7 @@ def judge(settings: Settings, base: Seen, seen: Seen) -> list[Finding]:
             continue
         if outcome == "fail subrange-failed":
             continue  # its halves may be less than the controller can map
-        message = f"{case}: {outcome}, and {before_outcome} as the board was found"
+        message = f"{case}: {outcome}, but {before_outcome} with the original settings"
         found.append(Finding("verdict", f"{case}: {outcome}", message))
     return found
 
@@ -307,13 +307,11 @@ def _next_power(number: int) -> int:
 def draw_settings(seed: int, examples: int) -> list[dict[str, int]]:
     """Draw plausible settings: BARs from 128 B to 1 MiB, and numbers of vectors.
 
-    Keys that are absent keep their original value.
+    Absent keys keep their original value.
     """
-    from hypothesis import HealthCheck, Phase, given, settings
-    from hypothesis import seed as seeded
     from hypothesis import strategies as st
 
-    from rcdrv.fuzz.draws import BACKEND
+    from rcdrv.fuzz.draws import draw
 
     sizes = st.sampled_from([1 << bit for bit in range(7, 21)])
     optional: dict[str, st.SearchStrategy[int]] = {
@@ -321,23 +319,8 @@ def draw_settings(seed: int, examples: int) -> list[dict[str, int]]:
         "msi_interrupts": st.sampled_from([1, 2, 3, 8, 32]),
         "msix_interrupts": st.sampled_from([1, 3, 32, 2048]),
     }
-    drawn: list[dict[str, int]] = []
-
-    @seeded(seed)
-    @settings(
-        max_examples=examples,
-        backend=BACKEND,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.fixed_dictionaries({}, optional=optional).filter(bool))
-    def collect(found: dict[str, int]) -> None:
-        drawn.append(dict(sorted(found.items())))
-
-    collect()
-    return drawn
+    drawn = draw(st.fixed_dictionaries({}, optional=optional).filter(bool), seed, examples)
+    return [dict(sorted(found.items())) for found in drawn]
 
 
 def campaign(

@@ -143,32 +143,17 @@ def _compare(real: Report, virtual: Report) -> None:
 def run_block(plan: Plan, number: int) -> list[Example]:
     """Return the examples of one block; they depend on seed and number alone."""
     try:
-        from hypothesis import HealthCheck, Phase, given, seed, settings
+        import hypothesis  # noqa: F401 - only whether it is installed
     except ImportError:
         raise HostError(
             "fuzz layout needs hypothesis, which is not installed", hint="pip install 'rcdrv[fuzz]'"
         ) from None
-    from rcdrv.fuzz.draws import BACKEND
+    from rcdrv.fuzz.draws import draw
     from rcdrv.fuzz.strategies import LARGEST, tables
 
-    examples: list[Example] = []
-
-    @seed(f"{plan.seed}/{number}")
-    @settings(
-        max_examples=BLOCK,
-        backend=BACKEND,
-        database=None,
-        deadline=None,
-        derandomize=False,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(tables(hostile=plan.hostile, largest=LARGEST_WHOLE if plan.real_time else LARGEST))
-    def block(table: Table) -> None:
-        examples.append(try_table(table, real_time=plan.real_time))
-
-    block()
-    return examples
+    layouts = tables(hostile=plan.hostile, largest=LARGEST_WHOLE if plan.real_time else LARGEST)
+    drawn = draw(layouts, f"{plan.seed}/{number}", BLOCK)
+    return [try_table(table, real_time=plan.real_time) for table in drawn]
 
 
 def run(plan: Plan, on_block: Callable[[Progress], None] = lambda _progress: None) -> Progress:
@@ -269,8 +254,10 @@ class _Pool(ProcessPoolExecutor):
 
 @contextmanager
 def _in_root() -> Iterator[None]:
-    """Change to / while multiprocessing starts ``python -c``, which searches the working directory
-    for modules first; Python 3.10 has no option against that."""
+    """Change to / while multiprocessing starts ``python -c``.
+
+    That searches the working directory for modules first; Python 3.10 has no option against it.
+    """
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     os.chdir("/")
     try:

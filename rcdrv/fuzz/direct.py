@@ -65,7 +65,7 @@ class VirtualClock(Clock):
                     return []
 
     def _step(self, end: float) -> bool:
-        """Go to the next event; False if there is none before ``end``, where time stands then."""
+        """Advance to the next event; if there is none by ``end``, to ``end``, and return False."""
         if self.time > self.limit:
             raise Hang(f"{self.time - self.limit:.0f} s too long on virtual time")
         endpoint = self.endpoint
@@ -73,7 +73,7 @@ class VirtualClock(Clock):
         if endpoint is None or due is None or due > end:
             self.time = end
             return False
-        # Of polls without a result, only the last before a write matters.
+        # An idle endpoint only polls; only its last poll before a write matters.
         self.time = end if endpoint.idle else max(self.time, due)
         endpoint.run()
         return True
@@ -82,8 +82,8 @@ class VirtualClock(Clock):
 class Direct:
     """The endpoint of ``layout``: a :class:`~rcdrv.device.Device` and the endpoint's Peer.
 
-    Nothing is mapped, so ``log`` sees every access. Closing ends the session, not the endpoint,
-    which :meth:`attach` opens again.
+    Nothing can be mapped, so ``log`` sees every access. Closing ends the session but not the
+    endpoint; :meth:`attach` begins another session.
     """
 
     backend = "direct"
@@ -208,7 +208,7 @@ class Direct:
         memory[start : start + len(data)] = data
 
     def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
-        return None  # it is no file's
+        return None  # its memory is not in a file
 
     def _find(self, address: int, size: int) -> tuple[mmap.mmap, int]:
         """Find a mapping. Buffers are never adjacent, so an access across an end is a fault."""

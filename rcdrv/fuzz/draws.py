@@ -1,18 +1,21 @@
-"""Draws that depend on the seed alone.
+"""Draw examples that depend on the seed alone.
 
 Hypothesis mixes constants into its draws, some from the source of every imported module outside
-``site-packages``. So a seed gives other examples in another process or an installed rcdrv, while a
-campaign must give the same anywhere.
+``site-packages``. A seed would thus give different examples in another process or an installed
+rcdrv, while a campaign must give the same ones anywhere.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
 from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
+from hypothesis.strategies import SearchStrategy
 
-BACKEND = "rcdrv"
-"""Name for :class:`hypothesis.settings`."""
+T = TypeVar("T")
+_BACKEND = "rcdrv"
 
 
 class SeededProvider(HypothesisProvider):
@@ -22,4 +25,25 @@ class SeededProvider(HypothesisProvider):
         return None
 
 
-AVAILABLE_PROVIDERS[BACKEND] = f"{__name__}.{SeededProvider.__name__}"
+AVAILABLE_PROVIDERS[_BACKEND] = f"{__name__}.{SeededProvider.__name__}"
+
+
+def draw(strategy: SearchStrategy[T], seed: int | str, examples: int) -> list[T]:
+    """Return up to ``examples`` draws of a strategy."""
+    drawn: list[T] = []
+
+    @seeded(seed)
+    @settings(
+        max_examples=examples,
+        backend=_BACKEND,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def collect(example: T) -> None:
+        drawn.append(example)
+
+    collect()
+    return drawn

@@ -79,7 +79,7 @@ class Place:
 
 
 class Oracle:
-    """Predictions for one layout. Case names are those of :mod:`rcdrv.epf_test.suite`."""
+    """Predictions for one layout."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -99,8 +99,8 @@ class Oracle:
 
     @cached_property
     def _without_window(self) -> list[int]:
-        """Return the BARs for which inbound windows are too few: the last ones, without which
-        pci_epf_test_set_bar() goes on."""
+        """Return the BARs without an inbound window: the last ones, which pci_epf_test_set_bar()
+        skips."""
         usable = [
             index
             for index, bar in enumerate(self.layout.bars)
@@ -117,7 +117,7 @@ class Oracle:
 
     @property
     def reg_bar(self) -> int | None:
-        """Return the ``reg_bar`` that a user must give; None if the driver must find it."""
+        """Return the required ``reg_bar``; None if the driver must find it."""
         layout = self.layout
         if self._part is not parts.UNKNOWN_PART:
             return None if self._part.reg_bar == layout.register_bar else layout.register_bar
@@ -168,7 +168,7 @@ class Oracle:
             return self._transfer(case.name.test.split("_")[0], case.name.variant == "dma")
         if name == DOORBELL_TEST:
             return self._doorbell_again() if again else self._doorbell_test()
-        raise ValueError(f"nothing is known of {name}")
+        raise ValueError(f"no prediction for {name}")
 
     # -- interrupts -------------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class Oracle:
         for fault, instead in _NO_COMMANDS.items():
             if fault in self.faults:
                 return instead
-        # Data is not checked before the answer is complete.
+        # The driver checks data after a complete answer only.
         if outcome in (PASS, fail("data-mismatch")) and not self._heard(COMMANDS):
             return fail("irq-lost")
         return outcome

@@ -49,8 +49,7 @@ def _simpler(table: Table) -> Iterator[Table]:
 
 
 def _plain(table: Table) -> Iterator[Table]:
-    """Return default BARs with the doorbell in the next of them, which takes several changes at
-    once."""
+    """Yield tables with default BARs and doorbell, which take several changes at once."""
     bars = [key for key in table if key.startswith("bar")]
     plain: Table = {**table, **{bar: {} for bar in bars}}
     simplest = {"backend": "embedded"}

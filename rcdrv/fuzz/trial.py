@@ -72,7 +72,7 @@ class Report:
     """Outcomes by case; names of the second session end in ``again``."""
     findings: list[Finding] = field(default_factory=list)
     open: set[str] = field(default_factory=set)
-    """Cases without a prediction, as when the outcome depends on the tick."""
+    """Cases without a single prediction, such as one whose outcome depends on the tick."""
 
     def find(self, kind: str, what: str, message: str) -> None:
         finding = Finding(kind, what, message)

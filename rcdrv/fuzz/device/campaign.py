@@ -171,7 +171,7 @@ class DeviceFuzzer:
     def _drawn(self, draw: Draw, model: Model) -> Iterator[Step]:
         for _ in range(self._options.steps):
             yield draw.next(model)
-            if model.tainted:  # what comes of it shows now, or never
+            if model.tainted:  # its effect shows now or never
                 yield Step("disable")
                 yield Step("raise")
         # Hidden memory reappears with its contents.
@@ -227,7 +227,7 @@ class DeviceFuzzer:
         if harm and harm not in self._options.destructive:
             raise UsageError(
                 f"{step} may harm the endpoint here",
-                hint=f"`destructive={harm}` does it all the same",
+                hint=f"`destructive={harm}` permits it",
             )
         check_sense(step, model)
 
@@ -251,7 +251,7 @@ class DeviceFuzzer:
             try:
                 again = self.replay(steps)
             except UsageError:
-                return None  # without the rest it makes no sense, or may harm
+                return None  # senseless or harmful without the dropped steps
             return again if again is not None and again.key == found.key else None
 
         def shows(steps: Sequence[Step]) -> Found | None:
@@ -259,7 +259,7 @@ class DeviceFuzzer:
 
         first = shows(found.steps)
         if first is None:
-            return found, not found.dead  # a board that is dead shows nothing any more
+            return found, not found.dead  # a dead board cannot repeat the fault
         # An intermittent fault needs as many attempts as its first occurrence took.
         found, repeats = first, tries
         return shorten(found, shows), False

@@ -136,7 +136,8 @@ class Draw:
     def _no_command(self, step: Step) -> Step:
         """Draw an invalid IRQ_TYPE, an unknown COMMAND bit, or several bits.
 
-        Older kernels test each bit by itself, so the doorbell's bits are never among several."""
+        Older kernels test each bit by itself, so several never include the doorbell's.
+        """
         rng = self._rng
         if rng.random() < 0.4:
             value = int(rng.choice([Command.RAISE_MSI_IRQ, Command.BAR_SUBRANGE_CLEAR]))
@@ -151,8 +152,10 @@ class Draw:
     # -- accesses ---------------------------------------------------------------------------------
 
     def _access(self, verb: str, model: Model) -> Step:
-        """Draw an access at an edge: of the BAR, its halves, or a doorbell's window; often at known
-        contents, sometimes an impossible one."""
+        """Draw an access at an edge of the BAR or its halves, or at known contents.
+
+        A few of them are impossible.
+        """
         rng, facts = self._rng, model.facts
         bar = rng.choice(facts.writable) if facts.writable and rng.random() < 0.9 else facts.reg_bar
         width, size = rng.choice(WIDTHS), facts.bars[bar]

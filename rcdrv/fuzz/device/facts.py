@@ -72,8 +72,9 @@ class Seen:
     parameters: Mapping[Reg, int] = field(default_factory=dict)
     """Registers written by the step, without FLAGS, IRQ_TYPE and IRQ_NUMBER."""
     sent: bytes = b""
-    """Contents of the source buffer; ``received``: of the whole target buffer afterwards."""
+    """Contents of the source buffer."""
     received: bytes = b""
+    """Contents of the target buffer afterwards."""
     value: int | None = None
     """Value read by an access."""
     outcome: str = ""

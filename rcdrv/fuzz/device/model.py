@@ -144,8 +144,7 @@ class Model:
         return step.irq or Irq(self.facts.default_irq)
 
     def _check_registers(self, step: Step, seen: Seen) -> None:
-        """Check that only STATUS, CHECKSUM and the doorbell's registers have changed since the
-        driver wrote the step's registers."""
+        """Check that the endpoint changed no register but STATUS, CHECKSUM and the doorbell's."""
         choice, number = self._irq(step)
         self.registers.update(seen.parameters)
         self.registers[Reg.FLAGS] = step.dma | step.flags
@@ -227,7 +226,7 @@ class Model:
     # -- doorbell ---------------------------------------------------------------------------------
 
     def _enable(self, step: Step, seen: Seen) -> None:
-        """pci_epf_test_enable_doorbell()"""
+        """Check pci_epf_test_enable_doorbell()."""
         if self._no_dma(step, seen):
             return
         success, fail = Status.DOORBELL_ENABLE_SUCCESS, Status.DOORBELL_ENABLE_FAIL
@@ -261,8 +260,10 @@ class Model:
         return bar
 
     def _may_lack_window(self, bar: int) -> bool:
-        """Return whether a BAR may have no inbound window left: while a doorbell replaced its two
-        halves, another BAR's may have taken one."""
+        """Return whether a BAR may lack an inbound window.
+
+        While a doorbell replaces its two halves, another BAR may take one of their windows.
+        """
         return bar in self.lost or (bar in self.swapped and len(self.swapped) > 1)
 
     def _check_place(self, doorbell: Mapping[Reg, int]) -> None:
@@ -275,7 +276,7 @@ class Model:
         self._learn("DB_BAR", bar, f"it is {bar}")
 
     def _disable(self, step: Step, seen: Seen) -> None:
-        """pci_epf_test_disable_doorbell()"""
+        """Check pci_epf_test_disable_doorbell()."""
         if self._no_dma(step, seen):
             return
         success, fail = Status.DOORBELL_DISABLE_SUCCESS, Status.DOORBELL_DISABLE_FAIL
@@ -299,8 +300,10 @@ class Model:
             self.lost.discard(named)
 
     def _disable_fails(self, named: int) -> list[Status]:
-        """Return whether DISABLE may fail, as pci_epc_set_bar() may: a BAR without memory, past
-        epf->bar[], or no inbound window."""
+        """Return the failure that DISABLE may report, if any, as pci_epc_set_bar() may fail.
+
+        It fails for a BAR without memory, beyond epf->bar[], or without an inbound window.
+        """
         usable = named in self.facts.bars and named not in self.facts.reserved
         if self.doorbell_bar in self.facts.reserved or (
             usable and not self._may_lack_window(named)
@@ -309,8 +312,10 @@ class Model:
         return [Status.DOORBELL_DISABLE_FAIL]
 
     def _ring(self, step: Step, seen: Seen) -> None:
-        """Check pci_epf_test_doorbell_handler(): adds to STATUS. Its handler is a thread, so close
-        rings may be one interrupt of the endpoint."""
+        """Check pci_epf_test_doorbell_handler(), which sets bits in STATUS.
+
+        The handler is a thread, so the endpoint may merge rings in close succession.
+        """
         rings = step.count * (2 if step.verb == "threads" else 1)
         status = seen.registers[Reg.STATUS]
         wanted = Status.DOORBELL_SUCCESS | Status.IRQ_RAISED | step.stale
@@ -345,9 +350,11 @@ class Model:
             self.registers = dict(seen.registers)
             return
         if not works and seen.outcome != "fail enable-failed":
-            raise Wrong("outcome", f"rcdrv ring comes to {seen.outcome!r}, not {good[0]!r}")
+            raise Wrong(
+                "outcome", f"the outcome of rcdrv ring is {seen.outcome!r}, not {good[0]!r}"
+            )
         if not works and self.enabled:
-            raise Wrong("outcome", "a doorbell that was enabled could not be had again")
+            raise Wrong("outcome", "the enabled doorbell could not be enabled again")
         if works or not (self.swapped or self.lost):
             fail = Status.DOORBELL_ENABLE_FAIL
             got = Status.DOORBELL_ENABLE_SUCCESS if works else fail
@@ -368,7 +375,7 @@ class Model:
     # -- subrange mapping -------------------------------------------------------------------------
 
     def _setup(self, step: Step, seen: Seen) -> None:
-        """pci_epf_test_bar_subrange_setup()"""
+        """Check pci_epf_test_bar_subrange_setup()."""
         if self._no_dma(step, seen):
             return
         success, fail = Status.BAR_SUBRANGE_SETUP_SUCCESS, Status.BAR_SUBRANGE_SETUP_FAIL
@@ -389,7 +396,7 @@ class Model:
             memory.sign((first, first + 1))
 
     def _clear(self, step: Step, seen: Seen) -> None:
-        """pci_epf_test_bar_subrange_clear()"""
+        """Check pci_epf_test_bar_subrange_clear()."""
         if self._no_dma(step, seen):
             return
         success, fail = Status.BAR_SUBRANGE_CLEAR_SUCCESS, Status.BAR_SUBRANGE_CLEAR_FAIL
@@ -404,8 +411,10 @@ class Model:
     # -- the rest ---------------------------------------------------------------------------------
 
     def _kept(self, step: Step, seen: Seen) -> None:
-        """Check a function level reset: the endpoint function does not notice, registers stay.
-        Any other reset is followed by :meth:`restart`."""
+        """Check that a function level reset keeps the registers.
+
+        The endpoint function does not notice it. :meth:`restart` follows any other reset.
+        """
         if self.facts.keeps_state:
             self._compare(seen)
 

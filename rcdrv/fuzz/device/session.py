@@ -11,7 +11,6 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
 
 from rcdrv.device import IrqKind
 from rcdrv.dma import DmaBuffer
@@ -38,10 +37,10 @@ Opener = Callable[[], Function]
 """Opener of the function."""
 
 _QUIET = 0.02
-"""Seconds after which no further answer comes: two ticks of the slowest endpoint, and the time of
+"""Seconds after which no further answer arrives: two ticks of the slowest endpoint, and the time of
 its doorbell thread for a ring that it did not merge."""
 
-_SLOWEST = 1_000_000.0  # bytes a second that a transfer gets at the least
+_SLOWEST = 1_000_000.0  # lowest rate of a transfer, in bytes per second
 _PAGE = 4096
 _ANSWERS = {int(command): status for command, status in ANSWERS.items()}
 
@@ -94,7 +93,7 @@ class Session:
         for choice in (IrqChoice.MSI, IrqChoice.MSIX, IrqChoice.INTX):
             count = function.device.irq_count(IrqKind[choice.name])
             if count and irq in (IrqChoice.AUTO, choice):
-                with contextlib.suppress(HostError):  # the host has none of these to give
+                with contextlib.suppress(HostError):  # the host cannot provide this kind
                     driver.use_irq(choice)
                     vectors[choice] = driver.arm(count)
         list(function.config.capabilities())  # raises where they cannot be walked
@@ -171,12 +170,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
     # -- steps ------------------------------------------------------------------------------------
@@ -293,8 +287,9 @@ class Session:
     def _raw(
         self, step: Step, irq: Irq, parameters: Mapping[Reg, int]
     ) -> tuple[dict[int, int], bool, bool]:
-        """Give a command as the driver never does: with wrong bits in FLAGS or STATUS, or an
-        invalid IRQ_TYPE or COMMAND.
+        """Issue a command as the driver never does.
+
+        Its FLAGS or STATUS have invalid bits, or its IRQ_TYPE or COMMAND is invalid.
 
         :returns: interrupts, whether it was answered, whether COMMAND remained
         """

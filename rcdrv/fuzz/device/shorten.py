@@ -17,7 +17,7 @@ class Found:
     """A sequence whose last step has a wrong outcome."""
 
     steps: tuple[Step, ...]
-    """None if the endpoint could not be made ready for the first step."""
+    """Empty if the endpoint could not be prepared for the first step."""
     kind: str
     """Kind of fault in a word or two; equal for equal faults."""
     message: str

@@ -98,9 +98,9 @@ VERBS: dict[str, tuple[str, ...]] = {
 ``enable``, ``disable``: the doorbell's commands alone. ``ring``: write the enabled doorbell.
 ``threads``: from two threads at once. ``cycle``: as ``rcdrv ring``; ``expect``: the same with
 ``bar``, without a ring. ``setup``, ``clear``: BAR_SUBRANGE. ``read``, ``write``,
-``copy``: a transfer, named as in ``rcdrv test``. ``raise``: an interrupt. ``command``: a COMMAND
-that is none. ``db_bar``: write DB_BAR. ``peek``, ``poke``: one access. ``reset``: reset the
-function. ``reopen``: close it and open it, which resets it too where it can be reset.
+``copy``: a transfer, named as in ``rcdrv test``. ``raise``: an interrupt. ``command``: an invalid
+COMMAND. ``db_bar``: write DB_BAR. ``peek``, ``poke``: one access. ``reset``: reset the function.
+``reopen``: close and open it, which also resets it if it has a reset.
 """
 
 _OPTIONS = {
@@ -168,7 +168,10 @@ def parse_step(text: str) -> Step:
 
 
 def _value(key: str, text: str | None) -> object:
-    """:raises ValueError: it is not one"""
+    """Parse the value of an argument.
+
+    :raises ValueError: invalid
+    """
     if isinstance(_OPTIONS[key], bool):
         if text is not None:
             raise ValueError

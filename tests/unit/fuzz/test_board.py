@@ -116,7 +116,7 @@ def test_what_is_wrong_over_there_is_said(configfs: Configfs) -> None:
         Shell("dash -c 'exit 7'").run("")
     with pytest.raises(HostError, match="Permission denied"):
         Shell("dash -c 'echo root@board: Permission denied >&2; exit 255'").run("")
-    with pytest.raises(HostError, match=r"no end within 0\.2 s"):
+    with pytest.raises(HostError, match=r"it did not end within 0\.2 s"):
         Shell("sleep 30", timeout=0.2).run("")
     with pytest.raises(UsageError, match="No such file"):
         Shell("no-such-command-anywhere").run("")
