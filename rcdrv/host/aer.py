@@ -25,7 +25,7 @@ class ErrorCounters:
     def risen(self) -> list[str]:
         """Return the errors counted since the last call, one line each."""
         before, self._seen = self._seen, self._read()
-        if before == self._seen:  # all that has to be quick: it is asked before every case
+        if before == self._seen:  # the usual result; called before every case
             return []
         old = dict(_counts(before))
         return [
@@ -47,7 +47,7 @@ class ErrorCounters:
 
 
 def _counts(files: dict[str, bytes]) -> Iterator[tuple[str, int]]:
-    """(``0000:01:00.0 correctable RxErr``, 3), ... of what the files say."""
+    """Yield (error, count) pairs, such as (``0000:01:00.0 correctable RxErr``, 3)."""
     for path, content in files.items():
         place, name = path.split("/")[-2:]
         for line in content.decode(errors="replace").splitlines():

@@ -66,7 +66,7 @@ def _write_note(paths: Paths, address: str, note: Note) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.parent.stat().st_uid == os.geteuid():
-            path.parent.chmod(0o755)  # whatever the umask is: others read it, and only we write
+            path.parent.chmod(0o755)  # whatever the umask: readable by all, writable by us
         replace_file(path, f"{json.dumps(asdict(note))}\n".encode(), mode=0o644)
     except (OSError, HostError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
@@ -156,8 +156,8 @@ class Binder:
             listed = ", ".join(f"{one} ({driver})" for one, driver in blocking)
             raise HostError(
                 f"{address} shares IOMMU group {function.group} with {listed}",
-                hint="VFIO needs the whole group: `whole_group` binds them all, if you can do "
-                "without them; or move the endpoint to a slot with a group of its own",
+                hint="VFIO needs the whole group: `whole_group` binds them all, if this host does "
+                "not need them; or move the endpoint to a slot with a group of its own",
             )
         for one in taken:
             kind = _PRECIOUS.get(one.class_code >> 16)
@@ -231,7 +231,7 @@ class Binder:
             if one.holders and not force:
                 raise HostError(
                     f"{one.address} is in use by {', '.join(one.holders)}",
-                    hint="end it, or let `force` ask it to let go",
+                    hint="end it, or let `force` ask it to close the function",
                 )
         for one in given:
             self._give_back(one, read_note(self._paths, one.address))
@@ -247,7 +247,7 @@ class Binder:
             self._release(function, DRIVER)
         note_path(self._paths, address).unlink(missing_ok=True)
         if note is None:
-            # Bound by somebody else, perhaps a udev rule: any driver that matches may probe it.
+            # Bound by something else, perhaps a udev rule: any driver that matches may probe it.
             probe = self._paths.sys / "bus/pci/drivers_probe"
             self._do(f"cannot probe {address}", self._write, probe, address)
         elif note.driver:
@@ -262,7 +262,7 @@ class Binder:
         except TimeoutError:
             raise HostError(
                 f"{address} is still in use by {', '.join(function.holders) or 'somebody'}",
-                hint=f"the kernel takes it from {driver} as soon as that lets go",
+                hint=f"the kernel takes it from {driver} as soon as that process closes it",
             ) from None
 
     def _return_to(self, function: HostFunction, driver: str) -> None:

@@ -24,7 +24,7 @@ ENOUGH_LOCKED = 8 << 20
 
 
 def check_python(subject: Subject) -> Finding:
-    """Yocto, Buildroot and Debian's python3-minimal leave modules of the library out."""
+    """Check the standard library, incomplete in Yocto, Buildroot and Debian's python3-minimal."""
     version = ".".join(map(str, sys.version_info[:3]))
     missing = subject.missing_modules
     if missing:
@@ -43,7 +43,7 @@ def check_module(subject: Subject) -> Finding:
 
 
 def check_lockdown(subject: Subject) -> Finding:
-    """VFIO works in a locked-down kernel; loading unsigned modules does not."""
+    """Check that a locked-down kernel, which loads signed modules only, has VFIO."""
     modes = subject.text(subject.paths.sys / "kernel/security/lockdown").split()
     mode = next((word.strip("[]") for word in modes if word.startswith("[")), "")
     if not mode:
@@ -113,7 +113,10 @@ def _arm_cure(subject: Subject) -> str:
 
 
 def check_remapping(subject: Subject) -> Finding:
-    """VFIO refuses devices that could forge interrupts (vfio_iommu_type1_attach_group())."""
+    """Check interrupt remapping, without which VFIO refuses every device.
+
+    See vfio_iommu_type1_attach_group(): a device could forge interrupts.
+    """
     if not subject.is_x86:
         return skip(f"{subject.machine} has no interrupt remapping to turn on")
     if check_iommu(subject).state is State.NOT_OK:
@@ -157,14 +160,14 @@ def check_present(subject: Subject) -> Finding:
     if subject.function is None:
         return bad(
             "no function on this host looks like one",
-            "start it (with its link up), then: rcdrv rescan PORT, with the port it is behind; "
-            "rcdrv list --all shows what there is; name any of it",
+            "start it (with its link up), then: rcdrv rescan PORT, with the port above it; "
+            "rcdrv list --all shows every function; name one of them",
         )
     return ok(str(subject.function))
 
 
 def _of_function(check: Callable[[Subject, HostFunction], Finding]) -> Callable[[Subject], Finding]:
-    """Make a row that is skipped without a function."""
+    """Return a row that is skipped without a function."""
 
     def row(subject: Subject) -> Finding:
         if subject.function is None:
@@ -316,7 +319,7 @@ def check_bars(_subject: Subject, function: HostFunction) -> Finding:
 
 
 def check_decoding(subject: Subject, function: HostFunction) -> Finding:
-    """Check the bridges' decoding: opening a function enables only the function's own."""
+    """Check decoding in the ports above: opening a function enables only its own."""
     needed = pci.Command.MEMORY | pci.Command.BUS_MASTER
     for port in function.ports:
         try:
@@ -365,7 +368,7 @@ def check_ats(_subject: Subject, function: HostFunction) -> Finding:
 
 
 def check_caps(subject: Subject, function: HostFunction) -> Finding:
-    """Open the function: the only row that does, so only when nothing is in the way."""
+    """Check that the function opens. The only row that opens it, so only if it is not in use."""
     if function.driver != DRIVER or function.holders:
         return skip("it cannot be opened now")
     try:
@@ -394,7 +397,7 @@ ROWS: dict[str, Callable[[Subject], Finding]] = {
     "ATS": _of_function(check_ats),
     "CAPS": _of_function(check_caps),
 }
-"""Every row; a fix for one may be needed by those after it."""
+"""All rows; a row may depend on fixes of earlier ones."""
 
 
 def examine(subject: Subject) -> Iterator[Row]:

@@ -16,7 +16,7 @@ def functions(paths: Paths | None = None) -> list[HostFunction]:
         try:
             function = HostFunction(path.name, paths)
         except HostError:
-            continue  # it went away while we looked
+            continue  # it has just disappeared
         if not function.is_bridge:
             found.append(function)
     return found

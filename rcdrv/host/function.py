@@ -1,7 +1,7 @@
 """A PCI function as sysfs shows it, without opening it.
 
 The files are those of Documentation/ABI/testing/sysfs-bus-pci. A value that is
-missing, unreadable or malformed is None, 0 or empty: a function may go away at any moment.
+missing, unreadable or malformed is None, 0 or empty: a function may disappear at any time.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class HostFunction:
 
     @property
     def link(self) -> Link | None:
-        """Its end of the link; None if it is not PCI Express."""
+        """Its end of the link; None if the function is not PCI Express."""
         speed, width = self.text("current_link_speed"), self.text("current_link_width")
         if speed is None or width is None:
             return None
@@ -198,7 +198,7 @@ class HostFunction:
 
     @property
     def command(self) -> pci.Command | None:
-        """The COMMAND register."""
+        """COMMAND register; None if it cannot be read."""
         try:
             with (self.path / "config").open("rb") as config:
                 head = config.read(6)
@@ -236,7 +236,7 @@ class HostFunction:
 
     @property
     def nodes(self) -> list[Path]:
-        """Existing device nodes that open it: of its group, and its own."""
+        """Existing device nodes of the function and of its group."""
         vfio = self.paths.dev / "vfio"
         group = [] if self.group is None else [vfio / self.group, vfio / f"noiommu-{self.group}"]
         # vfio_init_device() in drivers/vfio/vfio_main.c makes vfio-dev/vfioN.
@@ -246,9 +246,9 @@ class HostFunction:
 
     @property
     def ways_in(self) -> list[tuple[Path, ...]]:
-        """Device nodes that open it; those needed together are in one tuple.
+        """Sets of device nodes that open the function, the preferred set first.
 
-        The function's own node needs that of iommufd. It comes first, as rcdrv prefers it.
+        The function's own node also needs the node of iommufd.
         """
         own = self.paths.dev / "vfio" / "devices"
         iommufd = self.paths.iommufd_node
@@ -266,7 +266,10 @@ class HostFunction:
 
 
 def _gigatransfers(text: str) -> float:
-    """``8.0 GT/s PCIe`` as 8.0, ``Unknown`` as 0 (pci_speed_string() in drivers/pci/probe.c)."""
+    """Convert ``8.0 GT/s PCIe`` to 8.0 and ``Unknown`` to 0.
+
+    See pci_speed_string() in drivers/pci/probe.c.
+    """
     try:
         return float(text.split()[0])
     except (IndexError, ValueError):

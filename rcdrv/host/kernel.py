@@ -26,11 +26,11 @@ def write(path: Path, text: str) -> None:
 
 
 def write_within(seconds: float) -> Write:
-    """Write with a time limit; on TimeoutError the write goes on.
+    """Return :func:`write` with a time limit; after TimeoutError the write continues.
 
-    Unbinding from vfio-pci and removing a function block unkillably until every process closes
-    the function (vfio_unregister_group_dev() in drivers/vfio/vfio_main.c). So a child does it,
-    which may stay behind.
+    Unbinding from vfio-pci and removing a function block, unkillably, until every process closes
+    the function (vfio_unregister_group_dev() in drivers/vfio/vfio_main.c). So a child process
+    writes, and may outlive this one.
     """
 
     def bounded(path: Path, text: str) -> None:
@@ -38,8 +38,8 @@ def write_within(seconds: float) -> Write:
         if child == 0:
             status = 0
             try:
-                # Neither may a signal for this command abort what it has asked for, nor a pipe
-                # that it writes to stay open for as long.
+                # A signal for this command must not abort the write, and the child must not keep
+                # the command's pipes open.
                 os.setsid()
                 null = os.open(os.devnull, os.O_RDWR)
                 for fd in (0, 1, 2):
@@ -65,9 +65,9 @@ def write_within(seconds: float) -> Write:
 
 
 def refused(what: str, error: OSError) -> HostError:
-    """Return the error for a failed write, in the user's terms."""
+    """Return the error for a failed write."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return HostError(f"{what}: you may not", hint="run it as root: sudo rcdrv ...")
+        return HostError(f"{what}: permission denied", hint="run it as root: sudo rcdrv ...")
     return HostError(
         f"{what}: {os.strerror(error.errno or 0)}", hint="the kernel's log (dmesg) may say why"
     )

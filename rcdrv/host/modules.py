@@ -1,4 +1,4 @@
-"""The modules of Python's own that rcdrv uses: distributions split the standard library."""
+"""Modules of the standard library that rcdrv uses, as distributions split the library."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ USED = """
     random re resource select selectors shlex shutil signal socket stat statistics struct
     subprocess threading traceback types typing xml zlib
 """
-"""A test keeps it complete; what is built into every interpreter is left out."""
+"""All except those built into every interpreter; a test compares it with the source."""
 
 
 def missing_modules() -> tuple[str, ...]:
-    """Return those that this Python lacks."""
+    """Return the modules that this Python lacks."""
     return tuple(name for name in USED.split() if find_spec(name) is None)

@@ -36,7 +36,7 @@ def port_above(address: str, paths: Paths) -> HostFunction:
         if not function.ports:
             raise UsageError(
                 f"{address} is part of the root complex, not behind a port",
-                hint="an endpoint is behind one, and only there can it be removed and found",
+                hint="only a function behind a port can be removed and found again",
             )
         return HostFunction(function.ports[0], paths)
     domain, bus, _ = address.split(":")
@@ -55,7 +55,7 @@ def behind(port: HostFunction) -> list[HostFunction]:
 
 
 def in_use(members: list[HostFunction]) -> list[str]:
-    """Return those used by a driver of this host, or by a process through VFIO."""
+    """Return the functions used by a driver of this host, or by a process through VFIO."""
     said = []
     for one in members:
         if one.driver not in (None, DRIVER):
@@ -112,7 +112,7 @@ class Rescan:
         if used and not force:
             raise HostError(
                 f"behind {self.port.address} is in use: {', '.join(used)}",
-                hint="end or unbind it, or let `force` take it away",
+                hint="end or unbind it, or let `force` remove it",
             )
         bound = {one.address for one in before if one.driver == DRIVER}
         for one in before:
@@ -134,7 +134,7 @@ class Rescan:
             holders = ", ".join(function.holders) or "somebody"
             raise HostError(
                 f"{function.address} is still in use by {holders}",
-                hint="the kernel removes it as soon as that lets go",
+                hint="the kernel removes it as soon as that process closes it",
             ) from None
         except OSError as error:
             raise kernel.refused(f"cannot remove {function.address}", error) from error
@@ -187,7 +187,7 @@ def bus_reset(
     """Reset the secondary bus of the port above (hot reset), with everything behind it.
 
     :param show: called before the reset with the functions that it will reset
-    :raises HostError: some of it is in use, or the kernel does not do it
+    :raises HostError: a function is in use, or the kernel refuses
     """
     port = port_above(function.address, paths)
     members = behind(port)
@@ -196,24 +196,24 @@ def bus_reset(
     if used and not force:
         raise HostError(
             f"behind {port.address} is in use: {', '.join(used)}",
-            hint="end or unbind it, or let `force` reset it all the same",
+            hint="end or unbind it, or let `force` reset it anyway",
         )
     # reset_subordinate_store() in drivers/pci/pci-sysfs.c: saves and restores config space.
     file = port.path / "reset_subordinate"
     if not file.exists():
         raise HostError(
-            f"this kernel cannot reset all that is behind {port.address}",
+            f"this kernel cannot reset the bus behind {port.address}",
             hint="Linux 6.13 and later can; rcdrv reset ADDRESS resets the function alone",
         )
     try:
         write(file, "1")
     except OSError as error:
         if error.errno == errno.ENOTTY:
-            # pci_bridge_wait_for_secondary_bus() in drivers/pci/pci.c has one error for a link that
+            # pci_bridge_wait_for_secondary_bus() in drivers/pci/pci.c: one error for a link that
             # stays down and for a bus that cannot be reset.
             raise HostError(
-                f"{port.address} cannot reset what is behind it, or its link did not come back",
+                f"{port.address} cannot reset the bus behind it, or its link did not come back",
                 hint=f"dmesg says which; if it is the link: rcdrv rescan {function.address}",
             ) from error
-        raise kernel.refused(f"cannot reset what is behind {port.address}", error) from error
+        raise kernel.refused(f"cannot reset the bus behind {port.address}", error) from error
     return members

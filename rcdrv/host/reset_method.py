@@ -1,4 +1,4 @@
-"""The way in which the kernel resets a function."""
+"""Selection of the reset method of a function."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from rcdrv.sysfs import Paths
 
 @contextlib.contextmanager
 def reset_by(address: str, method: str, paths: Paths | None = None) -> Iterator[str]:
-    """Let the kernel reset a function in one way only; afterwards in the ways of before.
+    """Restrict the kernel to one reset method of a function; restore the methods at the end.
 
-    :param method: one of reset_method's in Documentation/ABI/testing/sysfs-bus-pci
-    :returns: why that cannot be; empty when it is so
+    :param method: a value of reset_method in Documentation/ABI/testing/sysfs-bus-pci
+    :returns: the error if the kernel refuses the method, else an empty string
     """
     file = (paths or Paths()).function(address) / "reset_method"
     try:
         before = file.read_text()
         file.write_text(method)
     except OSError as error:
-        # reset_method_store(): EINVAL for what the function's probe refuses
+        # reset_method_store(): EINVAL if the method's probe refuses the function
         yield f"{file}: {os.strerror(error.errno or 0)}"
         return
     try:
         yield ""
     finally:
-        with contextlib.suppress(OSError):  # the function went away, and all of its files
+        with contextlib.suppress(OSError):  # the function is gone
             file.write_text(before if before.strip() else "\n")

@@ -12,6 +12,8 @@ from rcdrv.sysfs import Paths
 
 
 class State(Enum):
+    """State of a row."""
+
     OK = "ok"
     NOT_OK = "not ok"
     NOT_APPLICABLE = "not applicable"
@@ -51,7 +53,7 @@ class Subject:
 
     paths: Paths
     machine: str
-    """uname's: ``x86_64``, ``aarch64``."""
+    """Machine name of uname(2): ``x86_64``, ``aarch64``."""
     user: User
     function: HostFunction | None
     read_caps: Callable[[str], str]
@@ -60,6 +62,7 @@ class Subject:
     """Modules of the standard library that rcdrv uses, and this Python lacks."""
 
     def text(self, path: Path) -> str:
+        """Return the contents of a file; empty if it cannot be read."""
         try:
             return path.read_text()
         except OSError:
@@ -79,15 +82,15 @@ class Subject:
 
 
 def ok(detail: str) -> Finding:
-    """Return the finding that there is nothing to do."""
+    """Return the finding of a row without a problem."""
     return Finding(State.OK, detail)
 
 
 def bad(detail: str, cure: str) -> Finding:
-    """Return the finding that something is in the way, with its cure."""
+    """Return the finding of a row with a problem, and its fix."""
     return Finding(State.NOT_OK, detail, cure)
 
 
 def skip(detail: str) -> Finding:
-    """Return the finding that a row does not concern this host, and why."""
+    """Return the finding of a row that does not apply to this host."""
     return Finding(State.NOT_APPLICABLE, detail)

@@ -182,13 +182,13 @@ def test_hot_reset_shows_first_and_refuses_what_is_in_use(bench: Bench) -> None:
 
 
 def test_hot_reset_on_an_old_kernel(tree: Tree) -> None:
-    with pytest.raises(HostError, match="cannot reset all") as caught:
+    with pytest.raises(HostError, match="cannot reset the bus") as caught:
         bus_reset(tree.add(), tree.paths, show=lambda _members: None)
     assert "Linux 6" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("code", "message"), [(errno.ENOTTY, "its link did not come back"), (errno.EACCES, "may not")]
+    ("code", "message"), [(errno.ENOTTY, "its link did not come back"), (errno.EACCES, "permission denied")]
 )
 def test_hot_reset_that_the_kernel_refuses(bench: Bench, code: int, message: str) -> None:
     tree = bench.tree
