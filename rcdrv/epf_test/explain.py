@@ -1,4 +1,4 @@
-"""Verdicts for answers that are not the expected ones, with the likeliest cause."""
+"""Verdicts for unexpected answers, with the likeliest cause."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _LOOK_AT_EP = "on the endpoint: is pci-epf-test bound and started, and what does
 
 
 def explain(driver: EpfTest, answer: Answer, what: str) -> NotPassed:
-    """Return the verdict for ``what``, whose answer is not the expected one."""
+    """Return the verdict for an unexpected answer.
+
+    :param what: the command or ring, for the message
+    """
     from rcdrv.epf_test.causes import Symptom, hint
 
     status = f"STATUS {int(answer.status):#010x} {decode(Reg.STATUS, int(answer.status))}"
