@@ -88,7 +88,7 @@ class BarMap:
 
     control: int
     peer_spad: int
-    """In the control BAR the endpoint's scratchpads follow the host's; else they are at offset 0."""
+    """If the control BAR: the endpoint's scratchpads follow the host's. Else at offset 0."""
     doorbell: int
     windows: tuple[int, ...]
 
