@@ -166,9 +166,10 @@ class Doorbell:
             if after == NO_BAR and driver.read(Reg.STATUS) == ALL_ONES:
                 raise driver.all_ones()
             raise self._enable_failed(before, after)
-        named = stale_doorbell(driver)
-        if not answer.command_left and named is not None and named != before:
-            self._enabled = True  # ENABLE succeeded, and only its answer was lost
+        if not answer.command_left and stale_doorbell(driver) is not None:
+            # Only the answer was lost: ENABLE has succeeded, or was refused because of an earlier
+            # run's doorbell. That run has ended, so either is to be disabled.
+            self._enabled = True
         raise explain(driver, answer, "ENABLE_DOORBELL")
 
     def _enable_failed(self, before: int | None, after: int) -> NotPassed:
