@@ -1,7 +1,7 @@
-"""The endpoint function pci-epf-test, as Linux's drivers/pci/endpoint/functions/pci-epf-test.c.
+"""The endpoint function pci-epf-test, after drivers/pci/endpoint/functions/pci-epf-test.c.
 
-This module is longer than others on purpose: that file is one, and both are read side by side.
-Names and order of operations are those of that file; each handler cites its function.
+This module is longer than others on purpose, so that it can be compared with that one file. Names
+and order of operations are those of that file; each handler cites its function.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _WRITE_SETTLES = 0.0015
 """usleep_range(1000, 2000) at the end of pci_epf_test_write()."""
 
 _Steps = Generator[float, None, None]
-"""A command in progress: it yields the seconds that it sleeps."""
+"""A command in progress; yields the seconds that it sleeps."""
 
 _NEVER = math.inf
 
 _LATE = ("doorbell-late", "disable-races")
-"""Faults that let the handler of a ring run late."""
+"""Faults that delay the handler of a ring."""
 
 
 class _LinkDown(Exception):
@@ -71,7 +71,7 @@ class SimEpfTest(SimFunction):
         self._steps: _Steps | None = None
         # Changes with every reset, so that a transfer notices one during its wait.
         self._epoch = 0
-        # The worker crashed, or waits for ever: only a reboot helps.
+        # The worker crashed or blocks forever, until a reboot.
         self._dead = False
         self._stuck = 0
         self._silent = "silent" in faults
@@ -90,7 +90,7 @@ class SimEpfTest(SimFunction):
         self._late_rings: list[float] = []
         # The falsified DB_BAR, and the true BAR.
         self._said_bar = (NO_BAR, NO_BAR)
-        # How far the offset-changes fault has moved DB_OFFSET, in bytes.
+        # Bytes by which the fault offset-changes has moved DB_OFFSET.
         self._offset_moved = 0
         self.set_up()
         self.start()
@@ -98,13 +98,14 @@ class SimEpfTest(SimFunction):
     # -- life -------------------------------------------------------------------------------------
 
     def _alloc_space(self) -> set[int]:
-        """pci_epf_test_alloc_space(): the BARs that an endpoint function may use."""
+        """Return the BARs that get memory (pci_epf_test_alloc_space())."""
         return set(self._layout.usable_bars)
 
     def set_up(self) -> None:
-        """pci_epf_test_epc_init(), after pci_epf_test_epc_deinit() where it was set up: CAPS and
-        the BARs. Nothing else is initialized: registers, doorbell and everything in memory stay
-        as they are. A BAR that cannot be configured is lost."""
+        """Set up CAPS and the BARs (pci_epf_test_epc_deinit(), pci_epf_test_epc_init()).
+
+        Registers, doorbell and memory keep their state. A BAR that cannot be configured is lost.
+        """
         if not self._bound:
             return
         self._regs.write32(Register.CAPS, self._caps())
@@ -119,8 +120,10 @@ class SimEpfTest(SimFunction):
                 self._controller.lose_bar(index)
 
     def unbind(self) -> None:
-        """pci_epf_test_unbind(): stop polling, free all BARs and their memory. A doorbell, its
-        interrupt and subrange mappings stay allocated."""
+        """Stop polling, and free all BARs and their memory (pci_epf_test_unbind()).
+
+        A doorbell, its interrupt and subrange mappings stay allocated.
+        """
         self.stop()
         for index in sorted(self._allocated):
             self._controller.clear_bar(index)
@@ -130,7 +133,7 @@ class SimEpfTest(SimFunction):
         self._log.event("unbind")
 
     def bind(self) -> None:
-        """pci_epf_test_bind() and set-up, with new memory, which reads zero."""
+        """Bind and set up with new memory, which reads zero (pci_epf_test_bind())."""
         self._bound = True
         self._log.event("bind")
         self._allocated = self._alloc_space()
@@ -138,12 +141,12 @@ class SimEpfTest(SimFunction):
         self.start()
 
     def start(self) -> None:
-        """Start polling for commands: the link is up (pci_epf_test_link_up)."""
+        """Start polling for commands, as the link is up (pci_epf_test_link_up())."""
         if self._bound and not self._dead:
             self._queue()
 
     def stop(self) -> None:
-        """Stop polling: the link is down (pci_epf_test_link_down). Drops a command in progress."""
+        """Stop polling, as the link is down (pci_epf_test_link_down()); drop a running command."""
         self._epoch += 1
         self._due = None
         self._steps = None
@@ -163,7 +166,7 @@ class SimEpfTest(SimFunction):
         if self._due is None or self._clock() < self._due:
             return
         if self._steps is None:
-            # In this order: a stale IRQ_TYPE spoils a command that comes in between.
+            # In this order, so a command written in between meets the old IRQ_TYPE.
             irq_type = self._regs.read32(Register.IRQ_TYPE)
             command = self._regs.read32(Register.COMMAND)
             if not self._takes(command):
@@ -198,8 +201,11 @@ class SimEpfTest(SimFunction):
         return command != self._stuck and not self._silent
 
     def _queue(self) -> None:
-        """queue_delayed_work(msecs_to_jiffies(1)): the timer wheel rounds up to the jiffy after
-        the one in which the delay ends (kernel/time/timer.c, calc_index)."""
+        """Schedule the next poll (queue_delayed_work(msecs_to_jiffies(1))).
+
+        The timer wheel rounds up to the jiffy after the one in which the delay ends
+        (kernel/time/timer.c, calc_index).
+        """
         hz = self._layout.hz
         delay = -(-hz // 1000)
         self._due = (math.floor(self._clock() * hz) + delay + 1) / hz
@@ -321,7 +327,7 @@ class SimEpfTest(SimFunction):
     # -- transfers --------------------------------------------------------------------------------
 
     def _read(self) -> _Steps:
-        """pci_epf_test_read(): the host's memory at SRC must have the CRC in CHECKSUM."""
+        """Compare the CRC of the host's memory at SRC with CHECKSUM (pci_epf_test_read())."""
         source, size = self._address(Register.SRC_ADDR), self._regs.read32(Register.SIZE)
         expected = self._regs.read32(Register.CHECKSUM)
         if "bad-checksum" in self._faults:
@@ -340,7 +346,7 @@ class SimEpfTest(SimFunction):
         self._set_status(status | (Status.READ_FAIL if failed else Status.READ_SUCCESS))
 
     def _write(self) -> _Steps:
-        """pci_epf_test_write(): random bytes go to DST, their CRC to CHECKSUM."""
+        """Write random bytes to DST and their CRC to CHECKSUM (pci_epf_test_write())."""
         target, size = self._address(Register.DST_ADDR), self._regs.read32(Register.SIZE)
         status = Status(0)
         try:
@@ -360,7 +366,7 @@ class SimEpfTest(SimFunction):
         self._set_status(status)
 
     def _copy(self) -> _Steps:
-        """pci_epf_test_copy(): SRC to DST."""
+        """Copy SRC to DST (pci_epf_test_copy())."""
         regs = self._regs
         source, target = self._address(Register.SRC_ADDR), self._address(Register.DST_ADDR)
         size = regs.read32(Register.SIZE)
@@ -385,7 +391,7 @@ class SimEpfTest(SimFunction):
         self._set_status(status)
 
     def _address(self, register: Register) -> int:
-        # Not 8-byte aligned, so it is two words.
+        # Two words, as the address is not 8-byte aligned.
         return self._regs.read32(register) | self._regs.read32(register + 4) << 32
 
     def _allocate(self, size: int) -> None:
@@ -432,7 +438,7 @@ class SimEpfTest(SimFunction):
     # -- doorbell ---------------------------------------------------------------------------------
 
     def _doorbell_handler(self) -> None:
-        """A threaded interrupt, so it does not wait for a tick."""
+        """Handle a ring without waiting for a tick, as in a threaded interrupt."""
         late = next((name for name in _LATE if name in self._faults), "")
         if late:
             self._late_rings.append(self._clock() + self._faults.get(late, 0) / 1000)
@@ -518,7 +524,7 @@ class SimEpfTest(SimFunction):
         if not self._doorbells.allocated:
             # free_irq(epf->db_msg[0].virq) with db_msg NULL.
             yield from self._oops("DISABLE_DOORBELL without an enabled doorbell")
-        # free_irq() waits for a handler that is on its way.
+        # free_irq() waits for a running handler.
         while self._late_rings:
             del self._late_rings[0]
             self._handle_ring()
@@ -526,7 +532,7 @@ class SimEpfTest(SimFunction):
         self._regs.write32(Register.DB_BAR, NO_BAR)
         if self._doorbell_mapped:
             if bar > 6:
-                # epf->bar[bar], with whatever the host wrote into DB_BAR.
+                # epf->bar[bar], with the host's value of DB_BAR.
                 yield from self._oops(f"DB_BAR was overwritten with {bar:#x}")
             try:
                 # What follows the array, and a BAR without memory, have no size: -EINVAL.
@@ -542,7 +548,7 @@ class SimEpfTest(SimFunction):
         self._add_status(Status.DOORBELL_DISABLE_SUCCESS)
 
     def _oops(self, reason: str) -> _Steps:
-        """Kill the kernel's worker: no command is taken any more."""
+        """Kill the kernel's worker, after which no command is taken."""
         self._log.event("oops", reason=reason)
         yield _NEVER
 
@@ -582,8 +588,10 @@ class SimEpfTest(SimFunction):
         return index in self._allocated and layout.bar(index).size <= LARGEST_SUBRANGE
 
     def _check_index(self, index: int) -> _Steps:
-        """enum pci_barno is signed, so a negative one indexes epf->bar[]: what is just in front of
-        it has no size, so that both commands fail; far away there is no memory."""
+        """Model a negative BAR number, which indexes epf->bar[], as enum pci_barno is signed.
+
+        Just before the array a size is 0, so both commands fail; farther away is no memory.
+        """
         if index >= 1 << 31:
             self._log.event("harm", reason=f"BAR_SUBRANGE with BAR number {index:#x}")
             if index < (1 << 32) - 64:
@@ -594,7 +602,7 @@ class SimEpfTest(SimFunction):
         index = self._regs.read32(Register.SIZE)
         status = Status.BAR_SUBRANGE_CLEAR_FAIL
         yield from self._check_index(index)
-        # A BAR that was lost has no size, which pci_epc_set_bar() refuses: it keeps its submap.
+        # A lost BAR has no size, so pci_epc_set_bar() refuses it, and it keeps its submap.
         if index in self._submaps and index in self._allocated:
             with contextlib.suppress(OSError):
                 self._controller.map_memory(index)
@@ -604,5 +612,5 @@ class SimEpfTest(SimFunction):
 
 
 def crc32_le(data: bytes) -> int:
-    """The kernel's crc32_le(~0, data): without the final inversion of zlib's."""
+    """Return the kernel's crc32_le(~0, data), without zlib's final inversion."""
     return zlib.crc32(data) ^ 0xFFFF_FFFF

@@ -1,8 +1,8 @@
-"""The endpoint function pci-epf-vntb, as Linux's drivers/pci/endpoint/functions/pci-epf-vntb.c.
+"""The endpoint function pci-epf-vntb, after drivers/pci/endpoint/functions/pci-epf-vntb.c.
 
-Names and order of operations are those of that file; each method cites its function. The peer
-(:mod:`rcdrv.sim.epf_vntb.peer`) uses the bridge: it sees this class as a :class:`Bridge`, as a
-client of the kernel's NTB core sees an ntb_dev.
+Names and order of operations are those of that file; each method cites its function. For the peer
+(:mod:`rcdrv.sim.epf_vntb.peer`) this class is a :class:`Bridge`, the ntb_dev of the kernel's NTB
+core.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ STATUS_OK, STATUS_ERROR = 1, 2
 LINK_IS_UP = 1 << 0
 
 DB_START = 2
-"""EPF_IRQ_DB_START: the slot, and the MSI vector from 0, of doorbell 0."""
+"""Slot, and MSI vector from 0, of doorbell 0 (EPF_IRQ_DB_START)."""
 
 MAX_MW = 4
 
 POLL_MS, INTERRUPT_POLL_MS = 5, 500
-"""How often epf_ntb_cmd_handler() runs: polled, and where doorbells have interrupts."""
+"""Period of epf_ntb_cmd_handler(): with polled doorbells, and with interrupts."""
 
 
 PEERS: dict[VntbPeer, type[Peer]] = {
@@ -103,7 +103,7 @@ class SimEpfVntb(SimFunction):
         self._dropped = False
         # ntb->msi_doorbell
         self._interrupt_driven = False
-        # Where the host wants each window to point: (bus address, size).
+        # Host memory that each window maps: (bus address, size).
         self._outbound: dict[int, tuple[int, int]] = {}
         self._peer = PEERS[self.config.peer](self)
         self._bind()
@@ -112,17 +112,17 @@ class SimEpfVntb(SimFunction):
     # -- life -------------------------------------------------------------------------------------
 
     def set_up(self) -> None:
-        """Handle a bus reset: nothing, as the function has no event_ops."""
+        """Do nothing on a bus reset, as the function has no event_ops."""
 
     def start(self) -> None:
-        """Begin to look for commands (pci_vntb_probe)."""
+        """Start polling for commands (pci_vntb_probe())."""
         self._queue()
 
     def stop(self) -> None:
         self._due = None
 
     def _bind(self) -> None:
-        """epf_ntb_bind(): the control block, the doorbell, the windows."""
+        """Set up control block, doorbells and windows (epf_ntb_bind())."""
         regs, config = self._regs, self.config
         self._outbound.clear()
         self._controller.map_memory(config.ctrl_bar)
@@ -265,8 +265,10 @@ class SimEpfVntb(SimFunction):
         self._log.event("answer", command=command, status=status)
 
     def _configure_mw(self, index: int) -> int:
-        """epf_ntb_configure_mw(), with dw_pcie_prog_outbound_atu()'s checks. Other controllers'
-        differ: Cadence takes a size of 0."""
+        """epf_ntb_configure_mw(), with the checks of dw_pcie_prog_outbound_atu().
+
+        Other controllers differ: Cadence accepts a size of 0.
+        """
         if not self._check_index(index):
             return STATUS_OK
         low = self._regs.read32(Control.ADDR) | self._regs.read32(Control.ADDR + 4) << 32
@@ -277,15 +279,17 @@ class SimEpfVntb(SimFunction):
         return STATUS_OK
 
     def _check_index(self, index: int) -> bool:
-        """The kernel does not check. Past its array of MAX_MW it reads other memory; before that,
-        the address of a window that it does not have is 0."""
+        """Model an index that the kernel does not check.
+
+        Beyond its array of MAX_MW it reads other memory; within, a missing window's address is 0.
+        """
         if index >= MAX_MW:
             self._log.event("harm", reason=f"a command for window {index}")
         return index < self.config.num_mws
 
     def _doorbell_irq(self, slot: int) -> None:
-        """epf_ntb_doorbell_handler(): where all doorbells share an interrupt, it goes through all
-        of them, and only then does anything else run on that processor."""
+        """epf_ntb_doorbell_handler(). If all doorbells share an interrupt, it handles all of them
+        before anything else runs on that processor."""
         if slot >= DB_START:
             self._db_event(slot)
         shared = self._layout.doorbell.backend is not DoorbellBackend.MSI
@@ -315,7 +319,7 @@ class SimEpfVntb(SimFunction):
         return bool(self._regs.read16(Control.LINK_STATUS) & LINK_IS_UP)
 
     def spad_read(self, index: int) -> int:
-        """vntb_epf_spad_read(): one's own are the host's peer's."""
+        """vntb_epf_spad_read(): the endpoint's own scratchpads are the host's peer scratchpads."""
         return self._regs.read32(VNTB_CONTROL_SIZE + 4 * (self.config.spad_count + index))
 
     def spad_write(self, index: int, value: int) -> None:
@@ -333,7 +337,7 @@ class SimEpfVntb(SimFunction):
                 self._controller.raise_irq(IrqKind.MSI, bit + DB_START + 1, doorbell=True)
 
     def mw_set_trans(self, index: int) -> MappedWindow:
-        """vntb_epf_mw_set_trans(): the host sees memory of the endpoint, which is zeroed here."""
+        """vntb_epf_mw_set_trans(): map zeroed memory of the endpoint for the host."""
         bar = self.config.mw_bars[index]
         if bar < 0:
             self._log.event("harm", reason=f"a translation for window {index}, which has no BAR")
@@ -343,13 +347,15 @@ class SimEpfVntb(SimFunction):
         return self._controller.window(bar)
 
     def mw_clear_trans(self, index: int) -> None:
-        """vntb_epf_mw_clear_trans() does nothing, so the host sees memory that was freed, as it
-        sees address 0 before the first translation. Neither is anything to be touched."""
+        """vntb_epf_mw_clear_trans() does nothing, so the window maps freed memory.
+
+        Like address 0 before the first translation, that must not be accessed.
+        """
         if self.config.mw_bars[index] >= 0:
             self._controller.map_nothing(self.config.mw_bars[index])
 
     def mw_write(self, index: int, offset: int, data: bytes) -> None:
-        """The endpoint's processor writes into a window of host memory."""
+        """Write to host memory through a window, by the endpoint's processor."""
         base, size = self._outbound.get(index, (0, 0))
         if offset + len(data) > size:
             self._log.event("harm", reason=f"window {index} at {offset:#x} leads nowhere")
