@@ -281,7 +281,7 @@ class Doorbell:
             raise NotPassed(
                 Reason.DISABLE_FAILED,
                 f"{message}: it is freed, but its BAR does not show memory again",
-                hint="unbind and bind pci-epf-test on the endpoint, which sets its BARs up anew",
+                hint="unbind and bind pci-epf-test on the endpoint, which sets up its BARs again",
             )
         raise explain(driver, answer, "DISABLE_DOORBELL")
 

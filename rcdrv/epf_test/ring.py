@@ -110,7 +110,7 @@ class RingReport:
         if self.count and self.unwatched:
             return NotPassed(
                 Reason.NOT_VERIFIED,
-                "written; nobody looked whether the endpoint noticed",
+                "written; the acknowledgement was not awaited",
                 verdict=Verdict.UNVERIFIED,
             )
         return None

@@ -19,7 +19,7 @@ Handler = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Doorbell:
+class SimDoorbell:
     """Location and data of a doorbell (struct pci_epf_doorbell_msg)."""
 
     data: int
@@ -76,7 +76,7 @@ class EdmaPage(RegisterPage):
             # dw_edma_interrupt_emulated() acknowledges it; there is no handler.
             self._unheard(data, "no doorbell is enabled")
         elif len(data) != 4:
-            self._unheard(data, "not a 32-bit write: rings all the same")
+            self._unheard(data, "not a 32-bit write: rings nevertheless")
         for handler in tuple(self.handlers):
             handler()
         return True
@@ -128,7 +128,7 @@ class SimDoorbells:
     def allocated(self) -> bool:
         return self.page is not None and bool(self.page.handlers)
 
-    def allocate(self, handlers: Sequence[Handler]) -> list[Doorbell]:
+    def allocate(self, handlers: Sequence[Handler]) -> list[SimDoorbell]:
         """Allocate one doorbell per handler, which runs when the doorbell is rung.
 
         :raises OSError: EBUSY: doorbells are allocated already; ENODEV: there is no backend
@@ -140,11 +140,11 @@ class SimDoorbells:
         self.page.handlers = tuple(handlers)
         doorbell = self._layout.doorbell
         if doorbell.backend is DoorbellBackend.EXPOSED:
-            exposed = Doorbell(doorbell.data, bar=doorbell.bar, offset=doorbell.offset)
+            exposed = SimDoorbell(doorbell.data, bar=doorbell.bar, offset=doorbell.offset)
             return [exposed] * len(handlers)
         step = 1 if doorbell.backend is DoorbellBackend.MSI else 0
         address = self._layout.doorbell_address
-        return [Doorbell(doorbell.data + step * n, address) for n in range(len(handlers))]
+        return [SimDoorbell(doorbell.data + step * n, address) for n in range(len(handlers))]
 
     def free(self) -> None:
         """Free all doorbells, if any."""

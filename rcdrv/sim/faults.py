@@ -78,7 +78,7 @@ FAULTS: dict[str, Fault] = {
     # vNTB
     "command-error": Fault("commands are answered with COMMAND_STATUS_ERROR", function="epf_vntb"),
     "link-drops": Fault(
-        "the endpoint's function is set up anew after so many doorbells",
+        "pci-epf-vntb is bound again after so many doorbells",
         "n",
         3,
         function="epf_vntb",

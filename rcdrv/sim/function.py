@@ -5,11 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rcdrv.results.layout import Region
+from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.checks import Check
 from rcdrv.sim.description import Layout
+from rcdrv.sim.faults import Faults
+
+if TYPE_CHECKING:
+    from rcdrv.sim.controller import SimController
+    from rcdrv.sim.doorbell import SimDoorbells
 
 
 class EndpointFunction(ABC):
@@ -70,6 +76,22 @@ class EndpointFunction(ABC):
 
 class SimFunction(ABC):
     """A running endpoint function. Times are seconds of the endpoint's clock."""
+
+    def __init__(
+        self,
+        controller: SimController,
+        doorbells: SimDoorbells,
+        faults: Faults,
+        log: AccessLog,
+        clock: Callable[[], float],
+    ) -> None:
+        self._controller = controller
+        self._layout = controller.layout
+        self._doorbells = doorbells
+        self.faults = faults
+        self._log = log
+        self.clock = clock
+        self._due: float | None = None
 
     @property
     def wake_fd(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 
 
-class Register(IntEnum):
+class SimRegister(IntEnum):
     """Offsets in the register BAR; 32-bit, little endian (struct pci_epf_test_reg)."""
 
     MAGIC = 0x00
@@ -28,7 +28,7 @@ class Register(IntEnum):
     DB_DATA = 0x3C
 
 
-class Command(IntEnum):
+class SimCommand(IntEnum):
     """COMMAND is exactly one of these bits."""
 
     RAISE_INTX = 1 << 0
@@ -43,7 +43,7 @@ class Command(IntEnum):
     BAR_SUBRANGE_CLEAR = 1 << 9
 
 
-class Status(IntFlag):
+class SimStatus(IntFlag):
     """Bits of STATUS."""
 
     READ_SUCCESS = 1 << 0
@@ -67,7 +67,7 @@ class Status(IntFlag):
     NO_RESOURCE = 1 << 18
 
 
-class Caps(IntFlag):
+class SimCaps(IntFlag):
     """Bits of CAPS; BARn_RESERVED is BAR0_RESERVED << n."""
 
     UNALIGNED_ACCESS = 1 << 0

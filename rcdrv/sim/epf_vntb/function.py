@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
+from typing import Any
 
 from rcdrv.device import IrqKind
 from rcdrv.mmio import MappedWindow
-from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.controller import SimController
-from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_vntb import VNTB_CONTROL_SIZE, VntbPeer, settings
 from rcdrv.sim.epf_vntb.peer import Netdev, Peer, PingPong, Tool
 from rcdrv.sim.epf_vntb.tap import TapNetdev
-from rcdrv.sim.faults import Faults
 from rcdrv.sim.function import SimFunction
 from rcdrv.sim.layout import DoorbellBackend
 
 
-class Control(IntEnum):
+class SimControl(IntEnum):
     """Offsets in the control BAR (struct epf_ntb_ctrl)."""
 
     COMMAND = 0x00
@@ -45,7 +41,7 @@ class Control(IntEnum):
     DB_OFFSET = 0xB4
 
 
-class Command(IntEnum):
+class SimVntbCommand(IntEnum):
     """COMMAND_*"""
 
     CONFIGURE_DOORBELL = 1
@@ -81,23 +77,10 @@ PEERS: dict[VntbPeer, type[Peer]] = {
 class SimEpfVntb(SimFunction):
     """pci-epf-vntb on ``controller``. Times are seconds of ``clock``."""
 
-    def __init__(
-        self,
-        controller: SimController,
-        doorbells: SimDoorbells,
-        faults: Faults,
-        log: AccessLog,
-        clock: Callable[[], float],
-    ) -> None:
-        self._controller = controller
-        self._layout = controller.layout
-        self.config = settings(controller.layout)
-        self._doorbells = doorbells
-        self.faults = faults
-        self._log = log
-        self.clock = clock
-        self._regs = controller.window(self.config.ctrl_bar)
-        self._due: float | None = None
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.config = settings(self._layout)
+        self._regs = self._controller.window(self.config.ctrl_bar)
         self._slowed = False
         self._rings = 0
         self._dropped = False
@@ -127,13 +110,13 @@ class SimEpfVntb(SimFunction):
         self._outbound.clear()
         self._controller.map_memory(config.ctrl_bar)
         self._controller.fill(config.ctrl_bar, 0, VNTB_CONTROL_SIZE + 8 * config.spad_count, 0)
-        regs.write32(Control.SPAD_OFFSET, VNTB_CONTROL_SIZE)
-        regs.write32(Control.SPAD_COUNT, config.spad_count)
-        regs.write32(Control.NUM_MWS, config.num_mws)
-        regs.write32(Control.DB_ENTRY_SIZE, 4)
+        regs.write32(SimControl.SPAD_OFFSET, VNTB_CONTROL_SIZE)
+        regs.write32(SimControl.SPAD_COUNT, config.spad_count)
+        regs.write32(SimControl.NUM_MWS, config.num_mws)
+        regs.write32(SimControl.DB_ENTRY_SIZE, 4)
         for slot in range(config.db_count):
-            regs.write32(Control.DB_DATA + 4 * slot, 1 + slot)
-            regs.write32(Control.DB_OFFSET + 4 * slot, 0)
+            regs.write32(SimControl.DB_DATA + 4 * slot, 1 + slot)
+            regs.write32(SimControl.DB_OFFSET + 4 * slot, 0)
         try:
             self._init_interrupt_doorbell()
         except OSError:
@@ -167,9 +150,9 @@ class SimEpfVntb(SimFunction):
         elif "unaligned-offset" in self.faults:
             offset += self.faults.get("unaligned-offset", 0)
         for slot, doorbell in enumerate(doorbells):
-            regs.write32(Control.DB_DATA + 4 * slot, doorbell.data)
-            regs.write32(Control.DB_OFFSET + 4 * slot, offset)
-        regs.write32(Control.DB_ENTRY_SIZE, 0)
+            regs.write32(SimControl.DB_DATA + 4 * slot, doorbell.data)
+            regs.write32(SimControl.DB_OFFSET + 4 * slot, offset)
+        regs.write32(SimControl.DB_ENTRY_SIZE, 0)
         self._interrupt_driven = True
 
     @property
@@ -229,7 +212,7 @@ class SimEpfVntb(SimFunction):
                 if memory.read32(4 * slot):
                     self._db_event(slot)
                     memory.write32(4 * slot, 0)
-        command = self._regs.read32(Control.COMMAND)
+        command = self._regs.read32(SimControl.COMMAND)
         if command and "silent" not in self.faults:
             if "slow" in self.faults and not self._slowed:
                 self._slowed = True
@@ -241,27 +224,27 @@ class SimEpfVntb(SimFunction):
 
     def _take(self, command: int) -> None:
         regs = self._regs
-        argument = regs.read32(Control.ARGUMENT)
-        regs.write32(Control.COMMAND, 0)
-        regs.write32(Control.ARGUMENT, 0)
+        argument = regs.read32(SimControl.ARGUMENT)
+        regs.write32(SimControl.COMMAND, 0)
+        regs.write32(SimControl.ARGUMENT, 0)
         self._log.event("command", command=command, argument=argument)
-        if "swallow" in self.faults or command not in Command._value2member_map_:
+        if "swallow" in self.faults or command not in SimVntbCommand._value2member_map_:
             self._log.event("swallowed", command=command, reason="fault or unknown")
             return
         status = STATUS_OK
         if "command-error" in self.faults:
             status = STATUS_ERROR
-        elif command in (Command.LINK_UP, Command.LINK_DOWN):
-            up = command == Command.LINK_UP
-            others = regs.read16(Control.LINK_STATUS) & ~LINK_IS_UP
-            regs.write16(Control.LINK_STATUS, others | (LINK_IS_UP if up else 0))
+        elif command in (SimVntbCommand.LINK_UP, SimVntbCommand.LINK_DOWN):
+            up = command == SimVntbCommand.LINK_UP
+            others = regs.read16(SimControl.LINK_STATUS) & ~LINK_IS_UP
+            regs.write16(SimControl.LINK_STATUS, others | (LINK_IS_UP if up else 0))
             self._peer.link_event(up)
-        elif command == Command.CONFIGURE_MW:
+        elif command == SimVntbCommand.CONFIGURE_MW:
             status = self._configure_mw(argument)
-        elif command == Command.TEARDOWN_MW:
+        elif command == SimVntbCommand.TEARDOWN_MW:
             self._check_index(argument)
             self._outbound.pop(argument, None)
-        regs.write16(Control.COMMAND_STATUS, status)
+        regs.write16(SimControl.COMMAND_STATUS, status)
         self._log.event("answer", command=command, status=status)
 
     def _configure_mw(self, index: int) -> int:
@@ -271,8 +254,8 @@ class SimEpfVntb(SimFunction):
         """
         if not self._check_index(index):
             return STATUS_OK
-        low = self._regs.read32(Control.ADDR) | self._regs.read32(Control.ADDR + 4) << 32
-        size = self._regs.read32(Control.SIZE) | self._regs.read32(Control.SIZE + 4) << 32
+        low = self._regs.read32(SimControl.ADDR) | self._regs.read32(SimControl.ADDR + 4) << 32
+        size = self._regs.read32(SimControl.SIZE) | self._regs.read32(SimControl.SIZE + 4) << 32
         if not size or low % self._layout.align:
             return STATUS_ERROR
         self._outbound[index] = (low, size)
@@ -316,7 +299,7 @@ class SimEpfVntb(SimFunction):
 
     @property
     def link_is_up(self) -> bool:
-        return bool(self._regs.read16(Control.LINK_STATUS) & LINK_IS_UP)
+        return bool(self._regs.read16(SimControl.LINK_STATUS) & LINK_IS_UP)
 
     def spad_read(self, index: int) -> int:
         """vntb_epf_spad_read(): the endpoint's own scratchpads are the host's peer scratchpads."""
