@@ -7,6 +7,9 @@ from rcdrv.epf_test.registers import IrqType, Reg, decode
 from rcdrv.verdict import NotPassed, Reason
 
 _LOOK_AT_EP = "on the endpoint: is pci-epf-test bound and started, and what does its dmesg say?"
+_LOOK_AT_VERSION = (
+    "does the endpoint run another version of pci-epf-test, or another endpoint function?"
+)
 
 
 def explain(driver: EpfTest, answer: Answer, what: str) -> NotPassed:
@@ -33,7 +36,7 @@ def explain(driver: EpfTest, answer: Answer, what: str) -> NotPassed:
         return NotPassed(
             Reason.WRONG_STATUS,
             f"{what}: {status} says both success and failure",
-            hint="does the endpoint run another version of pci-epf-test, or another function?",
+            hint=_LOOK_AT_VERSION,
         )
     if answer.irq_lost:
         return NotPassed(
@@ -52,7 +55,7 @@ def explain(driver: EpfTest, answer: Answer, what: str) -> NotPassed:
         Reason.WRONG_STATUS,
         f"{what}: {'an interrupt came, but ' if answer.interrupted else ''}"
         f"{status} does not have the answer",
-        hint="does the endpoint run another version of pci-epf-test, or another function?",
+        hint=_LOOK_AT_VERSION,
     )
 
 

@@ -189,7 +189,7 @@ class Vntb(ControlBlock):
             raise NotPassed(
                 Reason.LINK_LOST,
                 "LINK_STATUS says that the link is down, without a LINK_DOWN from this side",
-                hint="was the endpoint's function unbound, or did the endpoint reboot?",
+                hint="was the endpoint function unbound, or did the endpoint reboot?",
             )
 
     # -- scratchpads --------------------------------------------------------------------------
