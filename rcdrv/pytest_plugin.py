@@ -1,9 +1,8 @@
-"""The pytest plugin: test a board as one tests anything else.
+"""The pytest plugin: fixtures and a marker for tests of a board.
 
 Fixtures ``endpoint``, ``function`` and ``doorbell`` for the device that ``--rcdrv-device`` names,
-opened for each test and given back after it; the marker ``rcdrv_needs``. pytest loads this module
-in every run in an environment that has rcdrv, so it imports nothing of rcdrv before a test asks
-for one of the fixtures.
+opened for each test and closed after it; the marker ``rcdrv_needs``. pytest loads this module in
+every run in an environment with rcdrv, so it imports no part of rcdrv until a fixture is used.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
     from rcdrv import Doorbell, Endpoint, Function, NotPassed, RcdrvError
 
 SOFTWARE = "sim:rk3588"
-"""What tests run on when nobody says on what: so a suite can be tried without a board."""
+"""Default device, so that a suite can be tried without a board."""
 
 _FIXTURES = {"endpoint", "function", "doorbell"}
 _SHOWN = 100
-"""How many of the last register accesses a failed test shows."""
+"""Number of last register accesses that a failed test shows."""
 _ACCESSES = pytest.StashKey["deque[str]"]()
 _DEVICE_PROPERTY = "rcdrv_device"
 _CHOSEN_PROPERTY = "rcdrv_device_chosen_by"
@@ -74,7 +73,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Markers that could never skip anything are mistakes, and are told before the first test."""
+    """Refuse markers that can have no effect, before the first test."""
     for item in items:
         needs = _needs(item)
         if not needs:
@@ -96,10 +95,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
-    """The endpoint, freshly opened: an ``rcdrv.Endpoint`` (docs/api.md).
+    """Newly opened endpoint: an ``rcdrv.Endpoint`` (docs/api.md).
 
-    After the test, whatever came of it, a doorbell that is still enabled is disabled, and the
-    device is closed as it was.
+    After the test, passed or failed, an enabled doorbell is disabled and the device is closed.
     """
     import rcdrv
 
@@ -130,15 +128,15 @@ def endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
 
 @pytest.fixture
 def function(endpoint: Endpoint) -> Function:
-    """The function underneath: an ``rcdrv.Function``, with config space, BARs, interrupts, DMA."""
+    """PCI function of the endpoint: an ``rcdrv.Function`` (config space, BARs, interrupts, DMA)."""
     return endpoint.function
 
 
 @pytest.fixture
 def doorbell(endpoint: Endpoint) -> Iterator[Doorbell]:
-    """The doorbell, enabled for this test: an ``rcdrv.Doorbell``.
+    """Doorbell, enabled for this test: an ``rcdrv.Doorbell``.
 
-    Where the endpoint does not announce doorbells the test is skipped.
+    The test is skipped if the endpoint does not announce doorbells.
     """
     import rcdrv
 
@@ -154,9 +152,9 @@ def doorbell(endpoint: Endpoint) -> Iterator[Doorbell]:
         yield enabled
 
 
-@pytest.hookimpl(hookwrapper=True)  # the old style, which older pytests know too
+@pytest.hookimpl(hookwrapper=True)  # not wrapper=True, which older releases of pytest lack
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """Add to a failed test what to check next, and the last register accesses."""
+    """Add the hint and the last register accesses to a failed test."""
     report = (yield).get_result()
     if not report.failed or call.excinfo is None:
         return
@@ -170,7 +168,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Nobody shall take what passed on a software endpoint for what passed on a board."""
+    """Say so if the tests ran on a software endpoint and not on a board."""
     reports = [report for many in terminalreporter.stats.values() for report in many]
     chosen = {
         value
@@ -189,7 +187,7 @@ _BY_DEFAULT = "a software endpoint, as neither --rcdrv-device nor RCDRV_DEVICE n
 
 
 def _device(config: pytest.Config) -> tuple[str, str]:
-    """The address, and who chose it."""
+    """Return the device's address and its origin."""
     named = config.getoption("--rcdrv-device")
     if named:
         return named, "--rcdrv-device"

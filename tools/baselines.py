@@ -8,6 +8,7 @@ Writes rcdrv/results/baselines/PRESET.json from what both suites, ``rcdrv test``
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -19,7 +20,9 @@ TIMEOUT = 300.0
 
 
 def main() -> int:
-    for preset in sys.argv[1:]:
+    parser = argparse.ArgumentParser(prog="python3 -m tools.baselines", description=__doc__)
+    parser.add_argument("presets", nargs="+", metavar="PRESET")
+    for preset in parser.parse_args().presets:
         results = [one for suite in ((), ("--more",)) for one in run(preset, *suite)]
         lines = [json.dumps({key: one[key] for key in KEYS}) for one in results]
         listed = ",\n".join(lines)

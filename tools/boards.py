@@ -8,6 +8,7 @@ a driver that was changed on purpose: a replay holds it to the accesses that wer
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,9 @@ def record(address: str, name: str) -> None:
 
 
 def main() -> int:
-    for endpoint in sys.argv[1:] or ENDPOINTS:
+    parser = argparse.ArgumentParser(prog="python3 -m tools.boards", description=__doc__)
+    parser.add_argument("endpoints", nargs="*", metavar="ENDPOINT")
+    for endpoint in parser.parse_args().endpoints or ENDPOINTS:
         kind, _, preset = endpoint.partition(":")
         name = ENDPOINTS.get(endpoint, endpoint.replace(":", "-"))
         if kind == "kernel":

@@ -7,6 +7,7 @@ of Python the standard library alone.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import os
@@ -197,6 +198,9 @@ def is_program(name: str) -> bool:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python3 -m tools.deb", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=TARGET, help=f"default: {TARGET}")
+    folder = parser.parse_args().folder
     if shutil.which("dpkg-deb") is None:
         sys.exit("tools.deb: no dpkg-deb here: apt install dpkg")
-    print(build(Path(sys.argv[1]) if sys.argv[1:] else TARGET))
+    print(build(folder))

@@ -10,6 +10,7 @@ Needs what tools.fresh needs; ten minutes.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -45,11 +46,12 @@ getent group rcdrv && cd /usr && ls share/man/man1/rcdrv-ring.1.gz \\
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m tools.deb_check", description=__doc__)
+    parser.add_argument("root", type=Path, nargs="?")
+    root = parser.parse_args().root
     try:
         with tempfile.TemporaryDirectory(prefix="rcdrv-deb-") as folder:
-            if len(sys.argv) > 1:
-                root = Path(sys.argv[1])
-            else:
+            if root is None:
                 root = Path(folder) / "root"
                 fresh.bootstrap(root, "python3-minimal")
             pyz.build(root / SINGLE[1:])

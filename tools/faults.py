@@ -5,6 +5,7 @@ python3 -m tools.faults > docs/faults.md
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -47,6 +48,7 @@ UNCAUGHT = {
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python3 -m tools.faults", description=__doc__).parse_args()
     print(HEAD, end="")
     healthy = {more: run(PRESET, more) for more in (False, True)}
     for fault, what in FAULTS.items():

@@ -5,6 +5,7 @@ python3 -m tools.more
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 
 from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
@@ -29,4 +30,5 @@ def _row(name: str, case: MoreCase) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python3 -m tools.more", description=__doc__).parse_args()
     print(*rows(), sep="\n")

@@ -6,6 +6,7 @@ any version of Python and zlib: entries are sorted, stored, and have no date.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import io
 import json
@@ -59,8 +60,8 @@ def contents() -> Iterator[tuple[str, bytes]]:
             yield name, json.dumps(table).encode()
 
 
-def build(target: Path) -> None:
-    """Write the archive, which is a program."""
+def build(target: Path) -> Path:
+    """Write the archive, which is a program, and return its path."""
     archive = io.BytesIO()
     archive.write(_SHEBANG)
     with zipfile.ZipFile(archive, "a", zipfile.ZIP_STORED) as opened:
@@ -71,8 +72,10 @@ def build(target: Path) -> None:
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     scratch.write_bytes(archive.getvalue())
     scratch.chmod(0o755)
-    scratch.replace(target)
+    return scratch.replace(target)
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]) if sys.argv[1:] else TARGET)
+    parser = argparse.ArgumentParser(prog="python3 -m tools.pyz", description=__doc__)
+    parser.add_argument("file", type=Path, nargs="?", default=TARGET, help=f"default: {TARGET}")
+    print(build(parser.parse_args().file))

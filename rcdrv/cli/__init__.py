@@ -23,35 +23,35 @@ if TYPE_CHECKING:
     from rcdrv.cli.common import Parser
 
 COMMANDS = {
-    "list": "list the functions of this host that may be endpoints",
+    "list": "list the PCI functions of this host that may be endpoints",
     "doctor": "diagnose this host; name the fix for each problem",
-    "bind": "hand a function to vfio-pci, so that rcdrv can open it",
-    "unbind": "give a function back to the driver that it was taken from",
+    "bind": "bind a PCI function to vfio-pci, so that rcdrv can open it",
+    "unbind": "return a PCI function to its previous driver",
     "rescan": "find an endpoint again after it rebooted, and bind it again",
-    "reset": "reset the function, or all that is behind its port",
-    "check": "check the endpoint layer by layer, up to the first that is broken",
+    "reset": "reset the PCI function, or everything below its port",
+    "check": "check the endpoint layer by layer, up to the first broken one",
     "ring": "ring the endpoint's doorbell and await the acknowledgement",
     "test": "run the cases of the kernel's pci_endpoint kselftest",
-    "pcitest": "the options of the kernel's former pcitest program",
-    "info": "show the function: IDs, BARs, capabilities, interrupts, how it is reached",
+    "pcitest": "accept the options of the kernel's former pcitest program",
+    "info": "show the PCI function: IDs, BARs, capabilities, interrupts, access to BARs",
     "regs": "show the test registers, decoded",
-    "peek": "read a BAR, one access of exactly the width asked for",
-    "poke": "write a BAR, one access of exactly the width asked for",
-    "fuzz": "look for the layout of BARs that breaks the driver or the endpoint",
-    "bench": "latency and throughput, as percentiles and as a picture",
+    "peek": "read a BAR, one access with exactly the given width",
+    "poke": "write a BAR, one access with exactly the given width",
+    "fuzz": "search for BAR layouts and commands that break the driver or the endpoint",
+    "bench": "measure latency and throughput, as percentiles and plots",
     "ntb": "pci-epf-vntb: link, doorbells, scratchpads, memory windows, ping, network interface",
-    "report": "make one HTML page of the results that --json printed",
+    "report": "make one HTML page of results in JSON",
     "sim": "serve a software endpoint on a socket",
-    "setup": "the udev rule, shell completion and manual pages, installed or printed",
+    "setup": "install or print the udev rule, shell completion and manual pages",
 }
 """Every subcommand and its one line of help, in the order of --help."""
 
-_BUG = 70  # EX_SOFTWARE of sysexits.h: none of the statuses that say something of the endpoint
+_BUG = 70  # EX_SOFTWARE of sysexits.h; no other status means a bug
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit status (see :mod:`rcdrv.errors`)."""
-    # Not list(...): once rcdrv.cli.list is imported, that is what the name means here.
+    """Run a command line; return the exit status (see :mod:`rcdrv.errors`)."""
+    # Not list(...): once rcdrv.cli.list is imported, the name refers to that module here.
     arguments = [*(sys.argv[1:] if argv is None else argv)]
     _prepare_streams(ours=argv is None)
 
@@ -61,14 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
         ):
             cancel.on_slow_cleanup = say_cleanup
-            # Only as a program of its own: forking is not for a caller's process.
+            # Only as a program: a caller's process must not be forked.
             return _run(arguments, cancel, in_child=argv is not None)
 
     return program(whole)
 
 
 def say_cleanup() -> None:
-    """Say why a program that was told to stop is still there."""
+    """Say why a program that was told to stop is still running."""
     complain(
         "rcdrv: stopping: waiting for the endpoint to disable its doorbell or take its link down;"
         " Ctrl-C once more leaves it as it is"
@@ -76,11 +76,11 @@ def say_cleanup() -> None:
 
 
 def program(whole: Callable[[], int]) -> int:
-    """Return the exit status of ``whole``, or of what it did not handle."""
+    """Return the exit status of ``whole``, or of an exception that it did not handle."""
     try:
         return whole()
     except BrokenPipeError:
-        # Who read our output is gone, and has seen enough. Nothing more can be said there.
+        # The reader of our output has closed it, so there is nowhere to report this.
         _silence(sys.stdout)
         return 128 + signal.SIGPIPE
     except Exception as error:
@@ -107,9 +107,9 @@ def _run(arguments: list[str], cancel: Cancel, *, in_child: bool) -> int:
 def answer(
     args: Callable[[], argparse.Namespace], cancel: Cancel, command: Callable[[], int]
 ) -> int:
-    """Run a command; report an error that it raises, and return its exit status.
+    """Run a command; report its error, if any, and return the exit status.
 
-    :param args: returns the arguments that are known by then
+    :param args: returns the arguments parsed so far
     """
     try:
         try:
@@ -123,7 +123,7 @@ def answer(
                 raise HostError("the working directory is gone", hint="cd to another") from error
             raise
         except ImportError as error:
-            # Of a library in C: what dlopen() says has no number.
+            # dlopen() of a C library fails without an errno.
             if os.strerror(errno.EMFILE) not in str(error):
                 name = (error.name or "").partition(".")[0]
                 if isinstance(error, ModuleNotFoundError) and name != "rcdrv":
@@ -134,12 +134,12 @@ def answer(
             raise _exhausted(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) from error
         sys.stdout.flush()
         return status
-    except SystemExit:  # --help, --version, and the status of a child
+    except SystemExit:  # --help, --version, or a child's status
         sys.stdout.flush()
         raise
     except RcdrvError as error:
         status = exit_status(error, cancel)
-        with contextlib.suppress(BrokenPipeError):  # the status says it too
+        with contextlib.suppress(BrokenPipeError):  # the exit status says the same
             report_error(args(), error)
             sys.stdout.flush()
         return status
@@ -174,14 +174,14 @@ def _unexpected(error: Exception) -> int:
 
 
 def _prepare_streams(*, ours: bool) -> None:
-    """With a stream closed (``2>&-``) Python would print diagnostics into what is left.
+    """Replace closed streams (``2>&-``), whose output Python would write elsewhere.
 
-    :param ours: they belong to this program, so a character that the terminal lacks is escaped
+    :param ours: the streams belong to this program, so unencodable characters are escaped
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
-            # As Python's own streams: the descriptor stays when another stream replaces this one.
+            # Like Python's own streams: the descriptor stays open when the stream is replaced.
             null = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(null, mode, closefd=False))  # noqa: SIM115
     if ours and isinstance(sys.stdout, TextIOWrapper):
@@ -189,7 +189,7 @@ def _prepare_streams(*, ours: bool) -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """What is left in its buffer must not fail once more when Python ends."""
+    """Discard the stream's buffer, which would fail again when Python exits."""
     with contextlib.suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -197,9 +197,9 @@ def _silence(stream: TextIO) -> None:
 
 
 def exit_status(error: RcdrvError, cancel: Cancel) -> int:
-    """The exit status of an error; after a signal it names that, as a shell does.
+    """Return the exit status of an error, or 128 + N after signal N, as a shell does.
 
-    Ctrl-C on a terminal reaches what we started too, whose end may be the error that is seen.
+    Ctrl-C on a terminal also ends the processes that we started, which may cause the error.
     """
     if cancel.signal:
         return 128 + cancel.signal
@@ -207,7 +207,7 @@ def exit_status(error: RcdrvError, cancel: Cancel) -> int:
 
 
 def report_error(args: argparse.Namespace, error: RcdrvError) -> None:
-    """Say what went wrong in the form that was asked for."""
+    """Report an error in the requested format."""
     if args.json:
         from rcdrv.cli.common import error_document, print_json
 
@@ -217,16 +217,16 @@ def report_error(args: argparse.Namespace, error: RcdrvError) -> None:
 
 
 def print_error(error: RcdrvError) -> None:
-    """One line what was wrong and one what to do, on stderr."""
+    """Print an error and its hint to stderr, a line each."""
     from rcdrv.cli.options import spell
 
     complain(spell(f"rcdrv: {error.message}" + (f"\nhint: {error.hint}" if error.hint else "")))
 
 
 def complain(text: str) -> None:
-    """Write to stderr; where it is full or nobody reads it, the exit status has to do.
+    """Write to stderr; ignore a full or closed stderr, as the exit status remains.
 
-    A name that somebody else chose may hold what controls a terminal, so that is escaped.
+    Control characters are escaped: names from elsewhere could control the terminal.
     """
     shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     try:
@@ -236,7 +236,7 @@ def complain(text: str) -> None:
 
 
 def build_parser(arguments: Sequence[str]) -> Parser:
-    """The parser for this command line: all commands by name, the named one in full."""
+    """Return the parser for this command line, with only the named command in full."""
     from rcdrv.cli.common import ENDPOINT, RECORD, Parser, common_options
 
     parser = Parser(

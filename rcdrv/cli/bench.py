@@ -1,9 +1,9 @@
-"""Measure how long an endpoint takes, as percentiles.
+"""Measure latency and throughput of an endpoint, as percentiles.
 
-ring: the doorbell's acknowledgement, learned of in several ways, and its write alone.
-mmio: single accesses of every width, and BAR memory filled and read.
+ring: the doorbell's acknowledgement by interrupt and by polling, and the write alone.
+mmio: single accesses of every width, and filling and reading of BAR memory.
 dma: transfers by the endpoint's processor or its DMA engine.
-irq: interrupts, of this host alone and of the endpoint.
+irq: interrupts of this host alone and of the endpoint.
 
 Keep a run with --json > FILE, and compare a later one with --against FILE.
 """
@@ -52,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=[method.value for method in ring.Method],
         metavar="|".join(method.value for method in ring.Method),
-        help="how to learn of the answer, or not at all; may be repeated (default: all)",
+        help="how to wait for the answer, if at all; may be repeated (default: all)",
     )
-    one.add_argument("--bar", type=bar_number, metavar="N", help="it has to be in BAR N")
-    one.add_argument("--force", action="store_true", help="try although CAPS has no doorbells")
+    one.add_argument("--bar", type=bar_number, metavar="N", help="the doorbell must be in BAR N")
+    one.add_argument("--force", action="store_true", help="try even if CAPS has no doorbells")
 
     one = bench("mmio", "accesses to registers and memory")
     one.add_argument(
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=[direction.value for direction in Direction],
         metavar="|".join(direction.value for direction in Direction),
-        help="as the root complex sees it; may be repeated (default: all)",
+        help="from the root complex's view; may be repeated (default: all)",
     )
     one.add_argument(
         "--size",
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     one = bench("irq", "interrupts")
     one.add_argument(
-        "--vectors", type=positive, default=1, metavar="N", help="take turns on N (default 1)"
+        "--vectors", type=positive, default=1, metavar="N", help="use N in turn (default 1)"
     )
 
     for what, child in commands.choices.items():
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _measure(args: argparse.Namespace, cancel: Cancel) -> tuple[Result, RcdrvError | None]:
-    """What could be measured, and why not all of it."""
+    """Return the results, and the error that ended the measurement, if any."""
     result: Result | None = None
     try:
         with open_function(args, cancel) as function:

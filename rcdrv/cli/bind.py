@@ -1,8 +1,8 @@
-"""Hand a PCI function to vfio-pci (driver_override, never new_id), so that rcdrv can open it.
+"""Bind a PCI function to vfio-pci (driver_override, never new_id), so that rcdrv can open it.
 
-The driver that had it is noted under /run/rcdrv, and `rcdrv unbind` gives the function back to it.
-VFIO needs the whole IOMMU group: where another member has a driver, nothing is done unless --group
-takes that one too. If something fails midway, everything is as before.
+The previous driver is noted under /run/rcdrv; `rcdrv unbind` returns the function to it. VFIO needs
+the whole IOMMU group: if another member has a driver, nothing is done unless --group takes that one
+too. A failure midway restores the previous state.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--no-reset",
         action="store_true",
-        help="keep VFIO from resetting it at every open and close, which bounces the link of an"
-        " endpoint without FLR; unbind, or bind without this, undoes it",
+        help="prevent VFIO from resetting it at every open and close, which takes down the link of"
+        " an endpoint without FLR; unbind, or bind without this, undoes it",
     )
-    add("--force", action="store_true", help="take storage and network devices in use, too")
+    add("--force", action="store_true", help="also take storage and network devices in use")
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    del cancel  # a half-done change of the host helps nobody
+    del cancel  # a change of the host is not left half-done
     steps, paths = Steps(args), Paths()
     function = HostFunction(named_address(args), paths)
     taken = Binder(paths, steps).bind(

@@ -1,12 +1,13 @@
-"""Check an endpoint layer by layer, and stop at the first that is broken.
+"""Check an endpoint layer by layer, and stop at the first broken layer.
 
 The order is that of a bring-up: link, config space, BARs, commands, interrupts, transfers,
-doorbell, and with --destructive a reset. Each layer needs those before it, so the first broken one
-is what to mend; the last lines say on which side to look, and at what.
+doorbell, and with --destructive a reset. Each layer depends on those before it, so the first broken
+one is the one to fix; the last lines name the side and the first thing to examine.
 
---device may be given several times: all are checked at a time, and the exit status is the worst.
+--device may be repeated: the devices are checked in parallel, and the exit status is the worst.
 
-The exit status is 0 if none is broken, 1 if the endpoint is, 3 if this host is, 5 if it was lost.
+The exit status is 0 if no layer is broken, 1 if the endpoint is at fault, 3 if this host is, and 5
+if the device was lost.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--destructive",
         action="store_true",
-        help="also reset the function, which may lose what the endpoint has set up",
+        help="also reset the function, which may destroy the endpoint's set-up",
     )
 
 
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _quiet(_layer: LayerResult) -> None:
-    """The document says it."""
+    """Print nothing, as the document has it."""
 
 
 def _show(one: LayerResult) -> None:

@@ -1,4 +1,4 @@
-"""What the subcommands share: options, number formats, output."""
+"""Common parts of the subcommands: options, number formats, output."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Finds the terminal's width without :mod:`shutil`, whose import costs more than the parsing.
+    """Determines the terminal's width without :mod:`shutil`, whose import outweighs the parsing.
 
-    argparse makes a formatter for every option, whether help is asked for or not.
+    argparse creates a formatter for every option, even without --help.
     """
 
     def __init__(self, prog: str) -> None:
@@ -36,7 +36,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 @cache
 def _terminal_width() -> int:
-    """Columns, by the same rules as :func:`shutil.get_terminal_size`."""
+    """Return the number of columns by the rules of :func:`shutil.get_terminal_size`."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
@@ -47,7 +47,7 @@ def _terminal_width() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises what it does not understand, so that it is reported as every other error is."""
+    """Raises invalid arguments as errors, which are reported like all others."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", HelpFormatter)
@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(str(error), hint=close or f"{self.prog} --help") from None
 
     def options(self, args: argparse.Namespace) -> set[str]:
-        """Return the long options that this command line could have."""
+        """Return the long options that this command line accepts."""
         found = {option for option in self._option_string_actions if option[:2] == "--"}
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -78,9 +78,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a command line; the hint for what no parser takes is the help of its command.
+    """Parse a command line; the hint for an invalid one is the help of its command.
 
-    :raises UsageError: it is not valid
+    :raises UsageError: an invalid command line
     """
     args, left = parser.parse_known_args(arguments)
     if not left:
@@ -103,15 +103,15 @@ def _is_pci_address(text: str) -> bool:
 
 
 ENDPOINT = ("device", "json", "verbose", "timeout", "reg_bar", "irq", "vf_token")
-"""The common options of a command that drives a pci-epf-test: all of them."""
+"""All common options, for commands that drive a pci-epf-test."""
 OPENED = ("device", "json", "vf_token")
-"""Those of a command that opens a function."""
+"""Options of a command that opens a function."""
 FUNCTION = ("device", "json")
-"""Those of a command that hands a function over."""
+"""Options of a command that changes a function's binding."""
 RECORD = ("record",)
-"""That of a command whose run can be recorded and replayed."""
+"""Option of a command whose run can be recorded and replayed."""
 HOST = ("json",)
-"""Those of a command that needs no function."""
+"""Options of a command that needs no function."""
 
 Say = Callable[[str], None]
 
@@ -128,9 +128,9 @@ _DEFAULTS: dict[str, object] = {
 
 
 def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Parser:
-    """Return the options of this name that several commands have, before them (``top``) and behind.
+    """Return the common options of these names, for use before (``top``) or after a command.
 
-    Those behind have no defaults of their own, so that they do not undo the ones before.
+    Those after the command have no defaults, so that they do not override the ones before it.
     """
     options = Parser(add_help=False, argument_default=None if top else argparse.SUPPRESS)
     flags: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -198,7 +198,7 @@ def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Par
 
 
 def refuse_unused(args: argparse.Namespace) -> None:
-    """Refuse common options that stand before a command which has no use for them.
+    """Refuse common options before a command that does not use them.
 
     :raises UsageError: names the first of them
     """
@@ -225,7 +225,7 @@ def refuse_several(args: argparse.Namespace, command: ModuleType) -> None:
 
 
 class _Device(argparse.Action):
-    """Keeps every device that is named, and the last one as the only one of most commands."""
+    """Collects all devices; the last one is the device of commands that take only one."""
 
     def __call__(
         self,
@@ -239,7 +239,7 @@ class _Device(argparse.Action):
 
 
 def number(text: str) -> int:
-    """``64``, ``0x40``, ``4K``, ``1M``: a number that is not negative."""
+    """Parse a non-negative number: ``64``, ``0x40``, ``4K``, ``1M``."""
     try:
         value = int(text, 0)
     except ValueError:
@@ -261,7 +261,7 @@ def _scaled(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """A number of at least 1."""
+    """Parse a number of at least 1."""
     value = number(text)
     if not value:
         raise argparse.ArgumentTypeError(f"{text} is not at least one")
@@ -269,7 +269,7 @@ def positive(text: str) -> int:
 
 
 def bar_number(text: str) -> int:
-    """``0`` to ``5``, with ``BAR`` before it or not."""
+    """Parse ``0`` to ``5``, with or without ``BAR`` before it."""
     digits = text[3:] if text[:3].upper() == "BAR" else text
     if digits not in {"0", "1", "2", "3", "4", "5"}:
         raise argparse.ArgumentTypeError(f"{text!r} is not a BAR: 0 to 5")
@@ -277,7 +277,7 @@ def bar_number(text: str) -> int:
 
 
 def word32(text: str) -> int:
-    """An unsigned 32-bit number."""
+    """Parse an unsigned 32-bit number."""
     value = number(text)
     if value > 0xFFFFFFFF:
         raise argparse.ArgumentTypeError(f"{text} does not fit in 32 bits")
@@ -285,7 +285,7 @@ def word32(text: str) -> int:
 
 
 def seconds(text: str, most: float = 86400.0) -> float:
-    """A time above 0 s, of a day at most: seconds, or with units."""
+    """Parse a time above 0 s and up to a day: seconds, or with units."""
     try:
         value = float(text)
     except ValueError:
@@ -299,12 +299,12 @@ def seconds(text: str, most: float = 86400.0) -> float:
 
 
 def period(text: str) -> float:
-    """A time above 0 s, of a hundred days at most."""
+    """Parse a time above 0 s and up to a hundred days."""
     return seconds(text, 8640000.0)
 
 
 def _period(text: str) -> float:
-    from rcdrv.results.units import parse_duration  # only for this, as parse_size
+    from rcdrv.results.units import parse_duration  # here, like parse_size
 
     try:
         return parse_duration(text)
@@ -313,12 +313,12 @@ def _period(text: str) -> float:
 
 
 def pause(text: str) -> float:
-    """A time that may be 0 s."""
+    """Parse a time of 0 s or more."""
     return 0.0 if text.strip("0.") == "" and text != "" else seconds(text)
 
 
 def open_function(args: argparse.Namespace, cancel: Cancel) -> Function:
-    """The function that the command line names, open."""
+    """Open the function that the command line names."""
     address = args.device or default_address()
     record = getattr(args, "record", None)
     if record is not None and getattr(args, "reconnect", False):
@@ -331,14 +331,14 @@ def open_function(args: argparse.Namespace, cancel: Cancel) -> Function:
     if record is not None:
         function.mark("command", args.command, *_numbers(args))
     function.width = getattr(args, "bulk", function.width)
-    # Not before: whether a server may truncate its BARs is known only now.
+    # Only now is it known whether a server may truncate its BARs.
     if not getattr(function.device, "sealed", True):
         guard(args, address)
     return function
 
 
 def _numbers(args: argparse.Namespace) -> list[str]:
-    """Return the options that are numbers or switches: texts may be private."""
+    """Return the options that are numbers or switches; texts may be private."""
     given = {name: value for name, value in vars(args).items() if name not in _OF_OUTPUT}
     return [
         f"{name}={value}"
@@ -351,17 +351,17 @@ _OF_OUTPUT = ("in_child", "json", "verbose", "tap")
 
 
 def add_bulk(parser: argparse.ArgumentParser) -> None:
-    """Add --width of a command that writes and reads much of a BAR."""
+    """Add --width, for commands that write and read much of a BAR."""
     what = "write and read BARs in words of so many bits (default 64, where these arrive)"
     add = parser.add_argument
     add("--width", dest="bulk", type=int, choices=(32, 64), default=64, help=what)
 
 
 def guard(args: argparse.Namespace, address: str) -> None:
-    """Continue in a child, as an access to a mapped BAR may be SIGBUS.
+    """Continue in a child process if an access to a mapped BAR may raise SIGBUS.
 
-    That is a function of this host, or a server that may truncate the file of a BAR. A software
-    endpoint seals its files, and nothing is needed.
+    That is so for a function of this host, and for a server that may truncate the file of a BAR. A
+    software endpoint seals its files.
     """
     if not args.in_child and not scheme_of(address).is_started:
         from rcdrv.cli.guard import continue_in_child
@@ -384,7 +384,7 @@ def endpoint(args: argparse.Namespace, function: Function) -> Endpoint:
 
 
 def drive(args: argparse.Namespace, function: Function) -> EpfTest:
-    """Return the pci-epf-test driver alone: `ring` starts without the rest of the API."""
+    """Return the pci-epf-test driver alone, so that `ring` starts without the rest of the API."""
     return EpfTest(
         function,
         reg_bar=args.reg_bar,
@@ -395,12 +395,12 @@ def drive(args: argparse.Namespace, function: Function) -> EpfTest:
 
 
 def tracer(args: argparse.Namespace) -> Callable[[str], None] | None:
-    """Where register accesses are shown, if they are."""
+    """Return the function that shows register accesses; None without --verbose."""
     return _Tracer() if args.verbose else None
 
 
 class _Tracer:
-    """Writes to stderr, until nobody reads it: a lost reader must not disturb the clean-up."""
+    """Writes to stderr until it is closed: a lost reader must not disturb the clean-up."""
 
     def __init__(self) -> None:
         self._broken = False
@@ -414,7 +414,7 @@ class _Tracer:
 
 
 def warn_left_enabled(left_enabled: bool) -> None:
-    """Say last that the endpoint's doorbell may be enabled, if so."""
+    """Warn that the endpoint's doorbell may be enabled, if so; the last line of output."""
     if left_enabled:
         print(
             "rcdrv: the endpoint has confirmed no DISABLE: its doorbell may still be enabled",
@@ -423,7 +423,7 @@ def warn_left_enabled(left_enabled: bool) -> None:
 
 
 def printer(args: argparse.Namespace) -> Say:
-    """Return what shows a line as it comes; nothing where --json asks for one document."""
+    """Return the function that prints a line at once, or nothing with --json."""
     return say_nothing if args.json else _say
 
 
@@ -446,5 +446,5 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def error_document(device: str | None, error: RcdrvError) -> dict[str, Any]:
-    """Return what --json prints where a command ends with an error before it has a document."""
+    """Return the document of --json for an error before the command has one of its own."""
     return {"device": device, **verdict_document(error)}

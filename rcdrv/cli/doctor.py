@@ -1,7 +1,8 @@
-"""Look for what keeps rcdrv from driving the endpoint, and say the cure.
+"""Find what prevents rcdrv from driving the endpoint, and name the fix.
 
-Every row is OK, not OK (with the cure), or not applicable (--). The last one opens the function if
-it can, as every other command does; VFIO resets it then. The exit status is 3 if a row is not OK.
+Every row is OK, not OK (with the fix), or not applicable (--). The last row opens the function if
+possible, as every other command does, upon which VFIO resets it. The exit status is 3 if a row is
+not OK.
 """
 
 from __future__ import annotations

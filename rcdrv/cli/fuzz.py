@@ -1,10 +1,10 @@
-"""Look for the layout of BARs that breaks the driver, the endpoint, or their agreement.
+"""Search for BAR layouts and command sequences that break the driver or the endpoint.
 
-layout: software endpoints with layouts from the plausible to the hostile; what comes out of each
-is held against what must come out. What is found is shrunk, and saved as a TOML file.
+layout: run software endpoints with layouts from plausible to hostile, and compare each outcome with
+the expected one. A finding is shrunk, and saved as a TOML file.
 replay: run saved files again, also ones written by hand.
-device: commands in every order on the endpoint that --device names, each held against a model of
-the protocol; what is found is made short, and printed as a script.
+device: send commands in every order to the endpoint that --device names, and compare each outcome
+with a model of the protocol. A finding is shortened, and printed as a script.
 
 The exit status is 1 if anything was found, else 0.
 """
@@ -37,7 +37,7 @@ from rcdrv.function import Function
 from rcdrv.wait import Cancel
 
 _OF_LAYOUT = ("device", "json", "timeout", "reg_bar", "irq")
-"""All but --json with --ep alone: without it, endpoints are made and not named."""
+"""Only with --ep, except --json: without it, the endpoints are software endpoints."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,17 +46,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "layout",
         help="a campaign over layouts",
         parents=[common_options(_OF_LAYOUT)],
-        description="Makes software endpoints with layouts from the plausible to the hostile, and"
+        description="Makes software endpoints with layouts from plausible to hostile, and"
         "\nholds what comes out of each against what must come out. With --ep: layouts of a board.",
     )
     add = layout.add_argument
-    add("--seconds", type=seconds, metavar="S", help="begin nothing more after S seconds")
+    add("--seconds", type=seconds, metavar="S", help="start no new example after S seconds")
     add("--examples", type=number, metavar="N", help="layouts to try (default 1000)")
     add("--seed", type=number, default=0, metavar="N", help="the same seed, the same layouts")
     add("--workers", type=positive, default=1, metavar="N", help="processes (default 1)")
-    add("--plausible", action="store_true", help="only what some controller could have")
+    add("--plausible", action="store_true", help="only layouts that some controller could have")
     add("--out", type=Path, metavar="DIR", help="findings and every example; resumed if it exists")
-    add("--picture", type=Path, metavar="FILE.svg", help="draw what was covered")
+    add("--picture", type=Path, metavar="FILE.svg", help="draw the coverage")
     add("--dask", metavar="SCHEDULER", help="use the workers of a dask scheduler (tcp://HOST:8786)")
     add("--ep", metavar="COMMAND", help="set a board's layouts: a shell there (ssh root@board)")
     add("--configfs", default="/sys/kernel/config/pci_ep", metavar="DIR", help="there, with --ep")
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " each answer against\na model of the protocol.",
     )
     add = device.add_argument
-    add("--seconds", type=seconds, metavar="S", help="begin nothing more after S seconds")
+    add("--seconds", type=seconds, metavar="S", help="start no new sequence after S seconds")
     add("--examples", type=number, metavar="N", help="sequences to try (default 20)")
     add("--steps", dest="length", type=positive, metavar="N", help="in a sequence (default 30)")
     add("--seed", type=number, default=0, metavar="N", help="the same seed, the same sequences")
@@ -89,9 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CLASS",
-        help="also do what may crash the endpoint's kernel; 'list' lists the classes",
+        help="also run steps that may crash the endpoint's kernel; 'list' lists the classes",
     )
-    add("do", nargs="*", metavar="STEP", help="do these instead, as the script of a finding does")
+    add("do", nargs="*", metavar="STEP", help="run these instead, as the script of a finding does")
 
     for command in (layout, replay):
         command.add_argument(
@@ -111,7 +111,7 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
         return _layout_on_board(args, cancel)
     args.common_options = HOST
     refuse_unused(args)
-    # Imported here: a campaign needs more than the help does.
+    # Imported here, as only a campaign needs them, and not its help.
     from rcdrv.fuzz import campaign
 
     unbounded = args.examples is None and args.seconds is None
@@ -198,7 +198,7 @@ def _rescan(address: str, cancel: Cancel) -> None:
 
 
 def _ignore(_said: str) -> None:
-    """Each layout takes the function off the bus: nobody wants to read that."""
+    """Print nothing: each layout removes the function from the bus."""
 
 
 def _board_end(args: argparse.Namespace, address: str, report: Any) -> int:
@@ -398,7 +398,7 @@ def _list_harm() -> int:
 
 
 def _sequence_log(folder: Path | None, stack: ExitStack) -> Callable[..., None]:
-    """Where every sequence is kept, a line of JSON each."""
+    """Return the function that logs a sequence as a line of JSON."""
     if folder is None:
         return lambda *_sequence: None
     from rcdrv.fuzz.device.campaign import record

@@ -1,10 +1,10 @@
-"""An access to a device that is gone may be SIGBUS, which Python cannot survive.
+"""Protection from SIGBUS, which an access to a lost device may raise and Python cannot survive.
 
-The kernel answers a mapped access so when the function's memory decoding is off or it sleeps
-(vfio_pci_mmap_huge_fault() in drivers/vfio/pci/vfio_pci_core.c), and arm64 when the bus answers
-with an error. A vfio-user server may truncate the file of a mapped BAR. So what drives either of
-them runs in a child, whose death becomes a plain :class:`DeviceLost` in the parent. The parent does
-nothing but wait and pass signals on: output, terminal and exit status are the child's.
+The kernel raises it for a mapped access if the function's memory decoding is off or it sleeps
+(vfio_pci_mmap_huge_fault() in drivers/vfio/pci/vfio_pci_core.c), and on arm64 if the bus returns an
+error. A vfio-user server may truncate the file of a mapped BAR. So both are driven in a child
+process, whose death becomes a :class:`DeviceLost` in the parent. The parent only waits and forwards
+signals; output, terminal and exit status are the child's.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _PR_SET_PDEATHSIG = 1
 
 
 def continue_in_child(address: str) -> None:
-    """Fork. Returns in the child only, which goes on as if nothing had happened.
+    """Fork, and return in the child, which continues.
 
-    In the parent it raises: SystemExit with the child's status, once it has ended.
+    In the parent, raise SystemExit with the child's status when the child has ended.
 
     :raises DeviceLost: the child died of SIGBUS
     """
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
-    # A signal that comes before the parent knows whom to pass it on to has to wait.
+    # Signals are blocked until the parent knows the child to forward them to.
     forwarded = list(_FORWARDED)
-    if callable(signal.getsignal(signal.SIGUSR1)):  # only where a command has a use for it
+    if callable(signal.getsignal(signal.SIGUSR1)):  # only if the command handles it
         forwarded.append(signal.SIGUSR1)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)
     child = os.fork()
@@ -47,17 +47,16 @@ def continue_in_child(address: str) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Have SIGTERM sent to this process when its parent ends, however that is: the doorbell has to
-    be disabled."""
+    """Have the kernel send SIGTERM to this process when its parent ends, for clean-up."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait(child: int, forwarded: Sequence[signal.Signals], mask: set[signal.Signals | int]) -> int:
-    """Pass signals on until the child has ended; its exit status, negative for a signal.
+    """Forward signals until the child has ended; return its exit status, negative for a signal.
 
-    :param mask: which signals were blocked before the fork
+    :param mask: the signals blocked before the fork
     """
 
     def forward(signum: int, _frame: FrameType | None) -> None:
@@ -66,7 +65,7 @@ def _wait(child: int, forwarded: Sequence[signal.Signals], mask: set[signal.Sign
     before = {signum: signal.signal(signum, forward) for signum in heeded(forwarded)}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
-        # The child stays a zombie until no handler is left that could signal its number.
+        # The child stays a zombie, keeping its PID, until no handler can signal it.
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     finally:
         for signum, handler in before.items():
@@ -75,7 +74,7 @@ def _wait(child: int, forwarded: Sequence[signal.Signals], mask: set[signal.Sign
 
 
 def outcome(address: str, status: int) -> DeviceLost | SystemExit:
-    """Return what the end of a child means: SystemExit with its status, or the device's loss.
+    """Translate the end of a child: SystemExit with its status, or the device's loss.
 
     :param status: negative for a signal
     """

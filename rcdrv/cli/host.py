@@ -1,4 +1,4 @@
-"""What the subcommands for the host share: which function is meant, and what was done to it."""
+"""Common parts of the subcommands that change the host: the function, and the steps done."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 
 def named_address(args: argparse.Namespace) -> str:
-    """Return the canonical PCI address that the command line means.
+    """Return the canonical PCI address that the command line names.
 
-    :raises UsageError: it is not one
+    :raises UsageError: not a PCI address
     """
     return canonical_address(args.address or args.device or default_address())
 
 
 class Steps:
-    """What a command does to the host: said as it happens, or kept for the JSON document."""
+    """Steps of a command on the host, printed at once or kept for the JSON document."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._json: bool = args.json

@@ -1,7 +1,7 @@
-"""Show the function: IDs, BARs, capabilities, interrupts, and how each BAR is reached.
+"""Show the function: IDs, BARs, capabilities, interrupts, and how each BAR is accessed.
 
-A function of this host that cannot be opened is shown as far as sysfs knows it, with what is in the
-way; the exit status is then 3.
+A function of this host that cannot be opened is shown from sysfs, with the reason; the exit status
+is then 3.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COMMON_OPTIONS = (*OPENED, *RECORD)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    del parser  # the common options are all it has
+    del parser  # there are only common options
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _host(address: str) -> dict[str, Any] | None:
-    """What sysfs says of a function of this host; None for one that is reached otherwise."""
+    """Return sysfs' data of a function of this host; None for any other function."""
     try:
         return list_command.describe(HostFunction(canonical_address(address), Paths()))
     except (UsageError, HostError):
@@ -51,7 +51,7 @@ def _host(address: str) -> dict[str, Any] | None:
 
 
 def _show_closed(args: argparse.Namespace, error: HostError) -> int:
-    """For a function that cannot be opened now."""
+    """Show a function that cannot be opened."""
     host = _host(args.device or default_address())
     if host is None:
         raise error
@@ -114,7 +114,7 @@ def print_text(info: dict[str, Any]) -> None:
 
 
 def _print_recording(recording: dict[str, Any]) -> None:
-    """What was recorded: by which command, and what came of it."""
+    """Print the recorded command and its outcome."""
     command = " ".join(recording["command"])
     print(f"recorded   {command or 'no command'}, by rcdrv {recording['rcdrv']}")
     print(f"           {recording['events']} events in {recording['seconds']:.3f} s")

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    del cancel  # nothing here waits
+    del cancel  # there are no waits
     found = find.functions() if args.all else find.candidates()
     if args.json:
         print_json({"functions": [describe(function) for function in found]})
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def describe(function: HostFunction) -> dict[str, Any]:
-    """What the host knows of a function without opening it."""
+    """Return what the host knows about a function without opening it."""
     link = function.link
     return {
         "address": function.address,
@@ -72,7 +72,7 @@ def describe(function: HostFunction) -> dict[str, Any]:
 
 
 def host_lines(host: dict[str, Any]) -> list[str]:
-    """The same for a person."""
+    """Return the lines that show it."""
     others = ", ".join(
         f"{member['address']} ({member['driver'] or 'no driver'})"
         for member in host["group_members"]

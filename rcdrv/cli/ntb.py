@@ -1,7 +1,7 @@
 """pci-epf-vntb from the root complex: link, doorbells, windows, ping, a network interface.
 
-BAR maps are known for 104c:b00d, 1957:0809 and 1912:0030; --ctrl-bar, --db-bar, --spad-bar and
---mw-bar (once a window) say them for any other, or otherwise.
+BAR maps are known for 104c:b00d, 1957:0809 and 1912:0030. For other IDs, or other maps, use
+--ctrl-bar, --db-bar, --spad-bar and --mw-bar (once per window).
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _ipv4(text: str) -> bytes:
 
 
 class Answer(NamedTuple):
-    """What an action found: the keys of its document, and the lines that a person reads."""
+    """Outcome of an action: the keys of its document, and the lines of its text output."""
 
     document: dict[str, Any]
     lines: Sequence[str] = ()
@@ -140,11 +140,11 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         document = {"device": function.address, **answer.document}
         document.setdefault("verdict", Verdict.PASS.value)
         print_json(document)
-    # A watch that was stopped has its results all the same.
+    # A stopped watch has its results too.
     return 128 + cancel.signal if cancel.signal else 0
 
 
-# -- one thing each -------------------------------------------------------------------------------
+# -- the actions ----------------------------------------------------------------------------------
 
 
 def _info(_args: argparse.Namespace, vntb: Vntb) -> Answer:
@@ -198,7 +198,7 @@ def _link(args: argparse.Namespace, vntb: Vntb) -> Answer:
 
 
 def _watch(args: argparse.Namespace, vntb: Vntb) -> Answer:
-    """The endpoint raises nothing when the link changes, so LINK_STATUS is looked at."""
+    """Poll LINK_STATUS, as the endpoint raises no interrupt when the link changes."""
     say = printer(args)
     vntb.arm()
     start = time.monotonic()
@@ -249,7 +249,7 @@ def _mw(args: argparse.Namespace, vntb: Vntb) -> Answer:
     if args.what == "test":
         document = {"window": args.mw, "pointed": test_pointing(vntb, args.mw)}
         pointed = f"pointed at {document['pointed']:#x} bytes here, and taken back"
-        printer(args)(f"window {args.mw}: {pointed}")  # before what may fail
+        printer(args)(f"window {args.mw}: {pointed}")  # before the part that may fail
         touched = "the endpoint's memory was not touched: that needs --translated"
         if args.translated:
             document["tested"] = test_memory(vntb, args.mw)

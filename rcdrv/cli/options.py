@@ -1,8 +1,8 @@
-"""The command line's spelling of the parameters that messages name.
+"""Translate API parameters in messages into command-line options.
 
-Nothing below ``cli/`` knows an option: a message or a hint names a parameter of the API in
-backticks, alone (```reg_bar```) or with a value (```irq=poll```). The command line prints the
-option in its place (``--reg-bar``, ``--irq poll``).
+Nothing below ``cli/`` knows an option: a message or a hint names an API parameter in backticks,
+alone (```reg_bar```) or with a value (```irq=poll```). The command line prints the option instead
+(``--reg-bar``, ``--irq poll``).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NAMED = re.compile(r"`([a-z_]+)(?:=([^`\s]*))?`")
 
 
 def spell(text: str) -> str:
-    """Return the text with options in the place of the parameters that it names in backticks."""
+    """Return the text with each parameter in backticks replaced by its option."""
     return _NAMED.sub(_option, text) if "`" in text else text
 
 
@@ -62,7 +62,7 @@ _TEXTS = ("message", "hint", "diagnostics", "notes")
 
 
 def spell_document(document: Any) -> Any:
-    """Return a copy of a JSON document in which messages, hints and diagnostics are spelled."""
+    """Return a copy of a JSON document with options in messages, hints and diagnostics."""
     if isinstance(document, dict):
         return {
             key: _spell_all(value) if key in _TEXTS else spell_document(value)

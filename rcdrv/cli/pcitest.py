@@ -1,4 +1,4 @@
-"""The options of the kernel's former pcitest program, for scripts that call it.
+"""Accept the options of the kernel's former pcitest program, for scripts that call it.
 
 Each test runs once and prints one line, OKAY or NOT OKAY. -D names the device as --device does.
 `rcdrv test` has the newer names, reasons and reports.
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _tests(args: argparse.Namespace, driver: EpfTest) -> list[tuple[str, Callable[[], object]]]:
-    """What was asked for, in the order in which pcitest runs it."""
+    """Return the requested tests in the order of pcitest."""
     tests: list[tuple[str, Callable[[], object]]] = []
     if args.bar is not None:
         tests.append((f"BAR{args.bar}:\t\t", partial(bars.bar_test, args.bar, driver)))

@@ -1,6 +1,6 @@
-"""Read a BAR: accesses of exactly the width asked for, one each.
+"""Read a BAR: each access once, with exactly the given width.
 
-A read can have side effects on the endpoint, for example on an interrupt controller's registers
+A read may have side effects on the endpoint, for example on the interrupt controller's registers
 that an enabled doorbell maps.
 """
 

@@ -21,15 +21,15 @@ COMPARED = (
     "sim:rcar-s4-vntb-polled,vntb.peer_delay_ms=0",
     "sim:rcar-s4-vntb,vntb.peer_delay_ms=0",
 )
-"""The set-up of the published ping, doorbell polled and embedded."""
+"""Set-up of the published ping, with polled and with embedded doorbell."""
 
-# The endpoint looks every 12 ms at 250 Hz. An interval that is a whole number of milliseconds meets
-# it in a few phases only (a second: three); the golden ratio spreads any number of them evenly.
+# The endpoint polls every 12 ms at 250 Hz. An interval of whole milliseconds samples few phases of
+# that (one second: three); the golden ratio spreads any number of pings evenly.
 _WANDERING = 0.012 * 1.6180339887
 
 
 def ping(args: argparse.Namespace, cancel: Cancel) -> int:
-    """Ping one endpoint, as the options say."""
+    """Ping one endpoint."""
     count = 10 if args.count is None else args.count
     interval = 0.2 if args.interval is None else args.interval
     report = PingReport()
@@ -56,9 +56,9 @@ def _run_pings(
     interval: float,
     say: Say,
 ) -> tuple[str, RcdrvError | None]:
-    """Ping the endpoint that ``where`` names.
+    """Ping the endpoint at ``where``.
 
-    :returns: where answers came from, and the error that ended it early
+    :returns: the origin of the answers, and the error that ended the run early, if any
     """
     source = ""
     try:
@@ -182,7 +182,7 @@ def compare(args: argparse.Namespace, cancel: Cancel) -> int:
             }
         )
         return 0
-    # Of the two, the medians are the measure: a busy host delays some pings by a whole time slice.
+    # The medians are compared, as a busy host delays some pings by a whole time slice.
     print(f"ratio of medians {ratios['median']:.1f}, of averages {ratios['average']:.1f}")
     if modelled:
         print(

@@ -1,6 +1,6 @@
-"""Write a BAR: one access of exactly the width asked for.
+"""Write a BAR: one access with exactly the given width.
 
-Nothing is checked but the range: a write into the wrong place can stop the endpoint.
+Only the range is checked: a write to the wrong place can stop the endpoint.
 """
 
 from __future__ import annotations

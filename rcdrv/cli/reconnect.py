@@ -1,7 +1,7 @@
-"""``--reconnect``: go on with an endpoint that was lost, once it is back.
+"""``--reconnect``: continue with a lost endpoint as soon as it is back.
 
-Nothing on the host is changed for that. What brings a function back is its port's hot-plug with
-the udev rule, or `rcdrv rescan` in another terminal.
+This does not change the host: the function returns by its port's hot-plug with the udev rule, or by
+`rcdrv rescan` in another terminal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rcdrv.function import Function
 from rcdrv.wait import Cancel, Deadline
 
 WITHIN = 600.0
-"""Seconds: an endpoint that takes longer to boot has a problem."""
+"""Seconds; an endpoint that takes longer to boot has a problem."""
 _LOOK_AGAIN = 0.5
 
 
@@ -27,19 +27,19 @@ def add_reconnect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reconnect",
         action="store_true",
-        help="when the endpoint is lost, wait until it is back and go on"
+        help="if the endpoint is lost, wait until it is back and continue"
         f" (at most {WITHIN / 60:g} minutes)",
     )
 
 
 def persist(args: argparse.Namespace, cancel: Cancel, use: Callable[[Function], None]) -> None:
-    """Open the endpoint and use it; with ``--reconnect`` again, each time that it was lost.
+    """Open the endpoint and use it; with ``--reconnect``, again after each loss.
 
     :raises DeviceLost: lost, without ``--reconnect``
     :raises HostError: it did not come back
     """
     if args.reconnect:
-        args.device = args.device or default_address()  # while it is there to be found
+        args.device = args.device or default_address()  # a lost one could not be found later
     while True:
         try:
             with open_function(args, cancel) as function:
@@ -55,8 +55,8 @@ def persist(args: argparse.Namespace, cancel: Cancel, use: Callable[[Function], 
 
 
 def _announce_release(function: Function) -> None:
-    """Say what the user waits for now: the kernel tries every reset on a function that is closed,
-    and waits a minute for each if the link is up (pci_dev_wait() in drivers/pci/pci.c).
+    """Announce the wait: the kernel tries every reset on a function that is closed, and waits up to
+    a minute for each while the link is up (pci_dev_wait() in drivers/pci/pci.c).
     """
     if function.device.backend not in ("vfio-user", "replay"):
         print(f"rcdrv: lost {function.address}; closing it", file=sys.stderr, flush=True)
@@ -72,7 +72,7 @@ def wait_until_back(
 ) -> None:
     """Wait until a function can be opened again, and say so.
 
-    :raises HostError: it cannot, with the reason of the last try
+    :raises HostError: the time is up; has the reason of the last attempt
     """
     print_error(lost)
     print(f"rcdrv: waiting for {address}", file=sys.stderr, flush=True)
@@ -93,7 +93,7 @@ def wait_until_back(
 
 
 def _check_addresses(function: Function) -> None:
-    """An endpoint that rebooted answers before its BARs have addresses again."""
+    """Check the BARs' addresses, which a rebooted endpoint gets some time after it answers."""
     if function.device.backend != "vfio-user" and any(
         bar is not None and not bar.address for bar in function.bars
     ):

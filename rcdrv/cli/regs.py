@@ -19,11 +19,11 @@ COMMON_OPTIONS = (*ENDPOINT, *RECORD)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--watch", action="store_true", help="go on, and print what changes, until stopped"
+        "--watch", action="store_true", help="keep reading and print changes until stopped"
     )
     add_reconnect(parser)
     parser.add_argument(
-        "--interval", type=seconds, default=0.1, metavar="S", help="of --watch (default 0.1)"
+        "--interval", type=seconds, default=0.1, metavar="S", help="for --watch (default 0.1)"
     )
 
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def read_all(driver: EpfTest) -> dict[Reg, int]:
-    """Every register once, in address order."""
+    """Read every register once, in address order."""
     return {register: driver.read(register) for register in Reg}
 
 

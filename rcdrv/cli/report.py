@@ -1,14 +1,13 @@
 """Make one HTML page of results.
 
-FILE is what --json of these commands printed: test, check, ring, bench, info, ntb ping, fuzz
+FILE is the output of --json of these commands: test, check, ring, bench, info, ntb ping, fuzz
 layout, fuzz replay and fuzz device; or the examples.jsonl of a fuzz campaign; or - for standard
-input. The page has everything in it: it loads nothing, runs nothing, and can be mailed, printed and
-archived.
+input. The page is self-contained and has no scripts, so it can be mailed, printed and archived.
 
     rcdrv test --json > test.json; rcdrv ring --count 1000 --json > ring.json
     rcdrv report test.json ring.json -o board.html
 
-The exit status is 0 when the page is written, whatever the results in it are.
+The exit status is 0 if the page is written, whatever its results are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Find an endpoint again after it rebooted: remove and scan behind its port, and only there.
+"""Find an endpoint again after it rebooted: remove and rescan below its port, and only there.
 
-ADDRESS is the function, whether it is still there or not, or its port. What was bound to vfio-pci
-is bound again, and what `rcdrv bind` noted of it stays true.
+ADDRESS is the function, present or not, or its port. Functions that were bound to vfio-pci are
+bound again, and the notes of `rcdrv bind` stay valid.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long to wait for the link and the function (default 30)",
     )
-    parser.add_argument("--force", action="store_true", help="also when it is in use")
+    parser.add_argument("--force", action="store_true", help="also if it is in use")
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:

@@ -1,7 +1,7 @@
-"""Reset the function; or with --bus everything behind its port, by a hot reset of the link.
+"""Reset the function, or with --bus everything below its port, by a hot reset of the link.
 
-The function's own reset goes through VFIO, so it needs no root. --bus shows first what it resets,
-and goes on only if nobody uses any of it, or with --force.
+The function's own reset goes through VFIO, so it needs no root. --bus first lists what it will
+reset, and continues only if none of it is in use, or with --force.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ COMMON_OPTIONS = OPENED
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_address(parser)
-    parser.add_argument("--bus", action="store_true", help="hot reset: all behind the same port")
-    parser.add_argument("--force", action="store_true", help="with --bus: also what is in use")
+    parser.add_argument("--bus", action="store_true", help="hot reset: all below the same port")
+    parser.add_argument("--force", action="store_true", help="with --bus: also if in use")
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _reset(function: Function) -> None:
-    """Reset it, and check that what worked before works afterwards.
+    """Reset it, and check that everything that worked before still works.
 
     :raises NotPassed: ``lost-by-reset``
     """
@@ -60,7 +60,7 @@ def _reset(function: Function) -> None:
     function.reset()
     lost = []
     with contextlib.suppress(UsageError, HostError):  # not a function of this host
-        # VFIO answers reads of the BAR registers itself, with what they held when it opened them.
+        # VFIO emulates the BAR registers, with the values from when the function was opened.
         gone = HostFunction(canonical_address(function.address), Paths()).lost_bars
         lost = [f"BAR{bar}" for bar in gone]
     if driver is not None and worked and not lost and not _interrupts(driver):
@@ -70,7 +70,7 @@ def _reset(function: Function) -> None:
 
 
 def _interrupts(driver: EpfTest) -> bool:
-    """Whether a command is answered with its interrupt, by an endpoint that is ready for one."""
+    """Return whether an endpoint that takes commands answers one with its interrupt."""
     try:
         if driver.irq_kind is None or driver.read(Reg.COMMAND) or not driver.caps & KNOWN_CAPS:
             return False

@@ -1,9 +1,9 @@
 """Ring the endpoint's doorbell.
 
-Enables the doorbell, reads DB_BAR, DB_OFFSET and DB_DATA, checks them, does the single 32-bit
-write, waits for the acknowledgement, and disables the doorbell again, whatever happens.
+Enables the doorbell, reads and checks DB_BAR, DB_OFFSET and DB_DATA, does the single 32-bit write,
+waits for the acknowledgement, and in every case disables the doorbell again.
 
---device may be given several times: all are rung at a time, and the exit status is the worst.
+--device may be repeated: the devices are rung in parallel, and the exit status is the worst.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COMMON_OPTIONS = (*ENDPOINT, *RECORD)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--bar", type=bar_number, metavar="N", help="the doorbell has to be in BAR N")
+    add("--bar", type=bar_number, metavar="N", help="the doorbell must be in BAR N")
     add("--count", type=number, metavar="N", help="rings; 0 is endless (default 1)")
     add(
         "--cycles",
@@ -55,11 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--soak",
         type=period,
         metavar="TIME",
-        help="ring so long, such as 1h, enabled anew every --count rings (default 1000): shows"
+        help="ring for this time, such as 1h, in cycles of --count rings (default 1000); show"
         " percentiles and their drift instead of rings",
     )
-    add("--no-wait", action="store_true", help="do not look for the acknowledgement")
-    add("--force", action="store_true", help="try although CAPS does not announce doorbells")
+    add("--no-wait", action="store_true", help="do not wait for the acknowledgement")
+    add("--force", action="store_true", help="try even if CAPS does not announce doorbells")
     add("--offset", type=word32, metavar="X", help="ring at this offset of --bar instead")
     add("--data", type=word32, metavar="X", help="the value to write there")
     add("--no-enable", action="store_true", help="send no ENABLE and no DISABLE; do not wait")
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
     def use(function: Function) -> None:
         output.device = function.address
-        # After a reboot the doorbell may be elsewhere, and is not enabled any more.
+        # After a reboot the doorbell may be elsewhere, and is no longer enabled.
         report.location, report.left_enabled = None, False
         if args.no_enable:
             assert override is not None
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _override(args: argparse.Namespace) -> Location | None:
-    """``--offset`` and ``--data``, which go together and with ``--bar``."""
+    """Return the location of ``--offset`` and ``--data``, which need each other and ``--bar``."""
     if (args.offset is None) != (args.data is None):
         raise UsageError("--offset and --data go together")
     if args.cycles < 1:
@@ -161,7 +161,7 @@ def _run(
 
 
 def _left(args: argparse.Namespace, report: RingReport) -> tuple[int, int]:
-    """Rings and cycles that are left to do; a cycle in which the device was lost is repeated."""
+    """Return the rings and cycles left; a cycle in which the device was lost is repeated."""
     if args.cycles > 1:
         return args.count, args.cycles - report.count // args.count
     return max(0, args.count - report.count), 1
@@ -187,7 +187,7 @@ def _run_blind(
 
 
 class _Output:
-    """What the user sees: lines as it goes, or one document at the end."""
+    """Output: lines during the run, or one document at the end."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._json: bool = args.json
@@ -248,7 +248,7 @@ class _Output:
 
 
 def summary_line(report: RingReport) -> str:
-    """``100 rings, 100 acknowledged, min/avg/max 88.1/112.4/340.0 us``."""
+    """Return ``100 rings, 100 acknowledged, min/avg/max 88.1/112.4/340.0 us``."""
     if report.unwatched:
         return f"{report.count} rings written"
     line = f"{report.count} rings, {report.acknowledged} acknowledged"

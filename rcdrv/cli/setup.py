@@ -1,10 +1,10 @@
-"""Put what belongs beside rcdrv where the system looks for it, or print it.
+"""Install the files that accompany rcdrv, or print them.
 
-udev: the rule that hands endpoints to vfio-pci and their nodes to the group rcdrv, for all users.
-completion: of bash, zsh or fish, for this user. man: the manual pages, for this user.
+udev: the rule that binds endpoints to vfio-pci and gives their nodes to the group rcdrv, for all
+users. completion: of bash, zsh or fish, for this user. man: the manual pages, for this user.
 
-A package that was installed into /usr or /usr/local has completion and pages in place already; one
-in a virtual environment (pipx) has them below that, where no shell looks.
+A package installed into /usr or /usr/local has completion and pages in place already; a virtual
+environment (pipx) has them below itself, where no shell looks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    del cancel  # nothing here waits
+    del cancel  # there are no waits
     files, after = {"udev": _udev, "completion": _completion, "man": _man}[args.part](args)
     if args.print:
         for text in files.values():
@@ -66,7 +66,7 @@ def _udev(_args: argparse.Namespace) -> tuple[dict[Path, str], str]:
 
 
 def udev_rule() -> str:
-    """The rule, which the build puts into the package, or that of the source tree."""
+    """Return the rule from the package, where the build puts it, or from the source tree."""
     from importlib.resources import files  # the package may be in an archive
 
     for rule in (files("rcdrv.manual") / RULE, Path(__file__).parents[2] / "udev" / RULE):
@@ -115,13 +115,13 @@ def _man(args: argparse.Namespace) -> tuple[dict[Path, str], str]:
 
 
 def _folder(variable: str, default: str) -> Path:
-    """A folder of this user's, by the XDG base directory specification."""
+    """Return a folder of this user by the XDG base directory specification."""
     named = os.environ.get(variable, "")
     return Path(named) if named.startswith("/") else Path.home() / default
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     :raises HostError: it cannot be written
     """

@@ -1,9 +1,9 @@
-"""A command on several devices at once: a process for each, and one exit status.
+"""Run a command on several devices in parallel, a process each, with one exit status.
 
-Processes, because an access to a function that is gone may be SIGBUS, which ends one of them and
-not the others, and because threads of one interpreter would wait for each other. Functions that
-share an IOMMU group take turns: the kernel gives a group to one process
-(iommu_device_claim_dma_owner() in drivers/iommu/iommu.c).
+Separate processes, because an access to a lost function may raise SIGBUS, which ends only its own
+process, and because threads of one interpreter would block each other. Functions of one IOMMU group
+take turns: the kernel gives a group to one process (iommu_device_claim_dma_owner() in
+drivers/iommu/iommu.c).
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ Receive = Callable[[int, str], None]
 
 _LOOK = 0.01
 _LONGEST = 10.0
-"""Seconds that processes have to end in once clean-up must not wait any more."""
+"""Seconds in which processes must end after the user has cut their clean-up short."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _VERDICTS = {status: verdict.value for verdict, status in EXIT_STATUS.items()} | {0: "pass"}
 
 
 def labels(addresses: Sequence[str]) -> list[str]:
-    """Return what each device is called, which tells them apart.
+    """Return a unique name for each device.
 
-    :raises UsageError: one is no address, or is named twice and cannot be opened twice
+    :raises UsageError: not an address, or the same device twice that cannot be opened twice
     """
     found: list[str] = []
     for address in addresses:
@@ -59,9 +59,9 @@ def labels(addresses: Sequence[str]) -> list[str]:
 
 
 def lanes(addresses: Sequence[str], paths: Paths, *, one_bus: bool = False) -> list[list[int]]:
-    """Return the devices, by number, that may run at a time: those of one list take turns.
+    """Return lists of device numbers: lists may run in parallel, the devices of a list take turns.
 
-    :param one_bus: functions of one bus take turns too, as a reset of the bus takes all of them
+    :param one_bus: functions of one bus also take turns, as a reset of the bus affects all of them
     """
     found: list[tuple[set[str], list[int]]] = []
     for number, address in enumerate(addresses):
@@ -82,9 +82,9 @@ def lanes(addresses: Sequence[str], paths: Paths, *, one_bus: bool = False) -> l
 def each(args: argparse.Namespace, cancel: Cancel, body: Body, *, mixed: bool = True) -> int:
     """Run a command's ``body`` for each of ``args.devices``; return the worst exit status.
 
-    Each line gets its device's name before it; with ``--json`` the documents are put into one.
+    Each line is prefixed with its device's name; with ``--json`` there is one document for all.
 
-    :param mixed: show lines as they come; else all of a device at its end, without its name
+    :param mixed: print lines at once; else all lines of a device at its end, without the prefix
     """
     names = labels(args.devices)
     width = max(map(len, names))
@@ -143,7 +143,7 @@ def _document(name: str, text: str, status: int) -> dict[str, Any]:
 
 
 def worst_of(statuses: Sequence[int], cancel: Cancel) -> int:
-    """Return the exit status for all; a signal outdoes the rest."""
+    """Return the exit status for all devices; a signal takes precedence."""
     if cancel.signal:
         return 128 + cancel.signal
     return max(statuses, key=rank)
@@ -158,11 +158,11 @@ def side_by_side(
 ) -> list[int]:
     """Run ``body`` in a process for each of ``args.devices``; return the exit statuses.
 
-    A stop is passed on, and every process ends by itself, having cleaned up.
+    A signal is forwarded, and every process cleans up and ends by itself.
 
-    :param receive: called with number and line of what one prints; diagnostics go to stderr, with
+    :param receive: called with device number and line of output; diagnostics go to stderr, with
         the device's name
-    :param ended: called with the number of one whose process has ended
+    :param ended: called with the device number when its process has ended
     """
     names = labels(args.devices)
     one_bus = bool(getattr(args, "destructive", False))
@@ -196,7 +196,7 @@ def side_by_side(
                     if key.data is not None:
                         key.data()
                         continue
-                    selector.unregister(key.fd)  # once it is readable, it stays so
+                    selector.unregister(key.fd)  # it stays readable
                     if cancel.hurried and end is None:
                         end = Deadline(_LONGEST)
                     for process in running.values():
@@ -207,13 +207,13 @@ def side_by_side(
                     ended(process.number)
                     begin(process.queue)
         finally:
-            for process in running.values():  # nobody reads our output any more
+            for process in running.values():  # our output is closed
                 process.abandon()
     return statuses
 
 
 class _Process:
-    """One device's process, and what it prints."""
+    """Process of one device, and its output."""
 
     def __init__(
         self,
@@ -234,7 +234,7 @@ class _Process:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
-        # Until the child has its own handlers, the parent's would be called in it.
+        # Until the child has installed its own handlers, it would call the parent's.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             self._pid = os.fork()
@@ -253,7 +253,7 @@ class _Process:
         self.streams: list[IO[bytes]] = [self._out, os.fdopen(err, "rb", buffering=0)]
 
     def read(self, stream: IO[bytes], selector: selectors.BaseSelector) -> None:
-        """Hand on the lines that came; take a stream that ended out of the selector."""
+        """Deliver the received lines; remove a stream at its end from the selector."""
         data = stream.read(1 << 16)
         lines = (self._rest.pop(stream.fileno(), b"") + (data or b"")).split(b"\n")
         rest = lines.pop()
@@ -273,11 +273,11 @@ class _Process:
             stream.close()
 
     def stop(self, signum: int) -> None:
-        """Pass a signal on. The process is there, or a zombie, until :meth:`end`."""
+        """Forward a signal. The process exists, perhaps as a zombie, until :meth:`end`."""
         os.kill(self._pid, signum)
 
     def leave(self) -> None:
-        """Say that it does not end. It has a SIGTERM when this process ends: :func:`end_with`."""
+        """Report that it does not end; it gets SIGTERM when this one ends (:func:`end_with`)."""
         complain(
             f"{self._name:{self._width}}  rcdrv: process {self._pid} does not end: it is stopped,"
             " or waits in the kernel; its doorbell may still be enabled"
@@ -286,13 +286,13 @@ class _Process:
             stream.close()
 
     def abandon(self) -> None:
-        """Have it clean up and end, and wait for that. What it prints goes nowhere."""
+        """Have it clean up and end, and wait for that. Its output is discarded."""
         for stream in self.streams:
             stream.close()
         self.stop(signal.SIGTERM)
         end = Deadline(_LONGEST)
         while not os.waitpid(self._pid, os.WNOHANG)[0] and not end.expired:
-            time.sleep(_LOOK)  # one that is stopped, or waits in the kernel, is left behind
+            time.sleep(_LOOK)  # a stopped process, or one blocked in the kernel, is left behind
 
     def end(self) -> int:
         """Wait for it; return its exit status."""
@@ -331,7 +331,7 @@ def _run_child(
         sys.stderr.flush()
     except SystemExit as ended:
         status = int(ended.code or 0)
-    except Exception:  # a bug that the user wants to see: RCDRV_TRACEBACK
+    except Exception:  # a bug, with RCDRV_TRACEBACK set
         import traceback
 
         traceback.print_exc()

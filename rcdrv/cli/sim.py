@@ -1,8 +1,8 @@
 """Serve a software endpoint on a socket, for rcdrv (--device vfio-user:PATH) and for QEMU
-(-device vfio-user-pci), until SIGTERM or Ctrl-C. --socket-path and --fd are those of vfio-user's
+(-device vfio-user-pci), until SIGTERM or Ctrl-C. --socket-path and --fd follow vfio-user's
 conventions for backend programs.
 
-SPEC is a preset or a TOML file, with changes behind it: rcar-s4,ep_iommu=true,fault=irq-lost.
+SPEC is a preset or a TOML file, optionally with changes: rcar-s4,ep_iommu=true,fault=irq-lost.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fd",
         type=number,
         metavar="N",
-        help="in its place an inherited socket, that listens or is connected to a client, and then "
-        "serves that one",
+        help="use an inherited socket instead: a listening one, or one connected to the only "
+        "client",
     )
     parser.add_argument(
         "--access-log",
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of SPEC"
     )
     parser.add_argument(
-        "--fault", action="append", default=[], metavar="NAME[=ARGUMENT]", help="misbehave"
+        "--fault", action="append", default=[], metavar="NAME[=ARGUMENT]", help="inject a fault"
     )
     parser.add_argument("--list", action="store_true", help="list the presets and the faults")
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     layout = load_layout(spec)
 
     def ready() -> None:
-        # By now the server's handlers are set; an earlier signal was left to those of before.
+        # The server's signal handlers are installed by now.
         cancel.check()
         where = args.socket if args.fd is None else f"descriptor {args.fd}"
         print(f"serving {args.spec} on {where}", file=sys.stderr, flush=True)

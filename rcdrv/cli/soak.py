@@ -39,7 +39,7 @@ def soak(args: argparse.Namespace, cancel: Cancel, override: Location | None) ->
             run.begin()
             begun = True
         elif run.end.expired:
-            return  # lost in its last cycle; another could be lost as well, without an end
+            return  # lost in its last cycle; further cycles could be lost too, without an end
         device = function.address
         run.report.location, run.report.left_enabled = None, False
         plan = RingPlan(
@@ -68,7 +68,7 @@ def soak(args: argparse.Namespace, cancel: Cancel, override: Location | None) ->
 
 
 class _Shown:
-    """A line that is rewritten on a terminal; elsewhere one a minute, of that minute."""
+    """Progress: a line rewritten on a terminal; elsewhere one per minute, for that minute."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.soak: Soak
@@ -116,7 +116,7 @@ class _Shown:
         sys.stdout.flush()
 
     def summary(self) -> None:
-        """Print the whole, however it ended."""
+        """Print the summary, also of a run that ended early."""
         soak, report = self.soak, self.soak.report
         if self._live:
             sys.stdout.write("\r\x1b[K")
@@ -128,7 +128,7 @@ class _Shown:
             drifts = soak.drifts()
             for drift in drifts:
                 print(_drift_text(drift))
-            if not drifts and len(soak.parts) >= 8:  # fewer show none
+            if not drifts and len(soak.parts) >= 8:  # fewer parts cannot show a drift
                 print("no drift of the latency seen")
         if soak.held is not None:
             print(_held_text(soak))

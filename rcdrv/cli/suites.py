@@ -1,4 +1,4 @@
-"""``rcdrv test`` on several devices side by side: one table, and reports that keep them apart."""
+"""``rcdrv test`` on several devices in parallel: one table, and reports by device."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from rcdrv.results.result import Baseline, CaseName, CaseResult, Run
 from rcdrv.wait import Cancel
 
 _MARK = f"\0{os.urandom(8).hex()} "
-"""Begins a line that is an event; what else a process prints is for people. Drawn before the forks,
-so that no text of an endpoint's can look like one, which would be unpickled."""
+"""Prefix of a line that is a pickled event; other lines are text. It is random and drawn before the
+forks, so that no text of an endpoint can pass for an event."""
 
 
 class Sender(Observer):
-    """Sends what it hears to the parent, as a line each."""
+    """Sends each event to the parent as a line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -53,7 +53,7 @@ class Sender(Observer):
 
 
 class _Runs:
-    """The run of each device, and the run of them all, which the observers see."""
+    """The run of each device, and the combined run, which the observers see."""
 
     def __init__(
         self, names: Sequence[str], planned: Sequence[CaseName], baseline: Baseline | None
@@ -64,12 +64,12 @@ class _Runs:
         self.observer: Observer = Observer()
 
     def receive(self, number: int, line: str) -> None:
-        """Take a line of the process of device ``number``."""
+        """Receive a line from the process of device ``number``."""
         run = self.each[number]
         if not line.startswith(_MARK):
             print(f"{run.device}  {line}", file=sys.stderr, flush=True)
             return
-        # Of a process that is a fork of this one: it may be cut off, and is not made up.
+        # The line comes from a fork of this process, so it may be truncated but not forged.
         try:
             what, *values = pickle.loads(base64.b64decode(line[len(_MARK) :], validate=True))
         except (ValueError, EOFError, pickle.UnpicklingError):
@@ -88,7 +88,7 @@ class _Runs:
 
 
 class _Table(Observer):
-    """The end of a run on a terminal or in TAP: what changed, and the table of all."""
+    """End of a run on a terminal or in TAP: the changes, and the table of all devices."""
 
     def __init__(self, runs: Sequence[Run], mark: str) -> None:
         self._runs = runs
@@ -113,7 +113,7 @@ def run_suites(
 ) -> int:
     """Run the cases on each of ``args.devices``; return the worst exit status.
 
-    :param body: runs them on one, in a process of its own
+    :param body: runs them on one device, in its own process
     """
     runs = _Runs(labels(args.devices), planned, baseline)
     shown: list[Observer] = []
@@ -131,7 +131,7 @@ def run_suites(
     runs.observer.start(runs.all)
 
     def send(one: argparse.Namespace, stop: Cancel) -> int:
-        one.json = False  # an error is for people; the document is made here
+        one.json = False  # errors are printed as text; the parent makes the document
         return body(one, stop, Sender(sys.stdout))
 
     try:

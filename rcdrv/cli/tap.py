@@ -25,7 +25,7 @@ from rcdrv.verdict import verdict_document
 from rcdrv.wait import Cancel
 
 _REFRESH = 0.5
-"""Seconds between two live lines; of which the rates are."""
+"""Seconds between live lines, over which their rates are averaged."""
 
 MTU_HELP = f"ntb_transport's parameter transport_mtu on the endpoint (default {MTU})"
 
@@ -65,7 +65,7 @@ def _address(text: str) -> IPv4Interface:
 
 
 def tap(args: argparse.Namespace, cancel: Cancel) -> int:
-    """Carry frames until stopped, as the options say; show what passed."""
+    """Carry frames until stopped, and show statistics."""
     counts = Counts()
     finding: RcdrvError | None = None
     with contextlib.ExitStack() as stack:
@@ -74,7 +74,7 @@ def tap(args: argparse.Namespace, cancel: Cancel) -> int:
 
         def use(function: Function) -> None:
             args.device = function.address
-            # Not before the fork of open_function(); it stays while the endpoint reboots.
+            # After the fork of open_function(); the interface stays while the endpoint reboots.
             if not interface:
                 interface.append(stack.enter_context(Tap(args.name)))
             with bridge(args, function) as vntb:
@@ -92,7 +92,7 @@ def tap(args: argparse.Namespace, cancel: Cancel) -> int:
         try:
             persist(args, cancel, use)
         except Interrupted:
-            pass  # the way it ends; there are statistics all the same
+            pass  # the normal end; the statistics follow
         except RcdrvError as error:
             finding = error
     if args.json:
@@ -129,7 +129,7 @@ def _statistics(name: str, counts: Counts) -> str:
 
 
 class _Display:
-    """The lines of events; statistics on SIGUSR1; and on a terminal a live line below them."""
+    """Lines of events, statistics on SIGUSR1, and on a terminal a live line below them."""
 
     def __init__(self, args: argparse.Namespace, counts: Counts) -> None:
         self._name, self._counts = args.name, counts
@@ -151,7 +151,7 @@ class _Display:
             display._clear()
 
     def _ask(self, _signum: int, _frame: object) -> None:
-        self._asked = True  # not here: this may be in the middle of a line
+        self._asked = True  # printed later, as this may interrupt the middle of a line
 
     def event(self, line: str) -> None:
         self._print(line)
@@ -161,7 +161,7 @@ class _Display:
         print(line, flush=True)
 
     def look(self) -> None:
-        """Print what is due."""
+        """Print the lines that are due."""
         if self._asked:
             self._asked = False
             self._clear()

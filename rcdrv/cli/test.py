@@ -1,13 +1,13 @@
 """Run the cases of the kernel's pci_endpoint kselftest, without the kernel module.
 
 NAME is a full name (pci_ep_bar.BAR4.BAR_TEST), a part of one (BAR4, DOORBELL_TEST) or a shell
-pattern. -l, -f/-F, -v/-V, -t/-T and -r are the options of the kselftest and mean the same: exact
-names, small letters include, capital ones exclude, and the first that matches decides.
+pattern. -l, -f/-F, -v/-V, -t/-T and -r are the options of the kselftest with the same meaning: they
+take exact names, lower case includes, upper case excludes, and the first match decides.
 
---device may be given several times: the suites run side by side, and the exit status is the worst.
+--device may be repeated: the suites run in parallel, and the exit status is the worst.
 
-The exit status is 0 if nothing failed (skipped is not failed), else 1; 5 if the device was lost.
-With --baseline only what is worse than there has failed; a failure that it knows is expected.
+The exit status is 0 if no case failed (a skip is no failure), else 1; 5 if the device was lost.
+With --baseline only results worse than the baseline's are failures; its own failures are expected.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COMMON_OPTIONS = (*ENDPOINT, *RECORD)
 
 
 class _Filter(argparse.Action):
-    """Keeps the selecting options in the order in which they were given."""
+    """Collects the selecting options in the given order."""
 
     def __call__(
         self,
@@ -75,38 +75,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--more",
         action="store_true",
-        help="run the second suite instead of the kselftest's: what boards fail at later",
+        help="run the second suite instead, which finds failures that the kselftest does not",
     )
     add(
         "--size",
         type=number,
         action="append",
         metavar="BYTES",
-        help="size of the transfers; may be given several times (default: the kselftest's five)",
+        help="size of the transfers; may be repeated (default: the kselftest's five)",
     )
     add(
         "--align",
         type=number,
         metavar="BYTES",
-        help="put the transfers' buffers at multiples of this and of no larger power of two",
+        help="place the transfer buffers at odd multiples of this power of two",
     )
     add(
         "--boundaries",
         action="store_true",
-        help="transfers that begin and end around every 4 KiB boundary, instead",
+        help="instead, run transfers that begin and end around 4 KiB boundaries",
     )
     add(
         "--destructive",
         action="append",
         default=[],
         choices=sorted({*DESTRUCTIVE, *DESTRUCTIVE_MORE}),
-        help="also run the cases of this name, which may crash or reset the endpoint or upset this"
-        " host; may be given several times",
+        help="also run the cases of this name, which may crash or reset the endpoint or disturb"
+        " this host; may be repeated",
     )
     add(
         "--whole",
         action="store_true",
-        help="test all of a BAR above 1 GiB too, at some 10 MB/s (default: parts of it)",
+        help="test BARs above 1 GiB completely, at about 10 MB/s (default: parts of them)",
     )
     add_bulk(parser)
     add("--tap", action="store_true", help="TAP version 13, the default when not on a terminal")
@@ -114,10 +114,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--baseline",
         metavar="NAME|FILE",
-        help="exit 0 if nothing is worse than in this result of --json, or than the known limits of"
+        help="exit 0 if nothing is worse than in this output of --json, or than the known limits of"
         f" a board: {', '.join(shipped())}",
     )
-    add("--junit", type=Path, metavar="FILE", help="write JUnit XML too")
+    add("--junit", type=Path, metavar="FILE", help="also write JUnit XML")
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
@@ -181,7 +181,7 @@ def _run(
     except RcdrvError as error:
         if not observer.started:
             raise
-        # The report is out and lists the cases that were not run; what is missing is the cause.
+        # The report is complete and lists the cases not run; only the cause is missing.
         print_error(error)
         return exit_status(error, cancel)
     if result.run.count(Verdict.LOST):
@@ -190,7 +190,7 @@ def _run(
 
 
 class _Spelled(Observers):
-    """Passes results on with options in the place of the parameters that they name."""
+    """Forwards results after replacing the parameters in their messages by options."""
 
     started = False
 
@@ -215,17 +215,17 @@ def _spelled(result: CaseResult) -> CaseResult:
 
 
 class _Json(Observer):
-    """One document at the end, also when the run is stopped."""
+    """Prints one document at the end, also of a stopped run."""
 
     def finish(self, run: Run) -> None:
         print_json(to_document(run))
 
 
 def _observer(args: argparse.Namespace) -> Observer:
-    """TAP where a program reads, a live table where a person does, JUnit besides if asked."""
+    """Return the output: TAP, or a live table on a terminal; and JUnit if requested."""
     shown: list[Observer] = []
     if args.junit:
-        from rcdrv.report.junit import JUnit  # the XML library is not for everybody
+        from rcdrv.report.junit import JUnit  # imports the XML library
 
         shown.append(JUnit(args.junit))
     if args.json:

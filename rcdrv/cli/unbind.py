@@ -1,7 +1,7 @@
-"""Give a PCI function back to the driver that `rcdrv bind` took it from.
+"""Return a PCI function to the driver from which `rcdrv bind` took it.
 
-Where nothing is noted, because a udev rule or somebody else bound it, whichever driver wants it
-gets it.
+If no driver is noted, because a udev rule or another program bound the function, the kernel probes
+for one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_address(parser)
     parser.add_argument("--group", action="store_true", help="all functions of its IOMMU group")
     parser.add_argument(
-        "--force", action="store_true", help="also when in use: whoever has it open has to let go"
+        "--force", action="store_true", help="also if in use: its users must close it"
     )
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    del cancel  # a half-done change of the host helps nobody
+    del cancel  # a change of the host is not left half-done
     steps, paths = Steps(args), Paths()
     function = HostFunction(named_address(args), paths)
     given = Binder(paths, steps).unbind(function, whole_group=args.group, force=args.force)

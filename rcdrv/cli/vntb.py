@@ -1,4 +1,4 @@
-"""A vNTB as the command line names it: which BARs, and its driver."""
+"""The vNTB of a command line: its BARs and its driver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rcdrv.function import Function
 
 
 def bar_options() -> argparse.ArgumentParser:
-    """Return the options that say where the parts of a vNTB are."""
+    """Return the options for the BARs of a vNTB."""
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("where the parts are (default: by the ID)")
     group.add_argument("--ctrl-bar", type=bar_number, metavar="N", help="control block")

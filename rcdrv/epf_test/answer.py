@@ -1,4 +1,4 @@
-"""Answer to one command or ring, and the ways to learn of it."""
+"""Answer to one command or ring, and the ways to wait for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rcdrv.record import fresh, mutable_record
 
 
 class IrqChoice(Enum):
-    """Way to learn of an answer."""
+    """Interrupt kind that announces an answer, or polling."""
 
     AUTO = "auto"
     MSI = "msi"
@@ -27,19 +27,19 @@ class Answer:
     answered: bool
     """STATUS has IRQ_RAISED and one of the bits that answer the request."""
     latency_ns: int | None = None
-    """From the write to the answer, as this program saw it; None without an answer."""
+    """Time from the write to the answer as this program sees it; None without an answer."""
     vectors: dict[int, int] = fresh(factory=dict)
-    """Interrupts that came with it: {vector, from 0: count}."""
+    """Interrupts that arrived with the answer: {vector from 0: count}."""
     interrupted: bool = False
-    """An interrupt came, with the answer or without."""
+    """An interrupt arrived, with or without an answer."""
     irq_lost: bool = False
-    """STATUS has the answer, the interrupt did not come."""
+    """STATUS has the answer, but the interrupt did not arrive."""
     command_left: bool = False
-    """COMMAND was still set afterwards; the endpoint clears it first."""
+    """COMMAND was not cleared; the endpoint clears it before it answers."""
     contradicts: bool = False
     """STATUS has both the success and the failure bit of the command."""
 
     @property
     def good(self) -> bool:
-        """Whether it was answered and taken properly; STATUS may still report a failure."""
+        """Whether the answer follows the protocol; STATUS may still report a failure."""
         return self.answered and not self.command_left and not self.contradicts

@@ -1,7 +1,7 @@
-"""The BAR tests: patterns through one BAR, through all, and through a BAR in halves.
+"""BAR tests: write and verify patterns in one BAR, in all BARs, and in the halves of a BAR.
 
-What they write and expect is what ``pci_endpoint_test_bar()``, ``..._bars()`` and
-``..._bar_subrange()`` of ``drivers/misc/pci_endpoint_test.c`` do.
+The patterns are those of ``pci_endpoint_test_bar()``, ``..._bars()`` and ``..._bar_subrange()`` in
+``drivers/misc/pci_endpoint_test.c``.
 """
 
 from __future__ import annotations
@@ -22,34 +22,33 @@ from rcdrv.mmio import Window
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
 CHUNK = 1 << 16
-"""Bytes in one go. In between it is looked whether to stop: an endpoint that is gone answers each
-read with a completion time-out of up to 50 ms."""
+"""Bytes per copy. Cancellation is checked between copies: each read of a removed endpoint may take
+a completion time-out of up to 50 ms."""
 
 WHOLE = 1 << 30
-"""Bytes of the largest BAR that is tested whole unless the caller says so."""
+"""Largest BAR in bytes that is tested completely by default."""
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
-
+"""Called with (bytes done, bytes in total)."""
 
 Stretches = Callable[[int], Iterable[tuple[int, int]]]
-"""Which (offset, length) of so many bytes are tested, in ascending order; whole words each."""
+"""Return the (offset, length) pairs to test of a size, ascending, each a multiple of 4 bytes."""
 
 
 def _ignore(_done: int, _total: int) -> None:
-    """Nobody watches."""
+    """Discard progress."""
 
 
 def chunks(size: int) -> Iterator[tuple[int, int]]:
-    """All of it, in stretches of at most :data:`CHUNK` bytes."""
+    """Yield the whole range in stretches of at most :data:`CHUNK` bytes."""
     for offset in range(0, size, CHUNK):
         yield offset, min(CHUNK, size - offset)
 
 
 def sampled(size: int) -> Iterator[tuple[int, int]]:
-    """All of a BAR up to :data:`WHOLE`; of a larger one what is at powers of two, and its end.
+    """Yield all of a BAR up to :data:`WHOLE`; of a larger one each power of two, and the end.
 
-    Reads of a BAR reach some 10 MB/s, so 1 GiB takes minutes, and what claims 2^62 bytes for ever.
+    BAR reads reach about 10 MB/s: 1 GiB takes minutes, and a claimed 2^62 bytes never end.
     """
     if size <= WHOLE:
         yield from chunks(size)
@@ -70,9 +69,9 @@ def _how_much(size: int, stretches: Stretches) -> str:
 def bar_test(
     index: int, driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = sampled
 ) -> str:
-    """Fill a BAR with its byte pattern and read it back, piece by piece.
+    """Fill a BAR with its byte pattern and read it back, stretch by stretch.
 
-    :returns: how much was tested
+    :returns: the number of bytes tested, as text
     :raises NotPassed: a skip (``bar-reserved``, ``bar-disabled``), or ``data-mismatch``
     """
     check_writable(driver, index)
@@ -96,11 +95,11 @@ def bar_test(
 def consecutive_bar_test(
     driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = sampled
 ) -> str:
-    """Write all BARs, each word with its BAR and offset, and only then read them all.
+    """Write BAR number and offset into every word of all BARs, then verify all BARs.
 
-    Finds BARs that share memory, which :func:`bar_test` cannot see.
+    Detects BARs that share memory, which :func:`bar_test` cannot.
 
-    :returns: which BARs were tested
+    :returns: the BARs tested, as text
     :raises NotPassed: ``data-mismatch``
     """
     _check_caps(driver)
@@ -138,13 +137,13 @@ def consecutive_bar_test(
 def subrange_test(
     index: int, driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = sampled
 ) -> str:
-    """Have the endpoint map the BAR's two halves swapped, and find its signature in each.
+    """Have the endpoint swap the two halves of the BAR, and verify its signature in each.
 
-    CLEAR follows whatever happens after a SETUP that was taken: a bus reset or an unbind in between
-    would cost the BAR until the endpoint function is made anew.
+    Every accepted SETUP is followed by CLEAR: a bus reset or an unbind before CLEAR would disable
+    the BAR until the endpoint function is created again.
 
     :raises NotPassed: a skip (``bar-reserved``, ``no-caps``, ``register-bar``,
-        ``bar-disabled``, ``no-resource``), or what failed
+        ``bar-disabled``, ``no-resource``), or the failure
     """
     check_writable(driver, index)
     if not driver.caps & Caps.SUBRANGE_MAPPING:
@@ -169,7 +168,7 @@ _NOT_SET_UP = (Reason.SUBRANGE_FAILED, Reason.NO_RESOURCE, Reason.STUCK_COMMAND)
 
 
 def _clear_anyway(driver: EpfTest, index: int) -> None:
-    """CLEAR after something else went wrong, which is what the user has to read."""
+    """Send CLEAR after another failure, without replacing that failure."""
     with driver.function.cancel.deferred(), contextlib.suppress(RcdrvError):
         answer = driver.settle()
         if answer is None or not answer.status & Status.BAR_SUBRANGE_SETUP_FAIL:
@@ -182,7 +181,7 @@ def _check_halves(
     half = window.size // 2
 
     def verify(number: int, first: int, offset: int, length: int) -> None:
-        """That the half has its own byte, which is ``first`` in half 0 and the next in half 1."""
+        """Verify that the half holds its own byte: ``first`` in half 0, ``first + 1`` in half 1."""
         own, other = (bytes([first + which & 0xFF]) * length for which in (number, 1 - number))
         _verify(driver, index, number * half + offset, own, lambda: {"the other half": other})
 
@@ -207,9 +206,9 @@ def _check_halves(
 
 
 def _check_swapped(driver: EpfTest, index: int, window: Window) -> None:
-    """Tell halves that stayed where they were from what else may be wrong with a signature.
+    """Detect halves that were not swapped, among the causes of a wrong signature.
 
-    :raises NotPassed: ``data-mismatch``: each half shows the signature of the other
+    :raises NotPassed: ``data-mismatch``: each half shows the other's signature
     """
     half = window.size // 2
     for number in (0, 1):
@@ -226,9 +225,9 @@ def _check_swapped(driver: EpfTest, index: int, window: Window) -> None:
 
 
 def _subrange_command(driver: EpfTest, index: int, command: Command) -> None:
-    """Have it done.
+    """Send a subrange command.
 
-    :raises NotPassed: it was not, or its interrupt was lost
+    :raises NotPassed: it failed, or its interrupt was lost
     """
     setup = command is Command.BAR_SUBRANGE_SETUP
     answer = driver.command(command, {Reg.SIZE: index})
@@ -251,7 +250,10 @@ def _subrange_command(driver: EpfTest, index: int, command: Command) -> None:
 
 
 def offset_pattern(index: int, offset: int, length: int) -> bytes:
-    """Words with 0xa0 + BAR in the top 8 bits and their offset in the low 24, little endian."""
+    """Return words with 0xa0 + BAR in the top 8 bits and their offset in the low 24.
+
+    Little endian.
+    """
     pattern = bytearray()
     while len(pattern) < length:
         # Within 64 KiB only the low half of the words counts up.
@@ -265,7 +267,7 @@ def offset_pattern(index: int, offset: int, length: int) -> bytes:
 
 @cache
 def _low_halves() -> bytes:
-    """Words from 0 to 64 KiB in steps of 4, little endian."""
+    """Return the words from 0 to 64 KiB in steps of 4, little endian."""
     words = array("I", range(0, 1 << 16, 4))
     if sys.byteorder == "big":
         words.byteswap()
@@ -273,23 +275,26 @@ def _low_halves() -> bytes:
 
 
 def _fills(length: int) -> dict[str, bytes]:
-    """What :func:`bar_test` writes to each BAR."""
+    """Return what :func:`bar_test` writes to each BAR."""
     return {f"BAR{index}": bytes([0xA0 + index]) * length for index in range(6)}
 
 
 def _offset_patterns(bars: Sequence[int], offset: int, length: int) -> dict[str, bytes]:
-    """What :func:`consecutive_bar_test` writes to each BAR."""
+    """Return what :func:`consecutive_bar_test` writes to each BAR."""
     return {f"BAR{index}": offset_pattern(index, offset, length) for index in bars}
 
 
 def is_reserved(driver: EpfTest, index: int) -> bool:
-    """Whether CAPS, or what is known of the part, forbids writing to the BAR."""
+    """Return whether CAPS or the table of parts reserves the BAR."""
     announced = driver.caps & (Caps.BAR0_RESERVED << index)
     return bool(announced) or index in driver.part.untestable_bars
 
 
 def check_writable(driver: EpfTest, index: int) -> None:
-    """:raises NotPassed: a skip, the BAR is reserved; or it shows a doorbell and not memory"""
+    """Check that a test may write to the BAR.
+
+    :raises NotPassed: a skip, the BAR is reserved; or a doorbell is mapped there
+    """
     _check_caps(driver)
     if driver.caps & (Caps.BAR0_RESERVED << index):
         raise _skip(Reason.BAR_RESERVED, "BAR is reserved")
@@ -309,7 +314,7 @@ def check_writable(driver: EpfTest, index: int) -> None:
 
 
 def _check_caps(driver: EpfTest) -> None:
-    """CAPS of all ones would reserve every BAR.
+    """Reject CAPS of all ones, which would reserve every BAR.
 
     :raises NotPassed: ``all-ones``
     """
@@ -318,12 +323,12 @@ def _check_caps(driver: EpfTest) -> None:
 
 
 def testable_size(driver: EpfTest, index: int) -> int:
-    """Bytes that may be written: of the register BAR only MAGIC, which nobody uses."""
+    """Return the bytes that a test may write: of the register BAR only MAGIC, which is unused."""
     return 4 if index == driver.reg_bar else driver.function.bar(index).size
 
 
 def widen(driver: EpfTest, index: int) -> None:
-    """Have a BAR written and read in 64-bit words if these arrive. Writes to its first 8 bytes."""
+    """Use 64-bit accesses for the BAR if a trial write of its first 8 bytes arrives intact."""
     if testable_size(driver, index) >= 8 and driver.function.widen(index) is False:
         driver.trace(f"BAR{index}: 64-bit accesses do not arrive, so words have 32 bits here")
 
@@ -354,7 +359,7 @@ def _verify(
     """Read a stretch of a BAR and compare it.
 
     :raises NotPassed: ``data-mismatch``
-    :raises DeviceLost: it reads all ones because the device is gone
+    :raises DeviceLost: the device is gone and reads all ones
     """
     found = driver.function.bar(index).read_block(offset, len(expected))
     mismatch = compare(expected, found, base=offset, others=others)

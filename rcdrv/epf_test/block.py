@@ -1,4 +1,4 @@
-"""The test registers, and what this driver knows of their contents."""
+"""The test registers, and the driver's cached knowledge of their contents."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _REQUEST = (Reg.FLAGS, Reg.IRQ_TYPE, Reg.IRQ_NUMBER)
 
 
 class RegisterBlock:
-    """The registers of pci-epf-test in a BAR: one 32-bit access each.
+    """Registers of pci-epf-test in a BAR, one 32-bit access each.
 
-    A backend gives a function to one process, so besides the endpoint only this program writes
-    them. Leftovers of an earlier run are checked once, and a request register (FLAGS, IRQ_TYPE,
-    IRQ_NUMBER) is not written twice with one value, until :meth:`distrust` or :meth:`forget`.
+    A function belongs to one process, so only the endpoint and this program write the registers.
+    Values left by an earlier run are checked once, and a request register (FLAGS, IRQ_TYPE,
+    IRQ_NUMBER) is written only when its value changes, until :meth:`distrust` or :meth:`forget`.
 
     :param trace: called with a line for every access
     :raises UsageError: the BAR is too small
@@ -40,29 +40,29 @@ class RegisterBlock:
         self.forget()
 
     def forget(self) -> None:
-        """Assume nothing of the contents."""
+        """Discard all cached knowledge of the registers."""
         self._request: dict[Reg, int] = {}
         self.accepted = False
-        """FLAGS and IRQ_TYPE do not make pci-epf-test swallow a command: it answered one."""
+        """The endpoint has answered with the current FLAGS and IRQ_TYPE, so it does not ignore
+        commands because of them."""
         self.idle = False
         """COMMAND is known to be 0."""
         self.clears_command = False
-        """The endpoint was seen to clear COMMAND before it answered, as pci-epf-test does."""
+        """The endpoint cleared COMMAND before it answered, as pci-epf-test does."""
         self.free_db_bar: int | None = None
-        """DB_BAR as read while no doorbell was enabled; None: one may be."""
+        """DB_BAR as read while no doorbell was enabled; None if one may be."""
         self.db_bar: int | None = None
         """DB_BAR as last read."""
         self.status: int | None = None
-        """STATUS when it was last accessed. Since then the endpoint may have added what rings and
-        a command under way add."""
+        """STATUS at its last access. Rings and a running command may have set bits since."""
         self._resets = self.function.resets
 
     def distrust(self) -> None:
-        """Write the request registers again: pci-epf-test may have been bound anew, with zeros."""
+        """Write the request registers next time: rebinding pci-epf-test zeroes them."""
         self._request = {}
 
     def forget_if_reset(self) -> None:
-        """Forget if the function was reset since the last :meth:`forget`."""
+        """Call :meth:`forget` if the function was reset since the last call."""
         if self._resets != self.function.resets:
             self.forget()
 
@@ -76,13 +76,13 @@ class RegisterBlock:
             self.status = value
         elif register is Reg.DB_BAR:
             self.db_bar = value
-        # DB_BAR is all ones after a disable, and data may have any value.
+        # DB_BAR is all ones after DISABLE, and data registers may hold any value.
         if value == ALL_ONES and register in (Reg.COMMAND, Reg.STATUS, Reg.CAPS, Reg.IRQ_TYPE):
             self.function.check_alive()
         return value
 
     def note(self, register: Reg, value: int) -> int:
-        """Add what was read to the trace, and return it."""
+        """Trace a value that was read, and return it."""
         if self._trace is not None:
             self._trace(f"read  {_line(register, value)}")
         return value
@@ -105,12 +105,12 @@ class RegisterBlock:
             self.status = value
 
     def set(self, register: Reg, value: int) -> None:
-        """Write a request register unless it has the value already."""
+        """Write a request register unless it already holds the value."""
         if self._request.get(register) != value:
             self.write(register, value)
 
     def all_ones(self) -> NotPassed:
-        """Return the verdict for registers that read all ones on a device that is there."""
+        """Return the verdict for registers that read all ones although the device responds."""
         return NotPassed(
             Reason.ALL_ONES,
             f"the test registers in BAR{self.reg_bar} read all ones",

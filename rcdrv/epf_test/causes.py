@@ -1,8 +1,8 @@
-"""Causes of failures of pci-epf-test, likeliest first for a part, with what confirms each.
+"""Causes of pci-epf-test failures, likeliest first for a part, with the dmesg line of each.
 
-Read from Linux 7.3: ``drivers/pci/endpoint/functions/pci-epf-test.c``,
-``drivers/pci/endpoint/pci-ep-msi.c`` and ``drivers/pci/controller/dwc/pcie-designware-ep.c``. A
-line confirms only where the kernel does not print it on success too.
+Source (Linux 7.3): ``drivers/pci/endpoint/functions/pci-epf-test.c``,
+``drivers/pci/endpoint/pci-ep-msi.c`` and ``drivers/pci/controller/dwc/pcie-designware-ep.c``. Lines
+that the kernel also prints on success are not listed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rcdrv.parts import Part
 
 
 class Symptom(Enum):
-    """What is seen of a failure, where one reason has several kinds of causes."""
+    """Observed failure, finer than a reason where one reason has several groups of causes."""
 
     REFUSED = "DOORBELL_ENABLE_FAIL, DB_BAR unchanged: pci_epf_alloc_doorbell() failed"
     NOT_MAPPED = "DOORBELL_ENABLE_FAIL, DB_BAR became NO_BAR: allocated, and then not mapped"
@@ -26,17 +26,18 @@ class Symptom(Enum):
 
 @dataclass(frozen=True)
 class Cause:
-    """One thing that can be behind a symptom."""
+    """Possible cause of a symptom."""
 
     symptoms: tuple[Symptom, ...]
     text: str
-    """What is wrong, with the cure where it is not plain."""
+    """The fault, with the fix where it is not obvious."""
     dmesg: str = ""
-    """The line of the endpoint's dmesg that confirms it; empty: there is none."""
+    """Line in the endpoint's dmesg that confirms the cause; empty if there is none."""
     doorbell: str = ""
     """Likeliest for parts with this kind of doorbell (:attr:`rcdrv.parts.Part.doorbell`)."""
     linkup_notifier: bool = False
-    """It needs a part with one, for which it is likeliest; an unknown part may have one."""
+    """Only possible on a part with a link-up notifier, and likeliest there; an unknown part may
+    have one."""
 
 
 CAUSES = (
@@ -79,7 +80,7 @@ CAUSES = (
     Cause((Symptom.NOT_MAPPED,), "no inbound window is free", "No free inbound window"),
     Cause(
         (Symptom.NOT_MAPPED,),
-        "the doorbell's interrupt is not to be had",
+        "the doorbell's interrupt could not be requested",
         "Failed to request doorbell IRQ",
     ),
     Cause(
@@ -117,7 +118,7 @@ CAUSES = (
 
 
 def causes(symptom: Symptom, part: Part) -> list[Cause]:
-    """The causes of ``symptom``, likeliest first for ``part``."""
+    """Return the causes of ``symptom``, likeliest first for ``part``."""
     known = bool(part.bars) or part.linkup_notifier
     possible = [
         cause
@@ -134,7 +135,7 @@ def causes(symptom: Symptom, part: Part) -> list[Cause]:
 
 
 def hint(symptom: Symptom, part: Part) -> str:
-    """One line with all causes, likeliest first, and the dmesg lines that tell them apart."""
+    """Return all causes in one line, likeliest first, with the dmesg lines that confirm them."""
     said = [
         cause.text + (f' (its dmesg: "{cause.dmesg}")' if cause.dmesg else "")
         for cause in causes(symptom, part)

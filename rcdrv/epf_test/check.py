@@ -1,7 +1,7 @@
-"""Bring-up order of an endpoint: layer by layer, up to the first that is broken.
+"""Bring-up check: test the layers in order and stop at the first broken one.
 
-Each layer needs those before it, so the first broken one is what to mend, and on which side. The
-layers are made of the cases of :mod:`rcdrv.epf_test.suite` as far as those do no harm.
+Each layer depends on those before it, so the first broken layer is the one to fix. The layers run
+the harmless cases of :mod:`rcdrv.epf_test.suite`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from rcdrv.parts import Part, part_of
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify
 
 MSI_VECTORS = 32
-"""Vectors that are raised of a kind: all of MSI; ``rcdrv test`` raises all of MSI-X."""
+"""Vectors raised of each kind: all of MSI. ``rcdrv test`` raises all of MSI-X."""
 _PAGE, _SAMPLE = 4096, 64
 
 
 class Side(str, Enum):
-    """Where to look."""
+    """Side of the link to examine."""
 
     ENDPOINT = "endpoint"
     ROOT_COMPLEX = "root complex"
@@ -44,11 +44,11 @@ _SIDES = {
     Reason.DEVICE_LOST: Side.EITHER,
     Reason.HOST: Side.ROOT_COMPLEX,
 }
-"""Everything else is the endpoint's doing."""
+"""All other reasons point to the endpoint."""
 
 
 class Layer(str, Enum):
-    """The layers, each on top of those before it."""
+    """Layers in bring-up order; each depends on those before it."""
 
     LINK = "link"
     CONFIG = "config space"
@@ -60,7 +60,7 @@ class Layer(str, Enum):
     RESET = "reset"
 
 
-# What to look at where the failure itself has no hint.
+# Hints for failures that have none of their own.
 _LOOK = {
     Layer.LINK: "is the endpoint on, its controller started, and the link up (rcdrv doctor)?",
     Layer.CONFIG: "on the endpoint: what does its controller driver write into config space?",
@@ -81,17 +81,17 @@ class LayerResult:
 
     layer: Layer
     verdict: Verdict
-    """SKIP where the endpoint does not have it, or it was not asked for."""
+    """SKIP if the endpoint lacks the feature, or the caller did not ask for the layer."""
     detail: str = ""
     notes: tuple[str, ...] = ()
-    """What is odd about it, and did not stop it."""
+    """Observations that are no failure."""
     error: RcdrvError | None = None
-    """Why it is broken."""
+    """The failure; None if the layer is not broken."""
 
 
 @dataclass
 class Check:
-    """All layers so far."""
+    """Results of the layers checked so far."""
 
     device: str
     description: str = ""
@@ -99,7 +99,7 @@ class Check:
 
     @property
     def broken(self) -> LayerResult | None:
-        """The layer that ended it; None if none is broken."""
+        """The first broken layer, where the check ends; None if there is none."""
         return next((one for one in self.layers if one.error is not None), None)
 
     @property
@@ -108,14 +108,14 @@ class Check:
 
     @property
     def hint(self) -> str:
-        """What to look at."""
+        """Advice for the broken layer; empty if there is none."""
         if self.broken is None or self.broken.error is None:
             return ""
         return self.broken.error.hint or _LOOK[self.broken.layer]
 
     @property
     def side(self) -> Side | None:
-        """On which side to look; None if nothing is broken."""
+        """Side of the link to examine; None if nothing is broken."""
         if self.reason is None or self.broken is None:
             return None
         if self.reason is Reason.IRQ_LOST and self.broken.detail:
@@ -123,7 +123,7 @@ class Check:
         return _SIDES.get(self.reason, Side.ENDPOINT)
 
     def picture(self) -> str:
-        """``RC == link == config space =X= BARs .. commands .. EP``: how far it works."""
+        """Return how far the path works: ``RC == link == config space =X= BARs .. EP``."""
         text, good = "RC", True
         states = {one.layer: one for one in self.layers}
         for layer in Layer:
@@ -137,14 +137,15 @@ class Check:
         return f"{text} {'==' if good else '..'} EP"
 
     def document(self) -> dict[str, Any]:
-        """The document, of plain JSON types. Its keys are stable; new ones may come.
+        """Return the JSON document. Its keys are stable; new ones may be added.
 
         ``layers``
-            In order: ``name``, ``verdict`` (null where it was not reached), ``message``, ``notes``.
+            In order: ``name``, ``verdict`` (null if not reached), ``message``, ``notes``.
         ``broken``, ``side``
-            The layer that ended it, and ``endpoint``, ``root complex`` or ``either side``; null.
+            The first broken layer, and ``endpoint``, ``root complex`` or ``either side``; null if
+            none is broken.
         ``verdict``, ``reason``, ``message``, ``hint``
-            See :mod:`rcdrv.verdict`; ``reason`` is null when it passed.
+            See :mod:`rcdrv.verdict`; ``reason`` is null on a pass.
         """
         broken, side = self.broken, self.side
         states = {one.layer: one for one in self.layers}
@@ -184,11 +185,11 @@ def check_endpoint(
     reset: bool = False,
     done: Done = lambda _result: None,
 ) -> Check:
-    """Check the layers in order; the first that is broken is the last.
+    """Check the layers in order, and stop after the first broken one.
 
-    :param make_driver: called when the BARs come, as that reads the test registers
-    :param check: filled as it goes
-    :param reset: also reset the function, which may lose what the endpoint has set up
+    :param make_driver: called at the layer of the BARs, as it reads the test registers
+    :param check: receives each result as soon as it is known
+    :param reset: also reset the function, which may destroy the endpoint's set-up
     :param done: called with each result
     :raises UsageError: the function is no pci-epf-test
     :raises Interrupted: the user asked to stop
@@ -210,7 +211,7 @@ def check_endpoint(
 
 
 def unopened(address: str, error: RcdrvError) -> Check:
-    """Return the check of a function that could not be opened because of the endpoint."""
+    """Return the check of a function that failed to open because of the endpoint."""
     layer = Layer.LINK if isinstance(error, DeviceLost) else Layer.CONFIG
     before = [] if layer is Layer.LINK else [LayerResult(Layer.LINK, Verdict.PASS)]
     broken = LayerResult(layer, classify(error)[0], error=error)
@@ -234,7 +235,7 @@ class _Run:
         self._reset_too = reset
         self._notes: list[str] = []
         self._passed: list[str] = []
-        """Steps of the layer that have passed."""
+        """Steps of the current layer that passed."""
         self._probes: dict[Layer, Callable[[], None]] = {
             Layer.LINK: self._link,
             Layer.CONFIG: self._config,
@@ -260,7 +261,7 @@ class _Run:
         if error is not None and verdict is Verdict.SKIP:
             return LayerResult(layer, verdict, error.message, notes)
         if isinstance(error, DeviceLost):
-            # All layers stand on the link, wherever its loss is noticed.
+            # All layers depend on the link, so a loss is the link's failure wherever it is noticed.
             notes = (*notes, f"it was lost while this was tried: {layer.value}")
             return LayerResult(Layer.LINK, verdict, "", notes, error)
         return LayerResult(layer, verdict, detail, notes, error)
@@ -270,7 +271,7 @@ class _Run:
     def _link(self) -> None:
         self._function.check_alive()
         express = None
-        with suppress(EndpointError):  # the next layer's
+        with suppress(EndpointError):  # the next layer reports it
             express = self._function.config.express()
         if express is None or not express.speed:
             self._passed.append("config space answers")
@@ -309,7 +310,7 @@ class _Run:
         self._passed.append(f"registers in BAR{self._driver.reg_bar}")
 
     def _commands(self) -> None:
-        # Polled, so that a lost interrupt is not taken for an endpoint that does not answer.
+        # Polling tells an endpoint that does not answer from a lost interrupt.
         self._driver.use_irq(IrqChoice.POLL)
         irqs.raise_vector(self._driver, IrqChoice.POLL, 0)
         caps = decode(Reg.CAPS, int(self._driver.caps)) or "none announced"
@@ -332,7 +333,7 @@ class _Run:
             self._passed.append(choice.value)
 
     def _kinds(self) -> Iterator[IrqChoice]:
-        """What the caller asked for; else what CAPS announces, or MSI where it announces none."""
+        """Yield the caller's choice; else what CAPS announces, or MSI if it announces none."""
         driver = self._driver
         if driver.irq_choice is not IrqChoice.AUTO:
             yield from () if driver.irq_choice is IrqChoice.POLL else (driver.irq_choice,)
@@ -378,7 +379,7 @@ class _Run:
             raise _skip("the function has no reset of its own")
         driver.disarm()
         function.reset()
-        # A command that is answered, and its interrupt that arrives, as before.
+        # Commands must still be answered, and their interrupts must still arrive.
         driver.use_irq(IrqChoice.POLL)
         irqs.raise_vector(driver, IrqChoice.POLL, 0)
         for choice in self._kinds():
@@ -399,7 +400,10 @@ def _named(pattern: str) -> Sequence[Case]:
 
 
 def _samples(size: int) -> Iterator[tuple[int, int]]:
-    """The first and last page, and a few words at each power of two: every address line."""
+    """Yield the first and last page and a few words at each power of two.
+
+    This covers every address line.
+    """
     yield 0, min(size, _PAGE)
     offset = _PAGE
     while offset < size - _PAGE:

@@ -1,7 +1,7 @@
-"""The endpoint's doorbell: enable it, check what the endpoint says of it, ring it, disable it.
+"""The endpoint's doorbell: enable it, validate its location, ring it, disable it.
 
-On the endpoint this is ``pci_epf_test_enable_doorbell()`` and its two neighbours; where the
-doorbell lives is decided by ``drivers/pci/endpoint/pci-ep-msi.c``.
+The endpoint's side is ``pci_epf_test_enable_doorbell()``, ``..._disable_doorbell()`` and
+``..._doorbell_handler()``; ``drivers/pci/endpoint/pci-ep-msi.c`` allocates the doorbell.
 """
 
 from __future__ import annotations
@@ -35,45 +35,45 @@ LOST_BAR_HINT = (
 
 @record
 class Location:
-    """Where a doorbell is, and what to write there."""
+    """Location of a doorbell, and the value that rings it."""
 
     bar: int
     offset: int
     """Bytes from the start of the BAR; a multiple of 4."""
     data: int
-    """The 32-bit value. 0 is as good as any other: the embedded doorbell wants it."""
+    """32-bit value; may be 0, as for embedded doorbells."""
 
     def __str__(self) -> str:
         return f"BAR{self.bar}+{self.offset:#x} data {self.data:#010x}"
 
     def window(self, function: Function) -> Window:
-        """The BAR, when one 32-bit write of the data there is possible.
+        """Return the BAR after checking that it takes a 32-bit write of the data there.
 
-        :raises UsageError: it is not
+        :raises UsageError: it does not
         """
         window = function.bar(self.bar)
         if self.offset < 0 or self.offset % 4 or self.offset + 4 > window.size:
             raise UsageError(
                 f"no 32-bit write at {self.offset:#x} of BAR{self.bar} ({window.size:#x} bytes)"
             )
-        if not 0 <= self.data < 1 << 32:  # a register does not say it in our words
+        if not 0 <= self.data < 1 << 32:  # the register's own error would not be a UsageError
             raise UsageError(f"a doorbell takes 32 bits, unsigned, and not {self.data:#x}")
         return window
 
 
 class Doorbell:
-    """A doorbell that is enabled for as long as the context lasts.
+    """Context in which the endpoint's doorbell is enabled.
 
     :param driver: the endpoint
-    :param expect_bar: refuse to ring when the endpoint reports another BAR
-    :param override: ring there instead of where the endpoint says, which is not checked then
-    :param force: try although CAPS does not announce doorbells: kernels 6.17 to 6.19 can do
-        them and do not say so
+    :param expect_bar: fail if the endpoint reports another BAR
+    :param override: ring there; the location that the endpoint reports is not checked then
+    :param force: try even if CAPS does not announce doorbells: kernels 6.17 to 6.19 support
+        doorbells without announcing them
 
     Entering raises :class:`NotPassed`: ``no-caps`` (a skip), ``enable-failed``, ``wrong-bar``,
-    ``bad-bar``, ``bad-offset`` or what :func:`~rcdrv.epf_test.explain.explain` finds. In any case
-    a doorbell that the endpoint has enabled is disabled again. :attr:`left_enabled` says that
-    this could not be confirmed.
+    ``bad-bar``, ``bad-offset`` or a verdict of :func:`~rcdrv.epf_test.explain.explain`. A doorbell
+    that the endpoint has enabled is always disabled again; :attr:`left_enabled` is true where this
+    is not confirmed.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class Doorbell:
         self._enabled = False
         self._register: Register | None = None
         self.said: Location | None = None
-        """Where the endpoint says that it is."""
+        """Location that the endpoint reports."""
         self.location: Location | None = None
-        """Where it is rung."""
+        """Location that is rung."""
         self.left_enabled = False
 
     # -- enable and disable -------------------------------------------------------------------
@@ -145,9 +145,9 @@ class Doorbell:
         failed = bool(answer.status & Status.DOORBELL_ENABLE_FAIL)
         refused = answer.answered and failed and not answer.contradicts
         if refused and stale_doorbell(driver) is not None:
-            # An earlier run died with its doorbell enabled, so this one was refused as busy.
-            # DISABLE is safe only because DB_BAR names a doorbell: on an endpoint that has
-            # never enabled one it would dereference a null pointer.
+            # An earlier run died with its doorbell enabled, so ENABLE fails with EBUSY. DISABLE
+            # is safe only because DB_BAR names a doorbell: on an endpoint that has never enabled
+            # one, it dereferences a null pointer.
             driver.trace("doorbell left enabled by an earlier run: disable it and try again")
             driver.command(Command.DISABLE_DOORBELL)
             answer = self._send_enable()
@@ -166,16 +166,18 @@ class Doorbell:
             if after == NO_BAR and driver.read(Reg.STATUS) == ALL_ONES:
                 raise driver.all_ones()
             raise self._enable_failed(before, after)
-        named = stale_doorbell(driver)
-        if not answer.command_left and named is not None and named != before:
-            self._enabled = True  # it did enable, and only failed to say so
+        if not answer.command_left and stale_doorbell(driver) is not None:
+            # Only the answer was lost: ENABLE has succeeded, or was refused because of an earlier
+            # run's doorbell. That run has ended, so either is to be disabled.
+            self._enabled = True
         raise explain(driver, answer, "ENABLE_DOORBELL")
 
     def _enable_failed(self, before: int | None, after: int) -> NotPassed:
-        """The verdict after DOORBELL_ENABLE_FAIL: pci_epf_test_doorbell_cleanup() writes NO_BAR
-        once pci_epf_alloc_doorbell() has succeeded.
+        """Return the verdict for DOORBELL_ENABLE_FAIL.
 
-        :param before: DB_BAR before ENABLE; None: not known
+        pci_epf_test_doorbell_cleanup() writes NO_BAR only if pci_epf_alloc_doorbell() succeeded.
+
+        :param before: DB_BAR before ENABLE; None if unknown
         """
         from rcdrv.epf_test.causes import Symptom, hint
 
@@ -190,7 +192,7 @@ class Doorbell:
             message += ": it got one and could not map it into a BAR"
             advice = hint(Symptom.NOT_MAPPED, part)
         else:
-            # An earlier DISABLE left NO_BAR: a doorbell was to be had then.
+            # NO_BAR is from an earlier DISABLE, so a doorbell could be allocated then.
             advice = hint(Symptom.NOT_MAPPED, part)
         return NotPassed(Reason.ENABLE_FAILED, message, hint=advice)
 
@@ -200,14 +202,14 @@ class Doorbell:
         return answer
 
     def _note(self, answer: Answer) -> None:
-        """What the answer to ENABLE says of the doorbell's state."""
+        """Update the doorbell's state from the answer to ENABLE."""
         success = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
         self._enabled = answer.answered and success and not answer.contradicts
-        # Without an answer the endpoint may have taken it without a word.
+        # Without an answer, the endpoint may still have enabled it.
         self.left_enabled = (not answer.answered and not answer.command_left) or answer.contradicts
 
     def _check(self, said: Location) -> None:
-        """Nothing is written to a place that cannot be the doorbell."""
+        """Reject a location that cannot be the doorbell, so that nothing is written there."""
         driver = self._driver
         bar, offset = said.bar, said.offset
         if ALL_ONES in (bar, offset, said.data) and driver.read(Reg.STATUS) == ALL_ONES:
@@ -242,12 +244,13 @@ class Doorbell:
             )
 
     def _leave(self, failing: bool) -> None:
-        """Disable. Raises an error of rcdrv's own only when nothing else has gone wrong yet."""
+        """Disable the doorbell. With ``failing``, suppress rcdrv's own errors in favour of the
+        first one."""
         with self._driver.function.cancel.deferred():
             try:
                 self._disable()
             except BaseException as error:
-                # A lost interrupt of the DISABLE itself is a finding, not a doorbell left on.
+                # If only DISABLE's interrupt was lost, the doorbell is disabled nevertheless.
                 self.left_enabled = self._enabled or self._driver.in_flight is not None
                 if not failing or not isinstance(error, RcdrvError):
                     raise
@@ -257,7 +260,7 @@ class Doorbell:
     def _disable(self) -> None:
         driver = self._driver
         if driver.in_flight is Command.ENABLE_DOORBELL:
-            # Stopped while it was on its way: find out whether it was taken.
+            # ENABLE was interrupted while waiting: find out whether the endpoint took it.
             answer = driver.settle()
             assert answer is not None
             self._note(answer)
@@ -273,29 +276,28 @@ class Doorbell:
             message = "the endpoint could not disable its doorbell (DOORBELL_DISABLE_FAIL)"
             if driver.read(Reg.DB_BAR) != NO_BAR:
                 raise NotPassed(Reason.DISABLE_FAILED, message, hint=LEFT_ENABLED_HINT)
-            # pci_epf_test_disable_doorbell() freed it and its interrupt before pci_epc_set_bar().
+            # pci_epf_test_disable_doorbell() frees doorbell and interrupt before pci_epc_set_bar().
             self._enabled = self.left_enabled = False
             raise NotPassed(
                 Reason.DISABLE_FAILED,
                 f"{message}: it is freed, but its BAR does not show memory again",
-                hint="unbind and bind pci-epf-test on the endpoint, which sets its BARs up anew",
+                hint="unbind and bind pci-epf-test on the endpoint, which sets up its BARs again",
             )
         raise explain(driver, answer, "DISABLE_DOORBELL")
 
     # -- ring ---------------------------------------------------------------------------------
 
     def write(self) -> None:
-        """The ring itself: one 32-bit write, nothing else."""
+        """Ring: one 32-bit write, no other access."""
         assert self._register is not None, "not entered"
         assert self.location is not None, "not entered"
         self._driver.unanswered += 1
         self._register[0] = self.location.data
 
     def burst(self, count: int) -> None:
-        """Ring ``count`` times as fast as possible, without awaiting answers; not interruptible.
+        """Ring ``count`` times as fast as possible without waiting for answers. Not interruptible.
 
-        More rings than the endpoint has answered may come to a single acknowledgement: its
-        interrupt is pending or it is not.
+        The endpoint may acknowledge several rings at once: its interrupt is a single pending bit.
         """
         assert self.location is not None, "not entered"
         self._driver.unanswered += count
@@ -309,7 +311,7 @@ class Doorbell:
         :raises DeviceLost: the device is gone
         """
         driver = self._driver
-        # The handler on the endpoint raises what these say at that moment.
+        # The endpoint's handler reads these registers when it raises the interrupt.
         driver.request_irq()
         driver.write(Reg.STATUS, 0)
         driver.drop_interrupts()
@@ -323,13 +325,12 @@ class Doorbell:
         return answer
 
     def settle(self) -> None:
-        """Give a second interrupt for the last ring the time to show up, as
-        :attr:`EpfTest.stray`."""
+        """Wait for a second interrupt of the last ring, which :attr:`EpfTest.stray` counts."""
         self._driver.function.pause(SETTLE)
         self._driver.drop_interrupts()
 
     def bar_is_lost(self) -> bool:
-        """Whether the doorbell's BAR, now that the doorbell is disabled, reads all ones.
+        """Return whether the doorbell's BAR reads all ones after DISABLE.
 
         :raises DeviceLost: the whole device is gone
         """
@@ -341,7 +342,7 @@ class Doorbell:
         return True
 
     def judge(self, answer: Answer) -> NotPassed | None:
-        """What is wrong with a ring's answer; None when it is an acknowledgement."""
+        """Return the failure in a ring's answer; None if it is an acknowledgement."""
         driver = self._driver
         if not answer.answered or answer.irq_lost:
             failure = explain(driver, answer, "doorbell")
@@ -367,25 +368,25 @@ class Doorbell:
         return None
 
     def _cut_off(self) -> str:
-        """The likeliest cause of silence in a BAR that DB_OFFSET does not reach all of: the
-        endpoint cuts the offset to 32 bits (cpu_to_le32() in pci_epf_test_enable_doorbell())."""
+        """Return the hint for silence in a BAR above 4 GiB: the endpoint truncates the offset to 32
+        bits (cpu_to_le32() in pci_epf_test_enable_doorbell())."""
         assert self.location is not None, "not entered"
         bar = self.location.bar
         size = self._driver.function.bar(bar).size
         if self._override is not None or size <= 1 << 32:
             return ""
         return (
-            f"BAR{bar} has {size >> 30} GiB, and DB_OFFSET only 32 bits: the endpoint cuts off an"
-            f" offset beyond 4 GiB without a word. Give its BAR{bar} 4 GiB or less"
+            f"BAR{bar} has {size >> 30} GiB, and DB_OFFSET only 32 bits: the endpoint silently"
+            f" truncates an offset beyond 4 GiB. Give its BAR{bar} 4 GiB or less"
         )
 
 
 def stale_doorbell(driver: EpfTest) -> int | None:
-    """The BAR in which the endpoint says that a doorbell is enabled, or None.
+    """Return the BAR in which the endpoint reports an enabled doorbell, or None.
 
-    DB_BAR reads 0 before the first ENABLE and NO_BAR after a DISABLE. Only an ENABLE changes that.
-    So once no command is under way, neither this driver's nor one of an earlier run, it is read
-    only until the next ENABLE.
+    DB_BAR reads 0 before the first ENABLE and NO_BAR after a DISABLE; only ENABLE changes it. So
+    once no command is running, neither ours nor an earlier run's, its value is cached until the
+    next ENABLE.
     """
     if driver.free_db_bar is not None:
         return None
@@ -398,9 +399,9 @@ def stale_doorbell(driver: EpfTest) -> int | None:
 
 
 def free_stale_doorbell(driver: EpfTest) -> None:
-    """Disable a doorbell that an earlier run left enabled, as far as the endpoint lets us.
+    """Disable a doorbell that an earlier run left enabled, if the endpoint permits.
 
-    Its BAR may show the endpoint's interrupt controller instead of memory meanwhile.
+    Until then its BAR may show the endpoint's interrupt controller instead of memory.
     """
     if stale_doorbell(driver) is not None:
         with contextlib.suppress(NotPassed), Doorbell(driver, force=True):

@@ -1,6 +1,6 @@
-"""The driver of a pci-epf-test endpoint: one command at a time, every wait bounded.
+"""Driver of a pci-epf-test endpoint: one command at a time, every wait bounded.
 
-How the endpoint takes and answers a command is ``pci_epf_test_cmd_handler()`` of
+The endpoint's side is ``pci_epf_test_cmd_handler()`` in
 ``drivers/pci/endpoint/functions/pci-epf-test.c``.
 """
 
@@ -36,33 +36,31 @@ from rcdrv.wait import Deadline
 
 _IRQ_KINDS = {IrqType.INTX: IrqKind.INTX, IrqType.MSI: IrqKind.MSI, IrqType.MSIX: IrqKind.MSIX}
 
-# The endpoint writes STATUS before it raises the interrupt, and an interrupt crosses a link in
-# microseconds. So once STATUS has the answer, an interrupt that is this late (s) is lost. Where the
-# user allows long waits, as on a busy emulator, it may be a tenth of the time-out late, up to more.
+# Seconds from the answer in STATUS until a missing interrupt counts as lost. The endpoint writes
+# STATUS before it raises the interrupt, which crosses a link in microseconds. With a long time-out,
+# as for a busy emulator, it is a tenth of the time-out, at most _LONGEST_GRACE.
 _IRQ_GRACE, _LONGEST_GRACE = 0.1, 0.3
-# Until one is lost, an MSI has this long. An emulated endpoint that shares two processors with 20
-# others raised it 0.4 to 1 s after the write to STATUS; where it comes, the wait costs nothing.
+# The same for MSI and MSI-X until the first one is lost. An emulated endpoint that shared two
+# processors with 20 others raised it 0.4 to 1 s late; an interrupt that arrives ends the wait.
 _FIRST_GRACE = 2.0
-# How often (s) a wait for an interrupt looks at STATUS. Rare, since each look is a read over the
-# link that an endpoint under test need not see.
+# Seconds between reads of STATUS while waiting for an interrupt. Each is a read over the link that
+# an undisturbed endpoint would not see, so they are rare.
 _PEEK = 0.02
-# Polling: look without a pause this long (s), which covers a doorbell; then once a millisecond,
-# which is as fast as the endpoint looks at COMMAND.
+# Polling: read without a pause for so many seconds, which covers a doorbell; then once a
+# millisecond, the rate at which the endpoint polls COMMAND.
 _SPIN = 0.002
-# How long (s) to wait for an INTx line to become quiet; controllers pulse it for 1-2 ms.
+# Seconds to wait for an INTx line to be deasserted; controllers pulse it for 1-2 ms.
 _INTX_PULSE = 0.02
-# A command that is late to be cleaned up with does no harm. All others are taken back.
+# Commands that only clean up may run late. All others are withdrawn.
 _LATE_IS_FINE = (Command.DISABLE_DOORBELL, Command.BAR_SUBRANGE_CLEAR)
 
-# Only these look at FLAGS, beyond refusing USE_DMA without an engine.
+# Only these use FLAGS; the others merely refuse USE_DMA without a DMA engine.
 _TRANSFERS = (Command.READ, Command.WRITE, Command.COPY)
 
 SETTLE = 0.002
-"""A second interrupt for one answer follows the first within microseconds; this many seconds are
-enough to see it."""
+"""Seconds to wait for a second interrupt, which follows the first within microseconds."""
 
-
-# As plain integers: operations on flags take longer than a register read over a link.
+# A plain integer: operations on IntFlag take longer than a register read over a link.
 _RAISED = int(Status.IRQ_RAISED)
 
 
@@ -73,13 +71,13 @@ def _is_answer(status: int, expected: int) -> bool:
 class EpfTest(RegisterBlock):
     """A pci-epf-test endpoint, seen from the root complex.
 
-    :param function: the open function; it stays the caller's to close
-    :param reg_bar: where the test registers are; default: :func:`find_registers`
-    :param irq: how to learn of answers
-    :param timeout: seconds, the bound of every wait for the endpoint
+    :param function: the open function; the caller closes it
+    :param reg_bar: the BAR with the test registers; default: :func:`find_registers`
+    :param irq: interrupt kind of the answers, or polling
+    :param timeout: bound of every wait for the endpoint in seconds
     :param trace: called with a line for every register access
-    :raises UsageError: there are no test registers in that BAR; or ``reg_bar`` is left out, and the
-        class is that of pci-epf-vntb
+    :raises UsageError: no test registers in that BAR; or ``reg_bar`` is not given and the class is
+        that of pci-epf-vntb
     :raises NotPassed: the function has no interrupt of the kind asked for
     """
 
@@ -96,8 +94,8 @@ class EpfTest(RegisterBlock):
         config = function.config
         self.part = parts.part_of(config.vendor_id, config.device_id)
         if reg_bar is None and config.class_code >> 8 == pci.CLASS_MEMORY_RAM:
-            # Its memory windows show the endpoint's physical address 0 until they have a
-            # translation: a test of that BAR would write over whatever is there.
+            # Its memory windows map the endpoint's physical address 0 until a translation is set:
+            # a BAR test would overwrite what is there.
             raise UsageError(
                 f"{function.address} is no pci-epf-test: its class is that of pci-epf-vntb",
                 hint="rcdrv ntb drives it; `reg_bar=N` takes it for a pci-epf-test nevertheless",
@@ -109,29 +107,29 @@ class EpfTest(RegisterBlock):
         if reg_bar is not None:
             check_registers(function, reg_bar, int(self.caps))
         self.irq_choice = irq
-        """What the caller asked for; :meth:`use_irq` may have changed what is in use."""
+        """The caller's choice; :meth:`use_irq` does not change it."""
         self._interrupts: Interrupts | None = None
         self.irq_type, self.irq_kind = self._choose_irq(irq)
         self.in_flight: Command | None = None
-        """A command without an answer yet, because an exception ended the wait."""
+        """Command whose answer is outstanding because an exception ended the wait."""
         self.doorbell_held = False
         """A :class:`~rcdrv.epf_test.doorbell.Doorbell` of this driver is entered."""
         self.not_taken = False
-        """The last command was not taken in time, whether it was taken back or not."""
+        """The endpoint did not take the last command in time; it may have been withdrawn."""
         self._asked_ns = 0
-        # STATUS when the last command was given: without a bit of its answer.
+        # STATUS when the last command was sent; has no bit of its answer.
         self._left_status: int | None = None
         self.spin = False
-        """Look for interrupts without sleeping: sooner seen, at the price of a busy processor."""
-        self._has_lost = False  # an MSI or MSI-X, after the longest grace
+        """Poll for interrupts without sleeping: lower latency, one busy processor."""
+        self._has_lost = False  # an MSI or MSI-X was lost after _FIRST_GRACE
         self._unmatched = 0
         self.unanswered = 0
-        """Rings without an awaited answer. One interrupt each may still come."""
+        """Rings whose answer was not awaited. One interrupt each may still arrive."""
 
     # -- interrupts ---------------------------------------------------------------------------
 
     def use_irq(self, choice: IrqChoice) -> None:
-        """Learn of answers in another way from now on.
+        """Change the interrupt kind of the answers.
 
         :raises NotPassed: ``no-vectors``: the function has no interrupt of this kind
         """
@@ -141,16 +139,15 @@ class EpfTest(RegisterBlock):
             self.irq_type, self.irq_kind = chosen
 
     def _choose_irq(self, choice: IrqChoice) -> tuple[IrqType, IrqKind | None]:
-        """The IRQ_TYPE to ask for, and the interrupts to wait for (None: poll STATUS)."""
+        """Return the IRQ_TYPE to request and the interrupt kind to wait for (None: poll STATUS)."""
         if choice is IrqChoice.POLL:
-            # A type the root complex has not enabled, so that nothing is really raised: MSI
-            # needs its enable bit, but IRQ_TYPE 0 would assert the line.
+            # MSI is not enabled, so nothing is raised. IRQ_TYPE 0 would assert the INTx line.
             return IrqType.MSI, None
         device = self.function.device
         if choice is not IrqChoice.AUTO:
             kind = IrqKind[choice.name]
             if not device.irq_count(kind):
-                # By sysfs no endpoint has any: the backend is as likely the reason.
+                # The sysfs backend has no interrupts at all, so the message names it.
                 none = not any(map(device.irq_count, IrqKind))
                 by = f", nor any other interrupt, by {device.backend}" if none else ""
                 raise NotPassed(
@@ -160,8 +157,8 @@ class EpfTest(RegisterBlock):
                     hint="`irq=auto` takes what there is",
                 )
             return IrqType[choice.name], kind
-        # The order of pci_endpoint_test_set_irq() for IRQ_TYPE_AUTO: what CAPS announces, and
-        # MSI where an older endpoint announces nothing.
+        # The order of pci_endpoint_test_set_irq() for IRQ_TYPE_AUTO: what CAPS announces; MSI if
+        # an older endpoint announces nothing.
         announced = [
             irq
             for irq, cap in (
@@ -182,9 +179,9 @@ class EpfTest(RegisterBlock):
         return "poll" if self.irq_kind is None else self.irq_kind.name.lower()
 
     def arm(self, count: int = 1) -> int:
-        """Have up to ``count`` vectors of the chosen kind ready; nothing to do when polling.
+        """Arm up to ``count`` vectors of the chosen kind; do nothing when polling.
 
-        :returns: how many are ready, fewer where the function or the host has fewer
+        :returns: the number armed, which the function or the host may limit
         """
         if self.irq_kind is None:
             return 0
@@ -203,15 +200,15 @@ class EpfTest(RegisterBlock):
 
     @property
     def stray(self) -> int:
-        """Interrupts beyond one for each command and each ring, since :meth:`count_strays`.
+        """Interrupts in excess of one per command and ring since :meth:`count_strays`.
 
-        INTx is not counted: several controllers assert the line for a millisecond or two, and it
-        fires repeatedly meanwhile.
+        INTx is not counted: several controllers assert the line for one or two milliseconds, in
+        which it fires repeatedly.
         """
         return max(0, self._unmatched - self.unanswered)
 
     def count_strays(self) -> None:
-        """Start :attr:`stray` at 0."""
+        """Reset :attr:`stray` to 0."""
         self._unmatched = self.unanswered = 0
 
     def drop_interrupts(self) -> None:
@@ -238,13 +235,13 @@ class EpfTest(RegisterBlock):
         vector: int = 0,
         timeout: float | None = None,
     ) -> Answer:
-        """Give the endpoint a command and wait for its answer.
+        """Send a command and wait for its answer.
 
-        :param parameters: what the command needs in other registers than FLAGS, IRQ_TYPE and
+        :param parameters: values of the command's other registers, besides FLAGS, IRQ_TYPE and
             IRQ_NUMBER
-        :param vector: the vector to answer with, from 0
+        :param vector: vector of the answer, from 0
         :param timeout: seconds to wait for the answer; default :attr:`timeout`
-        :raises NotPassed: ``stuck-command``: an earlier command is still in the register
+        :raises NotPassed: ``stuck-command``: COMMAND still holds an earlier command
         :raises DeviceLost: the device is gone
         """
         self.begin(command, parameters, flags, vector)
@@ -253,20 +250,20 @@ class EpfTest(RegisterBlock):
     def begin(
         self, command: Command, parameters: Mapping[Reg, int], flags: Flags, vector: int
     ) -> None:
-        """Give the endpoint a command; :meth:`settle` waits for its answer."""
+        """Send a command; :meth:`settle` waits for its answer."""
         self.arm(vector + 1)
         self.forget_if_reset()
         trusted = self.idle and self.accepted
         self._write_request(command, flags, vector)
         if not trusted:
-            # The endpoint reads IRQ_TYPE, then COMMAND, and an old IRQ_TYPE that is none would
-            # have it swallow the new command. This read pushes IRQ_TYPE there, and takes longer
-            # than the endpoint from one to the other, unless it is preempted in between.
+            # The endpoint reads IRQ_TYPE and then COMMAND, and ignores a command with an invalid
+            # IRQ_TYPE. This read flushes the write of IRQ_TYPE, and takes longer than the endpoint
+            # needs between its two reads, unless it is preempted there.
             self._wait_until_idle()
         for register, value in parameters.items():
             self.write(register, value)
-        # The endpoint clears STATUS too when it takes a command, but one that takes nothing must
-        # not be read as if it had answered with what an earlier command left behind.
+        # The endpoint also clears STATUS when it takes a command. If it takes none, the answer to
+        # an earlier command must not be read as this one's.
         left, answers = self.status, ANSWERS.get(command)
         if not self.accepted or left is None or answers is None or left & int(answers):
             self.write(Reg.STATUS, 0)
@@ -284,16 +281,16 @@ class EpfTest(RegisterBlock):
         self.write(Reg.COMMAND, command)
 
     def settle(self) -> Answer | None:
-        """Wait for the answer of a command that was left :attr:`in_flight`.
+        """Wait for the answer to the command :attr:`in_flight`.
 
-        :returns: the answer; None when there is no such command
+        :returns: the answer; None if there is no such command
         """
         if self.in_flight is None:
             return None
         return self._finish(self.in_flight, self._await(self.in_flight))
 
     def wait_on(self, command: Command, timeout: float) -> Answer:
-        """Wait longer for the answer to the last command, which was taken.
+        """Wait longer for the answer to the last command, which the endpoint has taken.
 
         :param timeout: seconds from now
         """
@@ -307,10 +304,10 @@ class EpfTest(RegisterBlock):
         left = 0 if complete and self.clears_command else self.read(Reg.COMMAND)
         if left == command and not answer.answered and command not in _LATE_IS_FINE:
             answer = self._take_back(command)
-            # Answered after all: the endpoint was just taking it.
+            # An answer means that the endpoint had read COMMAND before it was cleared.
             left = 0 if answer.answered else left
         if left == ALL_ONES:
-            # The registers went away behind the answer, which says nothing any more.
+            # The registers disappeared after the answer, which is void.
             answer = Answer(Status(ALL_ONES), False, interrupted=answer.interrupted)
         if not answer.answered and answer.status == self._left_status:
             answer.status = Status(0)  # nothing new
@@ -325,17 +322,20 @@ class EpfTest(RegisterBlock):
         return answer
 
     def _take_back(self, command: Command) -> Answer:
-        """Let a command that was not taken in time never be taken: a doorbell or a subrange would
-        come to be, or memory of this host be written, when nobody knows of it any more.
+        """Withdraw a command that the endpoint did not take in time.
 
-        pci_epf_test_cmd_handler() does nothing with 0, and writes 0 itself behind its read. When
-        it has read the command already, the answer comes soon.
+        Taken later, it would enable a doorbell, map a subrange or write this host's memory unseen.
+        pci_epf_test_cmd_handler() ignores a COMMAND of 0, and writes 0 itself after its read. If it
+        has read the command already, the answer follows soon.
         """
         self.write(Reg.COMMAND, 0)
         return self._await(command, min(self.timeout, _IRQ_GRACE))
 
     def _wait_until_idle(self) -> None:
-        """A COMMAND that is still set must not be overwritten: the endpoint may be reading it."""
+        """Wait until COMMAND is 0; until then the endpoint may be reading it.
+
+        :raises NotPassed: ``stuck-command``, ``all-ones``
+        """
         deadline = self.function.deadline(self.timeout)
         while True:
             left = self.read(Reg.COMMAND)
@@ -355,9 +355,9 @@ class EpfTest(RegisterBlock):
             self.function.pause(0.001)
 
     def check_caps_order(self) -> None:
-        """Say why CAPS lacks a bit where it is only in the wrong byte order.
+        """Reject CAPS in the wrong byte order, before a missing bit is reported.
 
-        :raises NotPassed: ``no-caps``, a skip: CAPS look byte-swapped
+        :raises NotPassed: ``no-caps``, a skip: CAPS looks byte-swapped
         """
         swapped = swapped_caps(self.caps)
         if swapped is not None:
@@ -371,28 +371,27 @@ class EpfTest(RegisterBlock):
             )
 
     def _write_request(self, command: Command, flags: Flags, vector: int) -> None:
-        """Set FLAGS, IRQ_TYPE and IRQ_NUMBER: stale values would spoil a command."""
+        """Set FLAGS, IRQ_TYPE and IRQ_NUMBER, whose stale values could make a command fail."""
         if flags or not self.accepted or command in _TRANSFERS:
             self.set(Reg.FLAGS, flags)
         self.request_irq(vector)
 
     def request_irq(self, vector: int = 0) -> None:
-        """Say which interrupt the endpoint has to raise with its next answer."""
-        # The number first, and never 0, which INTx does not look at: MSI-X with number 0 would
-        # make the endpoint read the table entry before the first.
+        """Set the interrupt that the endpoint raises with its next answer."""
+        # The number first, and never 0, although INTx ignores it: MSI-X with number 0 makes the
+        # endpoint read the table entry before the first.
         self.set(Reg.IRQ_NUMBER, vector + 1)
         self.set(Reg.IRQ_TYPE, self.irq_type)
 
     def wait_answer(
         self, start_ns: int, expected: Status | None = None, timeout: float | None = None
     ) -> Answer:
-        """Wait for STATUS.IRQ_RAISED and, unless polling, for the interrupt that comes with it.
+        """Wait for STATUS.IRQ_RAISED and, unless polling, for its interrupt.
 
-        A doorbell or a transfer of before may be answered only now, and must not be taken for the
-        answer: its bits are others.
+        An earlier doorbell or transfer may be answered meanwhile; ``expected`` tells it apart.
 
-        :param start_ns: when the endpoint was asked, on the function's clock
-        :param expected: the bits of which the answer has one; None: any
+        :param start_ns: time of the request, on the function's clock
+        :param expected: bits of which the answer has at least one; None: any
         :param timeout: seconds; default :attr:`timeout`
         """
         deadline = self.function.deadline(self.timeout if timeout is None else timeout)
@@ -423,7 +422,7 @@ class EpfTest(RegisterBlock):
                     return Answer(status, True, interrupted=interrupted, irq_lost=True)
             elif deadline.expired:
                 if bits == ALL_ONES and interrupted and self.irq_kind is not IrqKind.INTX:
-                    # One of them is that of the answer, which cannot be read any more.
+                    # One of them belongs to the answer, which can no longer be read.
                     self._unmatched -= 1
                 return Answer(status, False, interrupted=interrupted)
 

@@ -1,4 +1,4 @@
-"""Verdicts for answers that are not the expected ones, with the likeliest cause."""
+"""Verdicts for unexpected answers, with the likeliest cause."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from rcdrv.epf_test.registers import IrqType, Reg, decode
 from rcdrv.verdict import NotPassed, Reason
 
 _LOOK_AT_EP = "on the endpoint: is pci-epf-test bound and started, and what does its dmesg say?"
+_LOOK_AT_VERSION = (
+    "does the endpoint run another version of pci-epf-test, or another endpoint function?"
+)
 
 
 def explain(driver: EpfTest, answer: Answer, what: str) -> NotPassed:
-    """Return the verdict for ``what``, whose answer is not the expected one."""
+    """Return the verdict for an unexpected answer.
+
+    :param what: the command or ring, for the message
+    """
     from rcdrv.epf_test.causes import Symptom, hint
 
     status = f"STATUS {int(answer.status):#010x} {decode(Reg.STATUS, int(answer.status))}"
@@ -30,7 +36,7 @@ def explain(driver: EpfTest, answer: Answer, what: str) -> NotPassed:
         return NotPassed(
             Reason.WRONG_STATUS,
             f"{what}: {status} says both success and failure",
-            hint="does the endpoint run another version of pci-epf-test, or another function?",
+            hint=_LOOK_AT_VERSION,
         )
     if answer.irq_lost:
         return NotPassed(
@@ -49,7 +55,7 @@ def explain(driver: EpfTest, answer: Answer, what: str) -> NotPassed:
         Reason.WRONG_STATUS,
         f"{what}: {'an interrupt came, but ' if answer.interrupted else ''}"
         f"{status} does not have the answer",
-        hint="does the endpoint run another version of pci-epf-test, or another function?",
+        hint=_LOOK_AT_VERSION,
     )
 
 

@@ -1,4 +1,4 @@
-"""The interrupt tests: have the endpoint raise each vector, and see which one fires."""
+"""Interrupt tests: have the endpoint raise each vector, and check which one fires."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _COMMANDS = {
     IrqChoice.INTX: Command.RAISE_INTX_IRQ,
     IrqChoice.MSI: Command.RAISE_MSI_IRQ,
     IrqChoice.MSIX: Command.RAISE_MSIX_IRQ,
-    # IRQ_TYPE decides what is raised, and is one that nobody has enabled: STATUS has the answer.
+    # IRQ_TYPE decides what is raised. MSI is not enabled here, so only STATUS has the answer.
     IrqChoice.POLL: Command.RAISE_MSI_IRQ,
 }
 
 
 def intx_test(driver: EpfTest, _progress: object = None) -> str:
-    """Raise INTx, whatever CAPS says of it.
+    """Raise INTx, also if CAPS does not announce it.
 
-    :raises NotPassed: what came instead
+    :raises NotPassed: INTx did not fire
     """
     driver.use_irq(IrqChoice.INTX)
     raise_vector(driver, IrqChoice.INTX, 0)
@@ -34,10 +34,10 @@ def vector_test(
     driver: EpfTest,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> str:
-    """Raise vectors 1 to ``count`` of MSI or MSI-X, and check that each one fires itself.
+    """Raise vectors 1 to ``count`` of MSI or MSI-X, and check that exactly that vector fires.
 
-    :raises NotPassed: a vector that did not; or a skip at the first vector that the function
-        or the host does not have, as the kselftest does, after all that there are were tested
+    :raises NotPassed: the wrong vector or none fired; or a skip if the function or the host has
+        fewer than ``count``, after those were tested: the kselftest skips there too
     """
     name = "MSI-X" if choice is IrqChoice.MSIX else "MSI"
     driver.use_irq(choice)
@@ -63,7 +63,7 @@ def vector_test(
 def one_vector(choice: IrqChoice, number: int, driver: EpfTest) -> None:
     """Raise one vector, numbered from 1.
 
-    :raises NotPassed: what came instead, or ``no-vectors``
+    :raises NotPassed: the vector did not fire, or ``no-vectors``
     """
     driver.use_irq(choice)
     ready = driver.arm(number)
@@ -75,7 +75,7 @@ def one_vector(choice: IrqChoice, number: int, driver: EpfTest) -> None:
 def raise_vector(driver: EpfTest, choice: IrqChoice, vector: int) -> Answer:
     """Have the endpoint raise one interrupt; ``vector`` is numbered from 0.
 
-    :raises NotPassed: what came instead
+    :raises NotPassed: the vector did not fire, or not alone
     """
     command = _COMMANDS[choice]
     answer = driver.command(command, vector=vector)

@@ -1,4 +1,4 @@
-"""Errors that the function itself logs: the status registers of Advanced Error Reporting."""
+"""Errors logged by the function: the status registers of Advanced Error Reporting (AER)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rcdrv.pci import ConfigSpace, ExtCapId
 
 _UNCORRECTABLE, _CORRECTABLE = 0x04, 0x10
 _NAMES = {
-    # include/uapi/linux/pci_regs.h, in the words of PCIe 7.8.4
+    # Bits of include/uapi/linux/pci_regs.h, names of PCIe 7.8.4.
     _CORRECTABLE: {
         0: "Receiver Error",
         6: "Bad TLP",
@@ -37,17 +37,17 @@ _NAMES = {
 
 
 class LoggedErrors:
-    """What has been logged, from one look to the next. Nothing is cleared: the host's kernel does
-    that where it handles the errors, and whoever debugs wants to see them.
+    """Errors newly logged since the last look.
 
-    A bit that is set already hides the same error later.
+    Clears nothing: the host's kernel does that where it handles errors, and they are evidence
+    otherwise. So an error whose bit is already set is not seen again.
     """
 
     def __init__(self, config: ConfigSpace) -> None:
         self._window = config.window
         try:
             found = config.find(ExtCapId.AER)
-        except EndpointError:  # for CAPABILITIES_TEST to judge
+        except EndpointError:  # CAPABILITIES_TEST reports it
             found = None
         self._at = found.offset if found and found.offset + 0x14 <= config.window.size else 0
         self._seen = self._read()
@@ -59,11 +59,11 @@ class LoggedErrors:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that was set at the last look."""
+        """Errors whose bits were set at the last look."""
         return _decode(self._seen)
 
     def risen(self) -> tuple[str, ...]:
-        """The errors that were logged since the last look."""
+        """Return the errors logged since the last look."""
         before, self._seen = self._seen, self._read()
         return _decode({at: now & ~before[at] for at, now in self._seen.items()})
 
@@ -72,7 +72,7 @@ class LoggedErrors:
         if self._at:
             try:
                 values = {at: self._window.read32(self._at + at) for at in _NAMES}
-            except RcdrvError:  # the device went, which is the case's to say
+            except RcdrvError:  # the device is lost, which the running case reports
                 return found
             found.update((at, now) for at, now in values.items() if now != 0xFFFF_FFFF)
         return found

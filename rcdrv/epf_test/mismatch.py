@@ -1,7 +1,7 @@
-"""Difference between data written and data read: where, how much, and its likely cause.
+"""Difference between data written and data read: offset, extent and likely cause.
 
-numpy is imported when something differs, and only the cause needs it: a host without it still gets
-place and extent.
+numpy is imported only if the data differs, and only the cause needs it: without numpy, offset and
+extent are reported.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Mismatch:
     """That word, little endian (fewer bytes at the very end)."""
     got: int
     differing: int
-    """How many bytes differ, of ``total``."""
+    """Number of differing bytes, of ``total``."""
     total: int
     guess: str
-    """What the pattern suggests; empty when it suggests nothing."""
+    """Likely cause; empty if none is known."""
 
     def __str__(self) -> str:
         text = (
@@ -50,11 +50,11 @@ def compare(
     base: int = 0,
     others: Callable[[], Mapping[str, bytes]] = dict,
 ) -> Mismatch | None:
-    """None when the two are equal, else where and how they differ.
+    """Return the difference between the two, or None if they are equal.
 
     :param base: offset of the first byte, for the report
-    :param others: makes the names of other places with what was written there, of the same
-        length, to recognise an alias; called only when something differs
+    :param others: returns what was written to other places, by name and of the same length, to
+        recognise an alias; called only if the data differs
     """
     if expected == got:
         return None
@@ -75,7 +75,7 @@ def compare(
 
 
 def _analyse(expected: bytes, got: bytes, others: Mapping[str, bytes]) -> tuple[int, str]:
-    """Return how many bytes differ, and the first usual fault that explains every one of them."""
+    """Return the number of differing bytes, and the first known fault that explains them all."""
     import numpy as np
 
     wanted, found = np.frombuffer(expected, np.uint8), np.frombuffer(got, np.uint8)
@@ -94,8 +94,8 @@ def _analyse(expected: bytes, got: bytes, others: Mapping[str, bytes]) -> tuple[
     )
 
 
-# Each takes what was written and what was read, of the same length, and returns a text if it
-# explains every byte, else an empty one. A reshape that does not fit explains nothing.
+# Each of the following takes the data written and the data read, of the same length. It returns the
+# fault as text if that explains every byte, else an empty string.
 
 
 def _swapped(wanted: Bytes, found: Bytes) -> str:
@@ -117,12 +117,12 @@ def _swapped(wanted: Bytes, found: Bytes) -> str:
 
 
 def _stuck(wanted: Bytes, found: Bytes) -> str:
-    """An address line or a data line; an offset as pattern cannot tell them apart."""
+    """Stuck address line or data line; a pattern of offsets cannot tell them apart."""
     return ", or ".join(filter(None, (_repeated(wanted, found), _stuck_bits(wanted, found))))
 
 
 def _repeated(wanted: Bytes, found: Bytes) -> str:
-    """An address line without effect: half of the places show what the other half holds."""
+    """Address line without effect: half of the places show the contents of the other half."""
     size = len(wanted)
     steps = [1 << line for line in range(size.bit_length()) if size % (2 << line) == 0]
     dead = []
@@ -142,7 +142,7 @@ def _repeated(wanted: Bytes, found: Bytes) -> str:
 
 
 def _shifted(wanted: Bytes, found: Bytes) -> str:
-    """The data of another offset. A window that wraps around at its end counts, too."""
+    """Data of another offset, also if the window wraps around at its end."""
     size, probe = len(wanted), min(64, len(wanted) // 2)
     if probe < 4:
         return ""
@@ -172,13 +172,13 @@ def _rotated(wanted: Bytes, found: Bytes) -> str:
 
 
 def _stuck_bits(wanted: Bytes, found: Bytes) -> str:
-    """Bits that read the same everywhere, and whose absence explains every difference."""
+    """Bits that have one value everywhere, which explains every difference."""
     import numpy as np
 
     one, other = _words(wanted, 32), _words(found, 32)
     if len(one) < 2 or not _equal(wanted[4 * len(one) :], found[4 * len(one) :]):
         return ""
-    # numpy's own types of reduce() differ from release to release.
+    # numpy's annotations of reduce() differ between releases.
     any_bit: Any = np.bitwise_or.reduce
     every_bit: Any = np.bitwise_and.reduce
     changed = int(any_bit(one ^ other))
@@ -196,7 +196,7 @@ def _stuck_bits(wanted: Bytes, found: Bytes) -> str:
 
 
 def _lanes(wanted: Bytes, found: Bytes) -> str:
-    """Byte lanes: enables that are lost, or a bus that is narrower than the access."""
+    """Byte lanes: lost byte enables, or a bus narrower than the access."""
     import numpy as np
 
     whole = len(wanted) // 8 * 8
@@ -204,14 +204,14 @@ def _lanes(wanted: Bytes, found: Bytes) -> str:
         return ""
     share = (wanted[:whole] != found[:whole]).reshape(-1, 8).mean(axis=0)
     bad = np.flatnonzero(share)
-    # A single wrong byte is in a lane as well: a lost one is wrong more often than not.
+    # A single wrong byte is in some lane too; a lost lane is wrong in most places.
     if len(bad) > 4 or share[bad].min() < 0.5 or not _equal(wanted[whole:], found[whole:]):
         return ""
     return f"only byte{'s' * (len(bad) > 1)} {', '.join(map(str, bad))} of each 8 differ"
 
 
 _FAULTS = (_swapped, _stuck, _shifted, _rotated, _lanes)
-"""In the order of how much each one explains."""
+"""In order of preference."""
 
 
 def _equal(one: Any, other: Bytes) -> bool:
@@ -221,5 +221,5 @@ def _equal(one: Any, other: Bytes) -> bool:
 
 
 def _words(data: Bytes, bits: int) -> np.ndarray[Any, np.dtype[Any]]:
-    """Return all whole words, little endian on every host."""
+    """Return the whole words of the data, little endian on every host."""
     return data[: len(data) // (bits // 8) * (bits // 8)].view(f"<u{bits // 8}")

@@ -11,15 +11,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 _RANKS = (0, 4, 1, 2, 3, 5)
-"""Exit statuses, each outdoing those before it; what is not here (130, a signal) outdoes all."""
+"""Exit statuses in ascending rank; all others (130, a signal) rank above them."""
 
 
 def worst(report: RingReport, error: RcdrvError | None) -> RcdrvError | None:
-    """Return the finding that counts: of the rings, or the error that ended them early.
+    """Return the finding that decides the verdict: the rings' own, or the error that ended them.
 
-    Of equals the rings' own: a ring that failed is what was asked for, and that disabling failed
-    too comes second. But interrupts that nobody can account for come last: what ended it early may
-    be why.
+    Of equal rank, a failed ring precedes the error. Stray interrupts follow it, as the error may
+    be their cause.
     """
     both = (report.failure(), error) if report.failed else (error, report.failure())
     findings = [one for one in both if one is not None]
@@ -27,28 +26,28 @@ def worst(report: RingReport, error: RcdrvError | None) -> RcdrvError | None:
 
 
 def rank(status: int) -> int:
-    """Return the key by which exit statuses outdo each other."""
+    """Return the sort key of an exit status."""
     return _RANKS.index(status) if status in _RANKS else status
 
 
 def ring_document(
     device: str | None, report: RingReport, finding: RcdrvError | None
 ) -> dict[str, Any]:
-    """The document of ``rcdrv ring --json``, of plain JSON types. Its keys are stable.
+    """Return the document of ``rcdrv ring --json``. Its keys are stable.
 
     ``device``
         The endpoint's address as the user named it.
     ``doorbell``
-        ``bar``, ``offset`` (bytes) and ``data`` of where it was rung; null if nothing was rung.
+        ``bar``, ``offset`` (bytes) and ``data`` that were rung; null if nothing was rung.
     ``irq``
-        ``msi``, ``msix``, ``intx``, ``poll``, or ``none`` when it did not come to that.
+        ``msi``, ``msix``, ``intx``, ``poll``, or ``none`` if no endpoint was opened.
     ``rings``
-        In order: ``acknowledged`` (null: nobody looked), ``latency_ns`` from the write to the
-        acknowledgement (null without one), ``status`` (the STATUS register; null likewise).
+        In order: ``acknowledged`` (null if it was not awaited), ``latency_ns`` from the write to
+        the acknowledgement (null without one), ``status`` (STATUS register; null likewise).
     ``stray_interrupts``, ``doorbell_left_enabled``
-        Interrupts beyond one a ring; whether the endpoint confirmed no DISABLE.
+        Interrupts in excess of one per ring; whether DISABLE was not confirmed.
     ``verdict``, ``reason``, ``message``, ``hint``
-        See :mod:`rcdrv.verdict`; ``reason`` is null when it passed, the texts may be empty.
+        See :mod:`rcdrv.verdict`; ``reason`` is null on a pass, the texts may be empty.
     """
     place = report.location
     return {

@@ -15,11 +15,11 @@ def find_register_bar(function: Function) -> int:
 
 
 def find_registers(function: Function) -> tuple[int, int | None]:
-    """Return the BAR with the test registers, and CAPS if it was found there.
+    """Return the BAR with the test registers, and CAPS if it was recognised there.
 
-    That is the BAR of the part's ID (default BAR0) if its contents fit, else the only other BAR
-    whose contents fit, else the BAR of the ID. An endpoint can have any ID, and on another part the
-    controller's own registers may be there. Costs one to four reads a BAR, and no write.
+    This is the BAR of the part's ID (default BAR0) if its contents fit, else the only other BAR
+    whose contents fit, else the BAR of the ID. An endpoint may carry any ID, and the ID's BAR may
+    hold the controller's own registers. Takes one to four reads per BAR, and no write.
     """
     part = parts.part_of(function.config.vendor_id, function.config.device_id)
     usual = part.reg_bar
@@ -32,7 +32,7 @@ def find_registers(function: Function) -> tuple[int, int | None]:
     if usual in fitting:
         window = function.bar(usual)
         value = window.read32(Reg.CAPS)
-        # Where a known ID says so, CAPS is evidence enough.
+        # For a known ID, CAPS alone is sufficient evidence.
         if _fits(value) and (part is not parts.UNKNOWN_PART or _has_db_bar(window)):
             return usual, value
     others = [
@@ -44,10 +44,10 @@ def find_registers(function: Function) -> tuple[int, int | None]:
 
 
 def check_registers(function: Function, reg_bar: int, caps: int) -> None:
-    """Refuse a BAR that the user names where CAPS does not fit and another BAR holds the registers.
+    """Refuse the user's BAR if its CAPS does not fit and another BAR holds the registers.
 
-    Tests of that other one would write patterns over them, DB_BAR included. CAPS alone proves
-    nothing: it is 0 in an older pci-epf-test, as in empty memory.
+    BAR tests would overwrite the registers in that other BAR, including DB_BAR. A CAPS of 0 proves
+    nothing: older versions of pci-epf-test have it, and empty memory too.
 
     :raises UsageError: names both BARs
     """
@@ -56,7 +56,7 @@ def check_registers(function: Function, reg_bar: int, caps: int) -> None:
     for bar in function.bars:
         if bar is None or not bar.is_memory or bar.size < BLOCK_SIZE or bar.index == reg_bar:
             continue
-        # All registers have to fit: an address test leaves 0x30 where CAPS would be.
+        # All registers must fit: an address test leaves 0x30 at the offset of CAPS.
         seen = _caps_of_registers(function.bar(bar.index))
         if seen:
             raise UsageError(
@@ -67,7 +67,7 @@ def check_registers(function: Function, reg_bar: int, caps: int) -> None:
 
 
 def _fits(caps: int) -> bool:
-    """Whether CAPS has a value that only pci-epf-test writes; zeroed memory has not."""
+    """Return whether CAPS has a value that pci-epf-test writes; zeroed memory does not."""
     return caps != 0 and not caps & ~KNOWN_CAPS
 
 
@@ -76,7 +76,7 @@ def _has_db_bar(window: Window) -> bool:
 
 
 def _caps_of_registers(window: Window) -> int | None:
-    """CAPS if all registers fit a pci-epf-test that is idle, or stuck at a command."""
+    """Return CAPS if all registers fit a pci-epf-test that is idle or stuck at a command."""
     caps = window.read32(Reg.CAPS)
     fits = (
         _fits(caps)

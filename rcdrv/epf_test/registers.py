@@ -1,8 +1,8 @@
-"""The registers of pci-epf-test: little endian, 32 bits each, at offset 0 of the test register BAR.
+"""Registers of pci-epf-test: 32 bits each, little endian, from offset 0 of the register BAR.
 
-Source: ``struct pci_epf_test_reg`` and the macros of
-``drivers/pci/endpoint/functions/pci-epf-test.c``, with the names of its counterpart
-``drivers/misc/pci_endpoint_test.c`` (Linux 7.3).
+Source (Linux 7.3): ``struct pci_epf_test_reg`` and the macros of
+``drivers/pci/endpoint/functions/pci-epf-test.c``; the names are those of
+``drivers/misc/pci_endpoint_test.c``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 
 BLOCK_SIZE = 0x40
-"""Bytes. Behind the block, at 0x80, stands the MSI-X table where the endpoint has one."""
+"""Size of the registers in bytes. An MSI-X table, if any, follows at 0x80."""
 
 NO_BAR = 0xFFFFFFFF
-"""DB_BAR when no doorbell is enabled any more; before the first one it reads 0."""
+"""Value of DB_BAR after a doorbell is disabled; before the first ENABLE it is 0."""
 
 
 class Reg(IntEnum):
@@ -38,15 +38,15 @@ class Reg(IntEnum):
 
 
 class Command(IntFlag):
-    """COMMAND: exactly one bit; the endpoint clears it when it takes the command."""
+    """COMMAND: exactly one bit, which the endpoint clears when it takes the command."""
 
     RAISE_INTX_IRQ = 1 << 0
     RAISE_MSI_IRQ = 1 << 1
     RAISE_MSIX_IRQ = 1 << 2
     READ = 1 << 3
-    """The endpoint reads, from SRC."""
+    """The endpoint reads from SRC."""
     WRITE = 1 << 4
-    """The endpoint writes, to DST."""
+    """The endpoint writes to DST."""
     COPY = 1 << 5
     ENABLE_DOORBELL = 1 << 6
     DISABLE_DOORBELL = 1 << 7
@@ -64,7 +64,7 @@ class Status(IntFlag):
     COPY_SUCCESS = 1 << 4
     COPY_FAIL = 1 << 5
     IRQ_RAISED = 1 << 6
-    """Set before the interrupt is raised, and also when none can be."""
+    """Set before the interrupt is raised, also if raising it fails."""
     SRC_ADDR_INVALID = 1 << 7
     DST_ADDR_INVALID = 1 << 8
     DOORBELL_SUCCESS = 1 << 9
@@ -92,12 +92,11 @@ ANSWERS = {
         Status.BAR_SUBRANGE_CLEAR_SUCCESS | Status.BAR_SUBRANGE_CLEAR_FAIL
     ),
 }
-"""The bits of which an answer to a command has one. The RAISE commands answer with the interrupt
-alone."""
+"""Bits of which the answer to a command has one. RAISE commands answer by the interrupt alone."""
 
 
 class Caps(IntFlag):
-    """CAPS: what the endpoint announces. Older endpoint kernels know fewer bits."""
+    """CAPS: announced capabilities. Older endpoint kernels define fewer bits."""
 
     UNALIGNED_ACCESS = 1 << 0
     MSI = 1 << 1
@@ -105,7 +104,7 @@ class Caps(IntFlag):
     INTX = 1 << 3
     SUBRANGE_MAPPING = 1 << 4
     DYNAMIC_INBOUND_MAPPING = 1 << 5
-    """Inbound mappings can change at run time: doorbells are possible."""
+    """Inbound mappings can change at run time, which doorbells need."""
     BAR0_RESERVED = 1 << 6
     BAR1_RESERVED = 1 << 7
     BAR2_RESERVED = 1 << 8
@@ -118,9 +117,9 @@ KNOWN_CAPS = sum(Caps)
 
 
 def swapped_caps(value: int) -> Caps | None:
-    """The CAPS that a big-endian endpoint means which writes them in its own byte order, or None.
+    """Return CAPS as meant by an endpoint that writes it big-endian, or None if it does not.
 
-    Each of today's bits has its byte-swapped place above all of them.
+    The byte-swapped position of every known bit is above all known bits.
     """
     swapped = int.from_bytes(value.to_bytes(4, "big"), "little")
     return Caps(swapped) if value and not value & KNOWN_CAPS and not swapped & ~KNOWN_CAPS else None
@@ -133,7 +132,7 @@ class Flags(IntFlag):
 
 
 class IrqType(IntEnum):
-    """IRQ_TYPE: the interrupt that the endpoint raises when it has answered."""
+    """IRQ_TYPE: the interrupt that the endpoint raises with its answer."""
 
     INTX = 0
     MSI = 1
@@ -141,9 +140,9 @@ class IrqType(IntEnum):
 
 
 def bit_names(value: IntFlag) -> str:
-    """The set bits by name, highest first: ``DOORBELL_SUCCESS|IRQ_RAISED``; unknown ones in hex.
+    """Return the set bits by name, highest first: ``DOORBELL_SUCCESS|IRQ_RAISED``.
 
-    A register that is not there reads ``all ones``.
+    Unknown bits are hexadecimal; 0xffffffff is ``all ones``.
     """
     if value == 0xFFFFFFFF:
         return "all ones"
@@ -160,7 +159,7 @@ def bit_names(value: IntFlag) -> str:
 
 
 def decode(register: Reg, value: int) -> str:
-    """What a register's value means, for people; empty where the number says it all."""
+    """Return the meaning of a register's value for display; empty for plain numbers."""
     flags: dict[Reg, type[IntFlag]] = {
         Reg.COMMAND: Command,
         Reg.STATUS: Status,

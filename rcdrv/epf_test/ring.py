@@ -1,4 +1,4 @@
-"""Ring a doorbell, once or a million times, and say what came of it."""
+"""Ring a doorbell, once or a million times, and report the outcome."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rcdrv.record import fresh, mutable_record, record
 from rcdrv.verdict import NotPassed, Reason, Verdict
 from rcdrv.wait import Deadline
 
-# Rings without a look whether to stop, which costs more than a write. Every wait looks besides.
-_LOOK = 64
+# Rings between checks for cancellation, each of which costs more than a write. Waits check too.
+_CHECK_EVERY = 64
 
 
 class Ring:
     """One ring and its outcome."""
 
-    # Written out: there may be millions, and a record takes longer than the ring's write.
+    # Not a record: creating one takes longer than the ring's write, and there may be millions.
     __slots__ = ("acknowledged", "failure", "latency_ns", "number", "status", "vector")
 
     def __init__(
@@ -35,11 +35,11 @@ class Ring:
         failure: NotPassed | None = None,
     ) -> None:
         self.number = number
-        """From 1, through all cycles."""
+        """From 1, counted over all cycles."""
         self.acknowledged = acknowledged
-        """None: nobody looked."""
+        """None if it was not awaited."""
         self.latency_ns = latency_ns
-        """From the write to the acknowledgement."""
+        """Time from the write to the acknowledgement."""
         self.status = status
         self.vector = vector
         """The vector that fired, from 0; None when polling."""
@@ -48,28 +48,28 @@ class Ring:
 
 @mutable_record
 class RingReport:
-    """All that is known after ringing; complete also when it ended with an exception."""
+    """Outcome of a run of rings; also valid after the run raised an exception."""
 
     location: Location | None = None
-    """Where it was rung."""
+    """Location that was rung."""
     said: Location | None = None
-    """Where the endpoint says that its doorbell is."""
+    """Location that the endpoint reported."""
     irq: str = "none"
     rings: list[Ring] = fresh(factory=list)
-    """Every ring, if :attr:`keep` says so; else only those that failed, at most 100."""
+    """Every ring if :attr:`keep`; else only failed ones, at most 100."""
     keep: bool = True
     count: int = 0
     """Rings so far."""
     failed: int = 0
     unwatched: bool = False
-    """Nobody looked whether the endpoint noticed."""
+    """The acknowledgement of the last ring was not awaited."""
     acknowledged: int = 0
     total_ns: int = 0
-    """Sum of the latencies of the acknowledged ones; with the shortest and the longest."""
+    """Sum of the latencies of acknowledged rings; the next two are their extremes."""
     shortest_ns: int = 0
     longest_ns: int = 0
     stray: int = 0
-    """Interrupts beyond one for each ring or command."""
+    """Interrupts in excess of one per ring or command."""
     left_enabled: bool = False
     """The endpoint may still have its doorbell enabled."""
 
@@ -88,7 +88,7 @@ class RingReport:
             self.rings.append(ring)
 
     def failure(self) -> NotPassed | None:
-        """The finding for the whole: the first ring's that failed, with how many did."""
+        """Return the finding for the run: the first failure with the number of failed rings."""
         for ring in self.rings:
             if ring.failure is None:
                 continue
@@ -110,7 +110,7 @@ class RingReport:
         if self.count and self.unwatched:
             return NotPassed(
                 Reason.NOT_VERIFIED,
-                "written; nobody looked whether the endpoint noticed",
+                "written; the acknowledgement was not awaited",
                 verdict=Verdict.UNVERIFIED,
             )
         return None
@@ -118,30 +118,30 @@ class RingReport:
 
 @record
 class RingPlan:
-    """What to do."""
+    """Parameters of a run of rings."""
 
     bar: int | None = None
-    """The BAR in which the doorbell has to be; None accepts what the endpoint says."""
+    """BAR in which the doorbell must be; None accepts any."""
     count: int = 1
-    """Rings a cycle; 0 goes on until stopped."""
+    """Rings per cycle; 0: until stopped."""
     cycles: int = 1
-    """How often to enable, ring and disable."""
+    """Cycles of enable, ring and disable."""
     interval: float = 0.0
     """Seconds between rings."""
     wait: bool = True
-    """Look for the acknowledgement."""
+    """Wait for the acknowledgement."""
     force: bool = False
     override: Location | None = None
-    """Ring there instead of where the endpoint says."""
+    """Location to ring instead of the one that the endpoint reports."""
     end: Deadline | None = None
-    """No ring but the first of a cycle begins after it."""
+    """After it, only the first ring of a cycle begins."""
 
 
 class RingRun:
-    """One execution of a plan; :attr:`report` fills up as it goes.
+    """One execution of a plan; :attr:`report` is updated after every ring.
 
-    :param report: where to note it all; default a new one
-    :param on_location: called when the doorbell is known, once
+    :param report: report to extend; default a new one
+    :param on_location: called once, when the doorbell's location is known
     :param on_ring: called after every ring
     """
 
@@ -185,10 +185,10 @@ class RingRun:
         return report
 
     def _explain_silence(self, doorbell: Doorbell, rung: int, *, worked: bool) -> None:
-        """Name a BAR that is gone as the cause of this cycle's silent rings.
+        """Attribute this cycle's silent rings to the doorbell's BAR if it is lost.
 
-        Looked at after DISABLE, when the BAR shows memory again: a read while the doorbell is
-        enabled would reach registers of the endpoint.
+        Checked after DISABLE, when the BAR shows memory again: while the doorbell is enabled, a
+        read would reach registers of the endpoint.
         """
         silent = [
             ring
@@ -216,7 +216,7 @@ class RingRun:
     def _ring_cycle(self, doorbell: Doorbell) -> None:
         plan, rung = self._plan, 0
         while plan.count == 0 or rung < plan.count:
-            if rung % _LOOK == 0:
+            if rung % _CHECK_EVERY == 0:
                 self._driver.function.check()
             if rung and not self._wait_for_next():
                 break
@@ -226,7 +226,7 @@ class RingRun:
             doorbell.settle()
 
     def _wait_for_next(self) -> bool:
-        """Return whether the next ring is due, after the plan's interval."""
+        """Wait for the plan's interval; return whether another ring may begin."""
         interval, end = self._plan.interval, self._plan.end
         if interval:
             left = interval if end is None else end.remaining
@@ -259,9 +259,9 @@ def ring_blind(
     interval: float = 0.0,
     reg_bar: int | None = None,
 ) -> Iterator[Ring]:
-    """Only write, ``count`` times (0: until stopped): the test registers are not touched.
+    """Write to the location ``count`` times (0: until stopped) without using the test registers.
 
-    :raises UsageError: there is no such place in the function's BARs
+    :raises UsageError: there is no such location in the function's BARs
     """
     window = where.window(function)
     if where.bar == (find_register_bar(function) if reg_bar is None else reg_bar):
@@ -269,7 +269,7 @@ def ring_blind(
     register = window.register32(where.offset)
     number = 0
     while count == 0 or number < count:
-        if number % _LOOK == 0:
+        if number % _CHECK_EVERY == 0:
             function.check()
         if number and interval:
             function.pause(interval)

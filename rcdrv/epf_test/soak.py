@@ -1,6 +1,6 @@
-"""Ring for hours: the spread of the latency, its drift, and what this program holds meanwhile.
+"""Ring for hours: distribution and drift of the latency, and the resources of this process.
 
-Memory is bounded whatever the time: histograms, and no list of rings.
+Memory is bounded for any duration: histograms are kept, and not the rings.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from rcdrv.wait import MONOTONIC, Clock, Deadline
 
 _PARTS, _SHORTEST = 60, 1.0
 _DRIFTS = ((50.0, 20), (99.0, 200))
-"""Percentile, and the rings that a part needs for it."""
+"""Percentile, and the rings that a part needs to be used for it."""
 _LEAST, _SURE = 0.1, 0.9
 
 
 @dataclass
 class Part:
-    """One of at most 60 equal parts of the time, each of a second or more."""
+    """One of at most 60 equal parts of the duration, each at least a second long."""
 
     start: float
-    """Seconds since the soak began."""
+    """Seconds since the start of the soak."""
     failed: int = 0
     latencies: Histogram = field(default_factory=Histogram)
 
@@ -42,7 +42,8 @@ class Part:
             self.latencies.add(ring.latency_ns)
 
     def document(self) -> dict[str, Any]:
-        """Return ``start`` (s), ``acknowledged``, ``failed``, and percentiles (ns) if any was."""
+        """Return ``start`` (s), ``acknowledged``, ``failed``, and percentiles (ns) if there are any
+        latencies."""
         found = self.latencies.distribution()
         return {
             "start": self.start,
@@ -53,7 +54,7 @@ class Part:
 
 
 class Drift(NamedTuple):
-    """A percentile that changed for good: of the first quarter of the time, and of the last."""
+    """Lasting change of a percentile from the first to the last quarter of the duration."""
 
     percent: float
     before_ns: float
@@ -61,25 +62,25 @@ class Drift(NamedTuple):
 
     @property
     def change(self) -> float:
-        """Share by which it rose; negative if it fell."""
+        """Relative change; negative if it fell."""
         return self.after_ns / self.before_ns - 1
 
 
 class Held(NamedTuple):
-    """What this process holds."""
+    """Resources of this process."""
 
     descriptors: int
     mappings: int
-    """Of memory: lines of /proc/self/maps."""
+    """Lines of /proc/self/maps."""
     memory: int
-    """Resident bytes."""
+    """Resident set size in bytes."""
     dma_buffers: int
 
 
 class Soak:
-    """Rings in cycles of enable, ring and disable, until the time is up; goes on after a loss.
+    """Cycles of enable, ring and disable until the time is up; may continue after a lost device.
 
-    :param seconds: how long
+    :param seconds: duration
     :param on_ring: called after every ring
     """
 
@@ -93,23 +94,23 @@ class Soak:
         self.seconds = seconds
         self.report = RingReport(keep=False)
         self.cycles = 0
-        """Cycles that ended with the doorbell disabled."""
+        """Cycles that ended without an exception."""
         self.latencies = Histogram()
         self.parts: list[Part] = []
         self.held: tuple[Held, Held] | None = None
-        """After the first cycle, and after the last one so far."""
+        """Resources after the first cycle, and after the latest."""
         self._on_ring = on_ring
         self._clock = clock
         self.begin()
 
     def begin(self) -> None:
-        """Start the time now; opening an endpoint may have taken some of it."""
+        """Start the duration now, as opening the endpoint may have taken some of it."""
         self._start = self._clock.now()
         self.end = Deadline(self.seconds, self._clock)
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the start."""
         return self._clock.now() - self._start
 
     def run(
@@ -146,7 +147,7 @@ class Soak:
         self.held = (now if self.held is None else self.held[0], now)
 
     def _note(self, ring: Ring) -> None:
-        # At most 60 parts: a ring that is late, because an endpoint is silent, belongs to the last.
+        # A ring may end after the time is up, on a silent endpoint: it belongs to the last part.
         length = max(_SHORTEST, self.seconds / _PARTS)
         number = min(int(self.elapsed / length), _PARTS - 1)
         if not self.parts or number * length > self.parts[-1].start:
@@ -157,9 +158,10 @@ class Soak:
         self._on_ring(ring)
 
     def drifts(self) -> list[Drift]:
-        """Return the percentiles whose parts in the last quarter are apart from those in the first.
+        """Return the percentiles that differ between the first and the last quarter.
 
-        By a tenth at least, and in nine of ten pairs of parts: one slow minute is no drift.
+        The medians must differ by a tenth, in the same direction as nine of ten pairs of parts:
+        one slow minute is no drift.
         """
         found = []
         for percent, least in _DRIFTS:
@@ -182,7 +184,7 @@ class Soak:
 
 
 def held(function: Function) -> Held:
-    """Count what this process holds; 0 for what /proc does not tell."""
+    """Return the resources of this process; 0 for those that /proc does not report."""
 
     def lines(name: str) -> int:
         try:
@@ -201,22 +203,22 @@ def held(function: Function) -> Held:
 
 
 def document(soak: Soak, device: str | None, finding: RcdrvError | None) -> dict[str, Any]:
-    """Return the document of ``rcdrv ring``, with what the soak adds in ``soak``.
+    """Return the document of ``rcdrv ring`` with the additional key ``soak``.
 
-    ``rings`` holds only those that failed, at most 100. In ``soak``:
+    ``rings`` holds only failed rings, at most 100. In ``soak``:
 
     ``seconds``, ``elapsed``, ``count``, ``acknowledged``, ``failed``, ``cycles``
-        The time asked for and spent; rings and cycles.
+        Requested and actual duration; rings and cycles.
     ``min``, ``p50``, ``p90``, ``p99``, ``p99.9``, ``max``, ``histogram``
         Nanoseconds from write to acknowledgement, as in a benchmark's series; null and empty
-        where no ring was acknowledged.
+        if no ring was acknowledged.
     ``parts``
         At most 60, in order: ``start`` in seconds, ``acknowledged``, ``failed``, the percentiles.
     ``drift``
-        Percentiles that changed for good: ``percentile``, ``before``, ``after`` (nanoseconds).
+        Percentiles with a lasting change: ``percentile``, ``before``, ``after`` (nanoseconds).
     ``held``
-        ``first`` and ``last``, after the first and the last cycle: ``descriptors``, ``mappings``,
-        ``memory`` (bytes) and ``dma_buffers`` of this process; null if no cycle ended.
+        ``descriptors``, ``mappings``, ``memory`` (bytes) and ``dma_buffers`` of this process:
+        ``first`` after the first cycle, ``last`` after the last one; null if no cycle ended.
     """
     report, found = soak.report, soak.latencies.distribution()
     names = [f"p{percent:g}" for percent in PERCENTILES]

@@ -1,7 +1,7 @@
-"""The 23 cases of the kernel's pci_endpoint kselftest, and what runs them.
+"""The 23 cases of the kernel's pci_endpoint kselftest, and their runner.
 
-Names, order and selection are those of
-``tools/testing/selftests/pci_endpoint/pci_endpoint_test.c`` and of its harness.
+Names, order and selection follow
+``tools/testing/selftests/pci_endpoint/pci_endpoint_test.c`` and its harness.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from rcdrv.verdict import NotPassed, Reason, Verdict, classify
 
 Progress = Callable[[int, int], None]
 Body = Callable[[EpfTest, Progress], str]
-"""Runs a case: returns what is worth knowing when it passed, raises NotPassed when not."""
+"""Run a case: return the detail of a pass, or raise NotPassed."""
 
 MSI_VECTORS, MSIX_VECTORS = 32, 2048
 
 _DOORBELL = "pcie_ep_doorbell"
-"""Fixture of the case that itself looks for a doorbell of an earlier run."""
+"""Fixture of the case that handles an earlier run's doorbell itself."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Options:
-    """What can be varied within the cases."""
+    """Parameters of the cases."""
 
     placements: Callable[[EpfTest], Sequence[Placement]] = lambda _driver: transfer.PLACEMENTS
-    """What the transfers move; default what the kselftest does."""
+    """Sizes and alignments of the transfers; default those of the kselftest."""
     stretches: bars.Stretches = bars.sampled
-    """Which parts of a BAR its tests write and read; default all of it up to 1 GiB."""
+    """Parts of a BAR to test; default all of it up to 1 GiB."""
 
 
 def vary_transfers(
@@ -58,13 +58,13 @@ def vary_transfers(
     boundaries: bool = False,
     whole: bool = False,
 ) -> Options:
-    """What the transfers move, other than what the kselftest does.
+    """Return options for transfers other than the kselftest's.
 
-    :param sizes: bytes, each 1 to 4 MiB; None or empty: the kselftest's five
-    :param align: put the buffers at multiples of this power of two, and of no larger one
-    :param boundaries: transfers that begin and end around every 4 KiB boundary, instead
-    :param whole: test all of a BAR above 1 GiB too
-    :raises UsageError: these cannot be, or not together
+    :param sizes: bytes, each 1 to 4 MiB; None or empty: the five of the kselftest
+    :param align: place the buffers at odd multiples of this power of two
+    :param boundaries: instead, transfers that begin and end around 4 KiB boundaries
+    :param whole: also test BARs above 1 GiB completely
+    :raises UsageError: an invalid value or combination
     """
     stretches = bars.chunks if whole else bars.sampled
     if boundaries:
@@ -98,7 +98,7 @@ _DEFAULTS = Options()
 
 
 def cases(options: Options = _DEFAULTS) -> tuple[Case, ...]:
-    """All cases, in the order of the kselftest."""
+    """Return all cases in the order of the kselftest."""
     found = []
     stretches = options.stretches
     for index in range(6):
@@ -160,7 +160,10 @@ def cases(options: Options = _DEFAULTS) -> tuple[Case, ...]:
 
 
 def _with_announced_irq(body: Body, driver: EpfTest, progress: Progress) -> str:
-    """Where the kselftest sets PCITEST_IRQ_TYPE_AUTO: back to what the user or CAPS says."""
+    """Run a case with the user's interrupt kind, else that of CAPS.
+
+    For cases in which the kselftest sets PCITEST_IRQ_TYPE_AUTO.
+    """
     driver.use_irq(driver.irq_choice)
     return body(driver, progress)
 
@@ -172,7 +175,7 @@ DESTRUCTIVE = {
         "transfers to an address that the IOMMU refuses",
     ),
 }
-"""Cases that may upset an endpoint or its host; each runs only when it is asked for by name."""
+"""Cases that may crash an endpoint or its host; each runs only if selected by name."""
 
 
 def _doorbell(driver: EpfTest, _progress: Progress) -> str:
@@ -204,13 +207,13 @@ def select(
     every: Sequence[Case],
     elsewhere: Mapping[str, Sequence[Case]] | None = None,
 ) -> tuple[Case, ...]:
-    """The cases to run.
+    """Return the cases to run.
 
     :param names: full names, parts of them (``BAR4``, ``DOORBELL_TEST``) or shell patterns
-    :param filters: the harness's options as (letter, value) in the order given, where the first
-        that matches a case decides: small letters include, capital ones exclude
-    :param elsewhere: cases that ``every`` lacks, by the hint that says how to run them
-    :raises UsageError: nothing is left
+    :param filters: options of the harness as (letter, value) in the given order. The first that
+        matches a case decides: lower case includes, upper case excludes
+    :param elsewhere: cases missing in ``every``, by the hint that says how to run them
+    :raises UsageError: no case is left
     """
     chosen = [case for case in every if _enabled(case.name, filters)]
     if names:
@@ -229,14 +232,14 @@ def select(
 
 
 def _meant(word: str, every: Sequence[Case], elsewhere: Mapping[str, Sequence[Case]]) -> str:
-    """Return the hint for a name that is no test's."""
+    """Return the hint for a name that matches no test."""
     if not any(_matches(case.name, word) for case in every):
         for hint, cases_there in elsewhere.items():
             if any(_matches(case.name, word) for case in cases_there):
                 return hint
     names = [case.name for case in every]
     parts = {part for name in names for part in (name.fixture, name.variant, name.test, str(name))}
-    unknown = word not in parts  # else it is another filter that leaves nothing
+    unknown = word not in parts  # otherwise another filter excludes everything
     return (did_you_mean(word, sorted(parts)) if unknown else "") or "rcdrv test -l lists them"
 
 
@@ -246,7 +249,7 @@ def _matches(name: CaseName, pattern: str) -> bool:
 
 
 def _enabled(name: CaseName, filters: Sequence[tuple[str, str]]) -> bool:
-    """The harness's rule (kselftest_harness.h, test_enabled)."""
+    """Apply the filters as test_enabled() in kselftest_harness.h does."""
     for letter, value in filters:
         part = {"f": name.fixture, "v": name.variant, "t": name.test, "r": str(name)}
         if part[letter.lower()] == value:
@@ -255,7 +258,7 @@ def _enabled(name: CaseName, filters: Sequence[tuple[str, str]]) -> bool:
 
 
 def describe(driver: EpfTest) -> str:
-    """``Rockchip RK3588, 1d87:3588, registers in BAR0, msi``."""
+    """Return ``Rockchip RK3588, 1d87:3588, registers in BAR0, msi``."""
     config = driver.function.config
     return (
         f"{driver.part.name}, {config.vendor_id:04x}:{config.device_id:04x},"
@@ -275,11 +278,11 @@ def run_cases(
     host_errors: Callable[[], Sequence[str]] = tuple,
     reconnect: Callable[[DeviceLost], EpfTest | None] = lambda _lost: None,
 ) -> Run:
-    """Run the cases one after the other; none of them can stop the others, but a lost device.
+    """Run the cases in order; only a lost device ends the run early.
 
-    :param run: filled as it goes, so that it is complete also when this ends with an exception
-    :param host_errors: what the host has counted since the last call, one line each
-    :param reconnect: waits until a lost device is back; the rest is run with what it returns
+    :param run: receives each result as soon as it is known, so it is valid after an exception
+    :param host_errors: returns the errors that the host has counted since the last call
+    :param reconnect: wait until a lost device is back, and return the driver for the rest
     :raises Interrupted: the user asked to stop
     """
     run.planned = tuple(case.name for case in chosen)
@@ -346,14 +349,14 @@ def _run_one(
 
 
 def _unwedge(driver: EpfTest) -> None:
-    """Reset a function that does not take commands any more, so that the rest has a chance."""
+    """Reset a function that no longer takes commands, for the sake of the remaining cases."""
     try:
         stuck = driver.not_taken or driver.read(Reg.COMMAND)
         if stuck and driver.function.device.can_reset():
             driver.disarm()
             driver.function.reset()
-            # The endpoint's memory survives that. Unlike another command, a 0 cannot mislead an
-            # endpoint that is just reading the register.
+            # COMMAND survives the reset in the endpoint's memory. Unlike another command, a 0 is
+            # harmless to an endpoint that is reading the register at this moment.
             driver.write(Reg.COMMAND, 0)
     except RcdrvError:
-        pass  # the next case says what is wrong
+        pass  # the next case reports it

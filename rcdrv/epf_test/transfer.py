@@ -1,7 +1,7 @@
-"""The data transfers: the endpoint reads, writes or copies memory of the root complex.
+"""Data transfers: the endpoint reads, writes or copies memory of the root complex.
 
-Named as the root complex sees them, as in the kselftest: in READ the root complex reads, so the
-endpoint gets the command WRITE.
+Named from the root complex's view, as in the kselftest: for a READ the root complex sends the
+command WRITE.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ADDRESS_BITS = 48
 """Bus addresses stay below 2^48, as with the DMA mask of the kernel's driver."""
 
 LARGEST = 4 << 20
-"""Bytes; above it the endpoint's kernel warns of its allocation, and panics with panic_on_warn."""
+"""Bytes; above it the endpoint's kernel warns about its allocation, or panics (panic_on_warn)."""
 
-_SLOWEST = 1_000_000.0  # bytes a second that a transfer gets at the least
-_LATEST = 20_000.0  # bytes a second at which a late answer is still waited for, to say how late
+_SLOWEST = 1_000_000.0  # bytes per second below which a transfer times out
+_LATEST = 20_000.0  # bytes per second down to which a late answer is awaited, to report its delay
 
 
 class Direction(Enum):
-    """Which way the data goes."""
+    """Direction of the data."""
 
     READ = "READ"
     """Endpoint to root complex."""
@@ -64,29 +64,29 @@ _KINDS = {
 
 
 def crc32(data: bytes | memoryview) -> int:
-    """The kernel's ``crc32_le(~0, data)``: no inversion at the end."""
+    """Return the kernel's ``crc32_le(~0, data)``, without inversion at the end."""
     return zlib.crc32(data) ^ 0xFFFFFFFF
 
 
 def default_align(driver: EpfTest) -> int:
-    """What SRC and DST have to be a multiple of, in bytes."""
+    """Return the alignment of SRC and DST that the endpoint needs, in bytes."""
     return 1 if driver.caps & Caps.UNALIGNED_ACCESS else driver.part.align
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How much to transfer, and where the buffers begin."""
+    """Size and alignment of a transfer."""
 
     size: int
     """Bytes."""
     shift: int = 0
-    """Bytes from a multiple of ``align`` to SRC and DST."""
+    """Offset of SRC and DST from a multiple of ``align``, in bytes."""
     align: int = _PAGE
-    """A power of two; the endpoint may need more."""
+    """Power of two; the endpoint may need more."""
 
 
 def aligned(size: int, align: int) -> Placement:
-    """At a multiple of ``align``, a power of two, but not of twice that."""
+    """Return a placement at an odd multiple of ``align``, a power of two."""
     return Placement(size, align, max(2 * align, _PAGE))
 
 
@@ -94,9 +94,9 @@ PLACEMENTS = tuple(Placement(size) for size in SIZES)
 
 
 def around_pages(align: int) -> tuple[Placement, ...]:
-    """Buffers that begin or end just before, at and behind a 4 KiB boundary, one page or two long.
+    """Return placements that begin or end just before, at and just after a 4 KiB boundary.
 
-    :param align: what the endpoint needs; placements that it cannot do are left out
+    :param align: alignment that the endpoint needs; placements without it are omitted
     """
     edges = range(-4, 5)
     sizes = {1, 2, 3, 4, 7, 8} | {pages * _PAGE + edge for pages in (1, 2) for edge in edges}
@@ -116,13 +116,13 @@ def transfer_test(
     driver: EpfTest,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> str:
-    """One transfer of each placement; every byte is compared, also those beside the buffer.
+    """Run one transfer per placement, and verify all bytes in and around the buffer.
 
     :param dma: let the endpoint use its DMA engine
-    :param placements: what to transfer, for this endpoint
-    :returns: the rate of the largest transfer
-    :raises NotPassed: what went wrong first, with the size it went wrong at
-    :raises UsageError: a size that could harm the endpoint, or an alignment that it cannot do
+    :param placements: returns the transfers for an endpoint
+    :returns: the rate of the largest transfer, as text
+    :raises NotPassed: the first failure, with its size
+    :raises UsageError: a size that could harm the endpoint, or an unsupported alignment
     """
     chosen = placements(driver)
     largest = max(placement.size for placement in chosen)
@@ -141,18 +141,18 @@ def transfer_test(
 def transfers(
     driver: EpfTest, direction: Direction, dma: bool, placements: Sequence[Placement]
 ) -> Iterator[Callable[[Placement], Answer]]:
-    """What does one such transfer and checks it, with buffers that have room for each of them.
+    """Provide a callable that runs and verifies one transfer, with buffers for all placements.
 
-    :raises UsageError: a size that could harm the endpoint, or an alignment that it cannot do
+    :raises UsageError: a size that could harm the endpoint, or an unsupported alignment
     """
     for placement in placements:
         _check_placement(driver, placement)
-    # Whole pages, as they are mapped: what is written behind the longest is seen that far.
+    # Whole pages, as mapped, so that stray writes after the longest transfer are seen too.
     longest = max(placement.size + placement.shift for placement in placements)
     room = -(-longest // mmap.PAGESIZE) * mmap.PAGESIZE
     align = max(default_align(driver), *(placement.align for placement in placements))
     with contextlib.ExitStack() as stack:
-        # Mapping costs more than transferring, so what all sizes share is mapped once.
+        # Mapping takes longer than a transfer, so all sizes share one mapping.
         source, target = (
             stack.enter_context(
                 driver.function.dma_buffer(room, align=align, address_bits=ADDRESS_BITS)
@@ -171,7 +171,7 @@ def transfers(
         def transfer(placement: Placement) -> Answer:
             nonlocal last
             if target is not None and last not in (None, placement):
-                # What is inside this time was not in the transfers before, and will be written.
+                # The bytes that this transfer will write were outside of the earlier ones.
                 first, end = placement.shift, placement.shift + placement.size
                 what = f"{direction.value}, before that of {placement.size} bytes"
                 _check_untouched(target, first, end, what)
@@ -237,7 +237,7 @@ def _transfer(
         difference = compare(data, got)
         if difference:
             raise _mismatch(f"{what}: {difference}")
-    # What a wrong length or address spoils first. All the rest is looked at once, at the end.
+    # A wrong length or address hits the neighbouring pages first. The rest is checked at the end.
     _check_untouched(target, shift - _PAGE, shift, what)
     _check_untouched(target, shift + size, shift + size + _PAGE, what)
     target.memory[inside] = bytes(size)
@@ -245,10 +245,9 @@ def _transfer(
 
 
 def _check_late(driver: EpfTest, direction: Direction, what: str, size: int) -> None:
-    """Tell an endpoint that is slow from one that does not answer: while it is at it, it takes no
-    other command.
+    """Wait longer, to tell a slow endpoint from a silent one; it takes no other command meanwhile.
 
-    :raises NotPassed: ``silent``: the answer came, too late
+    :raises NotPassed: ``silent``: the answer came too late
     """
     late = driver.wait_on(_KINDS[direction].command, size / _LATEST)
     if late.answered and late.latency_ns is not None:
@@ -263,7 +262,7 @@ def _check_late(driver: EpfTest, direction: Direction, what: str, size: int) -> 
 
 
 def _check_untouched(target: DmaBuffer, first: int, end: int, what: str) -> None:
-    """That the buffer, which was cleared, is still so from ``first`` to ``end``."""
+    """Verify that the cleared buffer is still zero from ``first`` to ``end``."""
     around = bytes(target.memory[max(0, first) : end])
     if around != bytes(len(around)):
         at = max(0, first) + first_difference(around, bytes(len(around)))
@@ -271,12 +270,12 @@ def _check_untouched(target: DmaBuffer, first: int, end: int, what: str) -> None
 
 
 def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
-    """Point the endpoint at a bus address that this host's IOMMU refuses, both ways.
+    """Have the endpoint read and write a bus address that this host's IOMMU refuses.
 
-    What a good endpoint does: a read fails, as the data cannot be right, and a write, which is
-    posted, succeeds for all it knows. On some parts worse happens, so this runs by name only.
+    On a good endpoint the read fails because of wrong data; the write is posted, so the endpoint
+    may report success. Some parts hang or crash, so this runs by name only.
 
-    :raises NotPassed: what came instead; also when ordinary transfers fail afterwards
+    :raises NotPassed: another outcome, or ordinary transfers fail afterwards
     """
     if isinstance(driver.function.device, PhysicalDma):
         raise NotPassed(
@@ -285,7 +284,7 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
     data = driver.function.random_bytes(1024)
     with driver.function.dma_buffer(_PAGE, address_bits=ADDRESS_BITS) as buffer:
         unmapped = buffer.iova
-        # Were the access not refused, this is what it would find, with the right CHECKSUM.
+        # An access that is not refused finds this data, with the right CHECKSUM.
         buffer.memory[: len(data)] = data
     outcomes = []
     for direction, low, expected in (
@@ -306,7 +305,7 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
             raise NotPassed(
                 Reason.WRONG_STATUS,
                 f"{what} succeeded: nothing refused it",
-                hint="is the IOMMU in passthrough mode (iommu=pt), or does it translate others?",
+                hint="is the IOMMU in passthrough mode (iommu=pt), or not in front of this device?",
             )
     for direction in Direction:
         transfer_test(direction, False, lambda _driver: [Placement(1024)], driver)
@@ -314,7 +313,7 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
 
 
 def _address(low: Reg, address: int) -> dict[Reg, int]:
-    """SRC and DST are not 8-byte aligned, so they are two writes each."""
+    """Return SRC or DST as two registers, as neither is 8-byte aligned."""
     return {low: address & 0xFFFFFFFF, Reg(low + 4): address >> 32}
 
 

@@ -1,1 +1,1 @@
-"""The root complex's side of pci-epf-vntb, the endpoint as a non-transparent bridge."""
+"""The root complex's side of pci-epf-vntb, an endpoint that is a non-transparent bridge."""

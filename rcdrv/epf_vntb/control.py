@@ -1,4 +1,4 @@
-"""The control block of pci-epf-vntb, checked."""
+"""Validated access to the control block of pci-epf-vntb."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOOK_AT_EP = "on the endpoint: is pci-epf-vntb bound and started, and what does 
 
 
 class ControlBlock:
-    """The registers of ``struct epf_ntb_ctrl`` in their BAR, and the scratchpads' place.
+    """Registers of ``struct epf_ntb_ctrl`` in their BAR, and the location of the scratchpads.
 
     :param trace: called with a line for every access
     :raises UsageError: the function has no such BAR, or it is too small
@@ -40,7 +40,7 @@ class ControlBlock:
         """Number of scratchpads of each side."""
         self._check_bridge()
         self.polled = self._check_entry_size()
-        """The endpoint polls the doorbells' memory; no interrupt tells it of a ring."""
+        """Whether the endpoint polls the doorbells' memory, without an interrupt."""
 
     def read(self, register: Reg) -> int:
         """Read a register in one access of its width, 16 or 32 bits.
@@ -85,8 +85,8 @@ class ControlBlock:
         return count
 
     def _check_bridge(self) -> None:
-        """Tell pci-epf-ntb apart, which has the same block: its first window is behind doorbells,
-        and its peer's scratchpads are in a BAR of their own (epf_ntb_db_mw_bar_init())."""
+        """Reject pci-epf-ntb, which has the same block: its first window follows the doorbells, and
+        its peer scratchpads are in another BAR (epf_ntb_db_mw_bar_init())."""
         offset = self.read(Reg.MW1_OFFSET)
         if offset:
             raise NotPassed(

@@ -1,7 +1,7 @@
-"""The driver of a pci-epf-vntb endpoint: commands, link, scratchpads, doorbells, windows.
+"""Driver of a pci-epf-vntb endpoint: commands, link, scratchpads, doorbells, windows.
 
-What it does in which order is ``drivers/ntb/hw/epf/ntb_hw_epf.c``. Everything that the endpoint
-says is checked before it is used, and every wait has a bound.
+The order of operations follows ``drivers/ntb/hw/epf/ntb_hw_epf.c``. Every value from the endpoint
+is checked before use, and every wait is bounded.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from rcdrv.mmio import Window, barrier
 from rcdrv.verdict import NotPassed, Reason, Verdict
 from rcdrv.wait import Deadline
 
-# How often (s) to look at CMD_STATUS. The endpoint looks at COMMAND every 5 or 500 ms.
+# Seconds between reads of CMD_STATUS. The endpoint polls COMMAND every 5 or 500 ms.
 _POLL = 0.0005
-# How often (s) to look at LINK_STATUS during a wait: no interrupt tells of it.
+# Seconds between reads of LINK_STATUS during a wait; its changes raise no interrupt.
 _LOOK = 0.1
 
-# pci_vntb_probe() queues the command handler; epf_ntb_bind() makes the device that it probes.
+# pci_vntb_probe() queues the command handler; epf_ntb_bind() creates the device that it probes.
 _LOOK_AT_PROBE = (
     "on the endpoint: does lspci -k show the device of vntb_vid and vntb_pid, bound to pci-vntb?"
     " Its probe starts the command handler. Then: is pci-epf-vntb bound and started?"
@@ -46,7 +46,7 @@ _LOOK_AT_PROBE = (
 
 @dataclass(frozen=True)
 class Doorbell:
-    """One doorbell of the endpoint's, checked: where to write what."""
+    """Validated location and data of one doorbell of the endpoint."""
 
     number: int
     bar: int
@@ -57,9 +57,9 @@ class Doorbell:
 class Vntb(ControlBlock):
     """A pci-epf-vntb endpoint, seen from the root complex.
 
-    :param function: the open function; it stays the caller's to close
-    :param bars: which BAR has which part
-    :param timeout: seconds, the bound of every wait for the endpoint
+    :param function: the open function; the caller closes it
+    :param bars: the BAR of each part of the bridge
+    :param timeout: bound of every wait for the endpoint in seconds
     :param trace: called with a line for every register access
     :raises UsageError: the function has no such BAR
     :raises NotPassed: ``bad-control``: that BAR holds no control block of a vNTB
@@ -79,12 +79,12 @@ class Vntb(ControlBlock):
         self._interrupts: Interrupts | None = None
         self._configured = False
         self._owed: Command | None = None
-        """Command that the endpoint has not answered."""
+        """Command whose answer is outstanding."""
 
     # -- commands -----------------------------------------------------------------------------
 
     def command(self, command: Command, argument: int = 0) -> None:
-        """Give the endpoint a command and wait for its answer.
+        """Send a command and wait for its answer.
 
         :raises NotPassed: ``stuck-command``, ``silent``, ``command-refused``
         """
@@ -115,15 +115,15 @@ class Vntb(ControlBlock):
     def _wait_until_idle(self, command: Command) -> None:
         """Wait until the endpoint has taken and answered the command before ``command``.
 
-        epf_ntb_cmd_handler() clears COMMAND first and writes CMD_STATUS when the work is done, and
-        an answer does not name its command: a late one would pass for the next command's. The
-        handler runs once at a time, so nothing follows the answer that is owed.
+        epf_ntb_cmd_handler() clears COMMAND first and writes CMD_STATUS when the work is done. An
+        answer does not name its command, so a late one would pass for the next command's. Handler
+        runs do not overlap, so nothing follows the outstanding answer.
         """
         deadline = self.function.deadline(self.timeout)
         while True:
             late = deadline.expired
             left = self.read(Reg.COMMAND)
-            if left in list(Command):  # possibly of a process before this one
+            if left in list(Command):  # possibly an earlier process's
                 self._owed = Command(left)
             if not left and (self._owed is None or self.read(Reg.CMD_STATUS)):
                 self._owed = None
@@ -133,7 +133,7 @@ class Vntb(ControlBlock):
             self.function.pause(_POLL)
         if not left:
             assert self._owed is not None
-            owed, self._owed = self._owed, None  # perhaps it was bound anew and owes nothing
+            owed, self._owed = self._owed, None  # after a rebind, no answer is outstanding
             raise NotPassed(
                 Reason.SILENT,
                 f"{command.name} was not sent: the endpoint still owes the answer to"
@@ -161,13 +161,13 @@ class Vntb(ControlBlock):
 
     @property
     def link_is_up(self) -> bool:
-        """LINK_STATUS. The endpoint changes it on the host's own commands only."""
+        """Return LINK_STATUS, which the endpoint changes only on the host's own commands."""
         return bool(self.read(Reg.LINK_STATUS) & LINK_IS_UP)
 
     def link_up(self) -> None:
-        """LINK_UP.
+        """Send LINK_UP.
 
-        :raises NotPassed: no answer, or ``link-down``: LINK_STATUS stays as it was
+        :raises NotPassed: no answer, or ``link-down``: LINK_STATUS did not change
         """
         self.command(Command.LINK_UP)
         if not self.link_is_up:
@@ -181,18 +181,21 @@ class Vntb(ControlBlock):
         self.command(Command.LINK_DOWN)
 
     def check_link(self) -> None:
-        """:raises NotPassed: ``link-lost``"""
+        """Check that the link is up.
+
+        :raises NotPassed: ``link-lost``
+        """
         if not self.link_is_up:
             raise NotPassed(
                 Reason.LINK_LOST,
                 "LINK_STATUS says that the link is down, without a LINK_DOWN from this side",
-                hint="was the endpoint's function unbound, or did the endpoint reboot?",
+                hint="was the endpoint function unbound, or did the endpoint reboot?",
             )
 
     # -- scratchpads --------------------------------------------------------------------------
 
     def spad_read(self, index: int, *, peer: bool = False) -> int:
-        """One scratchpad: what the endpoint wrote for us, or (``peer``) what we wrote for it."""
+        """Read a scratchpad that the endpoint writes, or with ``peer`` one that the host writes."""
         window, offset = self._spad(index, peer)
         value = window.read32(offset)
         self._say(f"read  {'peer' if peer else 'own '} spad {index:<3} {value:#010x}")
@@ -214,15 +217,15 @@ class Vntb(ControlBlock):
 
     @property
     def vectors(self) -> int:
-        """The MSI vectors that are armed."""
+        """Number of armed MSI vectors."""
         return 0 if self._interrupts is None else self._interrupts.count
 
     @property
     def doorbells(self) -> int | None:
-        """How many doorbells the endpoint shows to have; None where that cannot be seen.
+        """Return the endpoint's number of doorbells; None if it cannot be determined.
 
-        db_count is in no register. Slots beyond it are zero, which tells unless an existing one
-        is zero as well: an embedded doorbell at the start of its BAR.
+        No register holds db_count. Slots beyond it are zero, but so may be an existing one: an
+        embedded doorbell at the start of its BAR.
         """
         if not any(self._slot(FIRST_SLOT)):
             return None
@@ -230,18 +233,18 @@ class Vntb(ControlBlock):
         return next((n - FIRST_SLOT for n in slots if not any(self._slot(n))), len(slots))
 
     def _slot(self, slot: int) -> tuple[int, int]:
-        """(DB_OFFSET, DB_DATA), as far as it tells whether there is such a doorbell."""
+        """Return (DB_OFFSET, DB_DATA); (0, 0) if there is no such doorbell."""
         offset = self._control.read32(db_offset(slot))
         if not self.polled:
-            # The data of the first interrupt is 0 often; an offset is what all of them have.
+            # The first interrupt's data is often 0; only the offset tells.
             return offset, 0
         return offset, self._control.read32(db_data(slot))
 
     def doorbell(self, number: int) -> Doorbell:
-        """Where doorbell ``number`` is, checked.
+        """Return the validated location of doorbell ``number``.
 
         :raises UsageError: the endpoint has no such doorbell, or announces no vector for it
-        :raises NotPassed: ``no-vectors``; ``bad-offset``: it says a place that is none
+        :raises NotPassed: ``no-vectors``; ``bad-offset``: an invalid location
         """
         limit = min(self.function.device.irq_count(IrqKind.MSI), MAX_SLOTS)
         if limit < MIN_VECTORS:
@@ -254,7 +257,7 @@ class Vntb(ControlBlock):
             )
         count = self.doorbells
         if count is not None and number >= count:
-            # With DB_ENTRY_SIZE 0 this would be the first register of the ITS or the eDMA.
+            # With DB_ENTRY_SIZE 0 this is the first register of the ITS or the eDMA.
             raise UsageError(
                 f"no doorbell {number}: the endpoint shows {count} (its db_count is {count + 2})",
                 hint="a slot beyond db_count may be a register of the endpoint's ITS or eDMA",
@@ -262,9 +265,9 @@ class Vntb(ControlBlock):
         return self.doorbell_place(number)
 
     def doorbell_place(self, number: int) -> Doorbell:
-        """Read where doorbell ``number`` is, with or without a vector for its answer.
+        """Return the location of doorbell ``number``, with or without a vector for its answer.
 
-        :raises NotPassed: ``bad-offset``: no register of the doorbell BAR
+        :raises NotPassed: ``bad-offset``: outside of the doorbell BAR
         """
         slot = number + FIRST_SLOT
         bar = self.function.bar(self.bars.doorbell)
@@ -284,18 +287,18 @@ class Vntb(ControlBlock):
         return Doorbell(number, self.bars.doorbell, offset, data)
 
     def ring(self, doorbell: Doorbell) -> None:
-        """Ring the endpoint: one 32-bit write, after everything written before it."""
+        """Ring the endpoint: one 32-bit write, ordered after all earlier writes."""
         self._say(f"write BAR{doorbell.bar}+{doorbell.offset:#x} {doorbell.data:#010x}")
         barrier()
         self.function.bar(doorbell.bar).write32(doorbell.offset, doorbell.data)
 
     def arm(self) -> int:
-        """Have the endpoint's doorbells arrive: MSI vectors, and CONFIGURE_DOORBELL.
+        """Arm MSI vectors for the endpoint's doorbells, and send CONFIGURE_DOORBELL.
 
         Never MSI-X, which pci-epf-vntb does not raise (vntb_epf_peer_db_work).
 
-        :returns: how many vectors there are
-        :raises NotPassed: ``no-vectors``, or the endpoint's answer
+        :returns: the number of vectors
+        :raises NotPassed: ``no-vectors``, or the endpoint refused
         """
         if self._interrupts is None:
             available = min(self.function.device.irq_count(IrqKind.MSI), MAX_VECTORS)
@@ -323,14 +326,14 @@ class Vntb(ControlBlock):
     def wait_doorbells(self, deadline: Deadline) -> dict[int, int]:
         """Sleep until the endpoint rings.
 
-        :returns: {doorbell: how often}; negative ones are the vectors that are none, -2 and -1
+        :returns: {doorbell: count}; -2 and -1 are the vectors that belong to no doorbell
         """
         assert self._interrupts is not None, "arm() comes first"
         fired = self._interrupts.wait(deadline)
         return {vector - FIRST_SLOT: count for vector, count in fired.items()}
 
     def soon(self, deadline: Deadline) -> Deadline:
-        """Return an earlier deadline, for a wait between two looks at the link."""
+        """Return the deadline of a partial wait, after which the link is checked again."""
         return self.function.deadline(min(deadline.remaining, _LOOK))
 
     def drop_doorbells(self) -> int:
@@ -340,20 +343,20 @@ class Vntb(ControlBlock):
     # -- memory windows -----------------------------------------------------------------------
 
     def window(self, index: int) -> Window:
-        """The BAR through which the endpoint's memory is reached.
+        """Return the BAR that maps the endpoint's memory.
 
-        Before the endpoint has set a translation it shows the endpoint's physical address 0, and
-        after the endpoint's link went down memory that was freed: touch it in between only.
+        It maps the endpoint's physical address 0 before the endpoint has set a translation, and
+        freed memory after the endpoint's link went down. Access it only in between.
 
-        :raises UsageError: the endpoint has no such window, or its BAR is not known
+        :raises UsageError: the endpoint has no such window, or its BAR is unknown
         """
         self._check_window(index)
         return self.function.bar(self.bars.windows[index])
 
     def widen(self, index: int, offset: int) -> None:
-        """Have a window written and read in 64-bit words if these arrive.
+        """Use 64-bit accesses for a window if a trial write arrives intact.
 
-        :param offset: 8 bytes there are written; no multiple of 8: nothing is
+        :param offset: place of the trial's 8 bytes; no trial unless it is a multiple of 8
         """
         bar = self.bars.windows[index]
         if offset % 8 == 0 and self.function.widen(bar, offset) is False:
@@ -362,14 +365,14 @@ class Vntb(ControlBlock):
     def window_buffer(self, size: int) -> DmaBuffer:
         """Return memory for a window, aligned to its size as ``dma_alloc_coherent()`` aligns it.
 
-        The endpoint's controller maps it with a granularity of its own, which no register tells:
-        64 KiB on RK3588, i.MX8 and AM654 (region_align, dw_pcie_prog_outbound_atu()).
+        The granularity of the endpoint's controller is in no register: 64 KiB on RK3588, i.MX8 and
+        AM654 (region_align, dw_pcie_prog_outbound_atu()).
         """
         align = max(SMALLEST_WINDOW_ALIGN, 1 << (size - 1).bit_length())
         return self.function.dma_buffer(size, align=align)
 
     def point_window(self, index: int, buffer: DmaBuffer) -> None:
-        """CONFIGURE_MW: let the endpoint reach ``buffer`` through its side of the window."""
+        """Map ``buffer`` into the endpoint's side of the window (CONFIGURE_MW)."""
         self._check_window(index)
         self.write(Reg.ADDR_LOW, buffer.iova & ALL_ONES)
         self.write(Reg.ADDR_HIGH, buffer.iova >> 32)
@@ -378,7 +381,7 @@ class Vntb(ControlBlock):
         self.command(Command.CONFIGURE_MW, index)
 
     def clear_window(self, index: int) -> None:
-        """TEARDOWN_MW: before its memory is given back."""
+        """Unmap the window's memory (TEARDOWN_MW), before that memory is freed."""
         self._check_window(index)
         self.command(Command.TEARDOWN_MW, index)
 
@@ -396,7 +399,7 @@ class Vntb(ControlBlock):
     # -- the end ------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Disarm, and say so to the endpoint as far as it answers. Raises nothing of its own."""
+        """Disarm, and tell the endpoint if it answers. Suppresses rcdrv's own errors."""
         interrupts, self._interrupts = self._interrupts, None
         if interrupts is None:
             return

@@ -1,8 +1,8 @@
-"""A network interface on a queue pair, as ``drivers/net/ntb_netdev.c`` is one in a kernel.
+"""Network interface on a queue pair, the counterpart of ``drivers/net/ntb_netdev.c``.
 
-:class:`Pump` moves frames between the rings and the interface. It believes nothing of what the
-endpoint writes: a frame that cannot be is dropped and counted, and the next one is taken.
-:class:`NetInterface` brings the queue pair up, waits, and lets the pump run.
+:class:`Pump` moves frames between the rings and the interface. It validates everything that the
+endpoint writes; an invalid frame is dropped and counted. :class:`NetInterface` brings the queue
+pair up, waits, and runs the pump.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rcdrv.verdict import NotPassed, Reason
 from rcdrv.wait import await_readable
 
 _LOOK = 0.1
-"""Seconds between two looks at LINK_STATUS, of which no interrupt tells."""
+"""Seconds between reads of LINK_STATUS; its changes raise no interrupt."""
 _JOIN = 0.01
-"""NTB_LINK_DOWN_TIMEOUT: how often either side looks whether the other's queue pair is up."""
+"""Seconds between checks for the other side's queue pair (NTB_LINK_DOWN_TIMEOUT)."""
 _AGAIN = 1.0
-"""Seconds before the hand-shake is tried again."""
+"""Seconds before the hand-shake is retried."""
 _FULL, _FULL_LONG = 0.0002, 0.01
-"""Seconds between two looks at a full ring, first and at last: the endpoint does not ring when it
-has read (tx_time of ntb_netdev.c is 1 us, which a program would only spin for)."""
+"""Seconds between checks of a full ring, at first and finally. The endpoint does not ring after
+reading. (ntb_netdev.c checks after tx_time, 1 us, for which a program would have to spin.)"""
 
 
 class FrameDevice(Protocol):
@@ -40,30 +40,30 @@ class FrameDevice(Protocol):
 
 @dataclass
 class Counts:
-    """What passed, and what did not. "Sent" is to the endpoint."""
+    """Counters of frames and doorbells. "Sent" means to the endpoint."""
 
     sent_packets: int = 0
     sent_bytes: int = 0
     received_packets: int = 0
     received_bytes: int = 0
     rings: int = 0
-    """Doorbells rung: one for all frames that were there at a time."""
+    """Doorbells rung, each for one or more frames."""
     doorbells: int = 0
-    """Interrupts of the endpoint."""
+    """Interrupts from the endpoint."""
     unheard: int = 0
-    """Frames that a look found before their interrupt, or without one."""
+    """Frames found before their interrupt, or without one."""
     ring_full: int = 0
-    """How often all slots were filled, so that what followed had to wait."""
+    """Times that all slots were full, so that frames had to wait."""
     too_long: int = 0
-    """Frames of the host's that no slot takes; dropped."""
+    """Frames of the host too long for a slot; dropped."""
     refused: int = 0
-    """Frames that the host did not take: the interface is down, or out of memory; dropped."""
+    """Frames refused by the host, whose interface is down or out of memory; dropped."""
     bad_number: int = 0
-    """Frames of the endpoint's out of order (rx_err_ver); dropped."""
+    """Frames of the endpoint out of order (rx_err_ver); dropped."""
     bad_length: int = 0
-    """Frames of the endpoint's of an impossible length (rx_err_oflow); dropped."""
+    """Frames of the endpoint with an invalid length (rx_err_oflow); dropped."""
     bad_index: int = 0
-    """How often the endpoint said that it has read a slot which does not exist."""
+    """Invalid ring indexes read from the endpoint."""
     link_ups: int = 0
 
     @property
@@ -72,9 +72,9 @@ class Counts:
 
 
 class Pump:
-    """Frames from the rings to the interface and back, as many as there are, without waiting.
+    """Moves the pending frames between rings and interface, without waiting.
 
-    :param ring: rings the endpoint's doorbell, and makes what was written arrive before
+    :param ring: flush the posted writes and ring the endpoint's doorbell
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class Pump:
     ) -> None:
         self._rings, self._device, self._ring = rings, device, ring
         self.counts = counts
-        # A frame that is cut to the length of the buffer has to look too long.
+        # One byte more, so that a truncated frame is seen to be too long.
         self._buffer = bytearray(max(rings.tx.frame, LARGEST_MTU + ETHERNET) + 4)
         self._view = memoryview(self._buffer)
         self.link_down = False
-        """The endpoint took the queue pair down; its memory must not be touched."""
+        """The endpoint took the queue pair down; its memory must not be accessed."""
 
     def receive(self) -> int:
-        """Hand over what the endpoint sent, a ring full at most (ntb_transport_rxc_db).
+        """Deliver frames from the endpoint, at most a full ring (ntb_transport_rxc_db).
 
-        :returns: slots given back
+        :returns: the number of slots freed
         """
         rings, counts = self._rings, self.counts
         taken = 0
@@ -104,8 +104,8 @@ class Pump:
                 self.link_down = True
                 return taken
             if number != rings.expected:
-                # The kernel waits for the right one. But this slot's is not to be written again
-                # before it is given back, so that would be for ever.
+                # The kernel waits for the right number. But the endpoint does not rewrite the slot
+                # before it is freed, so that wait would never end.
                 counts.bad_number += 1
             elif not ETHERNET <= length <= rings.rx.largest:
                 counts.bad_length += 1
@@ -121,9 +121,9 @@ class Pump:
         return taken
 
     def send(self) -> bool:
-        """Send what the host has for the endpoint, and ring once for all of it.
+        """Send the host's pending frames, and ring once for all of them.
 
-        :returns: whether more has to wait for a free slot
+        :returns: whether frames are left for lack of a free slot
         """
         rings, counts, buffer = self._rings, self.counts, self._buffer
         free = rings.free
@@ -153,14 +153,14 @@ class Pump:
 
 
 class NetInterface:
-    """The interface: up while the endpoint's queue pair is.
+    """Interface that is up while the endpoint's queue pair is.
 
-    :param tap: the interface; it stays the caller's to close
-    :param mtu: of the interface; None: the most that the window carries, and what an interface of
-        the user's own has
-    :param address: of the interface; None: none, or what it has
+    :param tap: the interface; the caller closes it
+    :param mtu: MTU of the interface. None: the most that the window carries; an existing interface
+        keeps its own
+    :param address: address of the interface; None: none, or the existing one
     :param transport_mtu: the endpoint's transport_mtu
-    :param on_event: called with a line when the link comes and goes
+    :param on_event: called with a line when the link goes up or down
     :param on_look: called ten times a second
     """
 
@@ -182,9 +182,9 @@ class NetInterface:
         self._said = ""
 
     def run(self) -> None:
-        """Carry frames until something ends it. A link that goes down is awaited.
+        """Carry frames until an exception ends it; a lost link is awaited again.
 
-        :raises NotPassed: the endpoint does not answer, before the link was up once
+        :raises NotPassed: the endpoint does not answer, and the link has never been up
         :raises HostError: the interface was deleted
         :raises DeviceLost: the device is gone
         :raises Interrupted: the user asked to stop
@@ -215,7 +215,7 @@ class NetInterface:
             self._tap.carrier(False)
             try:
                 queue.close()
-            except NotPassed as error:  # what went wrong first is what the user has to read
+            except NotPassed as error:  # the first failure is the one to report
                 self._say(f"the endpoint was not told of the end: {error.message}")
 
     def _say(self, what: str) -> None:
@@ -224,7 +224,7 @@ class NetInterface:
             self._event(f"{self._tap.name}: {what}")
 
     def _set_up(self, queue: QueuePair) -> None:
-        """Give the interface what was asked for, once it is known what the window carries."""
+        """Configure the interface, now that the window's capacity is known."""
         tap = self._tap
         most = min(queue.largest - ETHERNET, LARGEST_MTU)
         if most < LEAST_MTU:
@@ -249,7 +249,7 @@ class NetInterface:
         tap.up()
 
     def _join(self, queue: QueuePair) -> None:
-        """Wait until the endpoint's queue pair is up: until somebody sets its interface up."""
+        """Wait until the endpoint's queue pair, and so its interface, is up."""
         looks = 0
         while not queue.joined():
             self._vntb.check_link()
@@ -264,7 +264,7 @@ class NetInterface:
         self._say(f"link up, MTU {self._tap.mtu}, {tx.entries} slots of {tx.frame:#x} bytes")
 
     def _carry(self, queue: QueuePair) -> None:
-        """Move frames until the endpoint takes the queue pair down.
+        """Move frames while the queue pair is up.
 
         :raises NotPassed: ``link-lost``
         """
@@ -273,7 +273,7 @@ class NetInterface:
         now = vntb.function.clock.now
         look_at = now()
         patience = 0.0
-        """Seconds until the next look at a full ring; 0: it has free slots."""
+        """Seconds until the next check of a full ring; 0 if it has free slots."""
         slept_out = False
         while True:
             taken = pump.receive()
@@ -291,7 +291,7 @@ class NetInterface:
                 self._on_look()
                 look_at = now() + _LOOK
             more = taken == queue.rings.rx.entries
-            # Frames of the host's wait in the interface while no slot is free.
+            # While no slot is free, the host's frames wait in the interface.
             watched = [vntb.function.fileno()] if full else [vntb.function.fileno(), tap.fd]
             woken = await_readable(watched, 0.0 if more else patience or _LOOK)
             slept_out = not woken and not more and not full

@@ -1,4 +1,4 @@
-"""The few packets that a ping over Ethernet needs: ARP and ICMP echo (RFC 826, 791, 792)."""
+"""Packets of a ping over Ethernet: ARP and ICMP echo (RFC 826, 791, 792)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _IP_HEAD = struct.Struct(">BBHHHBBH4s4s")
 _ICMP_HEAD = struct.Struct(">BBHHH")
 
 OVERHEAD = 14 + _IP_HEAD.size + _ICMP_HEAD.size
-"""Bytes of a frame around the data of an echo."""
+"""Bytes of an echo's frame in addition to its data."""
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071); 0 over data that has its own in it."""
+    """Return the Internet checksum (RFC 1071); 0 if the data includes a valid one."""
     if len(data) % 2:
         data += b"\0"
     total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
@@ -38,14 +38,14 @@ class EchoReply:
 
 
 class Station:
-    """Our end of the Ethernet: an address, and what is known of the other's."""
+    """The host's end of the Ethernet: its address and the peer's, if known."""
 
     def __init__(self, mac: bytes, ip: bytes, peer_ip: bytes) -> None:
         self.mac, self.ip, self.peer_ip = mac, ip, peer_ip
         self.peer_mac: bytes | None = None
 
     def arp_request(self) -> bytes:
-        """Who has the peer's address?"""
+        """Return an ARP request for the peer's address."""
         return self._arp(_ARP_REQUEST, BROADCAST, bytes(6), self.peer_ip)
 
     def _arp(self, operation: int, to: bytes, mac: bytes, ip: bytes) -> bytes:
@@ -53,7 +53,7 @@ class Station:
         return to + self.mac + _ARP.to_bytes(2, "big") + head + self.mac + self.ip + mac + ip
 
     def echo(self, identifier: int, sequence: int, data: bytes) -> bytes:
-        """An echo request; the peer's MAC address is known by now."""
+        """Return an echo request; the peer's MAC address must be known."""
         assert self.peer_mac is not None
         icmp = _ICMP_HEAD.pack(_ECHO, 0, 0, identifier, sequence) + data
         icmp = icmp[:2] + checksum(icmp).to_bytes(2, "big") + icmp[4:]
@@ -63,7 +63,7 @@ class Station:
         return self.peer_mac + self.mac + _IPV4.to_bytes(2, "big") + head + icmp
 
     def receive(self, frame: bytes) -> EchoReply | bytes | None:
-        """A reply to an echo of ours; an answer that has to be sent; or None, not for us."""
+        """Return a reply to our echo, or an answer to send; None if the frame is not for us."""
         if len(frame) < 34:
             return None
         kind = int.from_bytes(frame[12:14], "big")

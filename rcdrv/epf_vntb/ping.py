@@ -1,7 +1,7 @@
 """Round trips over the bridge, and their statistics.
 
-Two ways: by doorbell and scratchpad, which the endpoint's ``ntb_pingpong`` answers, and (in
-:mod:`rcdrv.epf_vntb.transport`) by packets, which its network stack answers.
+The endpoint's ``ntb_pingpong`` answers pings by doorbell and scratchpad; its network stack answers
+pings by packet (:mod:`rcdrv.epf_vntb.transport`).
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ PINGPONG_DELAY = 1.0
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """One ping that was answered."""
+    """One answered ping."""
 
     sequence: int
     nanoseconds: int
     size: int
-    """Bytes that came back."""
+    """Bytes of the answer."""
     reported: int = 1
-    """How many doorbells the endpoint saw for the one that was rung."""
+    """Number of doorbells that the endpoint saw for the one that was rung."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A distribution of round-trip times, in milliseconds."""
+    """Distribution of round-trip times in milliseconds."""
 
     minimum: float
     average: float
     maximum: float
     mdev: float
-    """The standard deviation, under the name that ping gives it."""
+    """Standard deviation, as ping names it."""
     p50: float
     p90: float
     p99: float
@@ -52,7 +52,7 @@ class Spread:
 
     @classmethod
     def of(cls, trips: Sequence[RoundTrip]) -> Spread:
-        """:param trips: at least one"""
+        """Return the distribution of one or more round trips."""
         times = sorted(trip.nanoseconds / 1e6 for trip in trips)
         found = Distribution.of([trip.nanoseconds for trip in trips])
         return cls(
@@ -65,31 +65,34 @@ class Spread:
 
 
 class Pinger(Protocol):
-    """One way to make round trips."""
+    """A kind of round trips."""
 
     def open(self) -> None:
-        """Bring up what is needed."""
+        """Bring up link, doorbells and queues as needed."""
 
     def ping(self, sequence: int) -> RoundTrip:
-        """One round trip. :raises NotPassed: what came instead"""
+        """Make one round trip.
+
+        :raises NotPassed: no valid answer
+        """
 
     def close(self) -> None:
-        """Take down what :meth:`open` brought up, as far as the endpoint answers."""
+        """Take down what :meth:`open` brought up, if the endpoint answers."""
 
     @property
     def title(self) -> str:
-        """What is pinged, as ping's first line has it."""
+        """Target for the first line of output, as in ping's."""
 
     @property
     def source(self) -> str:
-        """Where answers come from."""
+        """Origin of the answers."""
 
 
 class DoorbellPinger:
-    """A count in scratchpad 0, a ring, and the endpoint's ring and count in return.
+    """Ping by a number in scratchpad 0 and a doorbell; the endpoint answers in the same way.
 
-    The other side of ``drivers/ntb/test/ntb_pingpong.c``: its pp_pong() counts what rings, and
-    pp_ping() writes that count before it rings.
+    The counterpart of ``drivers/ntb/test/ntb_pingpong.c``: its pp_pong() counts the doorbells, and
+    pp_ping() writes the count before it rings.
     """
 
     def __init__(self, vntb: Vntb, *, doorbell: int = 0) -> None:
@@ -97,7 +100,7 @@ class DoorbellPinger:
         self._number = doorbell
         self._doorbell: Doorbell | None = None
         self._took_up = False
-        # The endpoint answers after delay_ms, which it does not tell.
+        # The endpoint answers after delay_ms, which it does not announce.
         self._patience = vntb.timeout + PINGPONG_DELAY
 
     @property
@@ -113,10 +116,10 @@ class DoorbellPinger:
         self._doorbell = vntb.doorbell(self._number)
         vntb.arm()
         if not vntb.link_is_up:
-            self._took_up = True  # from here on: the endpoint may obey although we stop waiting
+            self._took_up = True  # set first: the endpoint may obey even if the wait ends early
             vntb.link_up()
-            # pp_setup() sends a ping of its own, which must not pass for a reply; its count may
-            # be one of before ntb_pingpong was loaded anew. Without it there is no ntb_pingpong.
+            # pp_setup() sends a ping, which must not be taken for a reply; its count may date from
+            # before ntb_pingpong was reloaded. If it does not come, ntb_pingpong is not loaded.
             deadline = vntb.function.deadline(self._patience)
             while not deadline.expired and 0 not in self._wait(deadline):
                 pass
@@ -143,9 +146,9 @@ class DoorbellPinger:
             rang = 0 in self._wait(deadline) or rang
             now = now_ns()
             reported = (vntb.spad_read(0) - before) & _WORD
-            if reported > MAX_SLOTS:  # more than one ring can set: the count began anew
+            if reported > MAX_SLOTS:  # more than one ring can report: the count restarted
                 before, rang, reloaded = vntb.spad_read(0), False, True
-            # A ring with the old count is one of the endpoint's own.
+            # A ring with the old count is the endpoint's own.
             elif reported and rang:
                 return RoundTrip(sequence, now - start, 4, reported)
         raise self._lost(before, rang, reloaded)
@@ -161,7 +164,7 @@ class DoorbellPinger:
             )
         what = "rings, but its count does not change" if rang else "does not answer"
         hint = (
-            "its count began anew meanwhile: was ntb_pingpong loaded again?"
+            "its count restarted meanwhile: was ntb_pingpong reloaded?"
             if reloaded
             else "on the endpoint: is ntb_pingpong loaded? It answers after its module parameter"
             " delay_ms (default 1000), which has to be shorter than this wait"
@@ -182,7 +185,7 @@ class DoorbellPinger:
 
 @dataclass
 class PingReport:
-    """Outcome of a run of pings; it fills up as it goes."""
+    """Outcome of a run of pings, updated after every ping."""
 
     transmitted: int = 0
     trips: list[RoundTrip] = field(default_factory=list)
@@ -195,7 +198,7 @@ class PingReport:
 
     @property
     def delay(self) -> float | None:
-        """Milliseconds after which every answer came, where that looks like ``delay_ms``."""
+        """Delay of all answers in milliseconds, if it looks like ``delay_ms``."""
         if self.spread is None or not self.spread.minimum >= 900:
             return None
         return self.spread.minimum
@@ -216,9 +219,9 @@ def run_pings(
     on_trip: Callable[[RoundTrip], None] = lambda _trip: None,
     on_miss: Callable[[int, NotPassed], None] = lambda _sequence, _miss: None,
 ) -> None:
-    """``count`` pings (0: until stopped), each ``interval`` after the one before was *sent*.
+    """Send ``count`` pings (0: until stopped), one every ``interval`` seconds.
 
-    :raises NotPassed: what ends the run: the link is lost, packets are
+    :raises NotPassed: a failure that ends the run, such as a lost link
     :raises DeviceLost: the device is gone
     :raises Interrupted: the user asked to stop
     """
@@ -243,7 +246,7 @@ def run_pings(
                 if miss.reason not in _GO_ON:
                     raise
             except Interrupted:
-                report.transmitted -= 1  # as good as not sent: nobody waited for its answer
+                report.transmitted -= 1  # its answer was not awaited, so it does not count
                 raise
             else:
                 report.trips.append(trip)
@@ -254,6 +257,6 @@ def run_pings(
         try:
             pinger.close()
         except RcdrvError:
-            # What went wrong first is what the user has to read.
+            # The first failure is the one to report.
             if not failed:
                 raise

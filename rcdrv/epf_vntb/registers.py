@@ -1,7 +1,6 @@
-"""The control block of pci-epf-vntb, and in which BAR each part of the bridge is.
+"""Control block of pci-epf-vntb, little endian, and the BAR of each part of the bridge.
 
-As ``drivers/ntb/hw/epf/ntb_hw_epf.c`` and ``drivers/pci/endpoint/functions/pci-epf-vntb.c`` have
-it. Little endian.
+Source: ``drivers/ntb/hw/epf/ntb_hw_epf.c``, ``drivers/pci/endpoint/functions/pci-epf-vntb.c``.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from rcdrv.errors import UsageError
 
 
 class Reg(IntEnum):
-    """Offsets in the control BAR; 32 bits wide unless they say otherwise."""
+    """Offsets in the control BAR; 32 bits wide unless noted."""
 
     COMMAND = 0x00
     ARGUMENT = 0x04
     CMD_STATUS = 0x08
-    """16 bits. Shares its word with LINK_STATUS, so a wider write would change that."""
+    """16 bits. A 32-bit write would change LINK_STATUS too."""
     LINK_STATUS = 0x0A
     """16 bits."""
     TOPOLOGY = 0x0C
@@ -28,31 +27,31 @@ class Reg(IntEnum):
     SIZE_HIGH = 0x1C
     MW_COUNT = 0x20
     MW1_OFFSET = 0x24
-    """Reserved, 0; pci-epf-ntb puts the offset of MW1 here, which there is never 0."""
+    """Reserved, 0. In pci-epf-ntb the offset of MW1, which is never 0."""
     SPAD_OFFSET = 0x28
     SPAD_COUNT = 0x2C
     DB_ENTRY_SIZE = 0x30
 
 
 def db_data(slot: int) -> int:
-    """Offset of DB_DATA[slot]."""
+    """Return the offset of DB_DATA[slot]."""
     return 0x34 + 4 * slot
 
 
 def db_offset(slot: int) -> int:
-    """Offset of DB_OFFSET[slot]."""
+    """Return the offset of DB_OFFSET[slot]."""
     return 0xB4 + 4 * slot
 
 
 BLOCK_SIZE = 0x134
-"""Up to the end of DB_OFFSET[31]; the scratchpads lie behind it."""
+"""End of DB_OFFSET[31]; the scratchpads follow."""
 
 NARROW = (Reg.CMD_STATUS, Reg.LINK_STATUS)
-"""The registers that take 16-bit accesses."""
+"""Registers with 16-bit accesses."""
 
 
 class Command(IntEnum):
-    """What COMMAND can be told."""
+    """Values of COMMAND."""
 
     CONFIGURE_DOORBELL = 1
     TEARDOWN_DOORBELL = 2
@@ -63,7 +62,7 @@ class Command(IntEnum):
 
 
 class CommandStatus(IntEnum):
-    """What CMD_STATUS answers; 0 is no answer yet."""
+    """Values of CMD_STATUS; 0 until the endpoint answers."""
 
     OK = 1
     ERROR = 2
@@ -73,8 +72,8 @@ LINK_IS_UP = 1 << 0
 
 MAX_SLOTS = 32
 FIRST_SLOT = 2
-"""The slot of doorbell 0, and the MSI vector of the endpoint's. Slot 0 is for link events, which
-pci-epf-vntb never raises, slot 1 is unused (enum epf_irq_slot)."""
+"""Slot of doorbell 0, and MSI vector of the endpoint's doorbell 0. Slot 0 is for link events, which
+pci-epf-vntb never raises; slot 1 is unused (enum epf_irq_slot)."""
 
 MIN_VECTORS, MAX_VECTORS = 4, 32
 """NTB_EPF_MIN_DB_COUNT + 1, NTB_EPF_MAX_DB_COUNT + 1"""
@@ -85,11 +84,11 @@ SMALLEST_WINDOW_ALIGN = 4096
 
 @dataclass(frozen=True)
 class BarMap:
-    """Which BAR has which part of the bridge."""
+    """BAR of each part of the bridge."""
 
     control: int
     peer_spad: int
-    """The control BAR: the endpoint's scratchpads follow the host's own. Else at offset 0."""
+    """If the control BAR: the endpoint's scratchpads follow the host's. Else at offset 0."""
     doorbell: int
     windows: tuple[int, ...]
 
@@ -101,7 +100,7 @@ class BarMap:
         peer_spad: int | None = None,
         windows: tuple[int, ...] = (),
     ) -> BarMap:
-        """The same with what the user says. A moved control BAR takes the scratchpads with it."""
+        """Return the map with the user's changes. The scratchpads follow a moved control BAR."""
         moved = self
         if control is not None:
             spad = control if self.peer_spad == self.control else self.peer_spad
@@ -117,9 +116,9 @@ class BarMap:
 
 RCAR_MAP = BarMap(control=0, peer_spad=0, doorbell=4, windows=(2,))
 
-# ntb_epf_pci_tbl. Its map of 104c:b00d fits pci-epf-ntb alone. pci-epf-vntb keeps the peer's
-# scratchpads in the control BAR (vntb_epf_spad_read()), and by default takes the BARs in turn
-# (epf_ntb_init_epc_bar()): by the kernel's map, writes to peer scratchpads would ring doorbells.
+# From ntb_epf_pci_tbl, whose map of 104c:b00d fits only pci-epf-ntb. pci-epf-vntb has the peer's
+# scratchpads in the control BAR (vntb_epf_spad_read()), and by default assigns the BARs in order
+# (epf_ntb_init_epc_bar()): with the kernel's map, writes to peer scratchpads ring doorbells.
 _MAPS = {
     (0x104C, 0xB00D): BarMap(control=0, peer_spad=0, doorbell=1, windows=(2, 3, 4, 5)),
     (0x1957, 0x0809): BarMap(control=0, peer_spad=0, doorbell=2, windows=(4, 5)),
@@ -141,9 +140,9 @@ def choose_map(
     peer_spad: int | None = None,
     windows: tuple[int, ...] = (),
 ) -> BarMap:
-    """The map of this ID with what the user says.
+    """Return the BAR map of this ID with the user's changes.
 
-    :raises UsageError: an unknown ID, and not everything that it would tell was said
+    :raises UsageError: the ID is unknown, and the user does not name all BARs
     """
     known = map_of(vendor, device)
     if known is not None:

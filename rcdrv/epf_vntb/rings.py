@@ -1,10 +1,10 @@
-"""The two rings of a queue pair of ntb_transport, as ``drivers/ntb/ntb_transport.c`` has them.
+"""The two rings of a queue pair of ntb_transport (``drivers/ntb/ntb_transport.c``).
 
 Each side receives into a ring in its own memory, which the other side writes through a window. A
-frame's header stands at the end of its slot, and the word behind the last slot belongs to the other
-direction: the reader's index in the ring that *we* fill.
+frame's header is at the end of its slot. The word after the last slot belongs to the other
+direction: it is the reader's index in the ring that *we* fill.
 
-Nothing here waits, and what the endpoint writes chooses no address: both indexes are our own.
+Nothing here waits, and no value from the endpoint is used as an address: both indexes are ours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from rcdrv.mmio import Window, barrier
 
 HEADER = struct.Struct("<III")
-"""Number of the packet, length, flags."""
+"""Packet number, length, flags."""
 _LENGTH, _FLAGS = 4, 8
 DONE, LINK_DOWN = 1 << 0, 1 << 1
 _RX_INFO = 4
@@ -25,34 +25,34 @@ _WORD = 0xFFFF_FFFF
 
 @dataclass(frozen=True)
 class Ring:
-    """How a queue pair's share of a window is cut (ntb_transport_setup_qp_mw)."""
+    """Layout of a queue pair's share of a window (ntb_transport_setup_qp_mw)."""
 
     base: int
-    """Of the share in the window."""
+    """Offset of the share in the window."""
     end: int
-    """Of the slots, from the base: where the other direction's index is."""
+    """End of the slots from the base, where the other direction's index is."""
     frame: int
     """Bytes of a slot."""
     entries: int
 
     @classmethod
     def of(cls, window: int, shares: int, mtu: int) -> Ring:
-        """The first share of a window of so many bytes.
+        """Return the first share of a window of that size in bytes.
 
-        :raises ValueError: too small for two slots, or words in it are not aligned
+        :raises ValueError: too small for two slots, or not of whole words
         """
         end = window // shares - _RX_INFO
         frame = min(mtu, end // 2)
         if frame <= HEADER.size:
             raise ValueError(f"no slots in a window of {window:#x} bytes")
         if frame % 4 or end % 4:
-            # The kernel makes do with it where its processor can; device memory on arm64 cannot.
+            # The kernel accepts it, but device memory on arm64 takes no unaligned access.
             raise ValueError(f"slots of {frame:#x} bytes, up to {end:#x}, are not whole words")
         return cls(0, end, frame, end // frame)
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest packet (ntb_transport_max_size)."""
+        """Size of the largest packet in bytes (ntb_transport_max_size)."""
         return self.frame - HEADER.size
 
     def slot(self, index: int) -> int:
@@ -63,7 +63,7 @@ class Ring:
 
 
 class Arrived(NamedTuple):
-    """The header of a frame that the endpoint has finished; it may say anything."""
+    """Unvalidated header of a frame that the endpoint has completed."""
 
     number: int
     length: int
@@ -73,8 +73,8 @@ class Arrived(NamedTuple):
 class Rings:
     """Both rings, and our index in each.
 
-    :param out: the window to the endpoint's memory, which has the ring that we fill
-    :param memory: ours, with the ring that the endpoint fills
+    :param out: window to the endpoint's memory, with the ring that we fill
+    :param memory: our memory, with the ring that the endpoint fills
     """
 
     def __init__(self, out: Window, tx: Ring, memory: memoryview, rx: Ring) -> None:
@@ -83,9 +83,9 @@ class Rings:
         self.reset()
 
     def reset(self) -> None:
-        """Begin with the first slots, nothing sent and nothing arrived (ntb_qp_link_down_reset).
+        """Reset both rings to empty (ntb_qp_link_down_reset).
 
-        The window is not touched: after the endpoint's link went down its memory may be freed.
+        Does not access the window, whose memory may be freed after the endpoint's link went down.
         """
         self.tx_index = self.rx_index = 0
         self._sent = self.expected = 0
@@ -105,20 +105,20 @@ class Rings:
 
     @property
     def reader(self) -> int:
-        """The slot that the endpoint says it has read last; not checked."""
+        """Index of the slot that the endpoint read last; unvalidated."""
         return self._get(self.rx.end)
 
     @property
     def free(self) -> int | None:
-        """Slots to fill (ntb_transport_tx_free_entry); None: the endpoint's index is no slot."""
+        """Free slots (ntb_transport_tx_free_entry); None if the endpoint's index is invalid."""
         reader = self.reader
         return (reader - self.tx_index) % self.tx.entries if reader < self.tx.entries else None
 
     def put(self, packet: bytes | bytearray | memoryview, length: int, flags: int = 0) -> None:
         """Fill the next slot, which must be free (ntb_async_tx, ntb_tx_copy_callback).
 
-        :param packet: the bytes; of whole words, so that all are written alike
-        :param length: how many of them are the packet
+        :param packet: the data, padded to whole words
+        :param length: length of the packet without padding
         """
         out, header = self._out, self.tx.header(self.tx_index)
         out.write32(header + _LENGTH, length)
@@ -130,13 +130,13 @@ class Rings:
         self._sent = (self._sent + 1) & _WORD
 
     def flush(self) -> None:
-        """Bring the posted writes to their end, by a read, before a doorbell overtakes them."""
+        """Flush the posted writes by a read, so that they arrive before a doorbell."""
         self._out.read32(self.tx.header((self.tx_index - 1) % self.tx.entries) + _FLAGS)
 
     # -- in -----------------------------------------------------------------------------------
 
     def arrived(self) -> Arrived | None:
-        """The header of the next frame, None if there is none yet (ntb_process_rxc)."""
+        """Return the header of the next frame; None if there is none yet (ntb_process_rxc)."""
         header = self.rx.header(self.rx_index)
         flags = self._get(header + _FLAGS)
         if not flags & DONE:
@@ -145,17 +145,17 @@ class Rings:
         return Arrived(self._get(header), self._get(header + _LENGTH), flags)
 
     def packet(self, length: int) -> memoryview:
-        """The packet of that frame, in place; ``length`` is checked."""
+        """Return the packet of that frame without copying; the caller has checked ``length``."""
         start = self.rx.slot(self.rx_index)
         return self._memory[start : start + length]
 
     def take(self, number: int) -> None:
-        """Give the slot back, and expect the packet after ``number`` in the next one."""
+        """Free the slot, and expect the packet after ``number`` in the next one."""
         self._put(self.rx.header(self.rx_index) + _FLAGS, 0)
         self.rx_index = (self.rx_index + 1) % self.rx.entries
         self.expected = (number + 1) & _WORD
 
     def tell(self) -> None:
-        """Tell the endpoint how far we have read (ntb_complete_rxc)."""
+        """Publish our read index to the endpoint (ntb_complete_rxc)."""
         barrier()
         self._out.write32(self.tx.base + self.tx.end, (self.rx_index - 1) % self.rx.entries)

@@ -1,6 +1,6 @@
-"""A queue pair of ntb_transport version 4, as ``drivers/ntb/ntb_transport.c`` has it on the wire.
+"""Queue pair of ntb_transport version 4 (``drivers/ntb/ntb_transport.c``): hand-shake and packets.
 
-The hand-shake is here, the rings that come of it are in :mod:`rcdrv.epf_vntb.rings`.
+The rings are in :mod:`rcdrv.epf_vntb.rings`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rcdrv.wait import Deadline
 
 VERSION = 4
 MTU = 0x10000
-"""The module parameter transport_mtu: bytes of a slot, the same on both sides."""
+"""Module parameter transport_mtu: bytes of a slot, equal on both sides."""
 
-# The scratchpads.
+# Scratchpads.
 _VERSION, _QP_LINKS, _NUM_QPS, _NUM_MWS, _MW0_SZ_HIGH, _MW0_SZ_LOW = range(6)
 _MIN_SPADS = 6
 
 _RETRY = 0.01
-"""NTB_LINK_DOWN_TIMEOUT: how often either side looks at the hand-shake."""
+"""Seconds between checks of the hand-shake (NTB_LINK_DOWN_TIMEOUT)."""
 _LARGEST_WINDOW = 1 << 30
 
 
@@ -44,7 +44,7 @@ class QueuePair:
         self._mtu = mtu
         self._buffers: list[DmaBuffer] = []
         self._memory = memoryview(b"")
-        """Of the ring that we receive into."""
+        """Memory of the ring that we receive into."""
         self._pointed: list[int] = []
         self._linked = False
         self._ready = False
@@ -77,7 +77,7 @@ class QueuePair:
         self._doorbell: Doorbell = vntb.doorbell(0)
         vntb.arm()
         if vntb.link_is_up:
-            # Of a run that ended badly: what stands in the scratchpads may be its.
+            # Left by a run that crashed; the scratchpads may hold its values.
             vntb.link_down()
         for spad in range(min(vntb.spads, _MW0_SZ_HIGH + 2 * MAX_WINDOWS)):
             vntb.spad_write(spad, 0)
@@ -89,8 +89,10 @@ class QueuePair:
         self._set_up(windows, queues)
 
     def joined(self) -> bool:
-        """Say that the queue pair is up here; return whether it is at the endpoint, which has to be
-        asked again every 10 ms (ntb_qp_link_work)."""
+        """Announce our queue pair; return whether the endpoint's is up.
+
+        To be called every 10 ms until it is (ntb_qp_link_work).
+        """
         vntb = self._vntb
         links = vntb.spad_read(_QP_LINKS)
         vntb.spad_write(_QP_LINKS, links | 1 << 0, peer=True)
@@ -98,8 +100,10 @@ class QueuePair:
         return self._ready
 
     def restart(self) -> None:
-        """Set the rings up anew after the endpoint took the queue pair down
-        (ntb_qp_link_cleanup). Nothing is sent until it has :meth:`joined` again."""
+        """Reset the rings after the endpoint took the queue pair down (ntb_qp_link_cleanup).
+
+        Nothing is sent until it has :meth:`joined` again.
+        """
         self._ready = False
         self.rings.reset()
 
@@ -114,7 +118,7 @@ class QueuePair:
             self._vntb.function.pause(_RETRY / 2)
 
     def _hear(self) -> tuple[list[int], int]:
-        """The endpoint's windows and its number of queue pairs, checked."""
+        """Return the endpoint's window sizes and number of queue pairs, validated."""
         vntb = self._vntb
         self._await(
             lambda: vntb.spad_read(_VERSION) != 0,
@@ -150,7 +154,7 @@ class QueuePair:
         return sizes, queues
 
     def _tell(self, windows: list[int], queues: int) -> None:
-        """What the endpoint has to hear: the same counts, our sizes, the version last."""
+        """Write the hand-shake's scratchpads: the same counts, our sizes, and last the version."""
         vntb = self._vntb
         for index in range(len(windows)):
             size = vntb.window(index).size
@@ -166,10 +170,10 @@ class QueuePair:
         for index, size in enumerate(windows):
             buffer = vntb.window_buffer(size)
             self._buffers.append(buffer)
-            # Before the command: one that is interrupted may be obeyed all the same.
+            # Before the command, which the endpoint may obey even if the wait is interrupted.
             self._pointed.append(index)
             vntb.point_window(index, buffer)
-        # ntb_transport_init_queue(): pairs are dealt out to the windows in turn.
+        # ntb_transport_init_queue() distributes the pairs over the windows in turn.
         shares = -(-queues // len(windows))
         self._memory = self._buffers[0].memory.cast("B")
         out = vntb.window(0)
@@ -183,11 +187,11 @@ class QueuePair:
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest packet, in both directions."""
+        """Size of the largest packet in bytes, in either direction."""
         return min(self.rings.rx.largest, self.rings.tx.largest)
 
     def send(self, packet: bytes, flags: int = 0) -> None:
-        """Put a packet into the endpoint's ring and ring.
+        """Put a packet into the endpoint's ring, and ring its doorbell.
 
         :raises NotPassed: ``silent``: the ring is full, the endpoint does not read it
         """
@@ -210,12 +214,12 @@ class QueuePair:
         self.ring()
 
     def ring(self) -> None:
-        """Ring for what was put into the rings."""
+        """Ring the endpoint's doorbell for new packets."""
         self.rings.flush()
         self._vntb.ring(self._doorbell)
 
     def receive(self) -> bytes | None:
-        """The next packet, or None if there is none yet.
+        """Return the next packet, or None if there is none yet.
 
         :raises NotPassed: ``link-lost``, ``sequence-gap``
         """
@@ -250,28 +254,28 @@ class QueuePair:
         return packet
 
     def wait(self, deadline: Deadline) -> bool:
-        """Sleep until the endpoint rings, a moment at most; return whether it did."""
+        """Sleep briefly until the endpoint rings; return whether it did."""
         return bool(self._vntb.wait_doorbells(self._vntb.soon(deadline)))
 
     def wait_long(self) -> bool:
-        """As :meth:`wait`, for an interrupt that is overdue."""
+        """Like :meth:`wait`, for an overdue interrupt."""
         return bool(self._vntb.wait_doorbells(self._vntb.function.deadline(self._vntb.timeout)))
 
     def close(self) -> None:
         """Take the queue pair and the link down; then free the memory.
 
-        Every step is tried, also after one that raised.
+        A step that raises does not prevent the others.
         """
         vntb = self._vntb
         with vntb.function.cancel.deferred(), contextlib.ExitStack() as steps:
-            # In reverse order: the stack calls the last one first.
+            # In reverse order, as the stack calls the last one first.
             for buffer in self._buffers:
                 steps.callback(buffer.close)
             steps.callback(self._memory.release)
             steps.callback(vntb.close)
             for index in reversed(self._pointed):
                 steps.callback(vntb.clear_window, index)
-            if self._linked:  # also where LINK_UP is not obeyed yet
+            if self._linked:  # also if LINK_UP was sent and not yet obeyed
                 steps.callback(vntb.link_down)
                 if self._ready and vntb.link_is_up:
                     steps.callback(self.send, b"", LINK_DOWN)
@@ -281,8 +285,7 @@ class QueuePair:
 
 
 class TransportPinger:
-    """ICMP echo inside Ethernet frames, as ntb_netdev carries them: the endpoint's own network
-    stack replies.
+    """Ping by ICMP echo in Ethernet frames of ntb_netdev, answered by the endpoint's network stack.
 
     :param size: bytes of data in an echo
     """
@@ -358,12 +361,12 @@ class TransportPinger:
     def _exchange(
         self, deadline: Deadline, wanted: Callable[[EchoReply], bool]
     ) -> EchoReply | None:
-        """Take packets, answer those that ask, until the wanted reply or the deadline."""
+        """Receive packets and answer requests until the wanted reply or the deadline."""
         resolved = self._station.peer_mac is not None
         rang = True
         while True:
             packet = self._queue.receive()
-            # The packet may have come after the wait, with its interrupt still on the way.
+            # The packet may have arrived after the wait, ahead of its interrupt.
             if packet is not None and resolved and not (rang or self._queue.wait_long()):
                 self._vntb.check_link()
                 raise NotPassed(

@@ -1,4 +1,4 @@
-"""Checks of a memory window, in both directions."""
+"""Tests of a memory window in both directions."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _CHUNK = 64 << 10
 
 
 def test_pointing(vntb: Vntb, index: int) -> int:
-    """Let the endpoint point its side of the window at memory of ours, and take it back.
+    """Have the endpoint map memory of ours into its side of the window, and unmap it.
 
-    :returns: the bytes that it could have reached
-    :raises NotPassed: the endpoint's answer
+    :returns: the number of bytes mapped
+    :raises NotPassed: the endpoint refused or did not answer
     """
     size = vntb.window(index).size
     with vntb.window_buffer(size) as buffer:
         try:
             vntb.point_window(index, buffer)
         except BaseException:
-            # The endpoint may obey all the same; the first error is the one to report.
+            # The endpoint may have obeyed; the first error is the one to report.
             with vntb.function.cancel.deferred(), contextlib.suppress(RcdrvError):
                 vntb.clear_window(index)
             raise
@@ -34,11 +34,11 @@ def test_pointing(vntb: Vntb, index: int) -> int:
 
 
 def test_memory(vntb: Vntb, index: int) -> int:
-    """Write a pattern all over the endpoint's memory behind the window, read it, put it back.
+    """Write a pattern to all of the endpoint's memory in the window, verify it, and restore it.
 
     Only for a window whose translation the endpoint has set.
 
-    :returns: the bytes tested
+    :returns: the number of bytes tested
     :raises NotPassed: ``data-mismatch``
     """
     window = vntb.window(index)
@@ -74,6 +74,6 @@ def _chunks(end: int) -> Iterator[tuple[int, int]]:
 
 
 def _pattern(offset: int, size: int) -> bytes:
-    """Each word is the complement of its own offset, so that no two chunks look the same."""
+    """Return words that are the complement of their offset, so that no two chunks are equal."""
     words = range(offset, offset + size, 4)
     return b"".join((~word & 0xFFFF_FFFF).to_bytes(4, "little") for word in words)

@@ -39,7 +39,8 @@ class Tap(Observer):
     def case_finished(self, result: CaseResult) -> None:
         self._number += 1
         name = _escaped(str(result.name))
-        test = one_line(result.name.test)
+        # Lines of several devices are mixed, so those that name the test name the device too.
+        test = one_line(f"{result.name.device} {result.name.test}".lstrip())
         passed = not (result.failed or result.known_failure)
         skipped = result.verdict is Verdict.SKIP and passed
         directive = ""

@@ -5,7 +5,7 @@ Users start an endpoint with ``rcdrv sim``.
 
 from __future__ import annotations
 
-# The terminal sends SIGINT to the parent too, which ends this process: imports included.
+# Set before the imports: the terminal sends SIGINT to the parent too, which ends this process.
 import _signal  # type: ignore[import-not-found]
 import sys
 

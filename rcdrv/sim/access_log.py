@@ -22,7 +22,7 @@ REGIONS = ("BAR0", "BAR1", "BAR2", "BAR3", "BAR4", "BAR5", "ROM", "CONFIG", "VGA
 
 
 class AccessLog:
-    """Write to ``stream``, line by line; without a stream do nothing."""
+    """Writes to ``stream``, line by line; without a stream it does nothing."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream

@@ -68,7 +68,7 @@ def choice(enum: type[Enum]) -> Check:
 def parse_integer(text: str, path: str) -> int:
     """Parse an integer: decimal, 0x, 0o or 0b, with K, M, G or T for powers of 1024.
 
-    :raises UsageError: it is none
+    :raises UsageError: not an integer
     """
     try:
         return parse_size(text)

@@ -2,7 +2,7 @@
 
 Every byte has masks of writable bits and of write-1-to-clear bits; other bits are read-only.
 Offsets and bits are those of the PCI Express Base Specification (chapter 7.5) and
-``include/uapi/linux/pci_regs.h``; capabilities stand where DesignWare controllers have them.
+``include/uapi/linux/pci_regs.h``; capabilities have the places of DesignWare controllers.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ class SimConfigSpace:
         return bytes(self._data[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> bool:
-        """A write by the host; read-only bits are left alone.
+        """Write on behalf of the host; read-only bits do not change.
 
-        :returns: it asked for a function level reset
+        :returns: whether it requests a function level reset
         """
         for index, byte in enumerate(data, offset):
             writable = self._writable[index]
@@ -119,12 +119,12 @@ class SimConfigSpace:
         self._power_on = self._power_on[:BAR0] + bytes(24) + self._power_on[BAR0 + 24 :]
 
     def slow_link(self) -> None:
-        """Let the link run at 2.5 GT/s from now on, also after a reset of the function."""
+        """Let the link run at 2.5 GT/s from now on, also after a function reset."""
         for data in (self._data, self._power_on):
             data[_LINK_STATUS] = data[_LINK_STATUS] & 0xF0 | 1
 
     def log_bad_tlp(self) -> None:
-        """Set that bit of AER's Correctable Error Status."""
+        """Set Bad TLP in AER's Correctable Error Status."""
         self._data[AER + 0x10] |= 1 << 6
 
     def reset(self) -> None:
@@ -133,7 +133,7 @@ class SimConfigSpace:
         self._decode()
 
     def set_bar(self, index: int, bar: BarLayout, *, present: bool) -> None:
-        """Present a BAR to an enumerating host, or none (__dw_pcie_ep_reset_bar())."""
+        """Present a BAR to an enumerating host, or hide it (__dw_pcie_ep_reset_bar())."""
         if present:
             self._bar(index, bar)
         else:

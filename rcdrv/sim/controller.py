@@ -1,9 +1,9 @@
 """The endpoint's PCIe controller: BARs, interrupts, access to host memory.
 
-One side is the bus: config space and BARs, as :class:`rcdrv.sim.endpoint.SimEndpoint` hands them
-over. The other is what the kernel's EPC core offers an endpoint function (pci-epc-core.c), with
-the behaviour of the DesignWare driver (pcie-designware-ep.c) unless the layout says otherwise.
-Errors are OSErrors with the errno that the kernel would return.
+One side is the bus: config space and BARs, accessed by :class:`rcdrv.sim.endpoint.SimEndpoint`. The
+other is the interface of the kernel's EPC core to an endpoint function (pci-epc-core.c), with the
+behaviour of the DesignWare driver (pcie-designware-ep.c) unless the layout differs. Errors are
+OSErrors with the errno of the kernel.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class _Shown:
 
     page: RegisterPage
     offset: int
-    """Of the page's base in the BAR; negative where the BAR is smaller and shows its middle."""
+    """Offset of the page's base in the BAR; negative if the BAR is smaller than the page."""
     start: int
-    """Of what is shown, in the BAR."""
+    """Offset of the shown part in the BAR."""
     end: int
 
 
@@ -273,7 +273,7 @@ class SimController(SimOutbound):
                 self._send(IrqKind.MSIX, vector)
 
     def msix_armed(self) -> None:
-        """The host has armed or disarmed vectors of MSI-X."""
+        """Note that the host has armed or disarmed MSI-X vectors."""
         if self._msix is not None:
             self._msix.arm(self.vectors(IrqKind.MSIX))
 
@@ -297,20 +297,22 @@ class SimController(SimOutbound):
     # -- BARs, from the endpoint function -------------------------------------------------------
 
     def window(self, bar: int) -> MappedWindow:
-        """Return a BAR's memory for the endpoint's own processor. For a BAR that is never
-        redirected, such as that of the registers."""
+        """Return a BAR's memory for the endpoint's processor.
+
+        Only for a BAR that is never redirected, such as the register BAR.
+        """
         return self._memory[bar].window
 
     def fill(self, bar: int, offset: int, size: int, value: int) -> None:
-        """memset() of the memory behind a BAR."""
+        """Fill the memory of a BAR (memset())."""
         self._memory[bar].fill(offset, size, value)
 
     def map_memory(self, bar: int, order: tuple[int, ...] = STRAIGHT) -> None:
         """pci_epc_set_bar() to the BAR's own memory, in parts if ``order`` has several.
 
         :raises OSError: EINVAL: a part is not a multiple of the controller's granularity, there
-            are parts though the BAR was not configured before, or no inbound window is free for
-            the whole BAR; ENOSPC: too few are for its parts. The BAR has to be mapped again then
+            are parts although the BAR was not configured before, or no inbound window is free for
+            the whole BAR; ENOSPC: too few are free for its parts. The BAR is then unmapped
         """
         size = self.layout.bar(bar).size
         self._windows[bar] = 0
@@ -330,14 +332,18 @@ class SimController(SimOutbound):
         self._show(bar, order, None)
 
     def clear_bar(self, bar: int) -> None:
-        """pci_epc_clear_bar(): free the BAR's inbound window. Its contents stay visible until
-        :meth:`map_memory` or :meth:`lose_bar`, which follows at once."""
+        """pci_epc_clear_bar(): free the BAR's inbound window.
+
+        Its contents stay visible until :meth:`map_memory` or :meth:`lose_bar`, which must follow.
+        """
         self._windows[bar] = 0
         self._configured.discard(bar)
 
     def lose_bar(self, bar: int) -> None:
-        """pci_epf_free_space() of a BAR that is not configured: memory and BAR are gone for every
-        host. An earlier mapping reads zero."""
+        """pci_epf_free_space() of a BAR that is not configured: the BAR disappears for every host.
+
+        An earlier mapping reads zero.
+        """
         if bar not in self._gone:
             self._gone.add(bar)
             self._shown.pop(bar, None)
@@ -351,8 +357,10 @@ class SimController(SimOutbound):
             self.config.set_bar(bar, layout, present=present)
 
     def map_nothing(self, bar: int) -> None:
-        """pci_epc_set_bar() to an address that must not be touched: writes there are logged as
-        stray when the BAR shows memory again."""
+        """pci_epc_set_bar() to an address that must not be accessed.
+
+        Writes there are logged as stray when the BAR shows memory again.
+        """
         self._windows[bar] = 0
         self._take_windows(bar, 1)
         self._show(bar, REGISTERS, None)

@@ -1,6 +1,6 @@
-"""The dataclasses of an endpoint: its controller, its BARs and its endpoint function.
+"""Data classes of an endpoint: its controller, its BARs and its endpoint function.
 
-:mod:`rcdrv.sim.layout` reads them from TOML and writes them to it; programs import them from there.
+:mod:`rcdrv.sim.layout` reads them from TOML, writes them to it, and exports them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rcdrv.errors import UsageError
 K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 REGISTERS_SIZE = 0x80
-"""The test registers, padded (pci_epf_test_alloc_space); the MSI-X table follows."""
+"""Size of the test registers with padding (pci_epf_test_alloc_space); the MSI-X table follows."""
 
 MSIX_ENTRY_SIZE = 16
 
@@ -29,7 +29,8 @@ EP_PAGE = 4 * K
 """The page size of the endpoint's kernel and IOMMU."""
 
 _IOVA_TOP = 0xFFFF_F000
-"""Where dma_map_resource() puts a lone page: the last one below 4 GiB (drivers/iommu/iova.c)."""
+"""Address that dma_map_resource() gives the first page: the last below 4 GiB
+(drivers/iommu/iova.c)."""
 
 
 class BarType(str, Enum):
@@ -42,37 +43,37 @@ class BarType(str, Enum):
     RESERVED = "reserved"
     """Shows the controller's own registers; no endpoint function may use it."""
     DISABLED = "disabled"
-    """The same as leaving it out: there is no such BAR."""
+    """There is no such BAR, as if it were left out."""
 
 
 class Intx(str, Enum):
-    """What the controller's raise_irq does for INTx."""
+    """Behaviour of the controller's raise_irq for INTx."""
 
     NONE = "none"
-    """It answers an error (dw_pcie_ep_raise_intx_irq)."""
+    """Returns an error (dw_pcie_ep_raise_intx_irq)."""
     PULSE = "pulse"
-    """It asserts the line for 1-2 ms."""
+    """Asserts the line for 1-2 ms."""
     LEVEL = "level"
-    """It holds the line until the host has handled the interrupt."""
+    """Asserts the line until the host has handled the interrupt."""
 
 
 class MaskedVector(str, Enum):
-    """What becomes of an MSI-X interrupt whose vector the host has masked in the table."""
+    """Treatment of an MSI-X interrupt whose vector the host has masked in the table."""
 
     DROPPED = "dropped"
-    """It is refused and forgotten (dw_pcie_ep_raise_msix_irq)."""
+    """Refused and discarded (dw_pcie_ep_raise_msix_irq)."""
     PENDING = "pending"
-    """Its pending bit is set, and it is sent when the host unmasks it, as PCIe 6.1.4 has it."""
+    """The pending bit is set, and the interrupt is sent when unmasked (PCIe 6.1.4)."""
     SENT = "sent"
-    """The mask is not looked at (cdns_pcie_ep_send_msix_irq)."""
+    """The mask is ignored (cdns_pcie_ep_send_msix_irq)."""
 
 
 class Dma(str, Enum):
-    """What kind of channels the endpoint's DMA engine has."""
+    """Kind of channels of the endpoint's DMA engine."""
 
     NONE = "none"
     SLAVE = "slave"
-    """Between local and PCI memory, one direction a channel: DesignWare eDMA."""
+    """Between local and PCI memory, one direction per channel: DesignWare eDMA."""
     MEMCPY = "memcpy"
 
 
@@ -82,12 +83,12 @@ class Reset(str, Enum):
     FLR = "flr"
     """Function level reset: config space only; the endpoint's software does not notice."""
     BUS = "bus"
-    """The link is bounced, and the endpoint's software sets the function up again."""
+    """The link goes down and up, and the endpoint's software sets the function up again."""
     NONE = "none"
 
 
 class DoorbellBackend(str, Enum):
-    """Where ENABLE_DOORBELL finds a doorbell (drivers/pci/endpoint/pci-ep-msi.c)."""
+    """Source of doorbells for ENABLE_DOORBELL (drivers/pci/endpoint/pci-ep-msi.c)."""
 
     NONE = "none"
     MSI = "msi"
@@ -99,12 +100,12 @@ class DoorbellBackend(str, Enum):
 
 
 class Trap(str, Enum):
-    """Which BAR accesses reach the endpoint as messages."""
+    """BAR accesses that reach the endpoint as messages."""
 
     AUTO = "auto"
-    """``all`` when there is an access log, else ``sparse``."""
+    """``all`` with an access log, else ``sparse``."""
     SPARSE = "sparse"
-    """Those of the doorbell's and the MSI-X structures' pages, and BARs that cannot be mapped."""
+    """Pages of the doorbell and of the MSI-X structures, and BARs that cannot be mapped."""
     ALL = "all"
 
 
@@ -125,13 +126,13 @@ class DoorbellLayout:
 
     backend: DoorbellBackend = DoorbellBackend.NONE
     address: int = 0
-    """On demand: the endpoint's physical address of the 32-bit register."""
+    """Physical address of the 32-bit register on the endpoint, if mapped on demand."""
     iova: int = 0
-    """On demand with ``ep_iommu``: the address instead; 0 takes the last page below 4 GiB."""
+    """The address used instead with ``ep_iommu``; 0: in the last page below 4 GiB."""
     data: int = 0
-    """What rings it: the MSI data (the first event number), or 0 for an embedded one."""
+    """Value that rings: the MSI data (first event number), or 0 for an embedded doorbell."""
     bar: int = 0
-    """Exposed: the BAR and the offset in it."""
+    """BAR of an exposed doorbell; its offset follows."""
     offset: int = 0
 
 
@@ -148,7 +149,7 @@ class Layout:
     class_code: int = 0xFF00
     """Base class and subclass."""
     intx_pin: int = 1
-    """Config space INTERRUPT_PIN: 0 none, 1-4 INTA-INTD. pci-epf-test announces INTA always."""
+    """Config space INTERRUPT_PIN: 0 none, 1-4 INTA-INTD. pci-epf-test always announces INTA."""
     link_speed: int = 3
     """PCIe generation."""
     link_width: int = 1
@@ -168,7 +169,7 @@ class Layout:
 
     bars: tuple[BarLayout | None, ...] = (None,) * 6
     register_bar: int = -1
-    """-1: the first that an endpoint function may use, as pci-epf-test does."""
+    """-1: the first usable BAR, as pci-epf-test chooses."""
     align: int = 4 * K
     """Granularity of inbound windows: their targets and sizes are multiples of it."""
     inbound_windows: int = 16
@@ -180,8 +181,8 @@ class Layout:
     unaligned_access: bool = True
     """The controller driver aligns outbound addresses itself; CAPS has UNALIGNED_ACCESS."""
     outbound_align: int = 4 * K
-    """Granularity of outbound windows; where ``unaligned_access`` is off, address bits below it
-    are lost."""
+    """Granularity of outbound windows. Without ``unaligned_access``, lower address bits are
+    lost."""
     outbound_size: int = 64 * M
     """The endpoint's address space for all its outbound windows together."""
     dma: Dma = Dma.NONE
@@ -189,7 +190,7 @@ class Layout:
     """Config space announces Address Translation Services."""
     reset: Reset = Reset.FLR
     caps: int = -1
-    """-1: CAPS follows from the rest. Else its value, for endpoints with older kernels."""
+    """-1: CAPS is derived from other keys. Else its value, for endpoints with older kernels."""
 
     doorbell: DoorbellLayout = field(default_factory=DoorbellLayout)
     tables: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -205,23 +206,23 @@ class Layout:
     """NAME or NAME=ARGUMENT, as :mod:`rcdrv.sim.faults` lists them."""
 
     def bar(self, index: int) -> BarLayout:
-        """The BAR at ``index``, which must exist."""
+        """Return the BAR at ``index``, which must exist."""
         bar = self.bars[index]
         if bar is None:
             raise UsageError(f"the layout has no BAR{index}")
         return bar
 
     def next_free_bar(self, start: int) -> int | None:
-        """The first BAR from ``start`` on that an endpoint function may use.
+        """Return the first BAR from ``start`` on that an endpoint function may use.
 
-        As pci_epc_get_next_free_bar(), but the upper half of any 64-bit BAR is passed over: the
-        kernel looks for one only before ``start``, and the hardware has no BAR there.
+        Like pci_epc_get_next_free_bar(), except that the upper half of any 64-bit BAR is skipped:
+        the kernel checks only the BAR before ``start``, but the hardware has no BAR there.
         """
         return next((index for index in self.usable_bars if index >= start), None)
 
     @property
     def usable_bars(self) -> list[int]:
-        """The BARs that an endpoint function may use."""
+        """Return the BARs that an endpoint function may use."""
         return [
             index
             for index, bar in enumerate(self.bars)

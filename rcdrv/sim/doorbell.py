@@ -1,8 +1,8 @@
 """The endpoint's doorbells: registers whose write interrupts the endpoint's processor.
 
-What the kernel's drivers/pci/endpoint/pci-ep-msi.c offers an endpoint function, with the
-hardware behind it. A doorbell register lives on a page of the endpoint's address space, and it
-is the controller that lets a BAR show that page.
+This is the interface of drivers/pci/endpoint/pci-ep-msi.c to an endpoint function, and the hardware
+below it. A doorbell register is on a page of the endpoint's address space, which the controller
+maps into a BAR.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Handler = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Doorbell:
-    """Where to write what (struct pci_epf_doorbell_msg)."""
+class SimDoorbell:
+    """Location and data of a doorbell (struct pci_epf_doorbell_msg)."""
 
     data: int
     address: int = 0
@@ -38,15 +38,15 @@ class RegisterPage(ABC):
         self._register = register - self.base
         self._log = log
         self.handlers: Sequence[Handler] = ()
-        """What runs when a doorbell is rung; empty while none is enabled."""
+        """Handlers of rings; empty while no doorbell is enabled."""
 
     @abstractmethod
     def read(self, offset: int, size: int) -> bytes:
-        """What the registers at ``offset`` in the page read."""
+        """Read registers at ``offset`` in the page."""
 
     @abstractmethod
     def write(self, offset: int, data: bytes) -> bool:
-        """One access of 1, 2 or 4 bytes. False: it is not for the doorbell's register."""
+        """Write 1, 2 or 4 bytes. Return False if they are not for the doorbell's register."""
 
     def _unheard(self, data: bytes, why: str) -> None:
         value = int.from_bytes(data, "little")
@@ -73,10 +73,10 @@ class EdmaPage(RegisterPage):
         if offset // 4 * 4 != self._register:
             return False
         if not self.handlers:
-            # dw_edma_interrupt_emulated() acknowledges it, and nobody is interested.
+            # dw_edma_interrupt_emulated() acknowledges it; there is no handler.
             self._unheard(data, "no doorbell is enabled")
         elif len(data) != 4:
-            self._unheard(data, "not a 32-bit write: rings all the same")
+            self._unheard(data, "not a 32-bit write: rings nevertheless")
         for handler in tuple(self.handlers):
             handler()
         return True
@@ -128,10 +128,10 @@ class SimDoorbells:
     def allocated(self) -> bool:
         return self.page is not None and bool(self.page.handlers)
 
-    def allocate(self, handlers: Sequence[Handler]) -> list[Doorbell]:
-        """Allocate one doorbell a handler; the handler runs when it is rung.
+    def allocate(self, handlers: Sequence[Handler]) -> list[SimDoorbell]:
+        """Allocate one doorbell per handler, which runs when the doorbell is rung.
 
-        :raises OSError: EBUSY: some are allocated already; ENODEV: there is no backend
+        :raises OSError: EBUSY: doorbells are allocated already; ENODEV: there is no backend
         """
         if self.allocated:
             raise OSError(errno.EBUSY, "doorbells are allocated already")
@@ -140,14 +140,14 @@ class SimDoorbells:
         self.page.handlers = tuple(handlers)
         doorbell = self._layout.doorbell
         if doorbell.backend is DoorbellBackend.EXPOSED:
-            exposed = Doorbell(doorbell.data, bar=doorbell.bar, offset=doorbell.offset)
+            exposed = SimDoorbell(doorbell.data, bar=doorbell.bar, offset=doorbell.offset)
             return [exposed] * len(handlers)
         step = 1 if doorbell.backend is DoorbellBackend.MSI else 0
         address = self._layout.doorbell_address
-        return [Doorbell(doorbell.data + step * n, address) for n in range(len(handlers))]
+        return [SimDoorbell(doorbell.data + step * n, address) for n in range(len(handlers))]
 
     def free(self) -> None:
-        """Free all of them; harmless when there are none."""
+        """Free all doorbells, if any."""
         if self.page is not None:
             self.page.handlers = ()
 

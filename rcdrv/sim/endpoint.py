@@ -21,9 +21,9 @@ from rcdrv.vfio_user.served import Peer, ServedDevice, ServedRegion
 class SimEndpoint(ServedDevice):
     """The endpoint that ``layout`` describes.
 
-    :param log: where accesses and events go
-    :param clock: seconds, never going back. With a clock of one's own, whoever drives the
-        endpoint sets it to :meth:`next_event` and calls :meth:`run`, and no time passes
+    :param log: log of accesses and events
+    :param clock: monotonic clock in seconds. A virtual one is to be set to :meth:`next_event`
+        before :meth:`run` is called
     """
 
     def __init__(
@@ -117,12 +117,12 @@ class SimEndpoint(ServedDevice):
             self._function.start()
 
     def unbind(self) -> None:
-        """Unlink pci-epf-test from its controller, as in the endpoint's configfs."""
+        """Unlink pci-epf-test from its controller in the endpoint's configfs."""
         assert isinstance(self._function, SimEpfTest)
         self._function.unbind()
 
     def bind(self) -> None:
-        """Link it again; its directory, and so its struct pci_epf, is the same."""
+        """Link it again, with the same directory and so the same struct pci_epf."""
         assert isinstance(self._function, SimEpfTest)
         self._function.bind()
 
@@ -202,6 +202,6 @@ class SimEndpoint(ServedDevice):
         return self._function.wake_fd
 
     def close(self) -> None:
-        """Free the BARs' memory, and what the function has."""
+        """Free the BARs' memory and the function's resources."""
         self._function.close()
         self.controller.close()

@@ -1,8 +1,8 @@
-"""Named ways for the endpoint to misbehave, so that a driver can be shown against them.
+"""Faults of the endpoint, by name, to test drivers against.
 
 A fault is written NAME or NAME=ARGUMENT, in a layout's ``faults`` or on the command line. Several
-can be active at once. What a fault does is done where the thing happens, with one
-``faults.get(...)``; this module only knows their names and arguments.
+can be active at once. This module defines names and arguments; the code that a fault affects asks
+``faults.get(...)``.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ class Fault:
 
     summary: str
     argument: str = ""
-    """What the argument is; empty when there is none."""
+    """Meaning of the argument; empty if there is none."""
     default: int | None = None
-    """Its value when it is left out; None: the endpoint picks one that fits its layout."""
+    """Default of the argument; None: the endpoint chooses a value that fits its layout."""
     choices: tuple[str, ...] = ()
-    """The argument is one of these words, and its value the index."""
+    """Words for the argument, whose value is the index; empty: a number."""
     function: str = ""
-    """The endpoint function that alone can have it; empty: any."""
+    """The only endpoint function with this fault; empty: all."""
     traps: bool = False
-    """It can be shown only on accesses that reach the endpoint: all BARs are trapped."""
+    """Requires that all BARs are trapped, so that every access reaches the endpoint."""
     more: bool = False
-    """For cases of the second suite (``rcdrv test --more``); fuzzing leaves it out."""
+    """For cases of the second suite (``rcdrv test --more``); fuzzing omits it."""
 
 
 COMMANDS, DOORBELL, BOTH = 0, 1, 2
-"""Values of the irq-... arguments: interrupts after commands, after rings, or all of them."""
+"""Values of the irq-... arguments: interrupts of commands, of rings, or both."""
 
 _WHICH = ("commands", "doorbell", "all")
 
 WINDOW_OFF = ("page", "half")
-"""By how much: 4 KiB, or half of the BAR, of a smaller BAR its half in any case."""
+"""Distance: 4 KiB, but at most half of the BAR; or half of the BAR."""
 
 _PAGE = 4096
 
@@ -78,7 +78,7 @@ FAULTS: dict[str, Fault] = {
     # vNTB
     "command-error": Fault("commands are answered with COMMAND_STATUS_ERROR", function="epf_vntb"),
     "link-drops": Fault(
-        "the endpoint's function is set up anew after so many doorbells",
+        "pci-epf-vntb is bound again after so many doorbells",
         "n",
         3,
         function="epf_vntb",
@@ -175,9 +175,9 @@ FAULTS |= {
 
 
 def parse_fault(text: str, path: str = "fault") -> tuple[str, int | None]:
-    """(name, argument) of ``NAME`` or ``NAME=ARGUMENT``.
+    """Parse ``NAME`` or ``NAME=ARGUMENT`` into (name, argument).
 
-    :raises UsageError: no such fault, or not an argument of it
+    :raises UsageError: no such fault, or an invalid argument
     """
     name, equals, argument = text.partition("=")
     fault = FAULTS.get(name)
@@ -211,21 +211,20 @@ class Faults:
         return name in self._active
 
     def get(self, name: str, default: int) -> int:
-        """The argument of an active fault; ``default`` where it was left to the endpoint."""
+        """Return the argument of an active fault; ``default`` if the endpoint is to choose."""
         value = self._active[name]
         return default if value is None else value
 
     def hits(self, name: str, which: int) -> bool:
-        """Whether an irq-... fault is active for interrupts of kind ``which``."""
+        """Return whether an irq-... fault is active for interrupts of kind ``which``."""
         return name in self._active and self._active[name] in (which, BOTH)
 
     def said_place(
         self, place: tuple[int, int], sizes: Sequence[int], register_bar: int
     ) -> tuple[int, int]:
-        """DB_BAR and DB_OFFSET that are announced of a doorbell at ``place``, not yet cut to
-        32 bits.
+        """Return the announced DB_BAR and DB_OFFSET of a doorbell, not yet truncated to 32 bits.
 
-        :param sizes: bytes of each BAR, 0 where there is none
+        :param sizes: bytes of each BAR, 0 if there is none
         """
         bar, offset = place
         said = bar
@@ -243,7 +242,7 @@ class Faults:
         return said, offset
 
     def window_off(self, size: int) -> int:
-        """Bytes by which windows into a BAR of ``size`` begin too late."""
+        """Return the bytes by which windows into a BAR of ``size`` begin too late."""
         if "window-off" not in self:
             return 0
         by = WINDOW_OFF[self.get("window-off", 0)]
@@ -251,5 +250,5 @@ class Faults:
 
     @property
     def traps(self) -> bool:
-        """Whether one of them needs every BAR access to be trapped."""
+        """Whether a fault needs every BAR access to be trapped."""
         return any(FAULTS[name].traps for name in self._active)

@@ -1,15 +1,21 @@
-"""What an endpoint function is to a layout, and to the endpoint that runs it."""
+"""Endpoint function: its interface to layouts, and to the endpoint that runs it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rcdrv.results.layout import Region
+from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.checks import Check
 from rcdrv.sim.description import Layout
+from rcdrv.sim.faults import Faults
+
+if TYPE_CHECKING:
+    from rcdrv.sim.controller import SimController
+    from rcdrv.sim.doorbell import SimDoorbells
 
 
 class EndpointFunction(ABC):
@@ -18,38 +24,38 @@ class EndpointFunction(ABC):
     name: ClassVar[str]
     """The value of the layout's ``function``."""
     runs: ClassVar[str]
-    """The :class:`SimFunction` that does its work, as MODULE:CLASS. It is imported when an endpoint
-    is built: it needs the controller, which needs layouts."""
+    """The :class:`SimFunction` that runs it, as MODULE:CLASS. It is imported when an endpoint is
+    built, as it needs the controller, which needs layouts."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Defaults of the layout's keys that differ from those of :class:`Layout`."""
     table: ClassVar[str] = ""
-    """The TOML table of its settings; empty: it has none."""
+    """The TOML table of its settings; empty if it has none."""
     schema: ClassVar[Mapping[str, Check]] = {}
     """The keys of that table."""
     settings: ClassVar[Callable[..., Any]] = dict
     """The dataclass that holds them, in ``Layout.tables``."""
 
     doorbell_words: ClassVar[str] = ""
-    """What a reader should know of a doorbell that is mapped on demand."""
+    """Description of a doorbell that is mapped on demand."""
 
     def place(self, layout: Layout, source: str) -> Layout:
-        """Choose the BARs that the settings leave open.
+        """Choose the BARs that the settings do not name.
 
         :raises UsageError: the settings do not fit the BARs
         """
         return layout
 
     def windows(self, layout: Layout) -> int:
-        """Return how many inbound windows it cannot do without; ``register_bar`` is set."""
+        """Return the number of inbound windows that it needs; ``register_bar`` is set."""
         return len(layout.usable_bars)
 
     @abstractmethod
     def registers_size(self, layout: Layout) -> int:
-        """Return the bytes of the register BAR that its registers take."""
+        """Return the size of its registers in the register BAR, in bytes."""
 
     @abstractmethod
     def bar_size(self, layout: Layout, index: int) -> int:
-        """Return the bytes that it needs of a BAR whose size the layout leaves out."""
+        """Return the bytes that it needs of a BAR without a size in the layout."""
 
     @abstractmethod
     def doorbell_place(self, layout: Layout) -> tuple[int, int] | None:
@@ -71,14 +77,32 @@ class EndpointFunction(ABC):
 class SimFunction(ABC):
     """A running endpoint function. Times are seconds of the endpoint's clock."""
 
+    def __init__(
+        self,
+        controller: SimController,
+        doorbells: SimDoorbells,
+        faults: Faults,
+        log: AccessLog,
+        clock: Callable[[], float],
+    ) -> None:
+        self._controller = controller
+        self._layout = controller.layout
+        self._doorbells = doorbells
+        self.faults = faults
+        self._log = log
+        self.clock = clock
+        self._due: float | None = None
+
     @property
     def wake_fd(self) -> int:
-        """A descriptor that is readable when :meth:`next_event` may have come forward by itself;
-        -1: the host alone brings it forward."""
+        """Descriptor that is readable when :meth:`next_event` may be sooner than before.
+
+        -1 if only the host causes that.
+        """
         return -1
 
     def close(self) -> None:  # noqa: B027 - most have nothing
-        """Give back what it has of this machine."""
+        """Free its resources on this machine."""
 
     @abstractmethod
     def set_up(self) -> None:
@@ -86,25 +110,25 @@ class SimFunction(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Begin to look for commands."""
+        """Start polling for commands."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Stop looking for commands; one in progress is dropped."""
+        """Stop polling for commands; one in progress is dropped."""
 
     @abstractmethod
     def next_event(self) -> float | None:
-        """Return when :meth:`run` has something to do."""
+        """Return the time of the next :meth:`run`; None if there is none."""
 
     @abstractmethod
     def run(self) -> None:
-        """Do what is due. May call the host's DMA methods."""
+        """Do the work that is due. May call the host's DMA methods."""
 
     @property
     @abstractmethod
     def idle(self) -> bool:
-        """Whether nothing happens until the host does something."""
+        """Whether nothing happens until the host acts."""
 
     def answer(self, bar: int, offset: int, data: bytes) -> bytes:
-        """Return what the host gets for a read of ``data``."""
+        """Return the data that the host gets for a read of ``data``."""
         return data

@@ -13,11 +13,11 @@ _ALL: tuple[EndpointFunction, ...] = (
 )
 FUNCTIONS = {function.name: function for function in _ALL}
 TABLES = {function.table: function for function in _ALL if function.table}
-"""Endpoint functions with a table of their own, by its name."""
+"""Endpoint functions that have a table, by the table's name."""
 
 
 def doorbell_place(layout: Layout) -> tuple[int, int] | None:
-    """Return (BAR, offset) of an enabled doorbell, or None where ENABLE must fail."""
+    """Return (BAR, offset) of an enabled doorbell, or None if ENABLE must fail."""
     doorbell = layout.doorbell
     if doorbell.backend is DoorbellBackend.NONE:
         return None

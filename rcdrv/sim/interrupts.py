@@ -12,7 +12,7 @@ from rcdrv.sim.layout import Intx, Layout
 from rcdrv.vfio_user.served import Peer
 
 PULSE_SECONDS = 0.0015
-"""How long an INTx pulse is: usleep_range(1000, 2000) in tegra_pcie_ep_raise_intx_irq()."""
+"""Length of an INTx pulse: usleep_range(1000, 2000) in tegra_pcie_ep_raise_intx_irq()."""
 
 
 class SimInterrupts:
@@ -33,7 +33,7 @@ class SimInterrupts:
         self._clock = clock
         self._peer: Peer | None = None
         self._msi_lost = False
-        # INTx: the line, whether the host has seen it go up, and when a pulse ends.
+        # INTx: the line, whether the host has seen it asserted, and the end of a pulse.
         self._asserted = False
         self._delivered = False
         self._masked = False
@@ -41,20 +41,20 @@ class SimInterrupts:
         self._repeat = False
 
     def connect(self, peer: Peer | None) -> None:
-        """Set the host's side of interrupts; None while there is no host."""
+        """Set the host's side of interrupts; None without a host."""
         self._peer = peer
         self._masked = False
         if peer is None:
             self._deassert()
 
     def vectors(self, kind: IrqKind) -> int:
-        """pci_epc_get_msi() and pci_epc_get_msix(): how many the host has enabled."""
+        """Return the number of enabled vectors (pci_epc_get_msi() and pci_epc_get_msix())."""
         return 0 if self._peer is None else self._peer.armed(kind)
 
     def raise_irq(self, kind: IrqKind, number: int, *, doorbell: bool = False) -> None:
         """pci_epc_raise_irq(). ``number`` counts from 1.
 
-        :param doorbell: it answers a ring; only faults tell the two apart
+        :param doorbell: it answers a ring, which only faults distinguish
         """
         which = DOORBELL if doorbell else COMMANDS
         self._log.event("interrupt", kind=kind.name.lower(), number=number)
@@ -78,7 +78,7 @@ class SimInterrupts:
             self._send(kind, vector)
 
     def _holds_back(self, vector: int) -> bool:
-        """Whether the MSI-X table, which is in a BAR, masks the vector."""
+        """Return whether the MSI-X table masks the vector."""
         return False
 
     def _send(self, kind: IrqKind, vector: int) -> None:
@@ -114,28 +114,28 @@ class SimInterrupts:
         self.config.set_interrupt_status(False)
 
     def intx_masked(self, masked: bool) -> None:
-        """The host masked or unmasked INTx; it unmasks when it has handled the interrupt."""
+        """Note that the host masked INTx, or unmasked it after handling the interrupt."""
         self._masked = masked
         if masked:
             return
         if self._repeat:
             self._repeat = False
         elif self._delivered and self._pulse_end is None:
-            # A held level is let go when it has been handled. So is a pulse that ended while
-            # the host was at it: STATUS still had to name the function that interrupted.
+            # A level is deasserted after it was handled. So is a pulse that ended during the
+            # handling, as STATUS still had to show the interrupt.
             self._deassert()
         self._deliver_intx()
 
     def irqs_changed(self) -> None:
-        """Vectors were armed: a line that is up already is seen at once."""
+        """Note that vectors were armed: an asserted line is seen at once."""
         self._deliver_intx()
 
     def next_event(self) -> float | None:
-        """When a pulse ends."""
+        """Return the end of a pulse; None if there is none."""
         return self._pulse_end
 
     def run(self) -> None:
-        """End a pulse whose time has come."""
+        """End a pulse that is due."""
         if self._pulse_end is None or self._clock() < self._pulse_end:
             return
         self._pulse_end = None

@@ -1,12 +1,11 @@
-"""An endpoint as data: what one TOML file says about a controller and its endpoint function.
+"""Layout of an endpoint: a TOML file that describes a controller and its endpoint function.
 
-The presets in ``presets/`` are such files, and so is whatever a user or the fuzzer writes. A
-file is checked completely when it is loaded: every unknown key, wrong type and impossible value
-is a :class:`UsageError` that names the key and the cure. A :class:`Layout` that exists can be
-built.
+The presets in ``presets/`` are layouts; users and the fuzzer write others. A file is checked
+completely when it is loaded: an unknown key, a wrong type or an impossible value is a
+:class:`UsageError` that names the key and the fix. Every :class:`Layout` can be built.
 
-Keys that a file leaves out have the defaults of :class:`Layout`, and BAR sizes those of the
-kernel's pci-epf-test. Integers may be given as strings with a K, M, G or T suffix.
+Missing keys have the defaults of :class:`Layout`, and BAR sizes those of the kernel's pci-epf-test.
+Integers may be strings with a K, M, G or T suffix.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ __all__ = [
 
 
 def preset_names() -> list[str]:
-    """The presets that are part of this package."""
+    """Return the names of the presets in this package."""
     from importlib.resources import files
 
     names = (entry.name for entry in files("rcdrv.sim").joinpath("presets").iterdir())
@@ -84,7 +83,7 @@ def load_layout(spec: str, overrides: Mapping[str, object] | None = None) -> Lay
 
     :param overrides: more keys, applied last. A key of a table is dotted (``bar2.size``);
         ``fault`` adds one fault, ``faults`` replaces all. Values may be text, as on a command line.
-    :raises UsageError: no such preset or file, or the first thing wrong with the contents
+    :raises UsageError: no such preset or file, or the first error in its contents
     """
     name, *assignments = spec.split(",")
     table = _read(name)
@@ -101,11 +100,11 @@ def load_layout(spec: str, overrides: Mapping[str, object] | None = None) -> Lay
 
 
 def parse_layout(table: Mapping[str, object], source: str = "layout") -> Layout:
-    """Check what a TOML document says.
+    """Check a TOML document, and return its layout.
 
-    :param table: the document, as tomllib reads it
-    :param source: how errors name it
-    :raises UsageError: the first thing that is wrong, with its key
+    :param table: the document as read by tomllib
+    :param source: its name in errors
+    :raises UsageError: the first error, with its key
     """
     values: dict[str, Any] = {}
     bars: list[BarLayout | None] = [None] * 6
@@ -129,7 +128,7 @@ def parse_layout(table: Mapping[str, object], source: str = "layout") -> Layout:
 
 
 def dump_layout(layout: Layout) -> str:
-    """The layout as a TOML document that :func:`parse_layout` turns into an equal one."""
+    """Return a TOML document from which :func:`parse_layout` makes an equal layout."""
     lines = _dump_fields(layout, Layout(**FUNCTIONS[layout.function].defaults))
     if layout.function != Layout.function:
         lines.insert(0, f'function = "{layout.function}"')
@@ -194,7 +193,7 @@ def _read(name: str) -> dict[str, object]:
 
 
 def _parse_toml(text: str, name: str) -> dict[str, object]:
-    # The same library under two names: it joined the standard library in Python 3.11.
+    # The same library under two names: it is in the standard library since Python 3.11.
     try:
         toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     except ModuleNotFoundError as error:

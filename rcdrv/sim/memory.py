@@ -1,9 +1,9 @@
-"""The memory behind a BAR, and what the BAR shows of it.
+"""The memory of a BAR, and the BAR's view of it.
 
-A client may have mapped the BAR, so what it shows must be in one file for good. When the
-controller redirects the BAR, the endpoint's memory is moved out of that file and the new view is
-put in; when the BAR shows its memory again, everything is moved back. Files are sparse: only what
-was ever written takes memory, however large the BAR.
+A client may have mapped the BAR, so its view stays in one file. When the controller redirects the
+BAR, the endpoint's memory is moved out of that file and replaced by the new view; when the BAR
+shows its memory again, it is moved back. Files are sparse: only written pages take memory, however
+large the BAR.
 """
 
 from __future__ import annotations
@@ -33,39 +33,38 @@ class BarMemory:
         self.size = size
         self._length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         self.fd = sealed_memory(f"rcdrv-bar{index}", self._length)
-        """What the BAR shows, to be mapped by the client."""
+        """File of the BAR's view, which the client maps."""
         self._view = mmap.mmap(self.fd, self._length)
         self.window = MappedWindow(self._view, size, f"BAR{index}")
-        """The same, for exact-width accesses by the endpoint's own processor."""
+        """The same memory, for exact-width accesses by the endpoint's processor."""
         self._bytes = memoryview(self._view)
         self._order: tuple[int, ...] = STRAIGHT
-        # The endpoint's memory, while the view is not simply that.
+        # The endpoint's memory while the view differs from it.
         self._store = -1
 
     # -- accesses that arrive as messages ---------------------------------------------------
 
     def read(self, offset: int, size: int) -> bytes:
-        """Copy out what the BAR shows."""
+        """Read from the BAR's view."""
         return bytes(self._bytes[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
-        """Copy into what the BAR shows."""
+        """Write to the BAR's view."""
         self._bytes[offset : offset + len(data)] = data
 
     # -- what the BAR shows -----------------------------------------------------------------
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Which part of the memory each equal part of the BAR shows; :data:`REGISTERS`: none."""
+        """Part of the memory that each equal part of the BAR shows; :data:`REGISTERS`: none."""
         return self._order
 
     def show(self, order: Sequence[int]) -> int | None:
         """Let equal part i of the BAR show part ``order[i]`` of the memory, or none of it.
 
-        Where a BAR shows registers, its mapped part reads zero.
+        If a BAR shows registers, its mapped part reads zero.
 
-        :returns: while it showed registers, somebody wrote into it: the offset of the first byte
-            that is not zero
+        :returns: the offset of the first byte written while the BAR showed registers, if any
         """
         if tuple(order) == self._order:
             return None
@@ -75,7 +74,7 @@ class BarMemory:
         return stray
 
     def _save(self) -> int | None:
-        """Bring the endpoint's memory up to date with what was written into the view."""
+        """Update the endpoint's memory with the writes into the view."""
         if self._order == REGISTERS:
             return _first_nonzero(self.fd, self.size)
         if self._store < 0:
@@ -94,14 +93,14 @@ class BarMemory:
             self._store = -1
 
     def _parts(self) -> Iterator[tuple[int, int, int]]:
-        """(offset in the BAR, offset in the memory, size) of each part."""
+        """Yield (offset in the BAR, offset in the memory, size) of each part."""
         if self._order:
             size = self.size // len(self._order)
             for index, part in enumerate(self._order):
                 yield index * size, part * size, size
 
     def forget(self) -> None:
-        """Free what the endpoint had there: it reads zero when it is shown again."""
+        """Free the endpoint's memory, which reads zero when it is shown again."""
         if self._store >= 0:
             os.close(self._store)
             self._store = -1
@@ -109,7 +108,7 @@ class BarMemory:
         self._order = STRAIGHT
 
     def fill(self, offset: int, size: int, value: int) -> None:
-        """Set endpoint memory to the byte ``value``, wherever the BAR shows it now."""
+        """Fill endpoint memory with the byte ``value``, wherever the BAR shows it now."""
         if self._store >= 0:
             _fill(self._store, offset, size, value)
         for view, memory, length in self._parts():
@@ -118,7 +117,7 @@ class BarMemory:
                 _fill(self.fd, view + first - memory, end - first, value)
 
     def close(self) -> None:
-        """Free it. Clients that have it mapped keep their mapping."""
+        """Free the memory. Clients keep their mappings."""
         self._bytes.release()
         self.window.close()
         os.close(self.fd)
@@ -127,7 +126,7 @@ class BarMemory:
 
 
 def _data(fd: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of everything that may differ from zero in a sparse file."""
+    """Yield (offset, bytes) of all data in a sparse file that may differ from zero."""
     with contextlib.suppress(OSError):
         # ENXIO: no data from here on.
         while start < end:
@@ -140,7 +139,7 @@ def _data(fd: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _copy(source: int, start: int, target: int, to: int, size: int) -> None:
-    """Copy between two files of which the target reads zero, or has the same holes, there."""
+    """Copy between two files; the target there reads zero, or has the same holes."""
     for offset, chunk in _data(source, start, start + size):
         _write_all(target, chunk, to + offset - start)
 

@@ -1,4 +1,4 @@
-"""The MSI-X table and pending bits, which the host reads and writes in a BAR (PCIe 6.1.4)."""
+"""MSI-X table and pending bits, which the host accesses in a BAR (PCIe 6.1.4)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class MsixTable:
         self._faults = faults
 
     def arm(self, count: int) -> None:
-        """The host has armed vectors: its kernel writes their entries, unmasked, and none is
-        pending."""
+        """Arm vectors as the host's kernel does: it writes unmasked entries; none is pending."""
         for vector in range(min(count, self._layout.msix)):
             if self._is_masked(vector):
                 at = self._control(vector)
@@ -30,7 +29,7 @@ class MsixTable:
             self._pend(vector, False)
 
     def holds_back(self, vector: int) -> bool:
-        """Whether an interrupt is not to be sent now, or ever."""
+        """Return whether an interrupt must not be sent now, and note it if it is pending."""
         how = self._layout.msix_masked
         if how is MaskedVector.SENT or "msix-mask-ignored" in self._faults:
             return False
@@ -41,7 +40,7 @@ class MsixTable:
         return True
 
     def written(self, offset: int, size: int) -> Iterator[int]:
-        """The host wrote to the BAR: the vectors that are to be sent now."""
+        """Handle a write by the host to the BAR; yield the vectors to send now."""
         if "msix-pending-stuck" in self._faults:
             return
         table = self._layout.msix_table
@@ -58,7 +57,7 @@ class MsixTable:
         return bool(self._memory.read(self._control(vector), 1)[0] & 1)
 
     def _pend(self, vector: int, pending: bool) -> bool:
-        """Set or clear a pending bit; whether it was set."""
+        """Set or clear a pending bit; return whether it was set."""
         at, bit = self._layout.msix_pba + vector // 8, 1 << vector % 8
         byte = self._memory.read(at, 1)[0]
         if pending != bool(byte & bit):

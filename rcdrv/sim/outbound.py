@@ -10,14 +10,14 @@ from rcdrv.vfio_user.served import DmaFault
 
 
 class SimOutbound(SimInterrupts):
-    """Outbound windows, as pci_epc_mem_map() makes them."""
+    """Outbound windows of pci_epc_mem_map()."""
 
     def map_outbound(self, address: int, size: int, used: int = 0) -> int:
-        """pci_epc_mem_map(): make ``size`` bytes of host memory reachable.
+        """Map ``size`` bytes of host memory (pci_epc_mem_map()).
 
-        :param used: bytes of the outbound space that other windows take
-        :returns: bytes of the outbound space that this one takes
-        :raises OSError: ENOMEM: the outbound space has no room for it
+        :param used: bytes of the outbound space used by other windows
+        :returns: bytes of the outbound space used by this one
+        :raises OSError: ENOMEM: it does not fit into the outbound space
         """
         layout = self.layout
         offset = address % layout.outbound_align if layout.unaligned_access else 0
@@ -29,15 +29,15 @@ class SimOutbound(SimInterrupts):
         return taken
 
     def read_host(self, address: int, size: int) -> bytes:
-        """Read host memory through an outbound window; all ones where the host refuses.
+        """Read host memory through an outbound window; all ones if the host refuses.
 
-        Other methods may be called while it waits for the host.
+        Other methods may be called while this waits for the host.
         """
         data = self._transfer(address, size, None)
         return b"\xff" * size if data is None else data
 
     def write_host(self, address: int, data: bytes) -> None:
-        """Write host memory through an outbound window; lost where the host refuses (posted)."""
+        """Write host memory through an outbound window; lost if the host refuses (posted)."""
         self._transfer(address, len(data), data)
         if "writes-beside" in self._faults and len(data) > 1024:
             self._transfer(address + len(data), 4, b"\xe5" * 4)

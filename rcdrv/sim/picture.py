@@ -12,11 +12,11 @@ from rcdrv.sim.layout import BarType, DoorbellBackend, Layout, parse_layout
 
 
 def picture(table: Any, where: str) -> tuple[Sequence[Bar], str] | None:
-    """Return the BARs of a layout and, in words, where its doorbell is.
+    """Return the BARs of a layout, and its doorbell's location as text.
 
     :param table: a TOML table
     :param where: its source, for messages
-    :returns: None for a table that is no layout: a later version's may know more
+    :returns: None if the table is no layout, perhaps a later version's
     """
     try:
         layout = parse_layout(table, where)

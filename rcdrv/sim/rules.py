@@ -1,4 +1,4 @@
-"""The rules of a layout: what follows from other keys, and what cannot go together."""
+"""Rules of a layout: derived keys, and combinations that are impossible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rcdrv.sim.functions import FUNCTIONS
 
 
 def resolve(layout: Layout, source: str) -> Layout:
-    """Fill in what the kernel would derive, then check that all of it fits together."""
+    """Derive missing keys as the kernel does, then check that all keys fit together."""
     function = FUNCTIONS[layout.function]
     layout = function.place(layout, source)
     register_bar = layout.register_bar
@@ -56,7 +56,7 @@ def resolve(layout: Layout, source: str) -> Layout:
 
 
 def _default_size(layout: Layout, index: int, source: str) -> int:
-    """pci_epf_get_required_bar_size() of what the endpoint function asks for."""
+    """Return pci_epf_get_required_bar_size() of the endpoint function's request."""
     bar = layout.bar(index)
     if bar.type in (BarType.FIXED, BarType.RESERVED):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The keys of a layout file: the type and the range of each, checked one by one."""
+"""Keys of a layout file, with the type and range of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serve a software endpoint on a vfio-user socket until it is asked to stop."""
+"""Serve a software endpoint on a vfio-user socket until it is told to stop."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def serve(
 ) -> None:
     """Serve ``layout`` to one client after another, until SIGTERM or SIGINT.
 
-    :param path: where to listen; the socket is for this user alone, and removed at the end
-    :param fd: instead of ``path``, a UNIX socket. One that is connected serves that client, and
-        ends with it; one that listens serves one after another
-    :param access_log: a file for the access log, overwritten. It has every access unless the
-        layout has ``trap = "sparse"``
+    :param path: the socket to listen on; only for this user, and removed at the end
+    :param fd: instead of ``path``, a UNIX socket. If connected, only that client is served; if
+        listening, one client after another
+    :param access_log: file for the access log, overwritten. It has every access unless the layout
+        has ``trap = "sparse"``
     :param ready: called once a client can connect
-    :param owned: the other end of ``fd`` starts and ends this process: SIGINT, which a terminal
-        sends to it too, is ignored
+    :param owned: the other end of ``fd`` starts and ends this process, so SIGINT from the terminal
+        is ignored
     :raises UsageError: ``fd`` is no such socket
     :raises HostError: cannot listen there, or the access log cannot be written
     """
@@ -68,7 +68,7 @@ def serve(
 
 
 def _inherited(fd: int) -> socket.socket:
-    """Return the stream socket that a descriptor is."""
+    """Return the stream socket of a descriptor."""
     wrong = UsageError(
         f"descriptor {fd} is not a UNIX stream socket that listens or is connected",
         hint="the program that starts this one has to make the socket, and pass it on",
@@ -120,8 +120,8 @@ def _signals(server: Server, *, interactive: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ticks() -> Iterator[None]:
-    """A signal that does nothing comes each second. It ends a system call that Python does not
-    repeat by itself."""
+    """Interrupt system calls once a second by a signal without effect, for those that Python does
+    not restart."""
     before = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
     signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
     try:

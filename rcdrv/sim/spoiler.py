@@ -9,7 +9,7 @@ from rcdrv.sim.memory import BarMemory
 
 
 class Spoiler:
-    """Accesses to a BAR's memory as the active faults have them."""
+    """Accesses to a BAR's memory, changed by the active faults."""
 
     def __init__(self, faults: Faults) -> None:
         names = (
@@ -72,14 +72,14 @@ class Spoiler:
             done += count
 
     def _arrive(self) -> None:
-        """Let the write that was overtaken reach memory."""
+        """Complete the delayed write."""
         late, self._late = self._late, None
         if late is not None:
             memory, offset, data = late
             memory.write(offset, data)
 
     def _pieces(self, memory: BarMemory, offset: int, size: int) -> list[tuple[int, int]]:
-        """(offset in memory, length) of what an access reaches."""
+        """Return (offset in memory, length) of the places that an access reaches."""
         half = memory.size // 2
         if "address-line" not in self._faults:
             return [(offset, size)]

@@ -77,6 +77,7 @@ def test_suites_have_one_report_of_each_kind(tmp_path: Path) -> None:
     for name in ("sim:rk3588", "sim:imx95"):
         assert sum(f" {name} pci" in line for line in points) == 5
         assert any(f" {name} pci_ep_basic.LEGACY_IRQ_TEST" in line for line in points)
+        assert f"# {name} LEGACY_IRQ_TEST: Test failed" in lines
     assert "# pci_ep_basic.LEGACY_IRQ_TEST       fail   fail" in lines
     assert lines[-1] == "# Totals: pass:6 fail:2 xfail:0 xpass:0 skip:2 error:0"
     suites = ET.parse(junit).getroot().findall("testsuite")

@@ -22,7 +22,7 @@ from rcdrv.device import IrqKind
 from rcdrv.errors import DeviceLost, Interrupted, UsageError
 from rcdrv.function import Function
 from rcdrv.sim.epf_test.function import crc32_le
-from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, Command, Register, Status
+from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, SimCommand, SimRegister, SimStatus
 from rcdrv.sim.layout import load_layout
 from rcdrv.sim.serve import serve
 from rcdrv.vfio_user.client import Client
@@ -50,19 +50,19 @@ class Board:
         self.function = Function(self.client)
         self.registers = self.function.bar(load_layout(spec).register_bar)
 
-    def command(self, command: Command, **registers: int) -> Status:
+    def command(self, command: SimCommand, **registers: int) -> SimStatus:
         """STATUS, once the endpoint has answered; by polling."""
         for name, value in registers.items():
-            self.registers.write32(Register[name.upper()], value & 0xFFFF_FFFF)
+            self.registers.write32(SimRegister[name.upper()], value & 0xFFFF_FFFF)
             if name.endswith("_addr"):
-                self.registers.write32(Register[name.upper()] + 4, value >> 32)
-        self.registers.write32(Register.STATUS, 0)
-        self.registers.write32(Register.COMMAND, command)
+                self.registers.write32(SimRegister[name.upper()] + 4, value >> 32)
+        self.registers.write32(SimRegister.STATUS, 0)
+        self.registers.write32(SimRegister.COMMAND, command)
         deadline = Deadline(LIMIT)
-        while not self.registers.read32(Register.STATUS) & Status.IRQ_RAISED:
+        while not self.registers.read32(SimRegister.STATUS) & SimStatus.IRQ_RAISED:
             assert not deadline.expired
             time.sleep(0.0005)
-        return Status(self.registers.read32(Register.STATUS))
+        return SimStatus(self.registers.read32(SimRegister.STATUS))
 
     def end(self) -> tuple[int, str]:
         self.function.close()
@@ -93,15 +93,15 @@ def test_a_mapping_follows_the_inbound_window(board: Start) -> None:
     contents = os.urandom(bar.size)
     bar.write_block(0, contents)
     for _ in range(3):
-        assert rcar.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_SUCCESS
+        assert rcar.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_SUCCESS
         assert bar.read_block(0, 0xD5000) == bytes(0xD5000)
-        assert rcar.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_SUCCESS
+        assert rcar.command(SimCommand.DISABLE_DOORBELL) & SimStatus.DOORBELL_DISABLE_SUCCESS
         assert bar.read_block(0, bar.size) == contents
-    rcar.command(Command.BAR_SUBRANGE_SETUP, size=2)
+    rcar.command(SimCommand.BAR_SUBRANGE_SETUP, size=2)
     half = bar.size // 2
     assert bar.read_block(0, bar.size) == b"\x60" * half + b"\x61" * half
     bar.write_block(0, contents)
-    rcar.command(Command.BAR_SUBRANGE_CLEAR, size=2)
+    rcar.command(SimCommand.BAR_SUBRANGE_CLEAR, size=2)
     assert bar.read_block(0, bar.size) == contents[half:] + contents[:half]
 
 
@@ -114,13 +114,13 @@ def test_transfers(board: Start, flags: int) -> None:
         data = os.urandom(size - 8)
         buffer.memory[3 : 3 + len(data)] = data
         common = {"src_addr": source, "dst_addr": target, "size": len(data), "flags": flags}
-        read = generic.command(Command.READ, checksum=crc32_le(data), **common)
-        assert read == Status.READ_SUCCESS | Status.IRQ_RAISED
-        assert generic.command(Command.COPY, **common) & Status.COPY_SUCCESS
+        read = generic.command(SimCommand.READ, checksum=crc32_le(data), **common)
+        assert read == SimStatus.READ_SUCCESS | SimStatus.IRQ_RAISED
+        assert generic.command(SimCommand.COPY, **common) & SimStatus.COPY_SUCCESS
         assert buffer.memory[size + 5 : size + 5 + len(data)] == data
-        assert generic.command(Command.WRITE, **common) & Status.WRITE_SUCCESS
+        assert generic.command(SimCommand.WRITE, **common) & SimStatus.WRITE_SUCCESS
         written = bytes(buffer.memory[size + 5 : size + 5 + len(data)])
-        assert generic.registers.read32(Register.CHECKSUM) == crc32_le(written)
+        assert generic.registers.read32(SimRegister.CHECKSUM) == crc32_le(written)
 
 
 @pytest.mark.parametrize("preset", ["am654", "tegra194", "j721e", "generic"])
@@ -128,7 +128,7 @@ def test_intx(board: Start, preset: str) -> None:
     one = board(preset)
     with one.function.interrupts(IrqKind.INTX) as interrupts:
         for _ in range(5):
-            one.command(Command.RAISE_INTX, irq_type=0)
+            one.command(SimCommand.RAISE_INTX, irq_type=0)
             assert interrupts.wait(Deadline(LIMIT))
             # A pulse that is still up fires again, as a level-triggered line does.
             time.sleep(0.01)
@@ -140,7 +140,7 @@ def test_each_vector(board: Start, kind: IrqKind) -> None:
     generic = board("generic")
     with generic.function.interrupts(kind, 32) as interrupts:
         for number in (1, 2, 31, 32):
-            generic.command(Command.RAISE_MSI, irq_type=kind, irq_number=number)
+            generic.command(SimCommand.RAISE_MSI, irq_type=kind, irq_number=number)
             assert interrupts.wait(Deadline(LIMIT)) == {number - 1: 1}
 
 
@@ -154,7 +154,7 @@ def test_2048_vectors(board: Start) -> None:
         rk3588 = board("rk3588,msix=2048")
         with rk3588.function.interrupts(IrqKind.MSIX, 2048) as interrupts:
             for number in (1, 1000, 2048):
-                rk3588.command(Command.RAISE_MSIX, irq_type=2, irq_number=number)
+                rk3588.command(SimCommand.RAISE_MSIX, irq_type=2, irq_number=number)
                 assert interrupts.wait(Deadline(LIMIT)) == {number - 1: 1}
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -163,19 +163,19 @@ def test_2048_vectors(board: Start) -> None:
 def test_the_log_has_every_access_of_a_ring(board: Start, tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     rk3588 = board("rk3588", "--access-log", str(path))
-    rk3588.command(Command.ENABLE_DOORBELL)
+    rk3588.command(SimCommand.ENABLE_DOORBELL)
     before = len(path.read_text().splitlines())
-    rk3588.registers.write32(Register.STATUS, 0)
+    rk3588.registers.write32(SimRegister.STATUS, 0)
     rk3588.function.bar(4).write32(0xA0, 0)
-    assert rk3588.registers.read32(Register.STATUS) & Status.DOORBELL_SUCCESS
+    assert rk3588.registers.read32(SimRegister.STATUS) & SimStatus.DOORBELL_SUCCESS
     lines = [json.loads(line) for line in path.read_text().splitlines()[before:]]
     accesses = [
         (line["op"], line["region"], line["offset"], line["size"]) for line in lines if "op" in line
     ]
     assert accesses == [
-        ("write", "BAR0", Register.STATUS, 4),
+        ("write", "BAR0", SimRegister.STATUS, 4),
         ("write", "BAR4", 0xA0, 4),
-        ("read", "BAR0", Register.STATUS, 4),
+        ("read", "BAR0", SimRegister.STATUS, 4),
     ]
     assert [line["event"] for line in lines if "event" in line][:1] == ["doorbell"]
     times = [line["t"] for line in lines]
@@ -184,17 +184,17 @@ def test_the_log_has_every_access_of_a_ring(board: Start, tmp_path: Path) -> Non
 
 def test_the_doorbell_outlives_its_client(endpoint: Callable[..., Endpoint]) -> None:
     one = endpoint("imx95")
-    for expected in (Status.DOORBELL_ENABLE_SUCCESS, Status.DOORBELL_ENABLE_FAIL):
+    for expected in (SimStatus.DOORBELL_ENABLE_SUCCESS, SimStatus.DOORBELL_ENABLE_FAIL):
         client = Client.connect(one.socket)
         with Function(client) as function:
             registers = function.bar(0)
-            registers.write32(Register.STATUS, 0)
-            registers.write32(Register.COMMAND, Command.ENABLE_DOORBELL)
+            registers.write32(SimRegister.STATUS, 0)
+            registers.write32(SimRegister.COMMAND, SimCommand.ENABLE_DOORBELL)
             deadline = Deadline(LIMIT)
-            while not registers.read32(Register.STATUS):
+            while not registers.read32(SimRegister.STATUS):
                 assert not deadline.expired
-            assert registers.read32(Register.STATUS) & expected
-            assert registers.read32(Register.DB_BAR) not in (0, NO_BAR)
+            assert registers.read32(SimRegister.STATUS) & expected
+            assert registers.read32(SimRegister.DB_BAR) not in (0, NO_BAR)
 
 
 # -- the process ----------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_it_ends_with_its_owner(board: Start) -> None:
 def test_ctrl_c_is_its_owners_business(board: Start) -> None:
     one = board("rk3588")
     one.process.send_signal(signal.SIGINT)
-    assert one.command(Command.RAISE_MSI) == Status.IRQ_RAISED
+    assert one.command(SimCommand.RAISE_MSI) == SimStatus.IRQ_RAISED
     assert one.end() == (0, "")
 
 
@@ -216,7 +216,7 @@ def test_sigterm_ends_it(board: Start) -> None:
     one.process.send_signal(signal.SIGTERM)
     assert one.process.wait(LIMIT) == 0
     with pytest.raises(DeviceLost):
-        one.registers.read32(Register.STATUS)
+        one.registers.read32(SimRegister.STATUS)
 
 
 def test_it_idles(board: Start) -> None:

@@ -1,7 +1,7 @@
-"""The second suite, ``rcdrv test --more``: what boards fail at beyond the kselftest.
+"""The second suite, ``rcdrv test --more``: failures of boards that the kselftest does not cover.
 
-:data:`MORE` and :data:`DESTRUCTIVE_MORE` are the only lists; the command line, the completion of
-shells, docs/commands/test.md (``python3 -m tools.more``) and the tests derive theirs from them.
+All other lists of these cases derive from :data:`MORE` and :data:`DESTRUCTIVE_MORE`: command line,
+shell completion, docs/commands/test.md (``python3 -m tools.more``) and tests.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ MORE = (
     *doorbell.CASES,
     *transfers.CASES,
 )
-"""Harmless: they do to an endpoint what the 23 cases do."""
+"""Harmless cases: they treat an endpoint as the 23 cases do."""
 
 DESTRUCTIVE_MORE = {
     "bus-master": (master.CASE,),
     "power": power.CASES,
     "reset": reset.CASES,
 }
-"""May crash or reset an endpoint; those of a name run only when it is asked for."""
+"""Cases that may crash or reset an endpoint, by the name that selects them."""

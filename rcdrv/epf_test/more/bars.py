@@ -1,4 +1,4 @@
-"""BARs: data lines, address lines, byte enables, order, retention, and which of them are there."""
+"""BARs: data lines, address lines, byte enables, ordering, retention, and presence."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from rcdrv.verdict import NotPassed, Reason
 
 _INVERTED = bytes(255 - value for value in range(256))
 _REST = 1.0
-"""Seconds that data has to be kept."""
+"""Seconds for which data must be retained."""
 _TWO = 2
 _TURNS = 64
 _ROUNDS = 4
 _SIDE_BY_SIDE = 256 << 10
-"""Bytes of a BAR that a thread writes and reads."""
+"""Bytes of a BAR that each thread writes and reads."""
 
 
 def _window(index: int, driver: EpfTest) -> tuple[Window, int]:
-    """The BAR, and how many of its bytes may be written.
+    """Return the BAR and the number of its bytes that may be written.
 
-    :raises NotPassed: a skip: it is not there, or reserved
+    :raises NotPassed: a skip: the BAR is disabled or reserved
     """
     check_writable(driver, index)
     bar = driver.function.bars[index]
@@ -41,7 +41,10 @@ def _window(index: int, driver: EpfTest) -> tuple[Window, int]:
 
 
 def _expect(driver: EpfTest, place: str, wrote: int, got: int, hint: str) -> None:
-    """:raises NotPassed: ``data-mismatch``"""
+    """Compare a value read with the value written.
+
+    :raises NotPassed: ``data-mismatch``
+    """
     if got == wrote:
         return
     driver.function.check_alive()
@@ -53,7 +56,7 @@ def _expect(driver: EpfTest, place: str, wrote: int, got: int, hint: str) -> Non
 
 
 def walking_ones(index: int, driver: EpfTest, _progress: Progress) -> str:
-    """Write each data bit alone, as 1 and as 0, then a word of its own at each power of two."""
+    """Walk a 1 and a 0 over the data bits, then write a unique word at each power of two."""
     window, size = _window(index, driver)
     count = min(size // 4, 32)
     for background in (0, ALL_ONES):
@@ -89,7 +92,7 @@ def walking_ones(index: int, driver: EpfTest, _progress: Progress) -> str:
 
 
 def _addresses(offset: int, length: int) -> bytes:
-    """Words that hold their own offset, little endian; beyond 4 GiB folded into 32 bits."""
+    """Return words that hold their own offset, little endian; above 4 GiB folded into 32 bits."""
     base = ((offset >> 16 ^ offset >> 32) & 0xFFFF) << 16 | offset & 0xFFFF
     words = array("I", range(base, base + length, 4))
     if sys.byteorder == "big":
@@ -107,7 +110,7 @@ def _verify(driver: EpfTest, index: int, offset: int, expected: bytes, what: str
 
 
 def address_in_address(index: int, driver: EpfTest, progress: Progress) -> str:
-    """Write to every word its own offset, read all of them, and the same inverted."""
+    """Write its own offset to every word, verify all, and repeat with inverted data."""
     window, size = _window(index, driver)
     total, done = 4 * sum(length for _, length in sampled(size)), 0
     for inverted in (False, True):
@@ -127,9 +130,9 @@ def address_in_address(index: int, driver: EpfTest, progress: Progress) -> str:
 
 
 def widths(index: int, driver: EpfTest, _progress: Progress) -> str:
-    """Write bytes, words, dwords and qwords into known data: all the rest stays as it is.
+    """Write bytes, words, dwords and qwords into known data; all other bytes must be unchanged.
 
-    At the start, in the middle and at the end, so that the BAR's last byte is among them.
+    Done at the start, in the middle and at the end of the BAR, including its last byte.
     """
     window, size = _window(index, driver)
     unit = min(8, size)
@@ -159,7 +162,7 @@ def widths(index: int, driver: EpfTest, _progress: Progress) -> str:
 
 
 def order(index: int, driver: EpfTest, _progress: Progress) -> str:
-    """Read a word right after it was written: a read never overtakes a write (PCIe 2.4.1)."""
+    """Read each word right after writing it: a read must not pass a write (PCIe 2.4.1)."""
     window, size = _window(index, driver)
     for number in range(64):
         for place in sorted({0, size - 4}):
@@ -171,7 +174,7 @@ def order(index: int, driver: EpfTest, _progress: Progress) -> str:
 
 
 def retention(driver: EpfTest, progress: Progress) -> str:
-    """Fill all BARs, have a command run and wait a second, then read all of them."""
+    """Fill all BARs, run a command, wait a second, then verify all BARs."""
     bars = [
         bar.index
         for bar in driver.function.bars
@@ -181,9 +184,9 @@ def retention(driver: EpfTest, progress: Progress) -> str:
     for index, offset, length in stretches:
         driver.function.check()
         driver.function.bar(index).write_block(offset, _addresses(offset, length))
-    # What is wrong at once is for ADDRESS_TEST to judge.
+    # ADDRESS_TEST reports data that is wrong immediately.
     sums = [zlib.crc32(driver.function.bar(n).read_block(at, size)) for n, at, size in stretches]
-    with contextlib.suppress(NotPassed):  # other cases judge commands
+    with contextlib.suppress(NotPassed):  # other cases test commands
         driver.command(Command.RAISE_MSI_IRQ)
     driver.function.pause(_REST)
     for done, (index, offset, length) in enumerate(stretches):
@@ -197,9 +200,9 @@ def retention(driver: EpfTest, progress: Progress) -> str:
 
 
 def together(driver: EpfTest, progress: Progress) -> str:
-    """Write and read several BARs in turns, then each by a thread of its own where it is mapped.
+    """Write and read several BARs alternately, then the mapped ones in parallel, a thread each.
 
-    The thread's copies are stores without Python's lock, so that they do run side by side.
+    The threads' copies release Python's lock, so they do run in parallel.
     """
     bars = [
         bar.index
@@ -236,7 +239,7 @@ def together(driver: EpfTest, progress: Progress) -> str:
 
 
 def _largest_area(driver: EpfTest, index: int) -> tuple[int, int] | None:
-    """(offset, bytes) of the largest part of the BAR that is mapped, or of some of it."""
+    """Return (offset, bytes) of the largest mapped part of the BAR, limited in size."""
     areas = [area for area in driver.function.device.region(index).areas if area.size >= 8]
     if not areas:
         return None
@@ -274,7 +277,7 @@ def _by_threads(driver: EpfTest, areas: dict[int, tuple[int, int]]) -> None:
 
 
 def present(driver: EpfTest, _progress: Progress) -> str:
-    """Compare the BARs that are there with those that the part has (struct pci_epc_features)."""
+    """Compare the BARs present with those of the part (struct pci_epc_features)."""
     part, bars = driver.part, driver.function.bars
     if not part.bars:
         raise skip(Reason.NO_CAPS, f"it is not known which BARs {part.name} has")

@@ -1,4 +1,4 @@
-"""What a case of the second suite says of itself."""
+"""Description of a case of the second suite."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MoreCase(Case):
-    """One case; its summary says what it proves."""
+    """One case; the summary is what a pass proves."""
 
     risk: str
-    """What it may do to a board."""
+    """Possible effects on a board."""
     needs: str
-    """What it cannot be run without; else it is a skip."""
+    """Requirements; the case is skipped without them."""
 
 
 def case(
@@ -33,7 +33,7 @@ def case(
     risk: str = "nothing",
     needs: str = "nothing",
 ) -> MoreCase:
-    """A case of ``more_GROUP``, which begins with the interrupts that the user or CAPS says."""
+    """Return a case of ``more_GROUP``, which starts with the interrupt kind of the user or CAPS."""
 
     def run(driver: EpfTest, progress: Progress) -> str:
         driver.use_irq(driver.irq_choice)
@@ -43,5 +43,5 @@ def case(
 
 
 def skip(reason: Reason, message: str) -> NotPassed:
-    """The verdict where something that the case needs is not there."""
+    """Return the verdict for a missing requirement of a case."""
     return NotPassed(reason, message, verdict=Verdict.SKIP)

@@ -1,7 +1,7 @@
-"""Config space: what a compliance test asks first. What is written is put back.
+"""Config space: the first checks of a compliance test. Every write is undone.
 
-Under kernel VFIO most of it is the kernel's copy: BARs, IDs and COMMAND's INTX_DISABLE and MEMORY
-are virtual (drivers/vfio/pci/vfio_pci_config.c), capabilities are read from the device.
+Under kernel VFIO BARs, IDs and COMMAND's INTX_DISABLE and MEMORY are the kernel's virtual copies
+(drivers/vfio/pci/vfio_pci_config.c); capabilities are read from the device.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def _bad(message: str, hint: str) -> NotPassed:
 
 
 def capabilities(driver: EpfTest, _progress: Progress) -> str:
-    """Walk both lists and decode what is known of them.
+    """Walk both capability lists, and decode the known capabilities.
 
-    :raises EndpointError: a list loops or leads astray, or a capability does not fit
+    :raises EndpointError: a list loops or leaves its range, or a capability does not fit
     """
     config = driver.function.config
     found = list(config.capabilities())
@@ -60,7 +60,7 @@ def read_only(driver: EpfTest, _progress: Progress) -> str:
 
 
 def bar_sizes(driver: EpfTest, _progress: Progress) -> str:
-    """Size each BAR by a write of all ones, and compare with what the host has found."""
+    """Size each BAR by writing all ones, and compare the size with the host's."""
     sized = []
     for bar in driver.function.bars:
         if bar is None or not bar.is_memory:
@@ -78,7 +78,7 @@ def bar_sizes(driver: EpfTest, _progress: Progress) -> str:
 
 
 def msix_place(driver: EpfTest, _progress: Progress) -> str:
-    """Table and pending bits of MSI-X are inside their BAR, apart, and not over the registers."""
+    """Check that the MSI-X table and PBA lie in their BARs, disjoint and clear of the registers."""
     msix = driver.function.config.msix()
     if msix is None:
         raise skip(Reason.NO_VECTORS, "no MSI-X")
@@ -107,13 +107,13 @@ def msix_place(driver: EpfTest, _progress: Progress) -> str:
             "the host's writes to the table set pending bits",
         )
     place = f"table BAR{bar_of_table}+{table:#x}, PBA BAR{bar_of_pba}+{pba:#x}"
-    # By nature of some parts, and no fault of this endpoint's set-up.
+    # Inherent to some parts, and not a fault of this endpoint's set-up.
     note = driver.part.misplaces(msix.place)
     return f"{place}; {driver.part.msix_note(msix.place)}" if note else place
 
 
 def ats(driver: EpfTest, _progress: Progress) -> str:
-    """ATS is not announced where it is known not to work: the host would wait for it."""
+    """Check that ATS is not announced on parts where it does not work and times out."""
     try:
         found = driver.function.config.find(pci.ExtCapId.ATS)
     except EndpointError as error:

@@ -1,4 +1,4 @@
-"""The doorbell: bursts, every vector as its answer, and enabling again and again."""
+"""The doorbell: bursts, every vector as the answer, and repeated enabling."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from rcdrv.verdict import NotPassed, Reason
 
 _BURSTS = (1, 2, 10, 100, 1000)
 _LONG_BURSTS = (10_000, 100_000)
-"""Where a ring is a store of this processor, and no message or system call."""
+"""Used if a ring is a store of this processor, not a message or a system call."""
 _AT_ONCE = 1000
-"""Rings between two looks whether to stop."""
+"""Rings between checks for cancellation."""
 _CYCLES = 16
 _TRANSFERS = 8
 _TRANSFER_SIZE = 1 << 16
 _BOTH = 2
 """Interrupts: one for the transfer and one for the ring."""
 _LOOK = 0.0002
-"""Seconds between two looks at what is about to happen."""
+"""Seconds between polls of an expected event."""
 _AT_ANY_RATE = 0.02
-"""Seconds in which a ring is handled, transfer or not."""
+"""Seconds in which a ring is handled, with or without a transfer."""
 _QUIET = 0.05
 """Seconds without an acknowledgement after which a burst has ended."""
 _TAIL = 10
-"""Time-outs in which it has to, however slow the acknowledgements are."""
+"""Limit of a burst's end in time-outs, however slow the acknowledgements are."""
 
 
 def _works(driver: EpfTest) -> None:
-    """:raises NotPassed: a skip: it cannot be enabled at all, which is not for these to judge"""
+    """Check that the doorbell can be enabled at all, which DOORBELL_TEST reports.
+
+    :raises NotPassed: a skip: it cannot
+    """
     try:
         with Doorbell(driver):
             pass
@@ -51,10 +54,10 @@ def _ring(doorbell: Doorbell, what: str) -> None:
 
 
 def bursts(driver: EpfTest, progress: Progress) -> str:
-    """Ring many times without a pause: 1 to as many acknowledgements, and the next ring works.
+    """Ring many times without a pause: expect 1 to N acknowledgements and a working next ring.
 
-    Rings that come before the endpoint has taken the last one coalesce: its interrupt is pending
-    or it is not.
+    Rings that arrive before the endpoint has taken the last one coalesce, as its interrupt is a
+    single pending bit.
     """
     _works(driver)
     seen = []
@@ -75,7 +78,7 @@ def bursts(driver: EpfTest, progress: Progress) -> str:
                 raise explain(driver, answer, f"{count} rings at once")
             acknowledged = sum(answer.vectors.values())
             late, tail = -1, driver.function.deadline(_TAIL * driver.timeout)
-            # An endpoint that never ends is one with too many.
+            # An endpoint that does not stop has sent too many.
             while late != driver.stray <= count and not tail.expired:
                 late = driver.stray
                 driver.function.pause(_QUIET)
@@ -93,7 +96,7 @@ def bursts(driver: EpfTest, progress: Progress) -> str:
 
 
 def _is_mapped(driver: EpfTest, doorbell: Doorbell) -> bool:
-    """Whether the doorbell is in a part of its BAR that is mapped."""
+    """Return whether the doorbell is in a mapped part of its BAR."""
     assert doorbell.location is not None
     offset = doorbell.location.offset
     areas = driver.function.device.region(doorbell.location.bar).areas
@@ -101,11 +104,11 @@ def _is_mapped(driver: EpfTest, doorbell: Doorbell) -> bool:
 
 
 def during_transfer(driver: EpfTest, progress: Progress) -> str:
-    """Ring while the endpoint writes to this host: both are answered, and the data is right.
+    """Ring while the endpoint writes to this host: expect both answers and correct data.
 
-    pci_epf_test_doorbell_handler() is an interrupt of its own. Its DOORBELL_SUCCESS is in STATUS
-    until the transfer ends, which writes over it; and two interrupts close together may come as
-    one. So one ring that is seen to be answered is enough.
+    pci_epf_test_doorbell_handler() runs in an interrupt of its own. Its DOORBELL_SUCCESS stays in
+    STATUS until the end of the transfer overwrites it, and two interrupts in quick succession may
+    arrive as one. So one ring with a visible answer suffices.
     """
     _works(driver)
     function, seen = driver.function, False
@@ -147,7 +150,7 @@ def during_transfer(driver: EpfTest, progress: Progress) -> str:
                 f"no ring during {_TRANSFERS} transfers was answered; the transfers were",
                 hint="does the doorbell's handler wait for a command that runs, or give up?",
             )
-        function.pause(_QUIET)  # whatever was handled late
+        function.pause(_QUIET)  # for rings handled late
         driver.drop_interrupts()
         _ring(doorbell, "a ring after the transfers")
         doorbell.settle()
@@ -155,7 +158,7 @@ def during_transfer(driver: EpfTest, progress: Progress) -> str:
 
 
 def _answered(driver: EpfTest) -> bool:
-    """Whether STATUS says so of a ring while a command runs, which it does for a moment."""
+    """Return whether STATUS briefly shows the answer to a ring while a command runs."""
     deadline = driver.function.deadline(_AT_ANY_RATE)
     while not deadline.expired:
         status = driver.read(Reg.STATUS)
@@ -171,10 +174,10 @@ def _rung(status: int) -> bool:
 
 
 def in_flight(driver: EpfTest, progress: Progress) -> str:
-    """Disable at once behind a ring, many times; then it has to enable and ring as ever.
+    """Disable immediately after a ring, many times; the doorbell must then work as before.
 
-    free_irq() on the endpoint waits for the handler. The ring may be answered or not: both are
-    right, and its answer must not be taken for that of DISABLE.
+    free_irq() on the endpoint waits for the handler. The ring may be answered or not, and its
+    answer must not be taken for that of DISABLE.
     """
     _works(driver)
     for number in range(1, _CYCLES + 1):
@@ -195,7 +198,7 @@ def in_flight(driver: EpfTest, progress: Progress) -> str:
 
 
 def vectors(driver: EpfTest, progress: Progress) -> str:
-    """Ask for each vector as the answer of a ring: the handler raises what is asked for then."""
+    """Request each vector as the answer to a ring."""
     if driver.irq_kind not in (IrqKind.MSI, IrqKind.MSIX):
         raise skip(Reason.NO_VECTORS, f"{driver.irq_name} has no vectors to choose from")
     _works(driver)
@@ -223,7 +226,7 @@ def vectors(driver: EpfTest, progress: Progress) -> str:
 
 
 def cycles(driver: EpfTest, progress: Progress) -> str:
-    """Enable, ring, disable, many times: nothing of it is used up."""
+    """Enable, ring and disable many times, to find resources that the endpoint leaks."""
     _works(driver)
     for number in range(1, _CYCLES + 1):
         what = f"round {number} of {_CYCLES}"

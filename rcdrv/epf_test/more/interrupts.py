@@ -14,7 +14,7 @@ from rcdrv.verdict import NotPassed, Reason
 _VECTOR_CONTROL = 12
 """Offset in an entry of the MSI-X table; bit 0 masks the vector."""
 _UNMASKED = 0.05
-"""Seconds in which a pending vector has to come."""
+"""Seconds in which an unmasked pending vector must fire."""
 
 
 def intx_disable(driver: EpfTest, _progress: Progress) -> str:
@@ -48,10 +48,10 @@ def intx_disable(driver: EpfTest, _progress: Progress) -> str:
 
 
 def msix_mask(driver: EpfTest, _progress: Progress) -> str:
-    """Raise a vector that is masked in the MSI-X table, look at its pending bit, and unmask it.
+    """Raise a vector that is masked in the MSI-X table, read its pending bit, and unmask it.
 
-    The table and the pending bits are in a BAR. Where this host keeps programs from the table
-    (vfio_pci_rw() does, for what is not mapped), nothing can be masked.
+    Table and pending bits are in a BAR. If the host denies access to the table, as vfio_pci_rw()
+    does unless it is mapped, no vector can be masked.
     """
     function = driver.function
     found = function.config.msix()
@@ -103,7 +103,7 @@ def msix_mask(driver: EpfTest, _progress: Progress) -> str:
     raise_vector(driver, IrqChoice.MSIX, 0)
     if answer.interrupted:
         return f"sent although masked, as the hardware of {driver.part.name} always does"
-    if late and not pending:  # QEMU's copy of the PBA may be hidden behind the device's
+    if late and not pending:  # the device's PBA may hide QEMU's copy
         return "sent when unmasked, though its pending bit was not seen"
     if pending:
         return "pending while masked, and sent when unmasked"

@@ -1,4 +1,4 @@
-"""The link: as fast and as wide after it was used, and without errors."""
+"""The link: unchanged speed and width after a load, and no errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load(driver: EpfTest, progress: Progress) -> str:
             driver.function.check()
             if bar is None or not bar.is_memory or is_reserved(driver, bar.index):
                 continue
-            if stale_doorbell(driver) != bar.index:  # else there are an interrupt controller's
+            if stale_doorbell(driver) != bar.index:  # it would show an interrupt controller
                 size = min(_SIZE, testable_size(driver, bar.index))
                 driver.function.bar(bar.index).read_block(0, size)
         for direction in (Direction.READ, Direction.WRITE):

@@ -1,4 +1,4 @@
-"""Bus mastering off: nothing may leave the function, neither data nor MSI, which is a write."""
+"""Bus mastering off: the function must send neither data nor MSIs, which are writes too."""
 
 from __future__ import annotations
 

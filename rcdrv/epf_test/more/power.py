@@ -1,9 +1,9 @@
-"""D3hot and back to D0: what the function keeps.
+"""D3hot and back to D0: the state that the function retains.
 
-Under kernel VFIO a write of PMCSR's power state does not reach the device: the kernel moves it
-itself, and saves and restores config space where No_Soft_Reset is 0 (vfio_pm_config_write() and
-vfio_pci_set_power_state() of drivers/vfio/pci/). No BAR is touched in D3hot: there an access is an
-unsupported request, and a mapped one SIGBUS.
+Under kernel VFIO a write of PMCSR's power state does not reach the device: the kernel changes the
+state itself, and saves and restores config space if No_Soft_Reset is 0 (vfio_pm_config_write() and
+vfio_pci_set_power_state() in drivers/vfio/pci/). No BAR is accessed in D3hot: the access would be
+an unsupported request, or SIGBUS if the BAR is mapped.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rcdrv.verdict import NotPassed, Reason
 
 _PMCSR = 4
 _HEADERS = 0x100
-"""End of what the list of capabilities points into; extended ones follow."""
+"""End of the capability list's range; extended capabilities follow."""
 _STATE, _D3HOT, _NO_SOFT_RESET = 0x3, 0x3, 1 << 3
 _SETTLES = 0.010
-"""Seconds that a function may take for either way (PCIe 5.9, PCI_PM_D3HOT_WAIT)."""
+"""Seconds that a function may take for either transition (PCIe 5.9, PCI_PM_D3HOT_WAIT)."""
 
 
 def d3hot(driver: EpfTest, progress: Progress) -> str:
-    """Sleep in D3hot, wake up, compare config space, then use everything."""
+    """Enter D3hot and return to D0, compare config space, then use all features."""
     function, config = driver.function, driver.function.config
     try:
         found = config.find(CapId.PM)
@@ -67,7 +67,7 @@ def d3hot(driver: EpfTest, progress: Progress) -> str:
     lost = before.lost()
     if lost is not None:
         before.put_back()
-        if not keeps:  # it may reset itself then, and a host puts back what it had written
+        if not keeps:  # it may reset itself, after which the host restores config space
             lost = before.lost()
     if lost is not None:
         denied = " although No_Soft_Reset is set" if keeps else ""
@@ -85,9 +85,9 @@ def d3hot(driver: EpfTest, progress: Progress) -> str:
 
 
 def _move(driver: EpfTest, window: Window, at: int, state: int) -> bool:
-    """Ask for a power state; whether PMCSR says that it is reached."""
+    """Request a power state; return whether PMCSR confirms it."""
     control = window.read16(at)
-    # PME_Status is cleared by a written 1, and is not this case's.
+    # Writing 1 to PME_Status would clear it.
     window.write16(at, control & ~(_STATE | 1 << 15) | state)
     driver.function.pause(_SETTLES)
     return window.read16(at) & _STATE == state

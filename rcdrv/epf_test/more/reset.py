@@ -1,4 +1,4 @@
-"""Resets of the function: what it had before, it has and can afterwards."""
+"""Resets of the function: compare its state and its features before and after."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _RESETS = 8
 
 
 def _resets(count: int, driver: EpfTest, progress: Progress, *, doubtful: bool = False) -> str:
-    """Reset, compare config space, each time; then use BARs, interrupts, transfers, the doorbell.
+    """Reset and compare config space ``count`` times; then use BARs, interrupts, DMA and doorbell.
 
-    :param doubtful: where the kernel says that a reset failed, look all the same
-    :returns: what each reset took
+    :param doubtful: continue if the kernel reports a failed reset
+    :returns: the duration of each reset, as text
     :raises NotPassed: ``lost-by-reset``, with what was lost
     """
     refused: HostError | None = None
@@ -58,19 +58,19 @@ def _resets(count: int, driver: EpfTest, progress: Progress, *, doubtful: bool =
 
 
 def reset(driver: EpfTest, progress: Progress) -> str:
-    """One reset, of the kind that the kernel chooses (VFIO_DEVICE_RESET): FLR, else the bus."""
+    """Reset once, by the method that the kernel chooses (VFIO_DEVICE_RESET): FLR, else the bus."""
     return _resets(1, driver, progress)
 
 
 def resets(driver: EpfTest, progress: Progress) -> str:
-    """Several in a row, each as soon as the one before has ended."""
+    """Reset several times in a row without a pause."""
     return _resets(_RESETS, driver, progress)
 
 
 def bus_reset(driver: EpfTest, progress: Progress) -> str:
-    """A reset of the link: the port's secondary bus reset, which an FLR of the part hides.
+    """Reset the link by a secondary bus reset of its port, which an FLR of the part supersedes.
 
-    pci_reset_bus_function() refuses where another function is on the bus.
+    pci_reset_bus_function() refuses if another function is on the bus.
     """
     function = driver.function
     if not is_address(function.address):
@@ -78,8 +78,8 @@ def bus_reset(driver: EpfTest, progress: Progress) -> str:
     with reset_by(canonical_address(function.address), "bus") as why:
         if why:
             raise skip(Reason.HOST, f"no bus reset on this host: {why}")
-        # pci_bridge_wait_for_secondary_bus() wants the port to say that the link is active again,
-        # which QEMU's does not.
+        # pci_bridge_wait_for_secondary_bus() waits for the port to report an active link, which
+        # QEMU's port does not.
         return _resets(1, driver, progress, doubtful=True)
 
 

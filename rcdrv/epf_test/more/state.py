@@ -1,4 +1,4 @@
-"""What a function has and can, compared before and after a reset, a sleep or a retrained link."""
+"""State and features of a function, compared before and after a reset, a sleep or a new link."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from rcdrv.pci import Capability, CapId, ConfigSpace, ExtCapId
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
 _BACK = 5.0
-"""Seconds until an endpoint whose link was down has to take commands."""
+"""Seconds after which an endpoint whose link was down must take commands."""
 
 _PAGE = 4096
 
 Check = tuple[str, Callable[[EpfTest], object]]
-"""What works, and how to try it."""
+"""Name of a feature, and a function that uses it."""
 
 
 @dataclass(frozen=True)
 class _Field:
-    """A register, or a part of it."""
+    """A register or a part of one."""
 
     name: str
     offset: int
     width: int
     """Bits."""
     by_host: bool = True
-    """A host writes it when it enumerates, so that ``rcdrv rescan`` cures its loss."""
+    """Written by the host at enumeration, so ``rcdrv rescan`` restores it."""
     mask: int = 0xFFFF_FFFF
 
 
@@ -54,7 +54,7 @@ _FIELDS: dict[CapId | ExtCapId, tuple[_Field, ...]] = {
     CapId.EXP: (
         _Field("PCIe's device control", 0x08, 16),
         _Field("PCIe's link control", 0x10, 16),
-        # Without the bits of a training (PCI_EXP_LNKSTA_LT) and of bandwidth notifications.
+        # Without link training (PCI_EXP_LNKSTA_LT) and bandwidth notifications.
         _Field("the link's speed and width", 0x12, 16, by_host=False, mask=0x03FF),
         _Field("PCIe's device control 2", 0x28, 16),
     ),
@@ -63,7 +63,7 @@ _FIELDS: dict[CapId | ExtCapId, tuple[_Field, ...]] = {
         _Field("AER's severity", 0x0C, 32),
         _Field("AER's correctable mask", 0x14, 32),
     ),
-    # One entry for each BAR; all are looked at.
+    # One entry for each BAR.
     ExtCapId.REBAR: tuple(
         field
         for entry in range(6)
@@ -80,7 +80,7 @@ _HEADER = (
 
 
 class Snapshot:
-    """Config space of a function, as far as a reset must not change it."""
+    """The parts of a function's config space that a reset must not change."""
 
     def __init__(self, driver: EpfTest) -> None:
         self._config = driver.function.config
@@ -94,7 +94,7 @@ class Snapshot:
         return [window.read(one.width, one.offset) & one.mask for one in self._fields]
 
     def _look(self) -> dict[str, object]:
-        """What no single register says: sizes, and which capabilities there are."""
+        """Return the properties beyond single registers: BAR sizes and the capability list."""
         config = self._config
         found: dict[str, object] = {
             f"BAR{bar.index}'s size": config.bar_mask(bar.index, is_64bit=bar.is_64bit)
@@ -105,7 +105,7 @@ class Snapshot:
         return found
 
     def lost(self) -> NotPassed | None:
-        """What is different now, as a verdict; None when nothing is."""
+        """Return the verdict for what differs now; None if nothing does."""
         named, cured = [], True
         for one, before, now in zip(self._fields, self._values, self._read(), strict=True):
             if now != before:
@@ -126,7 +126,7 @@ class Snapshot:
         return NotPassed(Reason.LOST_BY_RESET, f"lost: {', '.join(named)}", hint=hint)
 
     def put_back(self) -> None:
-        """Write what the host had written, as pci_restore_state() does: COMMAND last."""
+        """Restore the fields that the host writes, as pci_restore_state() does: COMMAND last."""
         for one, before in zip(reversed(self._fields), reversed(self._values), strict=True):
             now = self._config.window.read(one.width, one.offset) & one.mask
             if one.by_host and now != before:
@@ -136,12 +136,12 @@ class Snapshot:
 def _capabilities(config: ConfigSpace) -> Iterator[Capability]:
     try:
         yield from config.capabilities()
-    except EndpointError:  # for CAPABILITIES_TEST to judge
+    except EndpointError:  # CAPABILITIES_TEST reports it
         return
 
 
 def _fields(config: ConfigSpace) -> Iterator[_Field]:
-    """Those that the function has. COMMAND is the first, so that it is put back last."""
+    """Yield the fields that the function has. COMMAND is first, so that it is restored last."""
     yield _HEADER[-1]
     yield from _HEADER[:-1]
     for cap in _capabilities(config):
@@ -161,9 +161,9 @@ def _fields(config: ConfigSpace) -> Iterator[_Field]:
 
 
 def working(driver: EpfTest, progress: Progress) -> list[Check]:
-    """What works now; what does not is for other cases to judge.
+    """Return the features that work now; other cases report those that do not.
 
-    :raises NotPassed: a skip: not even commands do
+    :raises NotPassed: a skip: commands do not work
     """
     checks = [one for one in _checks(driver, progress) if _fails(driver, one[1]) is None]
     if not any(check is _command for _, check in checks):
@@ -172,7 +172,7 @@ def working(driver: EpfTest, progress: Progress) -> list[Check]:
 
 
 def first_failure(driver: EpfTest, checks: Sequence[Check]) -> NotPassed | None:
-    """The first that does not work any more, with config space as before."""
+    """Return the verdict for the first feature that no longer works; None if all work."""
     for name, check in checks:
         why = _fails(driver, check)
         if why is not None:
@@ -212,21 +212,21 @@ def _bar(index: int, progress: Progress, driver: EpfTest) -> None:
 
 
 def _ends(size: int) -> Iterator[tuple[int, int]]:
-    """The first page and the last: BAR_TEST is for the rest."""
+    """Yield the first and the last page; BAR_TEST covers the rest."""
     yield 0, min(size, _PAGE)
     if size > _PAGE:
         yield size - _PAGE, _PAGE
 
 
 def _command(driver: EpfTest) -> None:
-    driver.write(Reg.COMMAND, 0)  # whatever a command that went down with the link has left
+    driver.write(Reg.COMMAND, 0)  # a command may be left over from before the link went down
     answer = driver.command(Command.RAISE_MSI_IRQ, timeout=max(_BACK, driver.timeout))
     if not answer.answered:
         raise explain(driver, answer, "RAISE_MSI_IRQ")
 
 
 def _interrupt(driver: EpfTest) -> None:
-    """The first vector and the last."""
+    """Raise the first and the last vector."""
     choice = IrqChoice(driver.irq_name)
     if choice in (IrqChoice.MSI, IrqChoice.MSIX):
         assert driver.irq_kind is not None
@@ -236,7 +236,7 @@ def _interrupt(driver: EpfTest) -> None:
 
 
 def transfer(driver: EpfTest, size: int = 1024) -> str:
-    """One READ by the endpoint's processor."""
+    """Run one READ by the endpoint's processor."""
     return transfer_test(Direction.READ, False, lambda _: [Placement(size)], driver)
 
 

@@ -1,7 +1,7 @@
 """Transfers: sizes and alignments around the boundaries of a link, and addresses above 4 GiB.
 
-By the endpoint's processor: where there is no DMA engine, a command that asks for it is never
-answered, which the 23 cases show.
+All are done by the endpoint's processor: an endpoint without a DMA engine never answers a command
+with USE_DMA, which the 23 cases show.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _HIGH = 1 << 33
 
 
 def around(driver: EpfTest) -> Sequence[Placement]:
-    """Sizes just below, at and above each boundary, from a page's start and to its end."""
+    """Return sizes just below, at and above each boundary, at several offsets in a page."""
     align = default_align(driver)
     shifts = [shift for shift in (0, 4, 2048, 4096 - 60) if shift % align == 0]
     if align > 4096:
         shifts.append(align)
-    # Behind a multiple of 128 KiB, so that it is not moved to an aligned place by chance.
+    # Relative to a multiple of 128 KiB, so that no shift ends up aligned by chance.
     return tuple(
         Placement(boundary + edge, shift, 1 << 17)
         for boundary in _BOUNDARIES
@@ -38,13 +38,13 @@ def around(driver: EpfTest) -> Sequence[Placement]:
 
 
 def sizes(direction: Direction, driver: EpfTest, progress: Progress) -> str:
-    """One transfer of each; a byte beside the buffer is found, as in the 23 cases."""
+    """Run one transfer of each size; writes outside of the buffer are detected."""
     transfer_test(direction, False, around, driver, progress)
     return f"{len(around(driver))} transfers"
 
 
 def high(driver: EpfTest, progress: Progress) -> str:
-    """Transfers at multiples of 8 GiB, which an address of 32 bits does not reach."""
+    """Transfer at multiples of 8 GiB, which 32-bit addresses do not reach."""
     if isinstance(driver.function.device, PhysicalDma):
         raise skip(Reason.HOST, "without an IOMMU bus addresses cannot be chosen")
     function = driver.function
@@ -54,7 +54,7 @@ def high(driver: EpfTest, progress: Progress) -> str:
     except HostError as error:
         raise skip(Reason.HOST, f"no addresses above 4 GiB: {error.message}") from None
     finally:
-        # Addresses go on behind the last ones: back to where any endpoint reaches.
+        # Later addresses follow the last ones: return to the range that any endpoint reaches.
         with contextlib.suppress(HostError), function.dma_buffer(1, address_bits=32):
             pass
     return "3 transfers at multiples of 8 GiB"

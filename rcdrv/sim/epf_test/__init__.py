@@ -27,7 +27,7 @@ class EpfTestFunction(EndpointFunction):
         return REGISTERS_SIZE
 
     def bar_size(self, layout: Layout, index: int) -> int:
-        """What pci_epf_test_alloc_space() asks for."""
+        """Return the size requested by pci_epf_test_alloc_space()."""
         if index != layout.register_bar:
             return DEFAULT_BAR_SIZES[index]
         if layout.msix and layout.msix_bar < 0:

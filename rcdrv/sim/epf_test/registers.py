@@ -1,7 +1,7 @@
-"""The test registers, as the endpoint has them.
+"""Test registers of the endpoint.
 
-A transcription of pci-epf-test.c of its own; :mod:`rcdrv.epf_test.registers` is the driver's, and
-tests hold each against the other.
+Transcribed from pci-epf-test.c independently of the driver's :mod:`rcdrv.epf_test.registers`; tests
+compare the two.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 
 
-class Register(IntEnum):
+class SimRegister(IntEnum):
     """Offsets in the register BAR; 32-bit, little endian (struct pci_epf_test_reg)."""
 
     MAGIC = 0x00
@@ -28,7 +28,7 @@ class Register(IntEnum):
     DB_DATA = 0x3C
 
 
-class Command(IntEnum):
+class SimCommand(IntEnum):
     """COMMAND is exactly one of these bits."""
 
     RAISE_INTX = 1 << 0
@@ -43,7 +43,7 @@ class Command(IntEnum):
     BAR_SUBRANGE_CLEAR = 1 << 9
 
 
-class Status(IntFlag):
+class SimStatus(IntFlag):
     """Bits of STATUS."""
 
     READ_SUCCESS = 1 << 0
@@ -67,7 +67,7 @@ class Status(IntFlag):
     NO_RESOURCE = 1 << 18
 
 
-class Caps(IntFlag):
+class SimCaps(IntFlag):
     """Bits of CAPS; BARn_RESERVED is BAR0_RESERVED << n."""
 
     UNALIGNED_ACCESS = 1 << 0
@@ -80,7 +80,7 @@ class Caps(IntFlag):
 
 
 VERDICTS = tuple(3 << bit for bit in (0, 2, 4, 10, 12, 14, 16))
-"""The bits of STATUS for success and failure, which are neighbours for every command."""
+"""Pairs of STATUS bits for success and failure, which are adjacent for every command."""
 
 USE_DMA = 1 << 0
 NO_BAR = 0xFFFF_FFFF
@@ -89,5 +89,5 @@ KMALLOC_MAX = 4 << 20
 """The largest kzalloc() with 4 KiB pages; more warns and fails (include/linux/slab.h)."""
 
 LARGEST_SUBRANGE = 256 << 20
-"""The largest BAR whose memory is filled by BAR_SUBRANGE_SETUP. A larger one is sparse here, and
-could not be allocated by a real endpoint's dma_alloc_coherent()."""
+"""Largest BAR whose memory BAR_SUBRANGE_SETUP fills. A larger one is sparse here; a real endpoint's
+dma_alloc_coherent() could not allocate it."""

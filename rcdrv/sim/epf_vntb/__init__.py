@@ -20,7 +20,7 @@ VNTB_CONTROL_SIZE = 0x134
 
 
 class VntbPeer(str, Enum):
-    """What runs on the endpoint, on top of pci-epf-vntb (one client a device, as in the kernel)."""
+    """Client of pci-epf-vntb on the endpoint; as in the kernel, one per device."""
 
     NONE = "none"
     PINGPONG = "pingpong"
@@ -28,17 +28,17 @@ class VntbPeer(str, Enum):
     NETDEV = "netdev"
     """ntb_transport with ntb_netdev and a network stack that answers ARP and ICMP echo."""
     TAP = "tap"
-    """ntb_transport with ntb_netdev: a TAP interface of the machine that serves the endpoint."""
+    """ntb_transport with ntb_netdev, as a TAP interface of the serving machine."""
     TOOL = "tool"
-    """As ntb_tool with a translation set for every memory window."""
+    """ntb_tool with a translation set for every memory window."""
 
 
 @dataclass(frozen=True)
 class VntbLayout:
-    """What is set in configfs of pci-epf-vntb, under the names that it has there."""
+    """Settings of pci-epf-vntb in configfs, by their names there, and of its client."""
 
     db_count: int = 4
-    """Slots: 0 and 1 are no doorbells, so these are ``db_count - 2`` doorbells."""
+    """Slots. 0 and 1 are no doorbells, so there are ``db_count - 2`` doorbells."""
     spad_count: int = 64
     num_mws: int = 1
     mw1: int = 1 * M
@@ -58,11 +58,11 @@ class VntbLayout:
     peer_ip: str = "192.0.2.2"
     """The IPv4 address of the endpoint's ntb_netdev."""
     peer_prefix: int = 24
-    """The length of its network's prefix, for ``peer = "tap"``, as are those below."""
+    """Length of its network's prefix; this and the following are for ``peer = "tap"``."""
     peer_name: str = "ntb-ep"
-    """The interface, made unless it exists; one that exists keeps its address, MTU and state."""
+    """Name of the interface. It is created if missing; else it keeps address, MTU and state."""
     peer_netns: str = ""
-    """The network namespace (ip netns) that the interface is in; empty: the endpoint's own."""
+    """Network namespace (ip netns) of the interface; empty: that of the endpoint's process."""
 
     @property
     def mw_sizes(self) -> tuple[int, ...]:
@@ -70,7 +70,7 @@ class VntbLayout:
 
     @property
     def mw_bars(self) -> tuple[int, ...]:
-        """-1 for a window that pci-epf-vntb leaves without a BAR."""
+        """BARs of the windows; -1 for a window that pci-epf-vntb leaves without one."""
         return (self.mw1_bar, self.mw2_bar, self.mw3_bar, self.mw4_bar)[: self.num_mws]
 
 
@@ -131,7 +131,7 @@ class EpfVntbFunction(EndpointFunction):
     settings = VntbLayout
 
     def place(self, layout: Layout, source: str) -> Layout:
-        """epf_ntb_init_epc_bar(): a BAR for each construct that has none. Then their sizes."""
+        """Assign a BAR to each construct without one (epf_ntb_init_epc_bar()); then the sizes."""
         vntb = settings(layout)
         names = ["ctrl_bar", "db_bar", *(f"mw{n}_bar" for n in range(1, vntb.num_mws + 1))]
         bars = {name: getattr(vntb, name) for name in names}
@@ -193,7 +193,7 @@ class EpfVntbFunction(EndpointFunction):
 
     def regions(self, layout: Layout, doorbell: tuple[int, int] | None) -> dict[int, list[Region]]:
         vntb = settings(layout)
-        # All in one place where they are a register of the endpoint's, a word each where it polls.
+        # A shared register of the endpoint, or a word for each if it polls.
         start, size = (0, 4 * vntb.db_count) if doorbell is None else (doorbell[1], 4)
         doorbells = Region(start, size, "doorbells", "doorbell")
         spads = 4 * vntb.spad_count

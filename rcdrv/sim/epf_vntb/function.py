@@ -1,32 +1,28 @@
-"""The endpoint function pci-epf-vntb, as Linux's drivers/pci/endpoint/functions/pci-epf-vntb.c.
+"""The endpoint function pci-epf-vntb, after drivers/pci/endpoint/functions/pci-epf-vntb.c.
 
-Names and order of operations are those of that file; each method cites its function. The peer
-(:mod:`rcdrv.sim.epf_vntb.peer`) uses the bridge: it sees this class as a :class:`Bridge`, as a
-client of the kernel's NTB core sees an ntb_dev.
+Names and order of operations are those of that file; each method cites its function. For the peer
+(:mod:`rcdrv.sim.epf_vntb.peer`) this class is a :class:`Bridge`, the ntb_dev of the kernel's NTB
+core.
 """
 
 from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
+from typing import Any
 
 from rcdrv.device import IrqKind
 from rcdrv.mmio import MappedWindow
-from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.controller import SimController
-from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_vntb import VNTB_CONTROL_SIZE, VntbPeer, settings
 from rcdrv.sim.epf_vntb.peer import Netdev, Peer, PingPong, Tool
 from rcdrv.sim.epf_vntb.tap import TapNetdev
-from rcdrv.sim.faults import Faults
 from rcdrv.sim.function import SimFunction
 from rcdrv.sim.layout import DoorbellBackend
 
 
-class Control(IntEnum):
+class SimControl(IntEnum):
     """Offsets in the control BAR (struct epf_ntb_ctrl)."""
 
     COMMAND = 0x00
@@ -45,7 +41,7 @@ class Control(IntEnum):
     DB_OFFSET = 0xB4
 
 
-class Command(IntEnum):
+class SimVntbCommand(IntEnum):
     """COMMAND_*"""
 
     CONFIGURE_DOORBELL = 1
@@ -60,12 +56,12 @@ STATUS_OK, STATUS_ERROR = 1, 2
 LINK_IS_UP = 1 << 0
 
 DB_START = 2
-"""EPF_IRQ_DB_START: the slot, and the MSI vector from 0, of doorbell 0."""
+"""Slot, and MSI vector from 0, of doorbell 0 (EPF_IRQ_DB_START)."""
 
 MAX_MW = 4
 
 POLL_MS, INTERRUPT_POLL_MS = 5, 500
-"""How often epf_ntb_cmd_handler() runs: polled, and where doorbells have interrupts."""
+"""Period of epf_ntb_cmd_handler(): with polled doorbells, and with interrupts."""
 
 
 PEERS: dict[VntbPeer, type[Peer]] = {
@@ -81,29 +77,16 @@ PEERS: dict[VntbPeer, type[Peer]] = {
 class SimEpfVntb(SimFunction):
     """pci-epf-vntb on ``controller``. Times are seconds of ``clock``."""
 
-    def __init__(
-        self,
-        controller: SimController,
-        doorbells: SimDoorbells,
-        faults: Faults,
-        log: AccessLog,
-        clock: Callable[[], float],
-    ) -> None:
-        self._controller = controller
-        self._layout = controller.layout
-        self.config = settings(controller.layout)
-        self._doorbells = doorbells
-        self.faults = faults
-        self._log = log
-        self.clock = clock
-        self._regs = controller.window(self.config.ctrl_bar)
-        self._due: float | None = None
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.config = settings(self._layout)
+        self._regs = self._controller.window(self.config.ctrl_bar)
         self._slowed = False
         self._rings = 0
         self._dropped = False
         # ntb->msi_doorbell
         self._interrupt_driven = False
-        # Where the host wants each window to point: (bus address, size).
+        # Host memory that each window maps: (bus address, size).
         self._outbound: dict[int, tuple[int, int]] = {}
         self._peer = PEERS[self.config.peer](self)
         self._bind()
@@ -112,28 +95,28 @@ class SimEpfVntb(SimFunction):
     # -- life -------------------------------------------------------------------------------------
 
     def set_up(self) -> None:
-        """Handle a bus reset: nothing, as the function has no event_ops."""
+        """Do nothing on a bus reset, as the function has no event_ops."""
 
     def start(self) -> None:
-        """Begin to look for commands (pci_vntb_probe)."""
+        """Start polling for commands (pci_vntb_probe())."""
         self._queue()
 
     def stop(self) -> None:
         self._due = None
 
     def _bind(self) -> None:
-        """epf_ntb_bind(): the control block, the doorbell, the windows."""
+        """Set up control block, doorbells and windows (epf_ntb_bind())."""
         regs, config = self._regs, self.config
         self._outbound.clear()
         self._controller.map_memory(config.ctrl_bar)
         self._controller.fill(config.ctrl_bar, 0, VNTB_CONTROL_SIZE + 8 * config.spad_count, 0)
-        regs.write32(Control.SPAD_OFFSET, VNTB_CONTROL_SIZE)
-        regs.write32(Control.SPAD_COUNT, config.spad_count)
-        regs.write32(Control.NUM_MWS, config.num_mws)
-        regs.write32(Control.DB_ENTRY_SIZE, 4)
+        regs.write32(SimControl.SPAD_OFFSET, VNTB_CONTROL_SIZE)
+        regs.write32(SimControl.SPAD_COUNT, config.spad_count)
+        regs.write32(SimControl.NUM_MWS, config.num_mws)
+        regs.write32(SimControl.DB_ENTRY_SIZE, 4)
         for slot in range(config.db_count):
-            regs.write32(Control.DB_DATA + 4 * slot, 1 + slot)
-            regs.write32(Control.DB_OFFSET + 4 * slot, 0)
+            regs.write32(SimControl.DB_DATA + 4 * slot, 1 + slot)
+            regs.write32(SimControl.DB_OFFSET + 4 * slot, 0)
         try:
             self._init_interrupt_doorbell()
         except OSError:
@@ -167,9 +150,9 @@ class SimEpfVntb(SimFunction):
         elif "unaligned-offset" in self.faults:
             offset += self.faults.get("unaligned-offset", 0)
         for slot, doorbell in enumerate(doorbells):
-            regs.write32(Control.DB_DATA + 4 * slot, doorbell.data)
-            regs.write32(Control.DB_OFFSET + 4 * slot, offset)
-        regs.write32(Control.DB_ENTRY_SIZE, 0)
+            regs.write32(SimControl.DB_DATA + 4 * slot, doorbell.data)
+            regs.write32(SimControl.DB_OFFSET + 4 * slot, offset)
+        regs.write32(SimControl.DB_ENTRY_SIZE, 0)
         self._interrupt_driven = True
 
     @property
@@ -229,7 +212,7 @@ class SimEpfVntb(SimFunction):
                 if memory.read32(4 * slot):
                     self._db_event(slot)
                     memory.write32(4 * slot, 0)
-        command = self._regs.read32(Control.COMMAND)
+        command = self._regs.read32(SimControl.COMMAND)
         if command and "silent" not in self.faults:
             if "slow" in self.faults and not self._slowed:
                 self._slowed = True
@@ -241,51 +224,55 @@ class SimEpfVntb(SimFunction):
 
     def _take(self, command: int) -> None:
         regs = self._regs
-        argument = regs.read32(Control.ARGUMENT)
-        regs.write32(Control.COMMAND, 0)
-        regs.write32(Control.ARGUMENT, 0)
+        argument = regs.read32(SimControl.ARGUMENT)
+        regs.write32(SimControl.COMMAND, 0)
+        regs.write32(SimControl.ARGUMENT, 0)
         self._log.event("command", command=command, argument=argument)
-        if "swallow" in self.faults or command not in Command._value2member_map_:
+        if "swallow" in self.faults or command not in SimVntbCommand._value2member_map_:
             self._log.event("swallowed", command=command, reason="fault or unknown")
             return
         status = STATUS_OK
         if "command-error" in self.faults:
             status = STATUS_ERROR
-        elif command in (Command.LINK_UP, Command.LINK_DOWN):
-            up = command == Command.LINK_UP
-            others = regs.read16(Control.LINK_STATUS) & ~LINK_IS_UP
-            regs.write16(Control.LINK_STATUS, others | (LINK_IS_UP if up else 0))
+        elif command in (SimVntbCommand.LINK_UP, SimVntbCommand.LINK_DOWN):
+            up = command == SimVntbCommand.LINK_UP
+            others = regs.read16(SimControl.LINK_STATUS) & ~LINK_IS_UP
+            regs.write16(SimControl.LINK_STATUS, others | (LINK_IS_UP if up else 0))
             self._peer.link_event(up)
-        elif command == Command.CONFIGURE_MW:
+        elif command == SimVntbCommand.CONFIGURE_MW:
             status = self._configure_mw(argument)
-        elif command == Command.TEARDOWN_MW:
+        elif command == SimVntbCommand.TEARDOWN_MW:
             self._check_index(argument)
             self._outbound.pop(argument, None)
-        regs.write16(Control.COMMAND_STATUS, status)
+        regs.write16(SimControl.COMMAND_STATUS, status)
         self._log.event("answer", command=command, status=status)
 
     def _configure_mw(self, index: int) -> int:
-        """epf_ntb_configure_mw(), with dw_pcie_prog_outbound_atu()'s checks. Other controllers'
-        differ: Cadence takes a size of 0."""
+        """epf_ntb_configure_mw(), with the checks of dw_pcie_prog_outbound_atu().
+
+        Other controllers differ: Cadence accepts a size of 0.
+        """
         if not self._check_index(index):
             return STATUS_OK
-        low = self._regs.read32(Control.ADDR) | self._regs.read32(Control.ADDR + 4) << 32
-        size = self._regs.read32(Control.SIZE) | self._regs.read32(Control.SIZE + 4) << 32
+        low = self._regs.read32(SimControl.ADDR) | self._regs.read32(SimControl.ADDR + 4) << 32
+        size = self._regs.read32(SimControl.SIZE) | self._regs.read32(SimControl.SIZE + 4) << 32
         if not size or low % self._layout.align:
             return STATUS_ERROR
         self._outbound[index] = (low, size)
         return STATUS_OK
 
     def _check_index(self, index: int) -> bool:
-        """The kernel does not check. Past its array of MAX_MW it reads other memory; before that,
-        the address of a window that it does not have is 0."""
+        """Model an index that the kernel does not check.
+
+        Beyond its array of MAX_MW it reads other memory; within, a missing window's address is 0.
+        """
         if index >= MAX_MW:
             self._log.event("harm", reason=f"a command for window {index}")
         return index < self.config.num_mws
 
     def _doorbell_irq(self, slot: int) -> None:
-        """epf_ntb_doorbell_handler(): where all doorbells share an interrupt, it goes through all
-        of them, and only then does anything else run on that processor."""
+        """epf_ntb_doorbell_handler(). If all doorbells share an interrupt, it handles all of them
+        before anything else runs on that processor."""
         if slot >= DB_START:
             self._db_event(slot)
         shared = self._layout.doorbell.backend is not DoorbellBackend.MSI
@@ -312,10 +299,10 @@ class SimEpfVntb(SimFunction):
 
     @property
     def link_is_up(self) -> bool:
-        return bool(self._regs.read16(Control.LINK_STATUS) & LINK_IS_UP)
+        return bool(self._regs.read16(SimControl.LINK_STATUS) & LINK_IS_UP)
 
     def spad_read(self, index: int) -> int:
-        """vntb_epf_spad_read(): one's own are the host's peer's."""
+        """vntb_epf_spad_read(): the endpoint's own scratchpads are the host's peer scratchpads."""
         return self._regs.read32(VNTB_CONTROL_SIZE + 4 * (self.config.spad_count + index))
 
     def spad_write(self, index: int, value: int) -> None:
@@ -333,7 +320,7 @@ class SimEpfVntb(SimFunction):
                 self._controller.raise_irq(IrqKind.MSI, bit + DB_START + 1, doorbell=True)
 
     def mw_set_trans(self, index: int) -> MappedWindow:
-        """vntb_epf_mw_set_trans(): the host sees memory of the endpoint, which is zeroed here."""
+        """vntb_epf_mw_set_trans(): map zeroed memory of the endpoint for the host."""
         bar = self.config.mw_bars[index]
         if bar < 0:
             self._log.event("harm", reason=f"a translation for window {index}, which has no BAR")
@@ -343,13 +330,15 @@ class SimEpfVntb(SimFunction):
         return self._controller.window(bar)
 
     def mw_clear_trans(self, index: int) -> None:
-        """vntb_epf_mw_clear_trans() does nothing, so the host sees memory that was freed, as it
-        sees address 0 before the first translation. Neither is anything to be touched."""
+        """vntb_epf_mw_clear_trans() does nothing, so the window maps freed memory.
+
+        Like address 0 before the first translation, that must not be accessed.
+        """
         if self.config.mw_bars[index] >= 0:
             self._controller.map_nothing(self.config.mw_bars[index])
 
     def mw_write(self, index: int, offset: int, data: bytes) -> None:
-        """The endpoint's processor writes into a window of host memory."""
+        """Write to host memory through a window, by the endpoint's processor."""
         base, size = self._outbound.get(index, (0, 0))
         if offset + len(data) > size:
             self._log.event("harm", reason=f"window {index} at {offset:#x} leads nowhere")

@@ -1,8 +1,8 @@
-"""What runs on the endpoint, on top of pci-epf-vntb: clients of the kernel's NTB core.
+"""Clients of the kernel's NTB core on the endpoint, on top of pci-epf-vntb.
 
-Each is the endpoint's side of one kernel module, and cites its functions. They act in :meth:`run`
-only, when they are due: an interrupt or a link event only makes them due, as it schedules a
-timer, a tasklet or a work there.
+Each is the endpoint's side of one kernel module, and cites its functions. They act only in
+:meth:`run`, when they are due. An interrupt or a link event makes them due, like a timer, a tasklet
+or a work in the kernel.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class Bridge(Protocol):
 
 
 class Peer:
-    """Nobody: the base of those who do something."""
+    """No client; the base class of all clients."""
 
     prompt = False
     """Its :meth:`run` needs no DMA, so it may run at the end of an interrupt."""
     wake_fd = -1
-    """A descriptor that is readable when :attr:`due` may have come forward."""
+    """Descriptor that is readable when :attr:`due` may be sooner than before."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
         self.due: float | None = None
-        """When :meth:`run` has something to do."""
+        """Time of the next :meth:`run`; None if there is none."""
 
     def link_event(self, up: bool) -> None:
         """ntb_ctx_ops.link_event"""
@@ -66,19 +66,21 @@ class Peer:
         self.due = None
 
     def close(self) -> None:
-        """Give back what it has of this machine."""
+        """Free its resources on this machine."""
 
 
 class PingPong(Peer):
-    """drivers/ntb/test/ntb_pingpong.c. It does not look which doorbell rings, so where one ring
-    reports several it counts each of them."""
+    """drivers/ntb/test/ntb_pingpong.c.
+
+    It ignores which doorbell rings, so if one ring reports several, each is counted.
+    """
 
     def __init__(self, bridge: Bridge) -> None:
         super().__init__(bridge)
         self._count = 0
 
     def link_event(self, up: bool) -> None:
-        """pp_setup(): the first ping is its own."""
+        """pp_setup(): send the first ping."""
         self.due = self._later() if up else None
 
     def db_event(self, db: int) -> None:
@@ -101,7 +103,7 @@ class PingPong(Peer):
 
 
 class Tool(Peer):
-    """drivers/ntb/test/ntb_tool.c, after somebody wrote a size into each ``mw_trans``."""
+    """drivers/ntb/test/ntb_tool.c, after a size was written into each ``mw_trans``."""
 
     def link_event(self, up: bool) -> None:
         for index in range(self._bridge.config.num_mws):
@@ -124,7 +126,7 @@ _LINK_RETRY_MS = 10
 
 class Netdev(Peer):
     """drivers/ntb/ntb_transport.c with drivers/net/ntb_netdev.c on queue pair 0, and a network
-    stack that knows ARP and ICMP echo."""
+    stack with ARP and ICMP echo."""
 
     MAC = bytes.fromhex("020000000002")
 
@@ -161,7 +163,7 @@ class Netdev(Peer):
             self._bridge.spad_write(index, 0)
 
     def remove(self) -> None:
-        """ntb_transport_free(), before which ntb_netdev takes the queue's link down."""
+        """ntb_transport_free(), after ntb_netdev has taken the queue's link down."""
         if self._qp_up:
             # ntb_transport_link_down()
             self._bridge.peer_spad_write(_QP_LINKS, 0)
@@ -297,7 +299,7 @@ class Netdev(Peer):
         self._tx_packets = (self._tx_packets + 1) & 0xFFFF_FFFF
 
     def _answer(self, packet: bytes | memoryview) -> bytes:
-        """The network stack: an ARP reply or an ICMP echo reply, or nothing."""
+        """Return the network stack's reply: ARP, ICMP echo, or empty."""
         packet = bytes(packet)
         kind = packet[12:14]
         ethernet = packet[6:12] + self.MAC + kind
@@ -318,7 +320,7 @@ class Netdev(Peer):
 
 
 def _checksum(data: bytes) -> bytes:
-    """The Internet checksum (RFC 1071)."""
+    """Return the Internet checksum (RFC 1071)."""
     data += bytes(len(data) % 2)
     total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
     while total >> 16:

@@ -16,18 +16,18 @@ from rcdrv.tap import ETHERNET, LARGEST_MTU, LEAST_MTU, Tap
 _NETNS = "/run/netns"
 _CLONE_NEWNET = 0x4000_0000
 _FULL = 0.0002
-"""Seconds until the next look at a full ring (tx_time in ntb_netdev.c, which is 1 us there)."""
+"""Seconds until the next check of a full ring (tx_time in ntb_netdev.c, 1 us there)."""
 
 
 class TapNetdev(Netdev):
-    """As :class:`Netdev`, with this machine's network stack."""
+    """Like :class:`Netdev`, with this machine's network stack."""
 
     def __init__(self, bridge: Bridge) -> None:
         super().__init__(bridge)
         config = bridge.config
         with _namespace(config.peer_netns):
             self._tap = Tap(config.peer_name)
-            # Its settings are ioctls on a socket that stays in the namespace.
+            # The settings are ioctls on a socket that stays in the namespace.
             try:
                 if not self._tap.existed:
                     self._tap.set_address(IPv4Interface(f"{config.peer_ip}/{config.peer_prefix}"))
@@ -85,7 +85,7 @@ class TapNetdev(Netdev):
         self._tap.carrier(False)
 
     def _transmit(self) -> None:
-        """ntb_netdev_start_xmit(), for all frames that wait; one interrupt tells of them."""
+        """ntb_netdev_start_xmit() for all waiting frames, with one interrupt."""
         put = 0
         self._full_until = 0.0
         for _ in range(self._tx_entries):
@@ -117,9 +117,9 @@ class TapNetdev(Netdev):
 
 @contextlib.contextmanager
 def _namespace(name: str) -> Iterator[None]:
-    """What this thread opens inside is in a network namespace of ``ip netns``; empty: in its own.
+    """Put this thread into a network namespace of ``ip netns`` for a while; empty: leave it.
 
-    :raises HostError: there is none of this name, or no permission
+    :raises HostError: no such namespace, or no permission
     """
     if not name:
         yield

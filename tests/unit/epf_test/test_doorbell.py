@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from rcdrv.epf_test.doorbell import Doorbell, Location
+from rcdrv.epf_test.doorbell import Doorbell, Location, stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Command
 from rcdrv.epf_test.ring import ring_blind
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import MappedWindow
-from rcdrv.verdict import Reason
+from rcdrv.sim.epf_test.function import SimEpfTest
+from rcdrv.verdict import NotPassed, Reason
 from tests.unit.epf_test.virtual import endpoint
 
 
@@ -60,6 +61,35 @@ def test_an_offset_that_is_cut_off_is_named(
     assert failure is not None
     assert failure.reason is Reason.SILENT
     assert ("8 GiB, and DB_OFFSET only 32 bits" in failure.hint) == named
+
+
+@pytest.mark.parametrize("earlier", ["none", "unknown", "known"])
+def test_an_unanswered_enable_leaves_no_doorbell_that_db_bar_names(
+    monkeypatch: pytest.MonkeyPatch, earlier: str
+) -> None:
+    """One that is not named is left: DISABLE would be a null pointer in free_irq()."""
+    with endpoint("generic") as device:
+        if earlier != "none":
+            with Function(device.attach(), clock=device.clock) as function:
+                EpfTest(function).command(Command.ENABLE_DOORBELL)
+        answers = SimEpfTest._swallows
+        monkeypatch.setattr(
+            SimEpfTest,
+            "_swallows",
+            lambda self, command, irq: (
+                "lost" if command == Command.ENABLE_DOORBELL else answers(self, command, irq)
+            ),
+        )
+        with Function(device.attach(), clock=device.clock) as function:
+            driver = EpfTest(function, timeout=0.1)
+            if earlier == "known":
+                assert stale_doorbell(driver) is not None
+            doorbell = Doorbell(driver)
+            with pytest.raises(NotPassed) as failure, doorbell:
+                pass
+            assert failure.value.reason is Reason.SILENT
+            assert doorbell.left_enabled == (earlier == "none")
+            assert not device.endpoint.doorbell_enabled
 
 
 def test_a_late_interrupt_is_awaited_until_one_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:

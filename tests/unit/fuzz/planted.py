@@ -20,7 +20,7 @@ from rcdrv.sim.config_space import SimConfigSpace
 from rcdrv.sim.controller import SWAPPED, SimController
 from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_test.function import SimEpfTest
-from rcdrv.sim.epf_test.registers import Register
+from rcdrv.sim.epf_test.registers import SimRegister
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
 
 Patch = pytest.MonkeyPatch
@@ -73,7 +73,7 @@ def endpoint_keeps_status(patch: Patch) -> None:
     handler, swallows = SimEpfTest._cmd_handler, SimEpfTest._swallows
 
     def note(self: Any, command: int, irq_type: int) -> Iterator[float]:
-        self.kept = self._regs.read32(Register.STATUS)
+        self.kept = self._regs.read32(SimRegister.STATUS)
         return handler(self, command, irq_type)
 
     def restore(self: Any, command: int, irq_type: int) -> str:
@@ -135,15 +135,15 @@ def endpoint_remembers_ring_irq(patch: Patch) -> None:
     enable, raise_irq = SimEpfTest._enable_doorbell, SimEpfTest._raise_irq
 
     def note(self: Any) -> Any:
-        self.asked = self._regs.read32(Register.IRQ_NUMBER)
+        self.asked = self._regs.read32(SimRegister.IRQ_NUMBER)
         return enable(self)
 
     def old(self: Any, *, doorbell: bool = False) -> None:
-        now = self._regs.read32(Register.IRQ_NUMBER)
+        now = self._regs.read32(SimRegister.IRQ_NUMBER)
         if doorbell:
-            self._regs.write32(Register.IRQ_NUMBER, self.asked)
+            self._regs.write32(SimRegister.IRQ_NUMBER, self.asked)
         raise_irq(self, doorbell=doorbell)
-        self._regs.write32(Register.IRQ_NUMBER, now)
+        self._regs.write32(SimRegister.IRQ_NUMBER, now)
 
     patch.setattr(SimEpfTest, "_enable_doorbell", note)
     patch.setattr(SimEpfTest, "_raise_irq", old)
@@ -188,7 +188,7 @@ def endpoint_merges_everything(patch: Patch) -> None:
     handle = SimEpfTest._handle_ring
 
     def lose(self: Any) -> None:
-        now = self._clock()
+        now = self.clock()
         if now - getattr(self, "rung", 0.0) > 1e-3:
             handle(self)
         else:

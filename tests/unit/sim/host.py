@@ -10,7 +10,7 @@ from rcdrv.device import CONFIG_REGION, IrqKind
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
 from rcdrv.sim.endpoint import SimEndpoint
-from rcdrv.sim.epf_test.registers import Register, Status
+from rcdrv.sim.epf_test.registers import SimRegister, SimStatus
 from rcdrv.sim.layout import Layout, load_layout
 from rcdrv.vfio_user.served import DmaFault
 
@@ -99,10 +99,10 @@ class Host:
     def write_config(self, offset: int, size: int, value: int) -> None:
         self.write(CONFIG_REGION, offset, value, size)
 
-    def get(self, register: Register) -> int:
+    def get(self, register: SimRegister) -> int:
         return self.read(self.layout.register_bar, register)
 
-    def set(self, register: Register, value: int) -> None:
+    def set(self, register: SimRegister, value: int) -> None:
         self.write(self.layout.register_bar, register, value)
 
     # -- time -------------------------------------------------------------------------------------
@@ -129,29 +129,29 @@ class Host:
         flags: int = 0,
         seconds: float = 0.05,
         **registers: int,
-    ) -> Status:
+    ) -> SimStatus:
         """Write the registers, then COMMAND; STATUS after ``seconds``."""
         self.fired.clear()
         if self.intx_masked:
             self.mask_intx(False)
         for name, value in registers.items():
-            register = Register[name.upper()]
+            register = SimRegister[name.upper()]
             self.set(register, value & 0xFFFF_FFFF)
-            if register in (Register.SRC_ADDR, Register.DST_ADDR):
+            if register in (SimRegister.SRC_ADDR, SimRegister.DST_ADDR):
                 self.write(self.layout.register_bar, register + 4, value >> 32)
-        self.set(Register.IRQ_TYPE, irq)
-        self.set(Register.IRQ_NUMBER, number)
-        self.set(Register.FLAGS, flags)
-        self.set(Register.COMMAND, command)
+        self.set(SimRegister.IRQ_TYPE, irq)
+        self.set(SimRegister.IRQ_NUMBER, number)
+        self.set(SimRegister.FLAGS, flags)
+        self.set(SimRegister.COMMAND, command)
         self.advance(seconds)
-        return Status(self.get(Register.STATUS))
+        return SimStatus(self.get(SimRegister.STATUS))
 
     def ring(self) -> None:
         """Write what DB_DATA says where DB_BAR and DB_OFFSET say."""
         self.fired.clear()
-        self.set(Register.STATUS, 0)
-        bar = self.get(Register.DB_BAR)
-        self.write(bar, self.get(Register.DB_OFFSET), self.get(Register.DB_DATA))
+        self.set(SimRegister.STATUS, 0)
+        bar = self.get(SimRegister.DB_BAR)
+        self.write(bar, self.get(SimRegister.DB_OFFSET), self.get(SimRegister.DB_DATA))
 
     def events(self, name: str = "") -> list[dict[str, Any]]:
         """Events of the access log, of one kind or all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rcdrv.sim.epf_test.registers import Command, Register
+from rcdrv.sim.epf_test.registers import SimCommand, SimRegister
 from rcdrv.sim.layout import load_layout
 
 from .host import Host
@@ -26,7 +26,7 @@ def test_every_access_is_there_with_its_width() -> None:
 
 def test_a_ring_is_one_write_and_what_follows_from_it() -> None:
     host = Host("rk3588")
-    host.command(Command.ENABLE_DOORBELL)
+    host.command(SimCommand.ENABLE_DOORBELL)
     before = len(host.log_lines)
     host.write(4, 0xA0, 0)
     lines = host.log_lines[before:]
@@ -41,10 +41,10 @@ def test_sparse_when_told_so() -> None:
 
 def test_what_was_not_answered_says_why() -> None:
     host = Host("am654")
-    host.command(Command.WRITE, flags=1)
-    host.set(Register.IRQ_TYPE, 9)
-    host.set(Register.FLAGS, 0)
-    host.set(Register.COMMAND, 1)
+    host.command(SimCommand.WRITE, flags=1)
+    host.set(SimRegister.IRQ_TYPE, 9)
+    host.set(SimRegister.FLAGS, 0)
+    host.set(SimRegister.COMMAND, 1)
     host.advance(0.05)
     reasons = [entry["reason"] for entry in host.events("swallowed")]
     assert reasons == ["USE_DMA without a DMA channel", "IRQ_TYPE 0x9"]

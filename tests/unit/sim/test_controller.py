@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.config_space import COMMAND_INTX_DISABLE, STATUS, STATUS_INTERRUPT
-from rcdrv.sim.epf_test.registers import Command, Register, Status
+from rcdrv.sim.epf_test.registers import SimCommand, SimRegister, SimStatus
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import K, M
 
@@ -35,11 +35,11 @@ def test_contents_after_any_number_of_cycles(preset: str, trap: str) -> None:
     host.endpoint.write(bar, 0, contents)
     descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for _ in range(20):
-        host.command(Command.ENABLE_DOORBELL, seconds=0.005)
+        host.command(SimCommand.ENABLE_DOORBELL, seconds=0.005)
         assert host.endpoint.read(bar, 0, size) != contents
         host.ring()
         assert host.fired
-        host.command(Command.DISABLE_DOORBELL, seconds=0.005)
+        host.command(SimCommand.DISABLE_DOORBELL, seconds=0.005)
         assert host.endpoint.read(bar, 0, size) == contents
     assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
     assert not host.events("stray")
@@ -53,12 +53,12 @@ def test_writes_beside_an_enabled_doorbell_are_noticed(preset: str) -> None:
     bar, offset = place
     area = host.endpoint.regions()[bar].areas[-1]
     host.write(bar, area.offset, 0x1111_1111)
-    host.command(Command.ENABLE_DOORBELL)
+    host.command(SimCommand.ENABLE_DOORBELL)
     host.write(bar, offset ^ 4, 0xBAD)
     assert [entry["offset"] for entry in host.events("stray")] == [offset ^ 4]
     with mmap.mmap(host.endpoint.regions()[bar].fd, host.layout.bar(bar).size) as client:
         client[area.offset + 8] = 3
-    host.command(Command.DISABLE_DOORBELL)
+    host.command(SimCommand.DISABLE_DOORBELL)
     assert [entry["offset"] for entry in host.events("stray")][1:] == [area.offset + 8]
     assert host.read(bar, area.offset) == 0x1111_1111
 
@@ -78,8 +78,8 @@ def test_the_exposed_register_is_always_there() -> None:
 @pytest.mark.parametrize("offset", [0x40, 0x7C, 0x200, 0x3FC])
 def test_a_doorbell_among_the_registers(offset: int) -> None:
     host = Host(f"generic,doorbell.backend=exposed,doorbell.bar=0,doorbell.offset={offset}")
-    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_SUCCESS
-    assert (host.get(Register.DB_BAR), host.get(Register.DB_OFFSET)) == (0, offset)
+    assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_SUCCESS
+    assert (host.get(SimRegister.DB_BAR), host.get(SimRegister.DB_OFFSET)) == (0, offset)
     host.ring()
     assert host.fired
     host.write(0, offset - 4, 0xCAFE)
@@ -91,10 +91,10 @@ def test_a_doorbell_among_the_registers(offset: int) -> None:
 @settings(max_examples=40)
 def test_any_write_to_the_edma_register_rings(size: int, value: int) -> None:
     host = Host("rk3588")
-    host.command(Command.ENABLE_DOORBELL)
-    host.set(Register.STATUS, 0)
+    host.command(SimCommand.ENABLE_DOORBELL)
+    host.set(SimRegister.STATUS, 0)
     host.write(4, 0xA0, value & (1 << 8 * size) - 1, size)
-    assert host.get(Register.STATUS) & Status.DOORBELL_SUCCESS
+    assert host.get(SimRegister.STATUS) & SimStatus.DOORBELL_SUCCESS
     assert len(host.events("doorbell")) == 1
     assert bool(host.events("doorbell-unheard")) == (size < 4)
     host.close()
@@ -106,7 +106,7 @@ def test_any_write_to_the_edma_register_rings(size: int, value: int) -> None:
 )
 def test_the_its_wants_the_event_number(size: int, value: int, rings: int) -> None:
     host = Host("imx95")
-    host.command(Command.ENABLE_DOORBELL)
+    host.command(SimCommand.ENABLE_DOORBELL)
     host.write(1, 0x40, value, size)
     assert len(host.events("doorbell")) == rings
     assert bool(host.events("doorbell-unheard")) != bool(rings)
@@ -115,7 +115,7 @@ def test_the_its_wants_the_event_number(size: int, value: int, rings: int) -> No
 
 def test_a_bulk_write_over_the_doorbell_rings_once() -> None:
     host = Host("imx95", trap="all")
-    host.command(Command.ENABLE_DOORBELL)
+    host.command(SimCommand.ENABLE_DOORBELL)
     host.endpoint.write(1, 0x3E, bytes(2) + (0x2A).to_bytes(4, "little") + bytes(5))
     assert len(host.events("doorbell")) == 1
 
@@ -129,7 +129,7 @@ def interrupt_status(host: Host) -> bool:
 
 def test_a_level_is_held_until_the_host_has_handled_it() -> None:
     host = Host("generic")
-    host.command(Command.RAISE_INTX, irq=0, seconds=1.0)
+    host.command(SimCommand.RAISE_INTX, irq=0, seconds=1.0)
     assert host.fired == [(IrqKind.INTX, 0)]
     assert interrupt_status(host)
     host.mask_intx(False)
@@ -139,9 +139,9 @@ def test_a_level_is_held_until_the_host_has_handled_it() -> None:
 
 def test_a_level_that_was_masked_fires_on_unmask() -> None:
     host = Host("generic")
-    host.set(Register.IRQ_TYPE, 0)
+    host.set(SimRegister.IRQ_TYPE, 0)
     host.mask_intx(True)
-    host.set(Register.COMMAND, Command.RAISE_INTX)
+    host.set(SimRegister.COMMAND, SimCommand.RAISE_INTX)
     host.advance(1.0)
     assert not host.fired
     assert interrupt_status(host)
@@ -151,9 +151,9 @@ def test_a_level_that_was_masked_fires_on_unmask() -> None:
 
 def test_a_pulse_that_nobody_takes_is_gone() -> None:
     host = Host("tegra194")
-    host.set(Register.IRQ_TYPE, 0)
+    host.set(SimRegister.IRQ_TYPE, 0)
     host.mask_intx(True)
-    host.set(Register.COMMAND, Command.RAISE_INTX)
+    host.set(SimRegister.COMMAND, SimCommand.RAISE_INTX)
     host.advance(0.1)
     assert not interrupt_status(host)
     host.mask_intx(False)
@@ -162,8 +162,8 @@ def test_a_pulse_that_nobody_takes_is_gone() -> None:
 
 def test_a_pulse_fires_again_while_it_lasts() -> None:
     host = Host("tegra194")
-    host.set(Register.IRQ_TYPE, 0)
-    host.set(Register.COMMAND, Command.RAISE_INTX)
+    host.set(SimRegister.IRQ_TYPE, 0)
+    host.set(SimRegister.COMMAND, SimCommand.RAISE_INTX)
     while not host.fired:
         host.now = host.endpoint.next_event() or 0
         host.endpoint.run()
@@ -182,7 +182,7 @@ def test_a_pulse_fires_again_while_it_lasts() -> None:
 def test_intx_disabled_in_command() -> None:
     host = Host("generic")
     host.write_config(4, 2, 0x6 | COMMAND_INTX_DISABLE)
-    assert host.command(Command.RAISE_INTX, irq=0) == Status.IRQ_RAISED
+    assert host.command(SimCommand.RAISE_INTX, irq=0) == SimStatus.IRQ_RAISED
     assert not host.fired
     assert not interrupt_status(host)
 
@@ -219,7 +219,7 @@ def test_flr_spares_everything_but_config_space(preset: str, trigger: object) ->
     host = Host(preset)
     host.write(2, 0x10, 0xCAFE)
     host.write_config(0x10, 4, 0xE000_0000)
-    host.command(Command.ENABLE_DOORBELL)
+    host.command(SimCommand.ENABLE_DOORBELL)
     assert callable(trigger)
     trigger(host)
     assert host.read_config(4, 2) == 0
@@ -227,7 +227,7 @@ def test_flr_spares_everything_but_config_space(preset: str, trigger: object) ->
     host.write_config(4, 2, 0x6)
     host.ring()
     assert host.fired
-    host.command(Command.DISABLE_DOORBELL)
+    host.command(SimCommand.DISABLE_DOORBELL)
     assert host.read(2, 0x10) == 0xCAFE
 
 
@@ -236,15 +236,15 @@ def test_a_bus_reset_sets_the_function_up_again() -> None:
     assert host.read_config(0x74, 4) >> 28 & 1 == 0
     assert host.endpoint.can_reset()
     host.write(2, 0x10, 0xCAFE)
-    host.command(Command.ENABLE_DOORBELL)
-    host.set(Register.COMMAND, 0x10000)
+    host.command(SimCommand.ENABLE_DOORBELL)
+    host.set(SimRegister.COMMAND, 0x10000)
     host.endpoint.reset()
     host.write_config(4, 2, 0x6)
     # The BARs show their memory again, but the doorbell was never freed.
     assert host.read(2, 0x10) == 0xCAFE
-    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_FAIL
-    assert host.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_SUCCESS
-    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_SUCCESS
+    assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_FAIL
+    assert host.command(SimCommand.DISABLE_DOORBELL) & SimStatus.DOORBELL_DISABLE_SUCCESS
+    assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_SUCCESS
 
 
 def test_a_bus_reset_ends_a_transfer() -> None:
@@ -256,9 +256,9 @@ def test_a_bus_reset_ends_a_transfer() -> None:
         host.write_config(4, 2, 0x6)
 
     host.during_dma = reset
-    assert host.command(Command.READ, src_addr=MEMORY_BASE, size=64) == 0
+    assert host.command(SimCommand.READ, src_addr=MEMORY_BASE, size=64) == 0
     assert not host.fired
-    assert host.command(Command.RAISE_MSI) == Status.IRQ_RAISED
+    assert host.command(SimCommand.RAISE_MSI) == SimStatus.IRQ_RAISED
 
 
 def test_no_reset() -> None:
@@ -273,18 +273,18 @@ def test_no_reset() -> None:
 @pytest.mark.parametrize("reset", ["flr", "bus", "none"])
 def test_a_client_that_vanished_leaves_its_doorbell_to_the_next(reset: str) -> None:
     host = Host("rk3588", reset=reset)
-    host.command(Command.ENABLE_DOORBELL)
+    host.command(SimCommand.ENABLE_DOORBELL)
     host.endpoint.detach()
     host.attach()
-    assert host.get(Register.DB_BAR) == 4
-    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_FAIL
-    assert host.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_SUCCESS
-    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_SUCCESS
+    assert host.get(SimRegister.DB_BAR) == 4
+    assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_FAIL
+    assert host.command(SimCommand.DISABLE_DOORBELL) & SimStatus.DOORBELL_DISABLE_SUCCESS
+    assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_SUCCESS
 
 
 def test_the_host_turns_the_function_off_when_it_goes() -> None:
     host = Host("generic", reset="none")
-    host.command(Command.RAISE_INTX, irq=0)
+    host.command(SimCommand.RAISE_INTX, irq=0)
     host.endpoint.detach()
     assert host.read_config(4, 2) == 0
     assert not interrupt_status(host)
@@ -297,12 +297,12 @@ def test_huge_bars_are_sparse() -> None:
     host.write(3, (64 << 30) - 4, 0xCAFE)
     assert host.read(3, (64 << 30) - 4) == 0xCAFE
     assert os.fstat(host.endpoint.regions()[3].fd).st_blocks * 512 <= M
-    assert host.command(Command.BAR_SUBRANGE_SETUP, size=3) & Status.BAR_SUBRANGE_SETUP_FAIL
+    assert host.command(SimCommand.BAR_SUBRANGE_SETUP, size=3) & SimStatus.BAR_SUBRANGE_SETUP_FAIL
 
 
 def test_many_vectors() -> None:
     host = Host("rk3588", msix=2048)
     for number in (1, 1024, 2048, 2049):
-        host.command(Command.RAISE_MSIX, irq=2, number=number)
+        host.command(SimCommand.RAISE_MSIX, irq=2, number=number)
         assert host.fired == ([(IrqKind.MSIX, number - 1)] if number <= 2048 else [])
     assert host.layout.msix_pba == 0x80 + 32 * K

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.epf_test.function import crc32_le
-from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, Command, Register, Status
+from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, SimCommand, SimRegister, SimStatus
 from rcdrv.sim.layout import K, M, parse_layout
 
 from .host import MEMORY_BASE, Host
 
-KNOWN = [int(command) for command in Command]
+KNOWN = [int(command) for command in SimCommand]
 
 
 def test_the_checksum_has_no_final_inversion() -> None:
@@ -32,37 +32,37 @@ def test_the_checksum_has_no_final_inversion() -> None:
 @settings(max_examples=60)
 def test_a_command_is_one_known_bit_or_swallowed(command: int, irq: int) -> None:
     host = Host("generic")
-    if command == Command.DISABLE_DOORBELL:
+    if command == SimCommand.DISABLE_DOORBELL:
         return  # crashes a fresh endpoint, below
     status = host.command(command, irq=irq)
-    assert host.get(Register.COMMAND) == 0
+    assert host.get(SimRegister.COMMAND) == 0
     answered = command in KNOWN and irq <= 2
     assert bool(status) == answered
-    assert bool(status & Status.IRQ_RAISED) == answered
+    assert bool(status & SimStatus.IRQ_RAISED) == answered
     assert len(host.fired) == answered
     assert bool(host.events("swallowed")) != answered
     host.close()
 
 
-@pytest.mark.parametrize("command", [c for c in KNOWN if c != Command.DISABLE_DOORBELL])
+@pytest.mark.parametrize("command", [c for c in KNOWN if c != SimCommand.DISABLE_DOORBELL])
 @pytest.mark.parametrize("irq", [0, 1, 2])
 def test_every_answer_raises_the_interrupt_that_was_asked_for(command: int, irq: int) -> None:
     host = Host("generic")
     number = 0 if irq == 0 else 7
-    assert host.command(command, irq=irq, number=number) & Status.IRQ_RAISED
+    assert host.command(command, irq=irq, number=number) & SimStatus.IRQ_RAISED
     assert host.fired == [(IrqKind(irq), max(0, number - 1))]
 
 
 def test_a_command_clears_the_status_of_the_last() -> None:
     host = Host("generic")
-    host.set(Register.STATUS, 0xFFFF_FFFF)
+    host.set(SimRegister.STATUS, 0xFFFF_FFFF)
     assert host.command(0x1000) == 0
 
 
 def test_irq_type_is_read_before_command() -> None:
     """A stale IRQ_TYPE swallows the next command even if it is put right in the same tick."""
     host = Host("generic")
-    host.set(Register.IRQ_TYPE, 3)
+    host.set(SimRegister.IRQ_TYPE, 3)
     reads: list[int] = []
     window = host.endpoint.controller.window(0)
     plain = window.read32
@@ -72,10 +72,10 @@ def test_irq_type_is_read_before_command() -> None:
         return plain(offset)
 
     window.read32 = read32  # type: ignore[method-assign]
-    host.set(Register.COMMAND, Command.RAISE_MSI)
+    host.set(SimRegister.COMMAND, SimCommand.RAISE_MSI)
     host.advance(0.01)
-    assert reads.index(Register.IRQ_TYPE) < reads.index(Register.COMMAND)
-    assert host.get(Register.STATUS) == 0
+    assert reads.index(SimRegister.IRQ_TYPE) < reads.index(SimRegister.COMMAND)
+    assert host.get(SimRegister.STATUS) == 0
 
 
 @pytest.mark.parametrize("hz", [100, 250, 300, 1000])
@@ -87,8 +87,8 @@ def test_the_tick_is_that_of_the_kernel(hz: int) -> None:
     for step in range(50):
         host.advance(0.0137 * step % 0.031)
         start = host.now
-        host.set(Register.COMMAND, Command.RAISE_MSI)
-        while host.get(Register.COMMAND):
+        host.set(SimRegister.COMMAND, SimCommand.RAISE_MSI)
+        while host.get(SimRegister.COMMAND):
             due = host.endpoint.next_event()
             assert due is not None
             host.now = due
@@ -108,11 +108,11 @@ def test_registers_in_mapped_memory_are_polled() -> None:
     host = Host("rcar-s4", trap="sparse")
     window = host.endpoint.controller.window(0)
     assert host.endpoint.regions()[0].areas
-    window.write32(Register.IRQ_TYPE, 1)
-    window.write32(Register.IRQ_NUMBER, 1)
-    window.write32(Register.COMMAND, Command.RAISE_MSI)
+    window.write32(SimRegister.IRQ_TYPE, 1)
+    window.write32(SimRegister.IRQ_NUMBER, 1)
+    window.write32(SimRegister.COMMAND, SimCommand.RAISE_MSI)
     host.advance(0.01)
-    assert window.read32(Register.STATUS) == Status.IRQ_RAISED
+    assert window.read32(SimRegister.STATUS) == SimStatus.IRQ_RAISED
 
 
 # -- interrupts -----------------------------------------------------------------------------------
@@ -123,14 +123,16 @@ def test_above_the_armed_count_nothing_is_raised() -> None:
     for irq, kind in ((1, IrqKind.MSI), (2, IrqKind.MSIX)):
         host.vectors[kind] = 4
         for number in range(1, 6):
-            assert host.command(Command.RAISE_MSI, irq=irq, number=number) == Status.IRQ_RAISED
+            assert (
+                host.command(SimCommand.RAISE_MSI, irq=irq, number=number) == SimStatus.IRQ_RAISED
+            )
             assert host.fired == ([(kind, number - 1)] if number <= 4 else [])
     assert len(host.events("irq-failed")) == 2
 
 
 def test_irq_number_0_is_harm() -> None:
     host = Host("generic")
-    assert host.command(Command.RAISE_MSIX, irq=2, number=0) == Status.IRQ_RAISED
+    assert host.command(SimCommand.RAISE_MSIX, irq=2, number=0) == SimStatus.IRQ_RAISED
     assert not host.fired
     assert host.events("harm")
 
@@ -138,9 +140,9 @@ def test_irq_number_0_is_harm() -> None:
 def test_messages_need_bus_mastering() -> None:
     host = Host("generic")
     host.write_config(4, 2, 0x2)
-    assert host.command(Command.RAISE_MSI) == Status.IRQ_RAISED
+    assert host.command(SimCommand.RAISE_MSI) == SimStatus.IRQ_RAISED
     assert not host.fired
-    assert host.command(Command.RAISE_INTX, irq=0) == Status.IRQ_RAISED
+    assert host.command(SimCommand.RAISE_INTX, irq=0) == SimStatus.IRQ_RAISED
     assert host.fired
 
 
@@ -158,37 +160,37 @@ def test_transfers(size: int, flags: int, offset: int) -> None:
     common = {"src_addr": source, "dst_addr": target, "size": size, "flags": flags}
 
     right = crc32_le(data)
-    status = host.command(Command.READ, checksum=right, **common)
-    assert status == Status.READ_SUCCESS | Status.IRQ_RAISED
-    status = host.command(Command.READ, checksum=right ^ 1, **common)
-    assert status == Status.READ_FAIL | Status.IRQ_RAISED
+    status = host.command(SimCommand.READ, checksum=right, **common)
+    assert status == SimStatus.READ_SUCCESS | SimStatus.IRQ_RAISED
+    status = host.command(SimCommand.READ, checksum=right ^ 1, **common)
+    assert status == SimStatus.READ_FAIL | SimStatus.IRQ_RAISED
 
-    status = host.command(Command.COPY, **common)
-    assert status == Status.COPY_SUCCESS | Status.IRQ_RAISED
+    status = host.command(SimCommand.COPY, **common)
+    assert status == SimStatus.COPY_SUCCESS | SimStatus.IRQ_RAISED
     start = 2 * M + offset
     assert host.memory[start : start + size] == data
     assert not any(host.memory[start + size : start + size + 64])
 
-    status = host.command(Command.WRITE, **common)
-    assert status == Status.WRITE_SUCCESS | Status.IRQ_RAISED
+    status = host.command(SimCommand.WRITE, **common)
+    assert status == SimStatus.WRITE_SUCCESS | SimStatus.IRQ_RAISED
     written = host.memory[start : start + size]
-    assert host.get(Register.CHECKSUM) == zlib.crc32(written) ^ 0xFFFF_FFFF
+    assert host.get(SimRegister.CHECKSUM) == zlib.crc32(written) ^ 0xFFFF_FFFF
     assert size < 8 or written != data
 
 
 def test_write_settles_before_it_answers() -> None:
     host = Host("generic")
-    host.set(Register.DST_ADDR, MEMORY_BASE & 0xFFFF_FFFF)
-    host.write(0, Register.DST_ADDR + 4, MEMORY_BASE >> 32)
-    host.set(Register.SIZE, 4)
-    host.set(Register.COMMAND, Command.WRITE)
-    while host.get(Register.COMMAND):
+    host.set(SimRegister.DST_ADDR, MEMORY_BASE & 0xFFFF_FFFF)
+    host.write(0, SimRegister.DST_ADDR + 4, MEMORY_BASE >> 32)
+    host.set(SimRegister.SIZE, 4)
+    host.set(SimRegister.COMMAND, SimCommand.WRITE)
+    while host.get(SimRegister.COMMAND):
         host.now = host.endpoint.next_event() or 0
         host.endpoint.run()
     assert host.dma
-    assert host.get(Register.STATUS) == 0
+    assert host.get(SimRegister.STATUS) == 0
     host.advance(0.002)
-    assert host.get(Register.STATUS) & Status.WRITE_SUCCESS
+    assert host.get(SimRegister.STATUS) & SimStatus.WRITE_SUCCESS
 
 
 def test_without_bus_mastering_or_mapping_the_data_is_lost() -> None:
@@ -200,11 +202,11 @@ def test_without_bus_mastering_or_mapping_the_data_is_lost() -> None:
         else:
             address = 0x10_0000
         common = {"src_addr": address, "dst_addr": address, "size": 64}
-        read = host.command(Command.READ, checksum=crc32_le(bytes(64)), **common)
-        assert read == Status.READ_FAIL | Status.IRQ_RAISED
-        ones = host.command(Command.READ, checksum=crc32_le(b"\xff" * 64), **common)
-        assert ones & Status.READ_SUCCESS
-        assert host.command(Command.WRITE, **common) & Status.WRITE_SUCCESS
+        read = host.command(SimCommand.READ, checksum=crc32_le(bytes(64)), **common)
+        assert read == SimStatus.READ_FAIL | SimStatus.IRQ_RAISED
+        ones = host.command(SimCommand.READ, checksum=crc32_le(b"\xff" * 64), **common)
+        assert ones & SimStatus.READ_SUCCESS
+        assert host.command(SimCommand.WRITE, **common) & SimStatus.WRITE_SUCCESS
         assert not any(host.memory)
         assert len(host.events("dma-fault")) == 3
 
@@ -212,22 +214,22 @@ def test_without_bus_mastering_or_mapping_the_data_is_lost() -> None:
 def test_no_outbound_window() -> None:
     host = Host("generic", outbound_size=1 * M)
     common = {"src_addr": MEMORY_BASE, "dst_addr": MEMORY_BASE, "size": M + 1}
-    invalid_source = Status.SRC_ADDR_INVALID | Status.IRQ_RAISED
-    invalid_target = Status.DST_ADDR_INVALID | Status.IRQ_RAISED
-    assert host.command(Command.READ, **common) == Status.READ_FAIL | invalid_source
-    assert host.command(Command.WRITE, **common) == Status.WRITE_FAIL | invalid_target
-    assert host.command(Command.COPY, **common) == Status.COPY_FAIL | invalid_source
+    invalid_source = SimStatus.SRC_ADDR_INVALID | SimStatus.IRQ_RAISED
+    invalid_target = SimStatus.DST_ADDR_INVALID | SimStatus.IRQ_RAISED
+    assert host.command(SimCommand.READ, **common) == SimStatus.READ_FAIL | invalid_source
+    assert host.command(SimCommand.WRITE, **common) == SimStatus.WRITE_FAIL | invalid_target
+    assert host.command(SimCommand.COPY, **common) == SimStatus.COPY_FAIL | invalid_source
     # Each fits alone, the two of a copy do not.
     common["size"] = M
-    assert host.command(Command.COPY, **common) == Status.COPY_FAIL | invalid_target
-    assert host.command(Command.WRITE, **common) & Status.WRITE_SUCCESS
+    assert host.command(SimCommand.COPY, **common) == SimStatus.COPY_FAIL | invalid_target
+    assert host.command(SimCommand.WRITE, **common) & SimStatus.WRITE_SUCCESS
     assert not [entry for entry in host.dma if entry[0] == "read"]
 
 
 def test_the_largest_allocation() -> None:
     host = Host("generic")
-    status = host.command(Command.READ, src_addr=MEMORY_BASE, size=(4 << 20) + 1)
-    assert status == Status.READ_FAIL | Status.IRQ_RAISED
+    status = host.command(SimCommand.READ, src_addr=MEMORY_BASE, size=(4 << 20) + 1)
+    assert status == SimStatus.READ_FAIL | SimStatus.IRQ_RAISED
     assert host.events("harm")
     assert not host.dma
 
@@ -236,27 +238,29 @@ def test_lost_address_bits_where_the_controller_does_not_align() -> None:
     host = Host("j721e")
     host.memory[0:4] = b"data"
     read = {"size": 4, "checksum": crc32_le(b"data")}
-    assert host.command(Command.READ, src_addr=MEMORY_BASE, **read) & Status.READ_SUCCESS
-    assert host.command(Command.READ, src_addr=MEMORY_BASE + 255, **read) & Status.READ_SUCCESS
-    assert host.command(Command.READ, src_addr=MEMORY_BASE + 256, **read) & Status.READ_FAIL
+    assert host.command(SimCommand.READ, src_addr=MEMORY_BASE, **read) & SimStatus.READ_SUCCESS
+    assert (
+        host.command(SimCommand.READ, src_addr=MEMORY_BASE + 255, **read) & SimStatus.READ_SUCCESS
+    )
+    assert host.command(SimCommand.READ, src_addr=MEMORY_BASE + 256, **read) & SimStatus.READ_FAIL
 
 
 def test_a_ring_during_a_transfer_is_answered_at_once() -> None:
     host = Host("rk3588")
-    host.command(Command.ENABLE_DOORBELL)
+    host.command(SimCommand.ENABLE_DOORBELL)
     rung: list[int] = []
 
     def ring() -> None:
         if not rung:
             host.write(4, 0xA0, 0)
-            rung.append(host.get(Register.STATUS))
+            rung.append(host.get(SimRegister.STATUS))
 
     host.during_dma = ring
     common = {"src_addr": MEMORY_BASE, "size": 4096, "checksum": crc32_le(bytes(4096))}
-    status = host.command(Command.READ, **common)
-    assert rung == [Status.DOORBELL_SUCCESS | Status.IRQ_RAISED]
+    status = host.command(SimCommand.READ, **common)
+    assert rung == [SimStatus.DOORBELL_SUCCESS | SimStatus.IRQ_RAISED]
     # pci_epf_test_read() writes STATUS anew, as the kernel's does.
-    assert status == Status.READ_SUCCESS | Status.IRQ_RAISED
+    assert status == SimStatus.READ_SUCCESS | SimStatus.IRQ_RAISED
     assert len(host.fired) == 2
 
 
@@ -266,42 +270,42 @@ def test_a_ring_during_a_transfer_is_answered_at_once() -> None:
 @pytest.mark.parametrize("preset", ["rk3588", "rcar-s4", "imx95", "imx8m", "generic"])
 def test_enable_and_disable_in_every_order(preset: str) -> None:
     host = Host(preset)
-    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_SUCCESS
-    bar = host.get(Register.DB_BAR)
-    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_FAIL
-    assert host.get(Register.DB_BAR) == bar
+    assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_SUCCESS
+    bar = host.get(SimRegister.DB_BAR)
+    assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_FAIL
+    assert host.get(SimRegister.DB_BAR) == bar
     host.ring()
     assert host.fired
-    assert host.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_SUCCESS
-    assert host.get(Register.DB_BAR) == NO_BAR
-    assert host.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_FAIL
-    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_SUCCESS
-    assert host.get(Register.DB_BAR) == bar
+    assert host.command(SimCommand.DISABLE_DOORBELL) & SimStatus.DOORBELL_DISABLE_SUCCESS
+    assert host.get(SimRegister.DB_BAR) == NO_BAR
+    assert host.command(SimCommand.DISABLE_DOORBELL) & SimStatus.DOORBELL_DISABLE_FAIL
+    assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_SUCCESS
+    assert host.get(SimRegister.DB_BAR) == bar
 
 
 def test_disable_without_enable_is_a_null_pointer() -> None:
     host = Host("rk3588")
-    assert host.command(Command.DISABLE_DOORBELL) == 0
-    assert host.get(Register.COMMAND) == 0
+    assert host.command(SimCommand.DISABLE_DOORBELL) == 0
+    assert host.get(SimRegister.COMMAND) == 0
     assert host.events("oops")
-    for command in (Command.RAISE_MSI, Command.ENABLE_DOORBELL):
+    for command in (SimCommand.RAISE_MSI, SimCommand.ENABLE_DOORBELL):
         assert host.command(command) == 0
-        assert host.get(Register.COMMAND) == command
+        assert host.get(SimRegister.COMMAND) == command
     host.endpoint.reset()
     host.attach()
-    assert host.command(Command.RAISE_MSI) == 0
+    assert host.command(SimCommand.RAISE_MSI) == 0
 
 
 def test_a_failed_enable_leaves_db_bar_as_the_kernel_does() -> None:
     # No backend: nothing is written. No BAR: NO_BAR is.
-    assert Host("am654").command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_FAIL
+    assert Host("am654").command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_FAIL
     layout = parse_layout(
         {"bar0": {}, "msi": 1, "doorbell": {"backend": "embedded", "address": 0x1000}}
     )
     host = Host(layout)
-    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_FAIL
-    assert host.get(Register.DB_BAR) == NO_BAR
-    assert host.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_FAIL
+    assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_FAIL
+    assert host.get(SimRegister.DB_BAR) == NO_BAR
+    assert host.command(SimCommand.DISABLE_DOORBELL) & SimStatus.DOORBELL_DISABLE_FAIL
     assert not host.events("oops")
 
 
@@ -314,41 +318,41 @@ def test_a_page_that_the_controller_cannot_map() -> None:
         "doorbell": {"backend": "embedded", "address": 0x33B8_10A0},
     }
     host = Host(parse_layout(table))
-    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_FAIL
-    assert host.get(Register.DB_BAR) == NO_BAR
+    assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_FAIL
+    assert host.get(SimRegister.DB_BAR) == NO_BAR
     table["doorbell"] = {"backend": "embedded", "address": 0x33B8_00A0}
-    assert Host(parse_layout(table)).command(Command.ENABLE_DOORBELL) & 1 << 10
+    assert Host(parse_layout(table)).command(SimCommand.ENABLE_DOORBELL) & 1 << 10
 
 
 def test_rings_interrupt_as_the_registers_stand_then() -> None:
     host = Host("rk3588")
-    host.command(Command.ENABLE_DOORBELL)
-    host.set(Register.IRQ_TYPE, 2)
-    host.set(Register.IRQ_NUMBER, 9)
+    host.command(SimCommand.ENABLE_DOORBELL)
+    host.set(SimRegister.IRQ_TYPE, 2)
+    host.set(SimRegister.IRQ_NUMBER, 9)
     host.ring()
     assert host.fired == [(IrqKind.MSIX, 8)]
-    host.set(Register.IRQ_TYPE, 7)
+    host.set(SimRegister.IRQ_TYPE, 7)
     host.ring()
     assert not host.fired
-    assert host.get(Register.STATUS) == Status.DOORBELL_SUCCESS | Status.IRQ_RAISED
+    assert host.get(SimRegister.STATUS) == SimStatus.DOORBELL_SUCCESS | SimStatus.IRQ_RAISED
 
 
 def test_overwriting_db_bar_restores_the_wrong_bar() -> None:
     host = Host("rcar-s4")
     host.write(2, 0, 0x1234_5678)
-    host.command(Command.ENABLE_DOORBELL)
-    host.set(Register.DB_BAR, 4)
-    assert host.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_SUCCESS
+    host.command(SimCommand.ENABLE_DOORBELL)
+    host.set(SimRegister.DB_BAR, 4)
+    assert host.command(SimCommand.DISABLE_DOORBELL) & SimStatus.DOORBELL_DISABLE_SUCCESS
     assert host.read(2, 0) == 0  # still the registers'
     host = Host("rcar-s4")
-    host.command(Command.ENABLE_DOORBELL)
-    host.set(Register.DB_BAR, 1000)
-    assert host.command(Command.DISABLE_DOORBELL) == 0
+    host.command(SimCommand.ENABLE_DOORBELL)
+    host.set(SimRegister.DB_BAR, 1000)
+    assert host.command(SimCommand.DISABLE_DOORBELL) == 0
     assert host.events("oops")
     host = Host("rcar-s4")
-    host.command(Command.ENABLE_DOORBELL)
-    host.set(Register.DB_BAR, 6)  # what follows epf->bar[] has no size: pci_epc_set_bar() refuses
-    assert host.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_FAIL
+    host.command(SimCommand.ENABLE_DOORBELL)
+    host.set(SimRegister.DB_BAR, 6)  # after epf->bar[] a size is 0: pci_epc_set_bar() refuses
+    assert host.command(SimCommand.DISABLE_DOORBELL) & SimStatus.DOORBELL_DISABLE_FAIL
     assert not host.events("oops")
 
 
@@ -360,52 +364,54 @@ def test_the_halves_come_back_swapped(preset: str) -> None:
     host = Host(preset)
     index = 3
     half = host.layout.bar(index).size // 2
-    assert host.command(Command.BAR_SUBRANGE_SETUP, size=index) & (
-        Status.BAR_SUBRANGE_SETUP_SUCCESS
+    assert host.command(SimCommand.BAR_SUBRANGE_SETUP, size=index) & (
+        SimStatus.BAR_SUBRANGE_SETUP_SUCCESS
     )
     read = host.endpoint.read
     for part in range(2):
         assert read(index, part * half, half) == bytes([0x50 + 8 * index + part]) * half
         host.endpoint.write(index, part * half, bytes([0xA0 + 8 * index + part]) * half)
-    assert host.command(Command.BAR_SUBRANGE_CLEAR, size=index) & (
-        Status.BAR_SUBRANGE_CLEAR_SUCCESS
+    assert host.command(SimCommand.BAR_SUBRANGE_CLEAR, size=index) & (
+        SimStatus.BAR_SUBRANGE_CLEAR_SUCCESS
     )
     for part in range(2):
         assert read(index, part * half, half) == bytes([0xA0 + 8 * index + (part ^ 1)]) * half
-    assert host.command(Command.BAR_SUBRANGE_CLEAR, size=index) & Status.BAR_SUBRANGE_CLEAR_FAIL
+    assert (
+        host.command(SimCommand.BAR_SUBRANGE_CLEAR, size=index) & SimStatus.BAR_SUBRANGE_CLEAR_FAIL
+    )
 
 
 @pytest.mark.parametrize("bar", [0, 6, 0xFFFF_FFFF])
 def test_subrange_of_no_such_bar(bar: int) -> None:
     host = Host("rk3588")
     for command, fail in (
-        (Command.BAR_SUBRANGE_SETUP, Status.BAR_SUBRANGE_SETUP_FAIL),
-        (Command.BAR_SUBRANGE_CLEAR, Status.BAR_SUBRANGE_CLEAR_FAIL),
+        (SimCommand.BAR_SUBRANGE_SETUP, SimStatus.BAR_SUBRANGE_SETUP_FAIL),
+        (SimCommand.BAR_SUBRANGE_CLEAR, SimStatus.BAR_SUBRANGE_CLEAR_FAIL),
     ):
-        assert host.command(command, size=bar) == fail | Status.IRQ_RAISED
+        assert host.command(command, size=bar) == fail | SimStatus.IRQ_RAISED
     assert bool(host.events("harm")) == (bar >= 0x8000_0000)
 
 
-@pytest.mark.parametrize("command", [Command.BAR_SUBRANGE_SETUP, Command.BAR_SUBRANGE_CLEAR])
-def test_a_bar_number_of_0x80000000_is_an_oops(command: Command) -> None:
+@pytest.mark.parametrize("command", [SimCommand.BAR_SUBRANGE_SETUP, SimCommand.BAR_SUBRANGE_CLEAR])
+def test_a_bar_number_of_0x80000000_is_an_oops(command: SimCommand) -> None:
     """pci_epf_test_bar_subrange_setup() and _clear() index epf->bar[] with it, signed."""
     host = Host("rk3588")
     assert host.command(command, size=0x8000_0000) == 0
     assert host.events("oops")
-    assert host.command(Command.RAISE_MSI) == 0
+    assert host.command(SimCommand.RAISE_MSI) == 0
 
 
 def test_a_bus_reset_between_setup_and_clear_costs_the_bar() -> None:
     """dw_pcie_ep_set_bar() refuses a submap in the first call, and neither
     pci_epf_test_epc_deinit() nor pci_epf_free_space() clears epf->bar[].submap."""
     host = Host("rk3588", reset="bus")
-    host.command(Command.BAR_SUBRANGE_SETUP, size=1)
+    host.command(SimCommand.BAR_SUBRANGE_SETUP, size=1)
     host.endpoint.reset()
     host.attach()
     assert host.read(1, 0) == 0xFFFF_FFFF
     assert host.read_config(0x14, 4) == 0
     assert host.endpoint.regions()[1].size == 0
-    assert host.command(Command.BAR_SUBRANGE_CLEAR, size=1) & Status.BAR_SUBRANGE_CLEAR_FAIL
+    assert host.command(SimCommand.BAR_SUBRANGE_CLEAR, size=1) & SimStatus.BAR_SUBRANGE_CLEAR_FAIL
     host.endpoint.unbind()
     host.endpoint.bind()
     host.attach()
@@ -415,8 +421,8 @@ def test_a_bus_reset_between_setup_and_clear_costs_the_bar() -> None:
 
 def test_a_bus_reset_after_clear_costs_nothing() -> None:
     host = Host("rk3588", reset="bus")
-    host.command(Command.BAR_SUBRANGE_SETUP, size=1)
-    host.command(Command.BAR_SUBRANGE_CLEAR, size=1)
+    host.command(SimCommand.BAR_SUBRANGE_SETUP, size=1)
+    host.command(SimCommand.BAR_SUBRANGE_CLEAR, size=1)
     host.endpoint.reset()
     host.attach()
     host.write(1, 0, 0xCAFE)
@@ -428,21 +434,21 @@ def test_unbinding_with_a_doorbell_on_costs_the_doorbell(preset: str) -> None:
     """pci_epf_test_unbind() does not call pci_epf_free_doorbell(): -EBUSY from then on, and the
     new registers have a DB_BAR of 0."""
     host = Host(preset)
-    host.command(Command.ENABLE_DOORBELL)
+    host.command(SimCommand.ENABLE_DOORBELL)
     host.endpoint.unbind()
-    assert host.get(Register.DB_BAR) == 0xFFFF_FFFF  # no BAR
+    assert host.get(SimRegister.DB_BAR) == 0xFFFF_FFFF  # no BAR
     host.endpoint.bind()
     host.attach()
     for _ in range(2):
-        assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_FAIL
-        assert host.get(Register.DB_BAR) == 0
+        assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_FAIL
+        assert host.get(SimRegister.DB_BAR) == 0
     assert not host.events("oops")
 
 
 def test_a_ring_while_nothing_is_bound_is_a_null_pointer() -> None:
     """pci_epf_test_doorbell_handler() with epf_test->reg[] NULL."""
     host = Host("rk3588")
-    host.command(Command.ENABLE_DOORBELL)
+    host.command(SimCommand.ENABLE_DOORBELL)
     host.endpoint.unbind()
     host.fired.clear()
     host.write(4, 0xA0, 0)
@@ -452,12 +458,12 @@ def test_a_ring_while_nothing_is_bound_is_a_null_pointer() -> None:
 
 def test_unbinding_after_disable_costs_nothing() -> None:
     host = Host("rk3588")
-    host.command(Command.ENABLE_DOORBELL)
-    host.command(Command.DISABLE_DOORBELL)
+    host.command(SimCommand.ENABLE_DOORBELL)
+    host.command(SimCommand.DISABLE_DOORBELL)
     host.endpoint.unbind()
     host.endpoint.bind()
     host.attach()
-    assert host.command(Command.ENABLE_DOORBELL) & Status.DOORBELL_ENABLE_SUCCESS
+    assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_SUCCESS
     host.ring()
     assert host.fired
 
@@ -471,31 +477,35 @@ def test_bars_without_a_window_are_left_out() -> None:
         True,  # reserved: no endpoint function configures it
         False,
     ]
-    assert host.command(Command.BAR_SUBRANGE_SETUP, size=3) & Status.BAR_SUBRANGE_SETUP_FAIL
-    assert not Status(host.get(Register.STATUS)) & Status.NO_RESOURCE
+    assert host.command(SimCommand.BAR_SUBRANGE_SETUP, size=3) & SimStatus.BAR_SUBRANGE_SETUP_FAIL
+    assert not SimStatus(host.get(SimRegister.STATUS)) & SimStatus.NO_RESOURCE
 
 
 def test_too_few_windows() -> None:
     host = Host("rk3588", inbound_windows=6)
-    assert host.command(Command.BAR_SUBRANGE_SETUP, size=1) & Status.BAR_SUBRANGE_SETUP_SUCCESS
+    assert (
+        host.command(SimCommand.BAR_SUBRANGE_SETUP, size=1) & SimStatus.BAR_SUBRANGE_SETUP_SUCCESS
+    )
     host.write(2, 0, 0xCAFE)
-    assert host.command(Command.BAR_SUBRANGE_SETUP, size=2) == (
-        Status.BAR_SUBRANGE_SETUP_FAIL | Status.NO_RESOURCE | Status.IRQ_RAISED
+    assert host.command(SimCommand.BAR_SUBRANGE_SETUP, size=2) == (
+        SimStatus.BAR_SUBRANGE_SETUP_FAIL | SimStatus.NO_RESOURCE | SimStatus.IRQ_RAISED
     )
     assert host.read(2, 0) == 0xCAFE
-    host.command(Command.BAR_SUBRANGE_CLEAR, size=1)
-    assert host.command(Command.BAR_SUBRANGE_SETUP, size=2) & Status.BAR_SUBRANGE_SETUP_SUCCESS
+    host.command(SimCommand.BAR_SUBRANGE_CLEAR, size=1)
+    assert (
+        host.command(SimCommand.BAR_SUBRANGE_SETUP, size=2) & SimStatus.BAR_SUBRANGE_SETUP_SUCCESS
+    )
 
 
 def test_a_doorbell_over_swapped_halves() -> None:
     host = Host("rcar-s4")
-    host.command(Command.BAR_SUBRANGE_SETUP, size=2)
+    host.command(SimCommand.BAR_SUBRANGE_SETUP, size=2)
     host.write(2, 0, 0x1111_1111)
-    host.command(Command.ENABLE_DOORBELL)
+    host.command(SimCommand.ENABLE_DOORBELL)
     assert host.read(2, 0) == 0
     host.ring()
     assert host.fired
-    host.command(Command.DISABLE_DOORBELL)
+    host.command(SimCommand.DISABLE_DOORBELL)
     assert host.read(2, 0) == 0x1111_1111
-    host.command(Command.BAR_SUBRANGE_CLEAR, size=2)
+    host.command(SimCommand.BAR_SUBRANGE_CLEAR, size=2)
     assert host.read(2, 512 * K) == 0x1111_1111

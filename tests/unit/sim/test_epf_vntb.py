@@ -9,7 +9,13 @@ import pytest
 from rcdrv.device import IrqKind
 from rcdrv.errors import UsageError
 from rcdrv.sim.epf_vntb import settings
-from rcdrv.sim.epf_vntb.function import LINK_IS_UP, STATUS_ERROR, STATUS_OK, Command, Control
+from rcdrv.sim.epf_vntb.function import (
+    LINK_IS_UP,
+    STATUS_ERROR,
+    STATUS_OK,
+    SimControl,
+    SimVntbCommand,
+)
 from rcdrv.sim.layout import dump_layout, load_layout
 
 from .host import MEMORY_BASE, Host
@@ -21,19 +27,19 @@ SPADS = 0x134
 
 def command(host: Host, value: int, argument: int = 0, seconds: float = 0.6) -> int:
     """Give a command; CMD_STATUS after ``seconds``, cleared as a root complex does."""
-    host.write(0, Control.ARGUMENT, argument)
-    host.write(0, Control.COMMAND, value)
+    host.write(0, SimControl.ARGUMENT, argument)
+    host.write(0, SimControl.COMMAND, value)
     host.advance(seconds)
-    status = host.read(0, Control.COMMAND_STATUS, 2)
-    host.write(0, Control.COMMAND_STATUS, 0, 2)
+    status = host.read(0, SimControl.COMMAND_STATUS, 2)
+    host.write(0, SimControl.COMMAND_STATUS, 0, 2)
     return status
 
 
 def ring(host: Host, number: int = 0) -> None:
     slot = number + 2
-    size = host.read(0, Control.DB_ENTRY_SIZE)
-    offset = size * slot + host.read(0, Control.DB_OFFSET + 4 * slot)
-    host.write(4, offset, host.read(0, Control.DB_DATA + 4 * slot))
+    size = host.read(0, SimControl.DB_ENTRY_SIZE)
+    offset = size * slot + host.read(0, SimControl.DB_OFFSET + 4 * slot)
+    host.write(4, offset, host.read(0, SimControl.DB_DATA + 4 * slot))
 
 
 def rung(host: Host) -> list[int]:
@@ -46,18 +52,18 @@ def rung(host: Host) -> list[int]:
 @pytest.mark.parametrize("preset", [POLLED, EMBEDDED, "rk3588-vntb"])
 def test_control_block(preset: str) -> None:
     host = Host(preset)
-    assert host.read(0, Control.SPAD_OFFSET) == SPADS
-    assert host.read(0, Control.SPAD_COUNT) == 128
-    assert host.read(0, Control.NUM_MWS) == 1
+    assert host.read(0, SimControl.SPAD_OFFSET) == SPADS
+    assert host.read(0, SimControl.SPAD_COUNT) == 128
+    assert host.read(0, SimControl.NUM_MWS) == 1
     slots = [
-        (host.read(0, Control.DB_OFFSET + 4 * n), host.read(0, Control.DB_DATA + 4 * n))
+        (host.read(0, SimControl.DB_OFFSET + 4 * n), host.read(0, SimControl.DB_DATA + 4 * n))
         for n in range(5)
     ]
     if preset == POLLED:
-        assert host.read(0, Control.DB_ENTRY_SIZE) == 4
+        assert host.read(0, SimControl.DB_ENTRY_SIZE) == 4
         assert slots == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 0)]
     else:
-        assert host.read(0, Control.DB_ENTRY_SIZE) == 0
+        assert host.read(0, SimControl.DB_ENTRY_SIZE) == 0
         assert slots == [(0xA0, 0)] * 4 + [(0, 0)]
     assert host.read_config(0x0A, 2) == 0x0500
     assert tuple(host.endpoint.irq_counts())[:3] == (1, 16, 0)
@@ -65,27 +71,27 @@ def test_control_block(preset: str) -> None:
 
 def test_another_db_bar_on_rk3588_falls_back_to_polling() -> None:
     host = Host("rk3588-vntb,bar5.type=programmable,vntb.db_bar=5")
-    assert host.read(0, Control.DB_ENTRY_SIZE) == 4
+    assert host.read(0, SimControl.DB_ENTRY_SIZE) == 4
 
 
 @pytest.mark.parametrize(("preset", "longest"), [(POLLED, 0.012), (EMBEDDED, 0.508)])
 def test_commands_wait_for_the_tick(preset: str, longest: float) -> None:
     host = Host(preset)
     host.advance(1.0)
-    host.write(0, Control.COMMAND, Command.LINK_UP)
+    host.write(0, SimControl.COMMAND, SimVntbCommand.LINK_UP)
     host.advance(longest)
-    assert host.read(0, Control.COMMAND) == 0
-    assert host.read(0, Control.COMMAND_STATUS, 2) == STATUS_OK
-    assert host.read(0, Control.LINK_STATUS, 2) == LINK_IS_UP
+    assert host.read(0, SimControl.COMMAND) == 0
+    assert host.read(0, SimControl.COMMAND_STATUS, 2) == STATUS_OK
+    assert host.read(0, SimControl.LINK_STATUS, 2) == LINK_IS_UP
 
 
 def test_link_down_and_an_unknown_command() -> None:
     host = Host(POLLED)
-    assert command(host, Command.LINK_UP) == STATUS_OK
-    assert command(host, Command.LINK_DOWN) == STATUS_OK
-    assert host.read(0, Control.LINK_STATUS, 2) == 0
+    assert command(host, SimVntbCommand.LINK_UP) == STATUS_OK
+    assert command(host, SimVntbCommand.LINK_DOWN) == STATUS_OK
+    assert host.read(0, SimControl.LINK_STATUS, 2) == 0
     assert command(host, 99) == 0
-    assert host.read(0, Control.COMMAND) == 0
+    assert host.read(0, SimControl.COMMAND) == 0
 
 
 # -- doorbells ------------------------------------------------------------------------------------
@@ -127,7 +133,7 @@ def test_one_embedded_ring_reports_every_doorbell() -> None:
 
 def test_the_its_tells_doorbells_apart() -> None:
     host = Host(f"{EMBEDDED},doorbell.backend=msi,doorbell.address=0x48050040,doorbell.data=42")
-    assert host.read(0, Control.DB_DATA + 4 * 3) == 45
+    assert host.read(0, SimControl.DB_DATA + 4 * 3) == 45
     ring(host, 1)
     assert rung(host) == [1]
 
@@ -135,7 +141,7 @@ def test_the_its_tells_doorbells_apart() -> None:
 def test_it_raises_msi_and_never_msix() -> None:
     host = Host(POLLED, **{"msix": 8, "bar0.type": "programmable", "msix_bar": 2})
     host.vectors[IrqKind.MSI] = 0
-    command(host, Command.LINK_UP)
+    command(host, SimVntbCommand.LINK_UP)
     assert host.fired == []
     assert host.events("irq-failed")
 
@@ -146,7 +152,7 @@ def test_it_raises_msi_and_never_msix() -> None:
 @pytest.mark.parametrize(("preset", "each"), [(POLLED, 1), (EMBEDDED, 2)])
 def test_pingpong(preset: str, each: int) -> None:
     host = Host(preset)
-    command(host, Command.LINK_UP)
+    command(host, SimVntbCommand.LINK_UP)
     assert host.fired == [(IrqKind.MSI, 2)], "its own first ping"
     for count in (1, 2, 3):
         host.fired.clear()
@@ -158,7 +164,7 @@ def test_pingpong(preset: str, each: int) -> None:
 
 def test_pingpong_delay() -> None:
     host = Host(EMBEDDED, **{"vntb.peer_delay_ms": 50})
-    command(host, Command.LINK_UP)
+    command(host, SimVntbCommand.LINK_UP)
     host.fired.clear()
     ring(host)
     host.advance(0.049)
@@ -173,7 +179,7 @@ def test_pingpong_delay() -> None:
 def test_a_window_that_is_not_translated_is_not_to_be_touched() -> None:
     host = Host(POLLED, **{"vntb.peer": "tool"})
     host.write(2, 0x40, 1)
-    command(host, Command.LINK_UP)
+    command(host, SimVntbCommand.LINK_UP)
     assert [event["bar"] for event in host.events("stray")] == [2]
     host.write(2, 0x40, 0x55)
     assert host.read(2, 0x40) == 0x55
@@ -190,60 +196,60 @@ def test_a_window_that_is_not_translated_is_not_to_be_touched() -> None:
 def test_configure_mw(address: int, size: int, status: int) -> None:
     host = Host(POLLED)
     for offset, value in ((0, address), (8, size)):
-        host.write(0, Control.ADDR + offset, value & 0xFFFF_FFFF)
-        host.write(0, Control.ADDR + offset + 4, value >> 32)
-    assert command(host, Command.CONFIGURE_MW, 0) == status
-    assert command(host, Command.TEARDOWN_MW, 0) == STATUS_OK
+        host.write(0, SimControl.ADDR + offset, value & 0xFFFF_FFFF)
+        host.write(0, SimControl.ADDR + offset + 4, value >> 32)
+    assert command(host, SimVntbCommand.CONFIGURE_MW, 0) == status
+    assert command(host, SimVntbCommand.TEARDOWN_MW, 0) == STATUS_OK
     assert not host.events("harm")
 
 
 def test_a_window_that_is_not_there_harms() -> None:
     host = Host(POLLED)
-    command(host, Command.CONFIGURE_MW, 3)
+    command(host, SimVntbCommand.CONFIGURE_MW, 3)
     assert not host.events("harm")
-    command(host, Command.CONFIGURE_MW, 4)  # MAX_MW of pci-epf-vntb.c
+    command(host, SimVntbCommand.CONFIGURE_MW, 4)  # MAX_MW of pci-epf-vntb.c
     assert host.events("harm")
 
 
 def test_the_other_bits_of_link_status_stay() -> None:
     """epf_ntb_link_up() sets and clears LINK_STATUS_UP alone."""
     host = Host(POLLED)
-    host.write(0, Control.LINK_STATUS, 0x8002, 2)
-    command(host, Command.LINK_UP)
-    assert host.read(0, Control.LINK_STATUS, 2) == 0x8003
-    command(host, Command.LINK_DOWN)
-    assert host.read(0, Control.LINK_STATUS, 2) == 0x8002
+    host.write(0, SimControl.LINK_STATUS, 0x8002, 2)
+    command(host, SimVntbCommand.LINK_UP)
+    assert host.read(0, SimControl.LINK_STATUS, 2) == 0x8003
+    command(host, SimVntbCommand.LINK_DOWN)
+    assert host.read(0, SimControl.LINK_STATUS, 2) == 0x8002
 
 
 def test_a_window_has_to_meet_the_granularity_of_the_controller() -> None:
     """dw_pcie_prog_outbound_atu(): region_align, 64 KiB on RK3588."""
     host = Host("rk3588-vntb,vntb.peer=none")
     for address, status in ((0x1000, STATUS_ERROR), (0x10000, STATUS_OK)):
-        host.write(0, Control.ADDR, address)
-        host.write(0, Control.SIZE, 0x1000)
-        assert command(host, Command.CONFIGURE_MW) == status
+        host.write(0, SimControl.ADDR, address)
+        host.write(0, SimControl.SIZE, 0x1000)
+        assert command(host, SimVntbCommand.CONFIGURE_MW) == status
 
 
 # -- faults ---------------------------------------------------------------------------------------
 
 
 def test_faults_of_commands() -> None:
-    assert command(Host(POLLED, fault="swallow"), Command.LINK_UP) == 0
-    assert command(Host(POLLED, fault="command-error"), Command.LINK_UP) == STATUS_ERROR
-    assert command(Host(POLLED, fault="slow=300"), Command.LINK_UP, seconds=0.2) == 0
+    assert command(Host(POLLED, fault="swallow"), SimVntbCommand.LINK_UP) == 0
+    assert command(Host(POLLED, fault="command-error"), SimVntbCommand.LINK_UP) == STATUS_ERROR
+    assert command(Host(POLLED, fault="slow=300"), SimVntbCommand.LINK_UP, seconds=0.2) == 0
     silent = Host(POLLED, fault="silent")
-    assert command(silent, Command.LINK_UP) == 0
-    assert silent.read(0, Control.COMMAND) == Command.LINK_UP
+    assert command(silent, SimVntbCommand.LINK_UP) == 0
+    assert silent.read(0, SimControl.COMMAND) == SimVntbCommand.LINK_UP
 
 
 def test_link_drops() -> None:
     host = Host(EMBEDDED, fault="link-drops=1")
-    command(host, Command.LINK_UP)
+    command(host, SimVntbCommand.LINK_UP)
     ring(host)
-    assert host.read(0, Control.LINK_STATUS, 2) == LINK_IS_UP
+    assert host.read(0, SimControl.LINK_STATUS, 2) == LINK_IS_UP
     ring(host)
     host.advance(0.001)
-    assert host.read(0, Control.LINK_STATUS, 2) == 0
+    assert host.read(0, SimControl.LINK_STATUS, 2) == 0
     assert host.events("unbind")
 
 
@@ -286,7 +292,7 @@ def test_a_window_without_a_bar_harms() -> None:
     """epf_ntb_init_epc_bar() leaves it at NO_BAR, epf_ntb_mw_bar_init() writes epf->bar[-1]."""
     host = Host("generic,function=epf_vntb,msix=0,vntb.num_mws=2,vntb.mw2=64K,vntb.peer=tool")
     assert "bar[-1]" in host.events("harm")[0]["reason"]
-    assert command(host, Command.LINK_UP) == STATUS_OK
+    assert command(host, SimVntbCommand.LINK_UP) == STATUS_OK
     named = Host("generic,function=epf_vntb,msix=0,vntb.num_mws=2,vntb.mw2=64K,vntb.mw2_bar=3")
     assert not named.events("harm")
 

@@ -8,14 +8,14 @@ import pytest
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.epf_test.function import crc32_le
-from rcdrv.sim.epf_test.registers import USE_DMA, Command, Register, Status
+from rcdrv.sim.epf_test.registers import USE_DMA, SimCommand, SimRegister, SimStatus
 from rcdrv.sim.faults import FAULTS, Faults, parse_fault
 
 from .host import MEMORY_BASE, Host
 
 
-def enable(host: Host) -> Status:
-    return host.command(Command.ENABLE_DOORBELL)
+def enable(host: Host) -> SimStatus:
+    return host.command(SimCommand.ENABLE_DOORBELL)
 
 
 def rung(host: Host) -> int:
@@ -25,25 +25,25 @@ def rung(host: Host) -> int:
 
 
 def silent(host: Host) -> bool:
-    host.command(Command.RAISE_MSI)
-    return host.get(Register.COMMAND) != 0 and host.get(Register.STATUS) == 0
+    host.command(SimCommand.RAISE_MSI)
+    return host.get(SimRegister.COMMAND) != 0 and host.get(SimRegister.STATUS) == 0
 
 
 def swallowed(host: Host) -> bool:
-    status = host.command(Command.RAISE_MSI)
-    return host.get(Register.COMMAND) == 0 and status == 0 and not host.fired
+    status = host.command(SimCommand.RAISE_MSI)
+    return host.get(SimRegister.COMMAND) == 0 and status == 0 and not host.fired
 
 
 def stuck(host: Host) -> bool:
-    host.command(Command.RAISE_MSI, seconds=1.0)
-    left = host.get(Register.COMMAND) == Command.RAISE_MSI
-    return left and host.get(Register.STATUS) == Status.IRQ_RAISED and len(host.fired) == 1
+    host.command(SimCommand.RAISE_MSI, seconds=1.0)
+    left = host.get(SimRegister.COMMAND) == SimCommand.RAISE_MSI
+    return left and host.get(SimRegister.STATUS) == SimStatus.IRQ_RAISED and len(host.fired) == 1
 
 
 def slow(host: Host) -> bool:
-    early = host.command(Command.RAISE_MSI, seconds=0.15)
+    early = host.command(SimCommand.RAISE_MSI, seconds=0.15)
     host.advance(0.1)
-    return early == 0 and host.get(Register.STATUS) == Status.IRQ_RAISED
+    return early == 0 and host.get(SimRegister.STATUS) == SimStatus.IRQ_RAISED
 
 
 def late_ring(host: Host) -> bool:
@@ -55,32 +55,32 @@ def late_ring(host: Host) -> bool:
 def late_ring_at_disable(host: Host) -> bool:
     """free_irq() waits for the handler, so the ring is answered before the doorbell goes."""
     early = rung(host)
-    status = host.command(Command.DISABLE_DOORBELL)
-    return early == 0 and bool(status & Status.DOORBELL_SUCCESS)
+    status = host.command(SimCommand.DISABLE_DOORBELL)
+    return early == 0 and bool(status & SimStatus.DOORBELL_SUCCESS)
 
 
 def enable_silent(host: Host) -> bool:
-    return enable(host) == 0 and host.command(Command.RAISE_MSI) != 0
+    return enable(host) == 0 and host.command(SimCommand.RAISE_MSI) != 0
 
 
 def disable_silent(host: Host) -> bool:
-    return rung(host) == 1 and host.command(Command.DISABLE_DOORBELL) == 0
+    return rung(host) == 1 and host.command(SimCommand.DISABLE_DOORBELL) == 0
 
 
 def disable_fail(host: Host) -> bool:
     enable(host)
-    failed = host.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_FAIL
-    return bool(failed) and host.get(Register.DB_BAR) == 2
+    failed = host.command(SimCommand.DISABLE_DOORBELL) & SimStatus.DOORBELL_DISABLE_FAIL
+    return bool(failed) and host.get(SimRegister.DB_BAR) == 2
 
 
-def says(register: Register, value: int) -> Callable[[Host], bool]:
+def says(register: SimRegister, value: int) -> Callable[[Host], bool]:
     def check(host: Host) -> bool:
         enable(host)
         said = host.get(register) == value
         # What is said is false; the doorbell works, and is given back whole.
         host.write(2, 0xD50A0, 0)
-        heard = bool(host.get(Register.STATUS) & Status.DOORBELL_SUCCESS)
-        host.command(Command.DISABLE_DOORBELL)
+        heard = bool(host.get(SimRegister.STATUS) & SimStatus.DOORBELL_SUCCESS)
+        host.command(SimCommand.DISABLE_DOORBELL)
         return (
             said
             and heard
@@ -98,19 +98,19 @@ def says(register: Register, value: int) -> Callable[[Host], bool]:
 
 def offset_changes(host: Host) -> bool:
     enable(host)
-    return [host.get(Register.DB_OFFSET) for _ in range(3)] == [0xD50A0, 0xD50A4, 0xD50A8]
+    return [host.get(SimRegister.DB_OFFSET) for _ in range(3)] == [0xD50A0, 0xD50A4, 0xD50A8]
 
 
 def dead(host: Host) -> bool:
-    return rung(host) == 0 and host.get(Register.STATUS) == 0
+    return rung(host) == 0 and host.get(SimRegister.STATUS) == 0
 
 
 def no_status(host: Host) -> bool:
-    return rung(host) == 1 and host.get(Register.STATUS) == Status.IRQ_RAISED
+    return rung(host) == 1 and host.get(SimRegister.STATUS) == SimStatus.IRQ_RAISED
 
 
 def lost(host: Host) -> bool:
-    return enable(host) & Status.IRQ_RAISED != 0 and not host.fired and rung(host) == 0
+    return enable(host) & SimStatus.IRQ_RAISED != 0 and not host.fired and rung(host) == 0
 
 
 def lost_rings(host: Host) -> bool:
@@ -122,12 +122,12 @@ def twice(host: Host) -> bool:
 
 
 def wrong_vector(host: Host) -> bool:
-    host.command(Command.RAISE_MSI, number=3)
+    host.command(SimCommand.RAISE_MSI, number=3)
     return host.fired == [(IrqKind.MSI, 3)]
 
 
-def transfer(command: Command, **registers: int) -> Callable[[Host], Status]:
-    def run(host: Host) -> Status:
+def transfer(command: SimCommand, **registers: int) -> Callable[[Host], SimStatus]:
+    def run(host: Host) -> SimStatus:
         addresses = {"src_addr": MEMORY_BASE, "dst_addr": MEMORY_BASE + 4096, "size": 64}
         return host.command(command, checksum=crc32_le(bytes(64)), **{**addresses, **registers})
 
@@ -135,33 +135,35 @@ def transfer(command: Command, **registers: int) -> Callable[[Host], Status]:
 
 
 def bad_data(host: Host) -> bool:
-    read = transfer(Command.READ)(host)
-    written = transfer(Command.WRITE)(host)
-    checksum = host.get(Register.CHECKSUM)
+    read = transfer(SimCommand.READ)(host)
+    written = transfer(SimCommand.WRITE)(host)
+    checksum = host.get(SimRegister.CHECKSUM)
     wrong = crc32_le(bytes(host.memory[4096 : 4096 + 64])) != checksum
-    return bool(read & Status.READ_FAIL) and bool(written & Status.WRITE_SUCCESS) and wrong
+    return bool(read & SimStatus.READ_FAIL) and bool(written & SimStatus.WRITE_SUCCESS) and wrong
 
 
 def bad_checksum(host: Host) -> bool:
-    return bool(transfer(Command.READ)(host) & Status.READ_FAIL) and bad_checksum_of_write(host)
+    return bool(transfer(SimCommand.READ)(host) & SimStatus.READ_FAIL) and bad_checksum_of_write(
+        host
+    )
 
 
 def bad_checksum_of_write(host: Host) -> bool:
-    transfer(Command.WRITE)(host)
-    return crc32_le(bytes(host.memory[4096 : 4096 + 64])) != host.get(Register.CHECKSUM)
+    transfer(SimCommand.WRITE)(host)
+    return crc32_le(bytes(host.memory[4096 : 4096 + 64])) != host.get(SimRegister.CHECKSUM)
 
 
-def invalid(bit: Status) -> Callable[[Host], bool]:
+def invalid(bit: SimStatus) -> Callable[[Host], bool]:
     def check(host: Host) -> bool:
-        return bool(transfer(Command.COPY)(host) & bit)
+        return bool(transfer(SimCommand.COPY)(host) & bit)
 
     return check
 
 
 def dma_hangs(host: Host) -> bool:
-    fine = transfer(Command.WRITE)(host) & Status.WRITE_SUCCESS
-    host.command(Command.WRITE, flags=USE_DMA, dst_addr=MEMORY_BASE, size=4)
-    return bool(fine) and host.command(Command.RAISE_MSI) == 0
+    fine = transfer(SimCommand.WRITE)(host) & SimStatus.WRITE_SUCCESS
+    host.command(SimCommand.WRITE, flags=USE_DMA, dst_addr=MEMORY_BASE, size=4)
+    return bool(fine) and host.command(SimCommand.RAISE_MSI) == 0
 
 
 def alias(host: Host) -> bool:
@@ -170,14 +172,14 @@ def alias(host: Host) -> bool:
 
 
 def straight(host: Host) -> bool:
-    status = host.command(Command.BAR_SUBRANGE_SETUP, size=2)
-    return bool(status & Status.BAR_SUBRANGE_SETUP_SUCCESS) and host.read(2, 0) == 0x6161_6161
+    status = host.command(SimCommand.BAR_SUBRANGE_SETUP, size=2)
+    return bool(status & SimStatus.BAR_SUBRANGE_SETUP_SUCCESS) and host.read(2, 0) == 0x6161_6161
 
 
 def contradicts(host: Host) -> bool:
-    enabled = Status.DOORBELL_ENABLE_SUCCESS | Status.DOORBELL_ENABLE_FAIL
-    read = Status.READ_SUCCESS | Status.READ_FAIL
-    return enable(host) & enabled == enabled and transfer(Command.READ)(host) & read == read
+    enabled = SimStatus.DOORBELL_ENABLE_SUCCESS | SimStatus.DOORBELL_ENABLE_FAIL
+    read = SimStatus.READ_SUCCESS | SimStatus.READ_FAIL
+    return enable(host) & enabled == enabled and transfer(SimCommand.READ)(host) & read == read
 
 
 def empty(bar: int) -> Callable[[Host], bool]:
@@ -195,9 +197,9 @@ def window_off(by: int) -> Callable[[Host], bool]:
     def check(host: Host) -> bool:
         rings = rung(host)
         host.write(2, (0xD50A0 - by), 0)
-        moved = bool(host.get(Register.STATUS) & Status.DOORBELL_SUCCESS)
-        host.command(Command.DISABLE_DOORBELL)
-        host.command(Command.BAR_SUBRANGE_SETUP, size=2)
+        moved = bool(host.get(SimRegister.STATUS) & SimStatus.DOORBELL_SUCCESS)
+        host.command(SimCommand.DISABLE_DOORBELL)
+        host.command(SimCommand.BAR_SUBRANGE_SETUP, size=2)
         seen = [host.read(2, offset) for offset in (0, 0x8_0000 - 4, 0x8_0000, 0x10_0000 - 4)]
         first, second = 0x6060_6060, 0x6161_6161
         halves = [first, second, second, first] if by == 4096 else [second] * 2 + [first] * 2
@@ -207,7 +209,7 @@ def window_off(by: int) -> Callable[[Host], bool]:
 
 
 def no_resource(host: Host) -> bool:
-    return bool(host.command(Command.BAR_SUBRANGE_SETUP, size=2) & Status.NO_RESOURCE)
+    return bool(host.command(SimCommand.BAR_SUBRANGE_SETUP, size=2) & SimStatus.NO_RESOURCE)
 
 
 def all_ones(host: Host) -> bool:
@@ -223,15 +225,15 @@ def vanish(host: Host) -> bool:
 
 def cleared(host: Host) -> bool:
     enable(host)
-    host.command(Command.DISABLE_DOORBELL)
+    host.command(SimCommand.DISABLE_DOORBELL)
     rings = rung(host)
     return rings == 0 and host.read(2, 0) == 0xFFFF_FFFF and host.read(4, 0) != 0xFFFF_FFFF
 
 
 def dead_msix(host: Host) -> bool:
     """Of MSI-X; MSI arrives."""
-    host.command(Command.RAISE_MSIX, irq=2)
-    return not host.fired and host.command(Command.RAISE_MSI) != 0 and len(host.fired) == 1
+    host.command(SimCommand.RAISE_MSIX, irq=2)
+    return not host.fired and host.command(SimCommand.RAISE_MSI) != 0 and len(host.fired) == 1
 
 
 def rebar_without_sizes(host: Host) -> bool:
@@ -239,20 +241,20 @@ def rebar_without_sizes(host: Host) -> bool:
 
 
 def loses_bars(host: Host) -> bool:
-    before = host.read(0, Register.CAPS)
+    before = host.read(0, SimRegister.CAPS)
     host.endpoint.reset()
     host.write_config(4, 2, 6)
     host.write_config(0x10, 4, 0xFFFF_FFFF)
-    gone = host.read(0, Register.CAPS) == 0xFFFF_FFFF != before
+    gone = host.read(0, SimRegister.CAPS) == 0xFFFF_FFFF != before
     return gone and host.read_config(0x10, 4) == 0 and host.read_config(0, 2) == 0x1912
 
 
 def loses_msi(host: Host) -> object:
-    host.command(Command.RAISE_MSI)
+    host.command(SimCommand.RAISE_MSI)
     before = len(host.fired)
     host.endpoint.reset()
     host.write_config(4, 2, 6)
-    return host.command(Command.RAISE_MSI) == Status.IRQ_RAISED and before and not host.fired
+    return host.command(SimCommand.RAISE_MSI) == SimStatus.IRQ_RAISED and before and not host.fired
 
 
 CHECKS: list[tuple[str, Callable[[Host], object]]] = [
@@ -262,16 +264,16 @@ CHECKS: list[tuple[str, Callable[[Host], object]]] = [
     ("stuck-command", stuck),
     ("slow", slow),
     ("enable-silent", enable_silent),
-    ("enable-fail", lambda host: enable(host) & Status.DOORBELL_ENABLE_FAIL),
+    ("enable-fail", lambda host: enable(host) & SimStatus.DOORBELL_ENABLE_FAIL),
     ("disable-silent", disable_silent),
     ("disable-fail", disable_fail),
-    ("wrong-bar", says(Register.DB_BAR, 4)),
-    ("wrong-bar=0", says(Register.DB_BAR, 0)),
-    ("db-bar-absent", says(Register.DB_BAR, 1)),
-    ("db-bar-absent=0xfffffffe", says(Register.DB_BAR, 0xFFFF_FFFE)),
-    ("bad-offset", says(Register.DB_OFFSET, 0x10_0000)),
-    ("bad-offset=0xfffffffc", says(Register.DB_OFFSET, 0xFFFF_FFFC)),
-    ("unaligned-offset", says(Register.DB_OFFSET, 0xD50A2)),
+    ("wrong-bar", says(SimRegister.DB_BAR, 4)),
+    ("wrong-bar=0", says(SimRegister.DB_BAR, 0)),
+    ("db-bar-absent", says(SimRegister.DB_BAR, 1)),
+    ("db-bar-absent=0xfffffffe", says(SimRegister.DB_BAR, 0xFFFF_FFFE)),
+    ("bad-offset", says(SimRegister.DB_OFFSET, 0x10_0000)),
+    ("bad-offset=0xfffffffc", says(SimRegister.DB_OFFSET, 0xFFFF_FFFC)),
+    ("unaligned-offset", says(SimRegister.DB_OFFSET, 0xD50A2)),
     ("offset-changes", offset_changes),
     ("doorbell-dead", dead),
     ("doorbell-late", late_ring),
@@ -283,8 +285,8 @@ CHECKS: list[tuple[str, Callable[[Host], object]]] = [
     ("irq-wrong-vector", wrong_vector),
     ("bad-data", bad_data),
     ("bad-checksum", bad_checksum),
-    ("src-invalid", invalid(Status.SRC_ADDR_INVALID)),
-    ("dst-invalid", invalid(Status.DST_ADDR_INVALID)),
+    ("src-invalid", invalid(SimStatus.SRC_ADDR_INVALID)),
+    ("dst-invalid", invalid(SimStatus.DST_ADDR_INVALID)),
     ("dma-hangs", dma_hangs),
     ("bar-empty", empty(4)),
     ("bar-empty=2", empty(2)),
@@ -325,7 +327,7 @@ def test_msix_dead() -> None:
 
 def test_irq_twice_by_intx() -> None:
     host = Host("generic,fault=irq-twice=all")
-    host.command(Command.RAISE_INTX, irq=0)
+    host.command(SimCommand.RAISE_INTX, irq=0)
     for count in (1, 2, 2):
         assert len(host.fired) == count
         host.mask_intx(False)

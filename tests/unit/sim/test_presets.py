@@ -5,28 +5,35 @@ from __future__ import annotations
 import pytest
 
 from rcdrv.device import IrqKind
-from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, Caps, Command, Register, Status
+from rcdrv.sim.epf_test.registers import (
+    NO_BAR,
+    USE_DMA,
+    SimCaps,
+    SimCommand,
+    SimRegister,
+    SimStatus,
+)
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import K, M, load_layout, preset_names
 
 from .host import MEMORY_BASE, Host
 
-DWC = Caps.UNALIGNED_ACCESS | Caps.SUBRANGE_MAPPING | Caps.DYNAMIC_INBOUND_MAPPING
+DWC = SimCaps.UNALIGNED_ACCESS | SimCaps.SUBRANGE_MAPPING | SimCaps.DYNAMIC_INBOUND_MAPPING
 
 
-def reserved(bar: int) -> Caps:
-    return Caps(Caps.BAR0_RESERVED << bar)
+def reserved(bar: int) -> SimCaps:
+    return SimCaps(SimCaps.BAR0_RESERVED << bar)
 
 
 CAPS = {
-    "rk3588": DWC | Caps.MSI | Caps.MSIX | reserved(4),
-    "rcar-s4": DWC | Caps.MSI,
-    "imx95": DWC | Caps.MSI,
-    "imx8m": DWC | Caps.MSI,
-    "am654": DWC | Caps.MSI | Caps.MSIX | reserved(0) | reserved(1),
-    "tegra194": DWC | Caps.MSI | reserved(2) | reserved(4),
-    "j721e": Caps.MSI | Caps.MSIX,
-    "generic": DWC | Caps.MSI | Caps.MSIX | Caps.INTX,
+    "rk3588": DWC | SimCaps.MSI | SimCaps.MSIX | reserved(4),
+    "rcar-s4": DWC | SimCaps.MSI,
+    "imx95": DWC | SimCaps.MSI,
+    "imx8m": DWC | SimCaps.MSI,
+    "am654": DWC | SimCaps.MSI | SimCaps.MSIX | reserved(0) | reserved(1),
+    "tegra194": DWC | SimCaps.MSI | reserved(2) | reserved(4),
+    "j721e": SimCaps.MSI | SimCaps.MSIX,
+    "generic": DWC | SimCaps.MSI | SimCaps.MSIX | SimCaps.INTX,
 }
 
 IDS = {
@@ -74,10 +81,10 @@ def test_identity(preset: str) -> None:
     assert (host.read_config(0, 2), host.read_config(2, 2)) == IDS[preset]
     assert host.read_config(0x0A, 2) == 0xFF00
     assert host.read_config(0x3D, 1) == 1
-    assert Caps(host.get(Register.CAPS)) == CAPS[preset]
+    assert SimCaps(host.get(SimRegister.CAPS)) == CAPS[preset]
     assert tuple(region.size for region in host.endpoint.regions()[:6]) == BARS[preset]
     assert host.layout.register_bar == (2 if preset == "am654" else 0)
-    msix = 32 if Caps.MSIX in CAPS[preset] else 0
+    msix = 32 if SimCaps.MSIX in CAPS[preset] else 0
     assert tuple(host.endpoint.irq_counts()) == (1, 32, msix, 0, 0)
 
 
@@ -85,33 +92,33 @@ def test_identity(preset: str) -> None:
 @pytest.mark.parametrize("ep_iommu", [False, True])
 def test_doorbell(preset: str, ep_iommu: bool) -> None:
     host = Host(preset, ep_iommu=ep_iommu)
-    status = host.command(Command.ENABLE_DOORBELL)
+    status = host.command(SimCommand.ENABLE_DOORBELL)
     if preset not in DOORBELL:
-        assert status == Status.DOORBELL_ENABLE_FAIL | Status.IRQ_RAISED
-        assert host.get(Register.DB_BAR) == 0
+        assert status == SimStatus.DOORBELL_ENABLE_FAIL | SimStatus.IRQ_RAISED
+        assert host.get(SimRegister.DB_BAR) == 0
         return
-    assert status == Status.DOORBELL_ENABLE_SUCCESS | Status.IRQ_RAISED
+    assert status == SimStatus.DOORBELL_ENABLE_SUCCESS | SimStatus.IRQ_RAISED
     bar, offset, data = DOORBELL[preset]
-    assert host.get(Register.DB_BAR) == bar
-    assert host.get(Register.DB_DATA) == data
+    assert host.get(SimRegister.DB_BAR) == bar
+    assert host.get(SimRegister.DB_DATA) == data
     if ep_iommu and preset != "rk3588":
-        assert host.get(Register.DB_OFFSET) != offset
-        assert host.get(Register.DB_OFFSET) % (4 * K) == offset % (4 * K)
+        assert host.get(SimRegister.DB_OFFSET) != offset
+        assert host.get(SimRegister.DB_OFFSET) % (4 * K) == offset % (4 * K)
     else:
-        assert host.get(Register.DB_OFFSET) == offset
+        assert host.get(SimRegister.DB_OFFSET) == offset
     host.ring()
     assert host.fired == [(IrqKind.MSI, 0)]
-    assert host.get(Register.STATUS) == Status.DOORBELL_SUCCESS | Status.IRQ_RAISED
-    assert host.command(Command.DISABLE_DOORBELL) & Status.DOORBELL_DISABLE_SUCCESS
-    assert host.get(Register.DB_BAR) == NO_BAR
+    assert host.get(SimRegister.STATUS) == SimStatus.DOORBELL_SUCCESS | SimStatus.IRQ_RAISED
+    assert host.command(SimCommand.DISABLE_DOORBELL) & SimStatus.DOORBELL_DISABLE_SUCCESS
+    assert host.get(SimRegister.DB_BAR) == NO_BAR
     assert not host.events("stray")
 
 
 @pytest.mark.parametrize("preset", CAPS)
 def test_intx(preset: str) -> None:
     host = Host(preset)
-    status = host.command(Command.RAISE_INTX, irq=0, number=0)
-    assert status == Status.IRQ_RAISED
+    status = host.command(SimCommand.RAISE_INTX, irq=0, number=0)
+    assert status == SimStatus.IRQ_RAISED
     arrives = preset in ("am654", "tegra194", "j721e", "generic")
     assert host.fired == ([(IrqKind.INTX, 0)] if arrives else [])
 
@@ -120,20 +127,20 @@ def test_intx(preset: str) -> None:
 def test_dma_engine(preset: str) -> None:
     host = Host(preset)
     addresses = {"src_addr": MEMORY_BASE, "dst_addr": MEMORY_BASE + 64 * K, "size": 1025}
-    write = host.command(Command.WRITE, flags=USE_DMA, **addresses)
-    copy = host.command(Command.COPY, flags=USE_DMA, **addresses)
+    write = host.command(SimCommand.WRITE, flags=USE_DMA, **addresses)
+    copy = host.command(SimCommand.COPY, flags=USE_DMA, **addresses)
     if preset in ("am654", "tegra194", "j721e"):
         assert (write, copy) == (0, 0)
     else:
-        assert write & Status.WRITE_SUCCESS
-        assert copy & (Status.COPY_SUCCESS if preset == "generic" else Status.COPY_FAIL)
+        assert write & SimStatus.WRITE_SUCCESS
+        assert copy & (SimStatus.COPY_SUCCESS if preset == "generic" else SimStatus.COPY_FAIL)
 
 
 @pytest.mark.parametrize("preset", CAPS)
 def test_subrange(preset: str) -> None:
     host = Host(preset)
     for index, bar in enumerate(host.layout.bars):
-        status = host.command(Command.BAR_SUBRANGE_SETUP, size=index)
+        status = host.command(SimCommand.BAR_SUBRANGE_SETUP, size=index)
         usable = (
             preset != "j721e"
             and bar is not None
@@ -141,8 +148,10 @@ def test_subrange(preset: str) -> None:
             and index != host.layout.register_bar
             and bar.size // 2 >= host.layout.align
         )
-        expected = Status.BAR_SUBRANGE_SETUP_SUCCESS if usable else Status.BAR_SUBRANGE_SETUP_FAIL
-        assert status & ~Status.IRQ_RAISED == expected, index
+        expected = (
+            SimStatus.BAR_SUBRANGE_SETUP_SUCCESS if usable else SimStatus.BAR_SUBRANGE_SETUP_FAIL
+        )
+        assert status & ~SimStatus.IRQ_RAISED == expected, index
 
 
 @pytest.mark.parametrize("preset", CAPS)
