@@ -190,7 +190,7 @@ def _check_halves(
             for offset in (0, half - 4):
                 verify(number, 0x50 + 8 * index, offset, 4)
     except NotPassed:
-        _check_swapped(driver, index, window)
+        _check_swapped(index, window)
         raise
     widen(driver, index)
     pattern = 0xA0 + 8 * index
@@ -205,7 +205,7 @@ def _check_halves(
             progress(number * half + offset + length, window.size)
 
 
-def _check_swapped(driver: EpfTest, index: int, window: Window) -> None:
+def _check_swapped(index: int, window: Window) -> None:
     """Detect halves that were not swapped, among the causes of a wrong signature.
 
     :raises NotPassed: ``data-mismatch``: each half shows the other's signature
