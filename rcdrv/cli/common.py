@@ -134,12 +134,12 @@ def _common() -> dict[str, dict[str, Any]]:
             "type": seconds,
             "default": 1.0,
             "metavar": "SECONDS",
-            "help": "bound of every wait for the endpoint (default 1.0)",
+            "help": "limit of every wait for the endpoint (default 1.0)",
         },
         "reg_bar": {
             "type": bar_number,
             "metavar": "N",
-            "help": "the BAR with the test registers (default: by the part's ID, else by looking)",
+            "help": "the BAR with the test registers (default: by the part's ID, else by probing)",
         },
         "irq": {
             "choices": [choice.value for choice in IrqChoice],
@@ -148,12 +148,12 @@ def _common() -> dict[str, dict[str, Any]]:
         },
         "vf_token": {
             "metavar": "UUID",
-            "help": "what the users of a function with SR-IOV and of its virtual functions share,"
-            " if all of them are on vfio-pci",
+            "help": "shared by the users of a physical function and of its virtual functions, if"
+            " all are bound to vfio-pci",
         },
         "record": {
             "metavar": "FILE",
-            "help": "keep what passes between driver and device, for --device replay:FILE",
+            "help": "record the session between driver and device, for --device replay:FILE",
         },
     }
 
