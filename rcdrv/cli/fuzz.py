@@ -29,6 +29,7 @@ from rcdrv.cli.common import (
     positive,
     print_json,
     refuse_unused,
+    say_nothing,
     seconds,
     tracer,
 )
@@ -193,12 +194,8 @@ def _rescan(address: str, cancel: Cancel) -> None:
     from rcdrv.sysfs import Paths
 
     paths = Paths()
-    rescan = Rescan(port_above(address, paths), paths, Binder(paths, _ignore), _ignore)
+    rescan = Rescan(port_above(address, paths), paths, Binder(paths, say_nothing), say_nothing)
     rescan.run(address, within=LINK_TIMEOUT, cancel=cancel)
-
-
-def _ignore(_said: str) -> None:
-    """Print nothing: each layout removes the function from the bus."""
 
 
 def _board_end(args: argparse.Namespace, address: str, report: Any) -> int:

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from rcdrv.epf_test import bars, irqs, transfer
+from rcdrv.epf_test.bars import Progress
 from rcdrv.epf_test.doorbell import LOST_BAR_HINT, Doorbell, free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.logged import LoggedErrors
@@ -22,7 +23,6 @@ from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseName, CaseResult, Run
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify
 
-Progress = Callable[[int, int], None]
 Body = Callable[[EpfTest, Progress], str]
 """Run a case: return the detail of a pass, or raise NotPassed."""
 
