@@ -119,6 +119,11 @@ class NotPassed(RcdrvError):
         return EXIT_STATUS[self.verdict]
 
 
+def skip(reason: Reason, message: str, *, hint: str = "") -> NotPassed:
+    """Return the verdict for what this endpoint or this host does not have."""
+    return NotPassed(reason, message, verdict=Verdict.SKIP, hint=hint)
+
+
 def classify(error: RcdrvError | None) -> tuple[Verdict, Reason | None]:
     """Return the verdict and the reason of an error; PASS for None."""
     if error is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -115,16 +116,51 @@ HOST = ("json",)
 
 Say = Callable[[str], None]
 
-_DEFAULTS: dict[str, object] = {
-    "device": None,
-    "json": False,
-    "verbose": False,
-    "timeout": 1.0,
-    "reg_bar": None,
-    "irq": "auto",
-    "vf_token": None,
-    "record": None,
-}
+_SHORT = {"device": "-d", "verbose": "-v"}
+
+
+@cache
+def _common() -> dict[str, dict[str, Any]]:
+    """Return what add_argument() takes for each common option, by its parameter."""
+    return {
+        "device": {
+            "action": _Device,
+            "metavar": "ADDRESS",
+            "help": f"{forms()} (default: $RCDRV_DEVICE, else the only endpoint on this host)",
+        },
+        "json": {"action": "store_true", "help": "print one JSON document"},
+        "verbose": {"action": "store_true", "help": "show every register access, on stderr"},
+        "timeout": {
+            "type": seconds,
+            "default": 1.0,
+            "metavar": "SECONDS",
+            "help": "limit of every wait for the endpoint (default 1.0)",
+        },
+        "reg_bar": {
+            "type": bar_number,
+            "metavar": "N",
+            "help": "the BAR with the test registers (default: by the part's ID, else by probing)",
+        },
+        "irq": {
+            "choices": [choice.value for choice in IrqChoice],
+            "default": "auto",
+            "help": "how the endpoint answers (default auto)",
+        },
+        "vf_token": {
+            "metavar": "UUID",
+            "help": "shared by the users of a physical function and of its virtual functions, if"
+            " all are bound to vfio-pci",
+        },
+        "record": {
+            "metavar": "FILE",
+            "help": "record the session between driver and device, for --device replay:FILE",
+        },
+    }
+
+
+def _default(name: str) -> object:
+    how = _common()[name]
+    return how.get("default", False if how.get("action") == "store_true" else None)
 
 
 def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Parser:
@@ -133,64 +169,12 @@ def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Par
     Those after the command have no defaults, so that they do not override the ones before it.
     """
     options = Parser(add_help=False, argument_default=None if top else argparse.SUPPRESS)
-    flags: dict[str, tuple[list[str], dict[str, Any]]] = {
-        "device": (
-            ["-d", "--device"] if top else ["--device"],
-            {
-                "action": _Device,
-                "metavar": "ADDRESS",
-                "help": f"{forms()} (default: $RCDRV_DEVICE, else the only endpoint on this host)",
-            },
-        ),
-        "json": (["--json"], {"action": "store_true", "help": "print one JSON document"}),
-        "verbose": (
-            ["-v", "--verbose"] if top else ["--verbose"],
-            {"action": "store_true", "help": "show every register access, on stderr"},
-        ),
-        "timeout": (
-            ["--timeout"],
-            {
-                "type": seconds,
-                "metavar": "SECONDS",
-                "help": "bound of every wait for the endpoint (default 1.0)",
-            },
-        ),
-        "reg_bar": (
-            ["--reg-bar"],
-            {
-                "type": bar_number,
-                "metavar": "N",
-                "help": "the BAR with the test registers"
-                " (default: by the part's ID, else by looking)",
-            },
-        ),
-        "irq": (
-            ["--irq"],
-            {
-                "choices": [choice.value for choice in IrqChoice],
-                "help": "how the endpoint answers (default auto)",
-            },
-        ),
-        "vf_token": (
-            ["--vf-token"],
-            {
-                "metavar": "UUID",
-                "help": "what the users of a function with SR-IOV and of its virtual functions "
-                "share, if all of them are on vfio-pci",
-            },
-        ),
-        "record": (
-            ["--record"],
-            {
-                "metavar": "FILE",
-                "help": "keep what passes between driver and device, for --device replay:FILE",
-            },
-        ),
-    }
     for name in names:
-        spelled, how = flags[name]
-        default = _DEFAULTS[name] if top else argparse.SUPPRESS
-        options.add_argument(*spelled, default=default, **how)
+        spelled = [f"--{name.replace('_', '-')}"]
+        if top and name in _SHORT:
+            spelled.insert(0, _SHORT[name])
+        default = _default(name) if top else argparse.SUPPRESS
+        options.add_argument(*spelled, **{**_common()[name], "default": default})
     options.set_defaults(common_options=tuple(names))
     if top:
         options.set_defaults(devices=())
@@ -202,8 +186,8 @@ def refuse_unused(args: argparse.Namespace) -> None:
 
     :raises UsageError: names the first of them
     """
-    for name, default in _DEFAULTS.items():
-        if name not in args.common_options and getattr(args, name) != default:
+    for name in _common():
+        if name not in args.common_options and getattr(args, name) != _default(name):
             raise UsageError(
                 f"{args.command} has no use for --{name.replace('_', '-')}",
                 hint=f"rcdrv {args.command} --help",
@@ -227,37 +211,26 @@ def refuse_several(args: argparse.Namespace, command: ModuleType) -> None:
 class _Device(argparse.Action):
     """Collects all devices; the last one is the device of commands that take only one."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, _parser: Any, namespace: Any, values: Any, _option: Any = None) -> None:
         namespace.device = values
         namespace.devices = [*(getattr(namespace, "devices", None) or ()), values]
 
 
 def number(text: str) -> int:
     """Parse a non-negative number: ``64``, ``0x40``, ``4K``, ``1M``."""
+    value = -1
     try:
         value = int(text, 0)
     except ValueError:
-        value = _scaled(text)
+        from rcdrv.results.units import parse_size  # here, as it would slow the start of `ring`
+
+        with contextlib.suppress(ValueError):
+            value = parse_size(text)
     if value >= 1 << 64:
         raise argparse.ArgumentTypeError("the number does not fit in 64 bits")
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 64, 0x40 or 4K")
     return value
-
-
-def _scaled(text: str) -> int:
-    from rcdrv.results.units import parse_size  # only for this: it would slow the start of `ring`
-
-    try:
-        return parse_size(text)
-    except ValueError:
-        return -1
 
 
 def positive(text: str) -> int:
@@ -286,10 +259,14 @@ def word32(text: str) -> int:
 
 def seconds(text: str, most: float = 86400.0) -> float:
     """Parse a time above 0 s and up to a day: seconds, or with units."""
+    value = -1.0
     try:
         value = float(text)
     except ValueError:
-        value = _period(text)
+        from rcdrv.results.units import parse_duration  # here, like parse_size
+
+        with contextlib.suppress(ValueError):
+            value = parse_duration(text)
     if not 0 < value <= most:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a time in seconds, or such as 500ms, 20m or 1h30m, up to"
@@ -301,15 +278,6 @@ def seconds(text: str, most: float = 86400.0) -> float:
 def period(text: str) -> float:
     """Parse a time above 0 s and up to a hundred days."""
     return seconds(text, 8640000.0)
-
-
-def _period(text: str) -> float:
-    from rcdrv.results.units import parse_duration  # here, like parse_size
-
-    try:
-        return parse_duration(text)
-    except ValueError:
-        return -1.0
 
 
 def pause(text: str) -> float:

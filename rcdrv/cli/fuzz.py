@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from rcdrv.cli.common import (
@@ -28,6 +29,7 @@ from rcdrv.cli.common import (
     positive,
     print_json,
     refuse_unused,
+    say_nothing,
     seconds,
     tracer,
 )
@@ -140,8 +142,7 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
         print_json(_document(plan, progress))
     else:
         for found in progress.findings:
-            print(f"{found.finding.kind}: {found.finding.message}")
-            print(f"  saved as {found.path}" if found.path else _indented(found.table))
+            _show_finding(found.finding, found.table, found.path)
         print(progress.coverage.picture())
         print(_line(progress))
     return 1 if progress.findings else 0
@@ -193,12 +194,8 @@ def _rescan(address: str, cancel: Cancel) -> None:
     from rcdrv.sysfs import Paths
 
     paths = Paths()
-    rescan = Rescan(port_above(address, paths), paths, Binder(paths, _ignore), _ignore)
+    rescan = Rescan(port_above(address, paths), paths, Binder(paths, say_nothing), say_nothing)
     rescan.run(address, within=LINK_TIMEOUT, cancel=cancel)
-
-
-def _ignore(_said: str) -> None:
-    """Print nothing: each layout removes the function from the bus."""
 
 
 def _board_end(args: argparse.Namespace, address: str, report: Any) -> int:
@@ -207,18 +204,9 @@ def _board_end(args: argparse.Namespace, address: str, report: Any) -> int:
     documents = []
     for finding, table in report.findings:
         path = save(args.out, finding, table) if args.out is not None else None
-        documents.append(
-            {
-                "kind": finding.kind,
-                "what": finding.what,
-                "message": finding.message,
-                "layout": table,
-                "file": str(path) if path else None,
-            }
-        )
+        documents.append(_finding(finding, table, path))
         if not args.json:
-            print(f"{finding.kind}: {finding.message}")
-            print(f"  saved as {path}" if path else _indented(table))
+            _show_finding(finding, table, path)
     if args.json:
         print_json({"device": address, "examples": report.settings, "findings": documents})
     else:
@@ -234,10 +222,21 @@ def _line(progress: Any) -> str:
     )
 
 
-def _indented(table: dict[str, Any]) -> str:
+def _show_finding(finding: Any, table: dict[str, Any], path: Path | None) -> None:
     from rcdrv.fuzz.saved import dump_table
 
-    return "\n".join(f"  {line}" for line in dump_table(table).splitlines())
+    print(f"{finding.kind}: {finding.message}")
+    print(f"  saved as {path}" if path else indent(dump_table(table).rstrip("\n"), "  "))
+
+
+def _finding(finding: Any, table: dict[str, Any], path: Path | None) -> dict[str, Any]:
+    return {
+        "kind": finding.kind,
+        "what": finding.what,
+        "message": finding.message,
+        "layout": table,
+        "file": str(path) if path else None,
+    }
 
 
 def _document(plan: Any, progress: Any) -> dict[str, Any]:
@@ -249,14 +248,7 @@ def _document(plan: Any, progress: Any) -> dict[str, Any]:
         "rate": progress.rate,
         "coverage": progress.coverage.share,
         "findings": [
-            {
-                "kind": found.finding.kind,
-                "what": found.finding.what,
-                "message": found.finding.message,
-                "layout": found.table,
-                "file": str(found.path) if found.path else None,
-            }
-            for found in progress.findings
+            _finding(found.finding, found.table, found.path) for found in progress.findings
         ],
     }
 

@@ -52,15 +52,8 @@ COMMON_OPTIONS = (*ENDPOINT, *RECORD)
 class _Filter(argparse.Action):
     """Collects the selecting options in the given order."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        assert option_string is not None
-        namespace.filters = [*namespace.filters, (option_string.lstrip("-"), values)]
+    def __call__(self, _parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        namespace.filters = [*namespace.filters, (option.lstrip("-"), values)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError
 from rcdrv.mmio import Window
-from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.verdict import NotPassed, Reason, skip
 
 CHUNK = 1 << 16
 """Bytes per copy. Cancellation is checked between copies: each read of a removed endpoint may take
@@ -148,9 +148,9 @@ def subrange_test(
     check_writable(driver, index)
     if not driver.caps & Caps.SUBRANGE_MAPPING:
         driver.check_caps_order()
-        raise _skip(Reason.NO_CAPS, "Subrange map is not supported")
+        raise skip(Reason.NO_CAPS, "Subrange map is not supported")
     if index == driver.reg_bar:
-        raise _skip(Reason.REGISTER_BAR, "BAR is test register space")
+        raise skip(Reason.REGISTER_BAR, "BAR is test register space")
     window = _present(driver, index)
     try:
         _subrange_command(driver, index, Command.BAR_SUBRANGE_SETUP)
@@ -190,7 +190,7 @@ def _check_halves(
             for offset in (0, half - 4):
                 verify(number, 0x50 + 8 * index, offset, 4)
     except NotPassed:
-        _check_swapped(driver, index, window)
+        _check_swapped(index, window)
         raise
     widen(driver, index)
     pattern = 0xA0 + 8 * index
@@ -205,7 +205,7 @@ def _check_halves(
             progress(number * half + offset + length, window.size)
 
 
-def _check_swapped(driver: EpfTest, index: int, window: Window) -> None:
+def _check_swapped(index: int, window: Window) -> None:
     """Detect halves that were not swapped, among the causes of a wrong signature.
 
     :raises NotPassed: ``data-mismatch``: each half shows the other's signature
@@ -240,7 +240,7 @@ def _subrange_command(driver: EpfTest, index: int, command: Command) -> None:
     name = str(command.name)
     if answer.good and answer.status & bad:
         if answer.status & Status.NO_RESOURCE:
-            raise _skip(Reason.NO_RESOURCE, "Not enough inbound windows")
+            raise skip(Reason.NO_RESOURCE, "Not enough inbound windows")
         raise NotPassed(
             Reason.SUBRANGE_FAILED,
             f"{name}: the endpoint could not do it for BAR{index}",
@@ -297,9 +297,9 @@ def check_writable(driver: EpfTest, index: int) -> None:
     """
     _check_caps(driver)
     if driver.caps & (Caps.BAR0_RESERVED << index):
-        raise _skip(Reason.BAR_RESERVED, "BAR is reserved")
+        raise skip(Reason.BAR_RESERVED, "BAR is reserved")
     if is_reserved(driver, index):
-        raise _skip(
+        raise skip(
             Reason.BAR_RESERVED,
             f"BAR is reserved on {driver.part.name}, though CAPS does not announce it",
         )
@@ -341,12 +341,8 @@ def _present(driver: EpfTest, index: int) -> Window:
             # pci_epf_test_set_bar() goes on without a BAR that the controller refuses.
             message += f", though {part.name} has {part.bar_text(index)}: does the endpoint's"
             message += f' dmesg say "Failed to set BAR{index}"?'
-        raise _skip(Reason.BAR_DISABLED, message)
+        raise skip(Reason.BAR_DISABLED, message)
     return driver.function.bar(index)
-
-
-def _skip(reason: Reason, message: str) -> NotPassed:
-    return NotPassed(reason, message, verdict=Verdict.SKIP)
 
 
 def _verify(

@@ -23,7 +23,7 @@ from rcdrv.epf_test.suite import Case, cases, select
 from rcdrv.errors import DeviceLost, EndpointError, Interrupted, RcdrvError, UsageError
 from rcdrv.function import Function, lost_by_reset
 from rcdrv.parts import Part, part_of
-from rcdrv.verdict import NotPassed, Reason, Verdict, classify
+from rcdrv.verdict import NotPassed, Reason, Verdict, classify, skip
 
 MSI_VECTORS = 32
 """Vectors raised of each kind: all of MSI. ``rcdrv test`` raises all of MSI-X."""
@@ -319,10 +319,9 @@ class _Run:
     def _interrupts(self) -> None:
         kinds = list(self._kinds())
         if not kinds:
-            raise NotPassed(
+            raise skip(
                 Reason.NO_VECTORS,
                 "the function has no interrupt that the endpoint announces",
-                verdict=Verdict.SKIP,
             )
         for choice in kinds:
             count = self._function.device.irq_count(IrqKind[choice.name])
@@ -365,7 +364,7 @@ class _Run:
         except NotPassed as error:
             if error.reason is Reason.ENABLE_FAILED and self._part.doorbell == "none":
                 message = f"{self._part.name} has no doorbell: {error.message}"
-                raise NotPassed(error.reason, message, verdict=Verdict.SKIP) from error
+                raise skip(error.reason, message) from error
             raise
 
     def _case(self, case: Case) -> str:
@@ -374,9 +373,12 @@ class _Run:
     def _reset(self) -> None:
         function, driver = self._function, self._driver
         if not self._reset_too:
-            raise _skip("not asked for: it may lose what the endpoint has set up (`destructive`)")
+            raise skip(
+                Reason.NOT_VERIFIED,
+                "not asked for: it may lose what the endpoint has set up (`destructive`)",
+            )
         if not function.device.can_reset():
-            raise _skip("the function has no reset of its own")
+            raise skip(Reason.NOT_VERIFIED, "the function has no reset of its own")
         driver.disarm()
         function.reset()
         # Commands must still be answered, and their interrupts must still arrive.
@@ -389,10 +391,6 @@ class _Run:
             except NotPassed as error:
                 raise lost_by_reset(function.address, [choice.value.upper()]) from error
         self._passed.append("all as before")
-
-
-def _skip(message: str) -> NotPassed:
-    return NotPassed(Reason.NOT_VERIFIED, message, verdict=Verdict.SKIP)
 
 
 def _named(pattern: str) -> Sequence[Case]:

@@ -16,7 +16,7 @@ from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import Register, Window, barrier
 from rcdrv.record import record
-from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.verdict import NotPassed, Reason, skip
 
 LEFT_ENABLED_HINT = (
     "DISABLE_DOORBELL has to free it: ring once, which tries that. Do not unbind pci-epf-test while"
@@ -110,11 +110,10 @@ class Doorbell:
         driver.distrust()
         if not driver.caps & Caps.DYNAMIC_INBOUND_MAPPING and not self._force:
             driver.check_caps_order()
-            raise NotPassed(
+            raise skip(
                 Reason.NO_CAPS,
                 f"the endpoint does not announce doorbells (CAPS {int(driver.caps):#010x} lacks"
                 " DYNAMIC_INBOUND_MAPPING)",
-                verdict=Verdict.SKIP,
                 hint="kernels 6.17 to 6.19 can do them without saying so: `force` tries",
             )
         driver.doorbell_held = True

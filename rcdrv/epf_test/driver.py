@@ -31,7 +31,7 @@ from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.interrupts import Interrupts
 from rcdrv.mmio import barrier
-from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.verdict import NotPassed, Reason, skip
 from rcdrv.wait import Deadline
 
 _IRQ_KINDS = {IrqType.INTX: IrqKind.INTX, IrqType.MSI: IrqKind.MSI, IrqType.MSIX: IrqKind.MSIX}
@@ -150,10 +150,9 @@ class EpfTest(RegisterBlock):
                 # The sysfs backend has no interrupts at all, so the message names it.
                 none = not any(map(device.irq_count, IrqKind))
                 by = f", nor any other interrupt, by {device.backend}" if none else ""
-                raise NotPassed(
+                raise skip(
                     Reason.NO_VECTORS,
                     f"{self.function.address} has no {kind.name}{by}",
-                    verdict=Verdict.SKIP,
                     hint="`irq=auto` takes what there is",
                 )
             return IrqType[choice.name], kind
@@ -361,11 +360,10 @@ class EpfTest(RegisterBlock):
         """
         swapped = swapped_caps(self.caps)
         if swapped is not None:
-            raise NotPassed(
+            raise skip(
                 Reason.NO_CAPS,
                 f"CAPS look byte-swapped: {int(self.caps):#010x} for {int(swapped):#010x}"
                 f" {decode(Reg.CAPS, swapped)}",
-                verdict=Verdict.SKIP,
                 hint="a big-endian endpoint whose pci-epf-test writes the registers in its own byte"
                 " order; newer kernels convert each with cpu_to_le32()",
             )

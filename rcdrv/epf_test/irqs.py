@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rcdrv.epf_test.driver import SETTLE, Answer, EpfTest, IrqChoice
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.registers import Command
-from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.verdict import NotPassed, Reason, skip
 
 _COMMANDS = {
     IrqChoice.INTX: Command.RAISE_INTX_IRQ,
@@ -52,10 +52,9 @@ def vector_test(
     if driver.stray:
         raise NotPassed(Reason.IRQ_TWICE, f"{driver.stray} interrupts too many for {ready} vectors")
     if ready < count:
-        raise NotPassed(
+        raise skip(
             Reason.NO_VECTORS,
             f"{name}{ready + 1} is disabled; all {ready} before it passed",
-            verdict=Verdict.SKIP,
         )
     return f"{ready} vectors"
 

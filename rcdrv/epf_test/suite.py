@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from rcdrv.epf_test import bars, irqs, transfer
+from rcdrv.epf_test.bars import Progress
 from rcdrv.epf_test.doorbell import LOST_BAR_HINT, Doorbell, free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.logged import LoggedErrors
@@ -22,7 +23,6 @@ from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseName, CaseResult, Run
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify
 
-Progress = Callable[[int, int], None]
 Body = Callable[[EpfTest, Progress], str]
 """Run a case: return the detail of a pass, or raise NotPassed."""
 
@@ -99,63 +99,43 @@ _DEFAULTS = Options()
 
 def cases(options: Options = _DEFAULTS) -> tuple[Case, ...]:
     """Return all cases in the order of the kselftest."""
-    found = []
-    stretches = options.stretches
+    found: list[Case] = []
+
+    def add(name: str, body: Body, summary: str, *, announced_irq: bool = False) -> None:
+        fixture, *variant, test = name.split(".")
+        body = partial(_with_announced_irq, body) if announced_irq else body
+        found.append(Case(CaseName(fixture, "".join(variant), test), body, summary))
+
     for index in range(6):
         bar = f"BAR{index}"
-        found.append(
-            Case(
-                CaseName("pci_ep_bar", bar, "BAR_TEST"),
-                partial(bars.bar_test, index, stretches=stretches),
-                f"fill {bar} with a pattern and read it back",
-            )
+        test: Body = partial(bars.bar_test, index, stretches=options.stretches)
+        halves: Body = partial(bars.subrange_test, index, stretches=options.stretches)
+        add(f"pci_ep_bar.{bar}.BAR_TEST", test, f"fill {bar} with a pattern and read it back")
+        add(
+            f"pci_ep_bar.{bar}.BAR_SUBRANGE_TEST",
+            halves,
+            f"map the halves of {bar} swapped",
+            announced_irq=True,
         )
-        found.append(
-            Case(
-                CaseName("pci_ep_bar", bar, "BAR_SUBRANGE_TEST"),
-                partial(
-                    _with_announced_irq,
-                    partial(bars.subrange_test, index, stretches=stretches),
-                ),
-                f"map the halves of {bar} swapped",
-            )
-        )
-    basic: tuple[tuple[str, Body, str], ...] = (
-        (
-            "CONSECUTIVE_BAR_TEST",
-            partial(bars.consecutive_bar_test, stretches=stretches),
-            "write all BARs, then read them all",
-        ),
-        ("LEGACY_IRQ_TEST", irqs.intx_test, "raise INTx"),
-        (
-            "MSI_TEST",
-            partial(irqs.vector_test, IrqChoice.MSI, MSI_VECTORS),
-            "raise each MSI vector",
-        ),
-        (
-            "MSIX_TEST",
-            partial(irqs.vector_test, IrqChoice.MSIX, MSIX_VECTORS),
-            "raise each MSI-X vector",
-        ),
+    add(
+        "pci_ep_basic.CONSECUTIVE_BAR_TEST",
+        partial(bars.consecutive_bar_test, stretches=options.stretches),
+        "write all BARs, then read them all",
     )
-    found += [Case(CaseName("pci_ep_basic", "", test), body, what) for test, body, what in basic]
+    add("pci_ep_basic.LEGACY_IRQ_TEST", irqs.intx_test, "raise INTx")
+    msi: Body = partial(irqs.vector_test, IrqChoice.MSI, MSI_VECTORS)
+    msix: Body = partial(irqs.vector_test, IrqChoice.MSIX, MSIX_VECTORS)
+    add("pci_ep_basic.MSI_TEST", msi, "raise each MSI vector")
+    add("pci_ep_basic.MSIX_TEST", msix, "raise each MSI-X vector")
     for variant, dma in (("memcpy", False), ("dma", True)):
         for direction in Direction:
-            body = partial(transfer.transfer_test, direction, dma, options.placements)
-            found.append(
-                Case(
-                    CaseName("pci_ep_data_transfer", variant, f"{direction.value}_TEST"),
-                    partial(_with_announced_irq, body),
-                    f"{direction.value.lower()} by {'the DMA engine' if dma else 'the CPU'}",
-                )
+            add(
+                f"pci_ep_data_transfer.{variant}.{direction.value}_TEST",
+                partial(transfer.transfer_test, direction, dma, options.placements),
+                f"{direction.value.lower()} by {'the DMA engine' if dma else 'the CPU'}",
+                announced_irq=True,
             )
-    found.append(
-        Case(
-            CaseName(_DOORBELL, "", "DOORBELL_TEST"),
-            partial(_with_announced_irq, _doorbell),
-            "ring the doorbell",
-        )
-    )
+    add(f"{_DOORBELL}.DOORBELL_TEST", _doorbell, "ring the doorbell", announced_irq=True)
     return tuple(found)
 
 

@@ -21,7 +21,7 @@ from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Flags, Reg, Status
 from rcdrv.errors import UsageError
 from rcdrv.mmio import barrier, first_difference
-from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.verdict import NotPassed, Reason, skip
 
 SIZES = (1, 1024, 1025, 1024000, 1024001)
 """Bytes; the sizes of the kselftest."""
@@ -278,9 +278,7 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
     :raises NotPassed: another outcome, or ordinary transfers fail afterwards
     """
     if isinstance(driver.function.device, PhysicalDma):
-        raise NotPassed(
-            Reason.HOST, "no IOMMU is in use here that could refuse", verdict=Verdict.SKIP
-        )
+        raise skip(Reason.HOST, "no IOMMU is in use here that could refuse")
     data = driver.function.random_bytes(1024)
     with driver.function.dma_buffer(_PAGE, address_bits=ADDRESS_BITS) as buffer:
         unmapped = buffer.iova

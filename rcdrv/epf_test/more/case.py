@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rcdrv.epf_test.bars import Progress as Progress
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.suite import Case
 from rcdrv.results.result import CaseName
-from rcdrv.verdict import NotPassed, Reason, Verdict
-
-Progress = Callable[[int, int], None]
+from rcdrv.verdict import skip as skip
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,3 @@ def case(
         return body(driver, progress)
 
     return MoreCase(CaseName(f"more_{group}", variant, f"{test}_TEST"), run, proves, risk, needs)
-
-
-def skip(reason: Reason, message: str) -> NotPassed:
-    """Return the verdict for a missing requirement of a case."""
-    return NotPassed(reason, message, verdict=Verdict.SKIP)
