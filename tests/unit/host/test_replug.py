@@ -188,7 +188,8 @@ def test_hot_reset_on_an_old_kernel(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "message"), [(errno.ENOTTY, "its link did not come back"), (errno.EACCES, "permission denied")]
+    ("code", "message"),
+    [(errno.ENOTTY, "its link did not come back"), (errno.EACCES, "permission denied")],
 )
 def test_hot_reset_that_the_kernel_refuses(bench: Bench, code: int, message: str) -> None:
     tree = bench.tree
