@@ -1,7 +1,7 @@
 """Judge a change of the kernel's endpoint functions: ``python3 -m tools.patch_check DIR``.
 
-The same checks on the functions of a kernel tree and on those of Debian's unpatched kernel, whose
-results are cached. Exit status 1 if something is worse than unpatched.
+Runs the same checks on the functions of a kernel tree and on those of Debian's unpatched kernel,
+whose results are cached. Exits with 1 if a check ends worse than unpatched.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ RING = ("ring", "--cycles", "1000")
 _DOORBELL = "test pcie_ep_doorbell.DOORBELL_TEST"
 FUZZ = ("fuzz", "device", "--examples", "10", "--seed", "0")
 PING = ("ntb", "ping", "--count", "3")
-# A wait is for an endpoint that works, on a busy machine; a broken one should not cost a minute.
+# Enough for a working endpoint on a busy machine, without long waits for a broken one.
 TIMEOUT = ("--timeout", "5")
 LIMIT = 300.0
-"""Seconds that a command may take; a thousand rings take 10 to 20, and 100 on a busy host."""
+"""Limit of a command in seconds; a thousand rings take 10 to 20, or 100 on a busy host."""
 
 PASS, FAIL, CRASH = "pass", "fail", "CRASH"
 _RANK = {CRASH: 0, FAIL: 1}
 _STATUS = {0: PASS, 4: "skip"}
 
 Verdict = tuple[str, str]
-"""The verdict and its reason."""
+"""Verdict and reason."""
 
 
 def check(source: Path | None) -> dict[str, Verdict]:
     """Run all checks on the functions of a kernel tree, by default Debian's.
 
-    The two endpoints side by side: each spends much of its time waiting.
+    The two endpoints run in parallel: each waits most of the time.
     """
     with ThreadPoolExecutor(1) as pool:
         ping = pool.submit(_check_vntb, source)
@@ -67,7 +67,7 @@ def _check_test(source: Path | None) -> dict[str, Verdict]:
                 break
             doorbell = found.get(_DOORBELL, (PASS, ""))
             if command is RING and doorbell[0] == FAIL:
-                # A thousand rings of a doorbell that is broken are a thousand time-outs.
+                # A thousand rings of a broken doorbell would be a thousand time-outs.
                 found[" ".join(command)] = doorbell
                 continue
             found[" ".join(command)] = _outcome(one, _rcdrv(one, *command, *TIMEOUT))
@@ -80,7 +80,7 @@ def _check_vntb(source: Path | None) -> dict[str, Verdict]:
 
 
 def unpatched() -> dict[str, Verdict]:
-    """Return the results of Debian's kernel, of the cache if rcdrv and the lab are as they were."""
+    """Return the results of Debian's kernel, cached while rcdrv and the lab are unchanged."""
     modules = kernel_endpoint_modules()
     digest = hashlib.sha256(str(modules).encode())
     for top in ("rcdrv", "tools/lab"):
@@ -93,10 +93,10 @@ def unpatched() -> dict[str, Verdict]:
         for command in (RING, FUZZ, PING):
             verdict, reason = found.get(" ".join(command), (FAIL, "not reached"))
             if verdict != PASS:
-                # Kept, it would hide the same failure of every patch.
+                # In the cache it would hide the same failure of every patch.
                 raise LabError(
                     f"the unpatched kernel does not pass {' '.join(command)} ({reason}): is this"
-                    " host too busy? Nothing is kept; try again"
+                    " host too busy? Try again; nothing was cached"
                 )
         (folder / "verdicts.json").write_text(json.dumps(found))
 
@@ -107,7 +107,7 @@ def unpatched() -> dict[str, Verdict]:
 
 
 def is_worse(before: Verdict | None, after: Verdict | None) -> bool:
-    """Whether a check of the patched kernel ended worse, or in another failure."""
+    """Return whether a check of the patched kernel ended worse, or in a different failure."""
     if after is None:
         return True
     if before is None:
@@ -118,7 +118,7 @@ def is_worse(before: Verdict | None, after: Verdict | None) -> bool:
 
 
 def table(before: dict[str, Verdict], after: dict[str, Verdict]) -> str:
-    """The verdicts side by side, and the reasons of what differs."""
+    """Return the verdicts side by side, with the reasons of differences."""
     names = list(dict.fromkeys((*before, *after)))
     width = max(map(len, names))
     lines = [f"{'':{width}}  {'unpatched':10}  patched"]
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     started = time.monotonic()
     try:
-        kernel_endpoint_modules(options.source)  # first: most faults are the compiler's
+        kernel_endpoint_modules(options.source)  # first: most errors are found by the compiler
         before = unpatched()
         after = check(options.source)
     except LabError as error:

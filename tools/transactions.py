@@ -1,10 +1,10 @@
-"""Count what rcdrv and the kernel's driver send over the link for each of the 23 cases.
+"""Count the BAR accesses of rcdrv and of the kernel's driver in each of the 23 cases.
 
-On a link the accesses are the time, and an endpoint that traps sees every one. While answers come
-within 20 ms, the counts do not depend on the machine, so ``docs/performance.md`` has them as they
-are, and tests hold them. After 20 ms rcdrv begins to look at STATUS; the kernel's driver does not.
+Accesses take most of the time on a link. A trapping endpoint sees each of them. The counts do not
+depend on the machine while answers arrive within 20 ms, so ``docs/performance.md`` lists them and
+tests check them. After 20 ms rcdrv polls STATUS; the kernel's driver does not.
 
-``python3 -m tools.transactions`` prints the table; it needs the lab for the kernel's columns.
+``python3 -m tools.transactions`` prints the table. The kernel's columns need the lab.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from tools.lab.errors import LabError
 from tools.lab.kernel_driver import SELFTEST
 
 SPEC = ",".join(("generic", *(f"bar{bar}.size=16K" for bar in range(6))))
-"""All 23 cases pass there, so both drivers do all of each; small, as each word of a BAR traps."""
+"""All 23 cases pass, so both drivers run them completely. Small BARs, as each word traps."""
 READ_NS, WRITE_NS = 550, 50
-"""Round trip of a 32-bit read, spacing of posted writes: the least published (performance.md)."""
+"""Shortest published round trip of a 32-bit read, and spacing of posted writes (performance.md)."""
 STATUS_LAB = 125
 
 DOORBELL_TEST = "pcie_ep_doorbell.DOORBELL_TEST"
 WHOLE = "DOORBELL_TEST, all of a session"
-"""Opening included: for the kernel's driver its probe."""
+"""Includes the opening, or the probe of the kernel's driver."""
 
 
 class Count(NamedTuple):
-    """Accesses of BARs. Those of the config space are left out: the host's kernel makes most."""
+    """BAR accesses. Those of config space are not counted: the host's kernel makes most of them."""
 
     reads: int
     """Non-posted: each waits for its completion."""
@@ -51,7 +51,7 @@ class Count(NamedTuple):
 
     @property
     def microseconds(self) -> float:
-        """The least that the BAR accesses take on a link."""
+        """Minimum time of the accesses on a link."""
         return (self.reads * READ_NS + self.writes * WRITE_NS) / 1000
 
 
@@ -63,7 +63,7 @@ def count(log: str) -> Count:
         if "event" in entry or entry["region"] == "CONFIG":
             continue
         if entry["size"] > 8:
-            raise ValueError(f"of what width are the accesses in {entry['size']} bytes?")
+            raise ValueError(f"an entry of {entry['size']} bytes hides the width of its accesses")
         if entry["op"] == "read":
             reads += 1
         else:
@@ -72,8 +72,7 @@ def count(log: str) -> Count:
 
 
 class _Trapped(Direct):
-    """As kernel VFIO: what is read or written at once is accesses of at most 8 bytes
-    (vfio_pci_core_do_io_rw())."""
+    """Split blocks into accesses of at most 8 bytes, as vfio_pci_core_do_io_rw() does."""
 
     messages = False
 
@@ -88,14 +87,14 @@ class _Trapped(Direct):
 
 
 class Counter:
-    """Counts what an access log gains."""
+    """Count new entries of an access log."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
         self._seen = 0
 
     def take(self) -> Count:
-        """Count the accesses since the last call; the driver must be at rest."""
+        """Count the accesses since the last call. The driver must be idle."""
         with self._log.open("rb") as file:
             file.seek(self._seen)
             new = file.read()
@@ -104,9 +103,9 @@ class Counter:
 
 
 def of_rcdrv(log: Path) -> dict[str, Count]:
-    """Count the steps of a session and each case, in this process and on virtual time.
+    """Count accesses of rcdrv by step and case, in this process and on virtual time.
 
-    :param log: a file for the access log
+    :param log: file for the access log
     """
     counts: dict[str, Count] = {}
     with log.open("w") as stream:
@@ -138,13 +137,13 @@ def of_rcdrv(log: Path) -> dict[str, Count]:
 
 
 def _first_command(endpoint: rcdrv.api.Endpoint) -> None:
-    """What happens once a session: find the registers, look for leftovers of an earlier run."""
+    """Run what a session does once: find the registers, clean up after an earlier run."""
     raise_vector(endpoint.driver, IrqChoice.MSI, 0)
     endpoint.disable_doorbell()
 
 
 def of_kernel() -> dict[str, Count]:
-    """Count each case of the kselftest on the kernel's own driver, in a lab guest.
+    """Count accesses of the kernel's driver by case of the kselftest, in a lab guest.
 
     :raises LabError: the lab does not start, or a case does not pass
     """
@@ -171,7 +170,7 @@ def _of_kernel() -> Iterator[tuple[str, Count]]:
 
 
 def table(ours: Mapping[str, Count], kernel: Mapping[str, Count]) -> str:
-    """Render Markdown, as docs/performance.md has it."""
+    """Return the table in the Markdown of docs/performance.md."""
     head = "| | reads | kernel's | writes | kernel's | at least, us | kernel's |"
     rows = [head, "|---|---|---|---|---|---|---|"]
     for name, mine in ours.items():
@@ -193,7 +192,7 @@ Accesses = tuple[int, int]
 
 
 def documented() -> dict[str, tuple[Accesses, Accesses | None]]:
-    """Return the table of docs/performance.md: rcdrv's accesses and the kernel's, by step."""
+    """Return the table of docs/performance.md: accesses of rcdrv and of the kernel, by step."""
     found: dict[str, tuple[Accesses, Accesses | None]] = {}
     for line in (REPOSITORY / "docs/performance.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -205,7 +204,7 @@ def documented() -> dict[str, tuple[Accesses, Accesses | None]]:
 
 
 def main() -> int:
-    """Print the table, and return the exit status."""
+    """Print the table; return the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m tools.transactions", description=__doc__)
     parser.add_argument("--no-lab", action="store_true", help="rcdrv's columns only")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Measure rcdrv against bare Python, C and the kernel's driver, all in this run.
+"""Compare rcdrv with bare Python, C and the kernel's driver, all measured in this run.
 
-Prints one table, with each target and whether it is met, and writes it as JSON. The exit status
-says whether it could be measured; on a busy machine a target may be missed for that alone.
+Prints a table with each target and whether it is met. ``--json`` writes it to a file. The exit
+status is 0 also if a target is missed, as a busy machine alone can be the cause.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STATUS_LAB = 125
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and return the exit status."""
+    """Measure; return the exit status."""
     options = _parser().parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))

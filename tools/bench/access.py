@@ -1,4 +1,4 @@
-"""Stores, loads and whole BARs, on memory that is mapped as a BAR is."""
+"""Stores, loads and whole BARs, on memory mapped like a BAR."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tools.bench.native import Native
 
 OFFSET = 0xA0
 BAR = 1
-_TEST = "with a register read, a message over the socket, and looking whether to stop"
+_TEST = "with a register read, a message over the socket, and checks for cancellation"
 
 
 def rows(native: Native, *, quick: bool) -> Iterator[Row]:
-    """Single accesses, a burst, and a BAR of 1 MiB of the software endpoint."""
+    """Measure single accesses, a burst, and a BAR of 1 MiB of the software endpoint."""
     yield from _single(native, 4000 if quick else 20_000, 15 if quick else 61)
     yield from _bar(native, 9 if quick else 41)
 
@@ -67,7 +67,7 @@ def _single(native: Native, count: int, rounds: int) -> Iterator[Row]:
         bare,
         found["bare store"],
         None,
-        "a Python method with two checks costs more than the store; what is rung or read often"
+        "a Python method with two checks costs more than the store; code that rings or reads often"
         " uses register32()",
     )
     yield compared("the same, register[0]", "ns", found["store"], "C's store", found["C stores"])
@@ -82,7 +82,7 @@ def _single(native: Native, count: int, rounds: int) -> Iterator[Row]:
 
 
 def _bar(native: Native, rounds: int) -> Iterator[Row]:
-    """The kselftest's BAR_TEST and the same in C, on one mapping."""
+    """Measure the kselftest's BAR_TEST and the same in C, on one mapping."""
     with open_function("sim:rk3588") as function:
         driver = EpfTest(function)
         (area,) = function.device.region(BAR).areas
@@ -117,6 +117,6 @@ def _bar(native: Native, rounds: int) -> Iterator[Row]:
         against,
         found["C"],
         Target(Kind.RATE, 0.7),
-        "each chunk of 64 KiB is made, copied out and compared besides",
+        "each chunk of 64 KiB is also created, copied and compared",
     )
     yield compared("BAR_TEST of 1 MiB", "us", found["test"], against, found["C"], None, _TEST)

@@ -1,4 +1,4 @@
-"""How cost grows: with the size of a BAR, the number of vectors, the number of rings."""
+"""Growth of cost with the size of a BAR, the number of vectors and the number of rings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ backend = "embedded"
 
 
 def costs(*, quick: bool) -> Iterator[Cost]:
-    """Points of each curve."""
+    """Measure the points of each curve."""
     largest = 1 << (26 if quick else 30)
     for exponent in range(12, 31, 3):
         if 1 << exponent <= largest:
@@ -47,7 +47,7 @@ def _bar(size: int) -> Iterator[Cost]:
         with open_function(f"sim:{path}") as function:
             driver = EpfTest(function)
             yield Cost("map a BAR", size, _seconds(lambda: function.bar(2)) * 1e6, "us")
-            bar_test(2, driver)  # the memory of a sparse file comes with the first write
+            bar_test(2, driver)  # the first write allocates the memory of a sparse file
             took = _seconds(lambda: bar_test(2, driver))
             yield Cost("fill + verify a BAR", size, took * 1e3, "ms")
 
@@ -63,7 +63,7 @@ def _vectors(counts: tuple[int, ...]) -> Iterator[Cost]:
                 took = _seconds(partial(driver.arm, count))
                 yield Cost("arm MSI-X, per vector", count, took * 1e6 / count, "us")
                 took = min(_seconds(driver.drop_interrupts) for _ in range(5))
-                yield Cost("look for interrupts, of so many vectors", count, took * 1e6, "us")
+                yield Cost("poll for interrupts, by number of vectors", count, took * 1e6, "us")
 
 
 def _rings(decades: int) -> Iterator[Cost]:

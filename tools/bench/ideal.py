@@ -1,6 +1,6 @@
-"""An endpoint as fast as memory: what of a ring's time is rcdrv's own.
+"""An endpoint as fast as memory, which shows rcdrv's own share of a ring's time.
 
-Its processor is a loop in C that does nothing but look at COMMAND and at the doorbell.
+Its processor is a loop in C that polls COMMAND and the doorbell.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _SIZE = mmap.PAGESIZE
 
 @contextlib.contextmanager
 def function(native: Native) -> Iterator[Function]:
-    """A function that such an endpoint answers, on another processor."""
+    """Yield a function whose endpoint runs on another processor."""
     device = _Ideal()
-    # Mappings of its own: those of the windows end with the function.
+    # Separate mappings: closing the function closes those of its windows.
     registers, doorbell = (device.map(index, Area(0, _SIZE)) for index in (0, 1))
     endpoint = threading.Thread(target=native.endpoint, args=(registers, doorbell, device.eventfd))
     endpoint.start()

@@ -1,6 +1,6 @@
-"""What runs in the guest: the same work through VFIO by rcdrv, by C, and by the kernel's driver.
+"""Measure rcdrv, C and the kernel's driver at the same work, in the guest.
 
-``rcdrv ADDRESS`` or ``kernel``; prints one JSON document, {what: [nanoseconds]}.
+Arguments are ``rcdrv ADDRESS`` or ``kernel``. Prints a JSON document, {operation: [nanoseconds]}.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tools.bench.native import LIBRARY, Native
 
 NODE = "/dev/pci-endpoint-test.0"
 RINGS, CYCLES, BARS, TRANSFERS, RAISES = 60, 5, 5, 2, 10
-BAR = 2  # no doorbell is ever there, so it stays mapped
+BAR = 2  # never has a doorbell, so it stays mapped
 SIZE = 1024000
-"""Bytes of a transfer, one of the kselftest's."""
+"""Size of a transfer in bytes, one of the kselftest's."""
 
 
 def by_rcdrv(address: str) -> dict[str, Sequence[int]]:
-    """Through VFIO: rcdrv's own ways, and C's loops on the same mappings and eventfd."""
+    """Measure rcdrv through VFIO, and C loops on the same mappings and eventfd."""
     native = Native(Path(__file__).parent / LIBRARY)
     found: dict[str, Sequence[int]] = {}
     with open_function(address) as function:
@@ -76,7 +76,7 @@ def by_rcdrv(address: str) -> dict[str, Sequence[int]]:
 
 
 def c_rings(native: Native, driver: EpfTest, doorbell: Doorbell) -> dict[str, Sequence[int]]:
-    """C on rcdrv's doorbell, with an eventfd of its own for vector 1."""
+    """Measure C on the enabled doorbell, with a separate eventfd for vector 1."""
     device, place = driver.function.device, doorbell.location
     assert place is not None
     bar, registers = (
@@ -98,7 +98,7 @@ def c_rings(native: Native, driver: EpfTest, doorbell: Doorbell) -> dict[str, Se
 
 
 def by_kernel() -> dict[str, Sequence[int]]:
-    """The ioctls of pci_endpoint_test (include/uapi/linux/pcitest.h)."""
+    """Measure the ioctls of pci_endpoint_test (include/uapi/linux/pcitest.h)."""
     bar, doorbell, msi, irq_type = _io(1), _io(0xB), _iow(3, 4), _iow(8, 4)
     requests = {"READ": _iow(5, 8), "WRITE": _iow(4, 8), "COPY": _iow(6, 8)}
     parameters = struct.pack("LB7x", SIZE, 0)
@@ -120,7 +120,7 @@ def by_kernel() -> dict[str, Sequence[int]]:
 
 
 def timed(operation: Callable[[], object], times: int) -> list[int]:
-    """Nanoseconds of each."""
+    """Return the duration of each call in nanoseconds."""
     samples = []
     for _ in range(times):
         start = perf_counter_ns()

@@ -1,4 +1,4 @@
-"""In the lab guest: rcdrv, C and the kernel's own driver on the same endpoint, in one boot."""
+"""Comparison of rcdrv, C and the kernel's own driver on one endpoint, in one lab guest."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tools.lab.endpoint import Endpoint
 from tools.lab.errors import LabError
 from tools.lab.guest import Guest
 
-PRESET = "generic"  # everything passes there, so no judge waits in vain
+PRESET = "generic"  # all cases pass, so no driver waits for a time-out
 _HOME = "/opt/bench"
-_TICK = "both wait for two ticks of the endpoint; the rest is Python in an emulated processor"
+_TICK = "both wait for two ticks of the endpoint; the rest is Python on an emulated processor"
 _PYTHON = (
-    "the guest's processor is emulated, which costs an interpreter more than compiled loops; on a"
-    " real processor the same is BAR fill + verify"
+    "the guest's processor is emulated, which slows an interpreter down more than compiled loops;"
+    " BAR fill + verify is the same on a real processor"
 )
 
 Medians = dict[str, list[float]]
@@ -28,7 +28,7 @@ Medians = dict[str, list[float]]
 
 
 def rows(library: Path, *, quick: bool) -> Iterator[Row]:
-    """All that needs the kernel's VFIO or the kernel's driver.
+    """Measure everything that needs the kernel's VFIO or the kernel's driver.
 
     :raises LabError: the lab does not start
     """
@@ -51,7 +51,7 @@ def rows(library: Path, *, quick: bool) -> Iterator[Row]:
         yield compared(what, "s", [mine], "the kselftest", [theirs], None, _SUITE)
 
 
-_SUITE = "what is Python in it runs on an emulated processor, and the process starts an interpreter"
+_SUITE = "Python runs on an emulated processor, and the process starts an interpreter"
 
 
 def _rings(ours: Medians) -> Iterator[Row]:

@@ -1,7 +1,6 @@
-"""Ratios that a busy machine distorts little: contestants take turns, and the best rounds decide.
+"""Comparisons that tolerate a busy machine: contestants take turns, and the best rounds count.
 
-What else runs on the machine can only add to a time, so the least of many is the nearest to what
-the thing itself costs.
+Other load can only add to a time, so the minimum of many rounds is the best estimate of a cost.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each measured, once a round; a first round is not counted."""
+    """Run each contestant once per round; return their figures, without those of a first round."""
     figures: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(-1, rounds):
         for name, contestant in contestants.items():
@@ -24,11 +23,11 @@ def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dic
 
 
 def statement(code: str, names: Mapping[str, Any], count: int) -> Callable[[], float]:
-    """Something that runs ``code`` ``count`` times; nanoseconds for each.
+    """Return a function that runs ``code`` ``count`` times, and returns nanoseconds per run.
 
-    Sixteen go in each pass of the loop, so that the loop is not what is measured.
+    Each pass of the loop runs it 16 times, to reduce the cost of the loop.
 
-    :param names: the local variables that the code uses
+    :param names: local variables of the code
     """
     passes = max(1, count // 16)
     locals_ = "; ".join(f"{name} = _{name}" for name in names) or "pass"
@@ -41,7 +40,7 @@ def statement(code: str, names: Mapping[str, Any], count: int) -> Callable[[], f
 
 
 class Kind(Enum):
-    """How ours is held against theirs. All figures are costs: less is better."""
+    """Comparison of two costs. Lower is better."""
 
     TIMES = "at most {:g} x"
     """ours / theirs"""
@@ -76,10 +75,10 @@ class Row(NamedTuple):
     against: str
     theirs: float
     figure: float
-    """What :attr:`target` is about; without one, ours / theirs."""
+    """Figure that :attr:`target` limits; ours / theirs without a target."""
     target: Target | None
     because: str
-    """Where the target is not met, or may not be: why."""
+    """Reason for a missed target."""
 
     @property
     def verdict(self) -> str:
@@ -97,7 +96,7 @@ def compared(
     target: Target | None = None,
     because: str = "",
 ) -> Row:
-    """A row of two contestants that took turns, by the best round of each."""
+    """Return a row that compares the best rounds of two contestants."""
     mine, other = min(ours), min(theirs)
     figure = {
         Kind.TIMES: mine / other,
@@ -108,7 +107,7 @@ def compared(
 
 
 class Cost(NamedTuple):
-    """One point of how a cost grows."""
+    """One point of a curve of costs."""
 
     what: str
     size: int

@@ -1,6 +1,6 @@
 /*
- * The loops that rcdrv is measured against. Every access is volatile, so that each is one load or
- * one store of 32 bits, as rcdrv's are. Times are nanoseconds.
+ * Reference loops for rcdrv. Volatile makes each access one load or one store of 32 bits, like an
+ * access of rcdrv. Times are in nanoseconds.
  */
 #include <poll.h>
 #include <stdint.h>
@@ -15,7 +15,7 @@ static uint64_t now(void)
 	return time.tv_sec * 1000000000ull + time.tv_nsec;
 }
 
-/* The same word, so many times. */
+/* Store to one word, count times. */
 uint64_t stores(volatile uint32_t *word, uint32_t value, uint64_t count)
 {
 	uint64_t start = now();
@@ -34,7 +34,7 @@ uint64_t loads(volatile uint32_t *word, uint64_t count)
 	return now() - start;
 }
 
-/* All words of a BAR, and back; adds to *wrong how many are not what was written. */
+/* Write all words of a BAR and read them back; add the number of differing words to *wrong. */
 uint64_t fill_and_verify(volatile uint32_t *words, uint32_t value, uint64_t count, uint64_t *wrong)
 {
 	uint64_t start = now();
@@ -54,8 +54,8 @@ enum { COMMAND = 0x04 / 4, DB_BAR = 0x34 / 4, DB_OFFSET = 0x38 / 4, DB_DATA = 0x
 enum { ENABLE = 1 << 6, ENABLED = 1 << 10, DISABLED = 1 << 12 };
 
 /*
- * An endpoint as fast as memory, for as long as *eventfd is not -2: its doorbell is in BAR1, and
- * wants a data word of 1. eventfd -1: nobody waits for interrupts.
+ * An endpoint as fast as memory, until *eventfd is -2. Its doorbell is in BAR1, with a data word of
+ * 1. It raises no interrupts while *eventfd is -1.
  */
 void endpoint(volatile uint32_t *regs, volatile uint32_t *doorbell, volatile int *eventfd)
 {
@@ -82,7 +82,7 @@ void endpoint(volatile uint32_t *regs, volatile uint32_t *doorbell, volatile int
 	}
 }
 
-/* Returns 0 when vector 1 fired, or when STATUS has the answer, within a second. */
+/* Return 0 if vector 1 fires, or STATUS has the answer, within a second. */
 static int wait_answer(volatile uint32_t *regs, int eventfd, int how, uint64_t start)
 {
 	const uint32_t answer = IRQ_RAISED | DOORBELL_SUCCESS;
@@ -100,7 +100,7 @@ static int wait_answer(volatile uint32_t *regs, int eventfd, int how, uint64_t s
 	return -1;
 }
 
-/* Rings an enabled doorbell; the latency of each ring. Returns how many were not answered. */
+/* Ring an enabled doorbell; store the latency of each ring. Return the number without an answer. */
 uint64_t rings(volatile uint32_t *doorbell, uint32_t data, volatile uint32_t *regs, int eventfd,
 	       int how, uint64_t *latencies, uint64_t count)
 {

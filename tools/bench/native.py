@@ -1,4 +1,4 @@
-"""C's loops, compiled for this run. Also runs in the guest, where the library is brought along."""
+"""The loops of native.c, compiled for this run. The guest gets a copy of the library."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build(folder: Path) -> Path:
 
 
 class Native:
-    """The functions of native.c, on memory that is mapped writable here."""
+    """The functions of native.c, on writable memory of this process."""
 
     SLEEP, SPIN, POLL = range(3)
     NOBODY, END = -1, -2
@@ -43,17 +43,17 @@ class Native:
             getattr(self._library, name).restype = ctypes.c_uint64
 
     def stores(self, memory: Buffer, count: int) -> float:
-        """Nanoseconds for each of ``count`` stores to the first word."""
+        """Return nanoseconds per store, of ``count`` stores to the first word."""
         took: int = self._library.stores(_address(memory), ctypes.c_uint32(5), _u64(count))
         return took / count
 
     def loads(self, memory: Buffer, count: int) -> float:
-        """Nanoseconds for each of ``count`` loads of the first word."""
+        """Return nanoseconds per load, of ``count`` loads of the first word."""
         took: int = self._library.loads(_address(memory), _u64(count))
         return took / count
 
     def fill_and_verify(self, memory: Buffer, byte: int) -> int:
-        """Nanoseconds for all words of ``memory``, set to ``byte`` and read back."""
+        """Set all words of ``memory`` to ``byte`` and read them back; return nanoseconds."""
         wrong = _u64(0)
         took: int = self._library.fill_and_verify(
             _address(memory),
@@ -65,7 +65,7 @@ class Native:
         return took
 
     def endpoint(self, registers: Buffer, doorbell: Buffer, eventfd: ctypes.c_int) -> None:
-        """Answer commands and rings until ``eventfd`` is :attr:`END`; for a thread of its own."""
+        """Answer commands and rings until ``eventfd`` is :attr:`END`; runs in its own thread."""
         self._library.endpoint(_address(registers), _address(doorbell), ctypes.byref(eventfd))
 
     def rings(
@@ -78,7 +78,10 @@ class Native:
         how: int,
         count: int,
     ) -> Sequence[int]:
-        """The latency of each ring; ``how`` is :attr:`SLEEP`, :attr:`SPIN` or :attr:`POLL`."""
+        """Ring ``count`` times; return the latency of each ring in nanoseconds.
+
+        :param how: wait for the answer: :attr:`SLEEP`, :attr:`SPIN` or :attr:`POLL`
+        """
         latencies = (ctypes.c_uint64 * count)()
         missed = self._library.rings(
             _address(bar, offset),

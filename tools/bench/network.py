@@ -1,7 +1,7 @@
-"""The network over a vNTB: ``ping`` and ``iperf3`` between two namespaces, by ``rcdrv ntb tap``.
+"""Network over a vNTB: ``ping`` and ``iperf3`` between two namespaces, over ``rcdrv ntb tap``.
 
-The reference is a plain copier: two TAP interfaces, and a loop in Python that reads a frame here
-and writes it there. It is as much as such a loop can move on this machine.
+The reference is a plain copier: a loop in Python that copies frames between two TAP interfaces. It
+shows the maximum rate of such a loop on this machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOST, BOARD = "10.9.0.1", "10.9.0.2"
 MTU = 65510
 PRESETS = {"polled": "rcar-s4-vntb-polled", "embedded": "rcar-s4-vntb"}
 INTERVAL = "0.2194"
-"""Seconds between pings. Of the endpoint's tick, 12 ms, it is no simple fraction."""
+"""Seconds between pings, not a multiple of the endpoint's tick of 12 ms."""
 
 COPIER = f"""
 import os, select, subprocess, sys
@@ -49,19 +49,20 @@ while True:
 
 
 class Figures(NamedTuple):
-    """What one way of joining two network stacks came to."""
+    """Results of one connection between two network stacks."""
 
     ping: list[float]
-    """Round trips, ms."""
+    """Round trips in ms."""
     there: list[float]
-    """Seconds for a GB by TCP, to the board; the least of the rounds counts."""
+    """Seconds per GB by TCP to the board; the minimum counts."""
     back: list[float]
+    """The same from the board."""
 
 
 def rows(*, quick: bool) -> Iterator[Row]:
-    """Round trips and TCP rates, each against the other doorbell or the copier.
+    """Compare round trips and TCP rates of each doorbell with the other one or the copier.
 
-    :raises SystemExit: something that it takes is missing
+    :raises SystemExit: a program or a permission is missing
     """
     missing = [name for name in ("ip", "ping", "iperf3") if shutil.which(name) is None]
     if missing or os.geteuid():
@@ -81,7 +82,7 @@ def rows(*, quick: bool) -> Iterator[Row]:
     medians = [[statistics.median(one.ping)] for one in (polled, embedded, copier)]
     yield compared("ping, doorbell polled", "ms", medians[0], "doorbell embedded", medians[1])
     yield compared("ping, doorbell embedded", "ms", medians[1], "plain copier", medians[2])
-    # A polled endpoint takes a ring of 1 MiB a tick of 12 ms, whatever the loop could move.
+    # The rate of a polled endpoint is limited to a ring of 1 MiB per tick of 12 ms.
     for name, ours, target in (
         ("embedded", embedded, Target(Kind.RATE, 0.5)),
         ("polled", polled, None),
@@ -106,7 +107,7 @@ def _namespaces() -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _joined(name: str, host: str, board: str) -> Iterator[None]:
-    """Two network stacks, joined by what ``name`` says."""
+    """Connect two network stacks by the copier, or by a vNTB of a preset."""
     command: Sequence[str] = (PYTHON, "-c", COPIER, board)
     if name in PRESETS:
         device = f"sim:{PRESETS[name]},vntb.peer=tap,vntb.peer_netns={board},vntb.peer_ip={BOARD}"
@@ -127,14 +128,14 @@ def _inside(namespace: str, *command: str) -> list[str]:
 
 
 def _ping(host: str, count: int) -> list[float]:
-    """Round trips in ms; the first, which waits for ARP, is left out."""
+    """Return round trips in ms, without the first one, which waits for ARP."""
     command = _inside(host, "ping", "-n", "-c", str(count + 1), "-i", INTERVAL, "-W", "5", BOARD)
     output = _output(command)
     return [float(time) for time in re.findall(r"time=([\d.]+) ms", output)][1:]
 
 
 def _iperf(host: str, board: str, seconds: int, options: Sequence[str]) -> float:
-    """Seconds for a GB."""
+    """Return the seconds per GB."""
     server = subprocess.Popen(
         _inside(board, "iperf3", "-s", "-1", "--forceflush"), stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""rcdrv as a program: its start, its memory, and the rate of a fuzz campaign."""
+"""Start-up and memory of rcdrv as a program, and the rate of a fuzz campaign."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools.bench.measure import Kind, Row, Target, compared, in_turns
 PYTHON = sys.executable
 PASS = (PYTHON, "-c", "pass")
 RCDRV = (PYTHON, "-m", "rcdrv")
-# VmHWM belongs to the memory of this very program; ru_maxrss would begin with its parent's.
+# VmHWM counts this program only; ru_maxrss would start with its parent's memory.
 _PEAK = """
 import sys
 try:
@@ -32,7 +32,7 @@ finally:
 
 
 def rows(*, quick: bool) -> Iterator[Row]:
-    """Start-up, memory, fuzz."""
+    """Measure start-up, memory and fuzzing."""
     with served("rk3588") as address, compiled():
         yield from _start(address, 7 if quick else 21)
         yield from _memory(address)
@@ -41,7 +41,7 @@ def rows(*, quick: bool) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def compiled() -> Iterator[None]:
-    """Programs find bytecode, as when rcdrv is installed, whatever the environment says."""
+    """Let programs use bytecode, as an installed rcdrv does, whatever the environment."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="rcdrv-bench-") as folder:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -55,7 +55,7 @@ def compiled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def served(spec: str) -> Iterator[str]:
-    """The address of a software endpoint that runs for as long."""
+    """Yield the address of a running software endpoint."""
     with tempfile.TemporaryDirectory(prefix="rcdrv-bench-") as folder:
         path = Path(folder) / "endpoint.sock"
         process = subprocess.Popen(
@@ -77,7 +77,7 @@ def served(spec: str) -> Iterator[str]:
 
 def _start(address: str, rounds: int) -> Iterator[Row]:
     ring = (*RCDRV, "--device", address, "ring")
-    # All of the start, and the first contact with a device, which is not there.
+    # The whole start, up to the failing connection to a device that does not exist.
     nobody = (*RCDRV, "--device", f"{address}.nobody", "ring")
     found = in_turns(
         {
@@ -98,7 +98,7 @@ def _start(address: str, rounds: int) -> Iterator[Row]:
         bare,
         found["bare"],
         None,
-        "with two ticks of the endpoint (ENABLE, DISABLE) and 2 ms to see a second interrupt",
+        "with two ticks of the endpoint (ENABLE, DISABLE) and 2 ms to detect a second interrupt",
     )
 
 
@@ -144,7 +144,7 @@ def _fuzz(examples: int, rounds: int) -> Iterator[Row]:
 
 
 def seconds(argv: Sequence[str], *, expect: int = 0) -> float:
-    """How long a program takes, from the fork to its end."""
+    """Return the duration of a program, from the fork to its end."""
     start = time.perf_counter()
     done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
     took = time.perf_counter() - start
@@ -156,7 +156,7 @@ def seconds(argv: Sequence[str], *, expect: int = 0) -> float:
 
 
 def peak(*arguments: str) -> float:
-    """MiB that rcdrv, or without arguments a bare interpreter, has at its largest."""
+    """Return the peak memory in MiB of rcdrv, or without arguments of a bare interpreter."""
     done = subprocess.run(
         [PYTHON, "-c", _PEAK, *arguments],
         stdout=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from tools.bench.measure import Cost, Kind, Row
 
 
 def heading(load: Sequence[float]) -> str:
-    """Where and under which load."""
+    """Return the machine and its load in one line."""
     before, after = load
     return (
         f"{processor() or platform.machine()}, {os.cpu_count()} processors, Linux"
@@ -24,7 +24,7 @@ def heading(load: Sequence[float]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Each row with its target, and below the table why some are not met."""
+    """Return the rows with their targets, and reasons for missed ones below the table."""
     lines = [("", "rcdrv", "", "against", "", "ratio", "target", "")]
     lines += [
         (row.what, _number(row.ours), row.unit, row.against, _number(row.theirs), *_result(row))
@@ -43,7 +43,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def growth(costs: Sequence[Cost]) -> str:
-    """One line a curve: size and cost of each point."""
+    """Return size and cost of each point, one line per curve."""
     lines = []
     for what in dict.fromkeys(cost.what for cost in costs):
         points = [cost for cost in costs if cost.what == what]
@@ -55,7 +55,7 @@ def growth(costs: Sequence[Cost]) -> str:
 
 
 def document(rows: Sequence[Row], costs: Sequence[Cost], load: Sequence[float]) -> dict[str, Any]:
-    """All of it, in plain JSON types."""
+    """Return all measurements in plain JSON types."""
     return {
         "setup": {
             "cpu": processor(),
@@ -98,7 +98,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _number(value: float) -> str:
-    """Three digits."""
+    """Format a number with three digits."""
     for digits, limit in ((0, 100), (1, 10), (2, 1)):
         if value >= limit:
             return f"{value:.{digits}f}"

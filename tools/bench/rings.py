@@ -1,4 +1,4 @@
-"""Ring to acknowledgement: of an endpoint as fast as memory, and of the software endpoint."""
+"""Latency from ring to acknowledgement: an endpoint as fast as memory, and a software one."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _ARM = SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER
 
 
 def rows(native: Native, *, quick: bool) -> Iterator[Row]:
-    """Medians of a few hundred rings a round, by each way to learn of the answer."""
+    """Measure medians of a few hundred rings per round, by each method of waiting."""
     count, rounds = (100, 3) if quick else (300, 9)
     yield from _ideal(native, count, rounds)
     yield from _simulated(count, rounds)
 
 
 def _ideal(native: Native, count: int, rounds: int) -> Iterator[Row]:
-    """The same rings by rcdrv and by C, which both wait for C on another processor."""
+    """Measure rings of rcdrv and of C; an endpoint in C answers on another processor."""
     with ideal.function(native) as function:
         driver = EpfTest(function, irq=IrqChoice.MSI)
         device = function.device

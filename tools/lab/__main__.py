@@ -36,12 +36,10 @@ from tools.lab.machine import MACHINES
 from tools.lab.replay import replay
 from tools.lab.toolbox import toolbox
 
-# As timeout(1) and container runtimes have them, apart from what the command itself may say.
+# As of timeout(1) and container runtimes, distinct from usual statuses of commands.
 STATUS_TIMEOUT = 124
 STATUS_LAB = 125
-# A shell has no timeout; this is one that no one reaches.
-FOR_EVER = 30 * 86400.0
-SIZE = (24, 80)
+FOR_EVER = 30 * 86400.0  # for shells, which have no timeout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +80,7 @@ def build(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one command in a fresh guest, with its output as it comes."""
+    """Run one command in a fresh guest, and print its output as it arrives."""
     with _guest(options) as guest:
         process = guest.start(
             options.argv,
@@ -98,15 +96,15 @@ def run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _first_interrupt(process: Process) -> Iterator[None]:
-    """Hand the first Ctrl-C to the command, as if it ran here; the second ends the lab.
+    """Forward the first Ctrl-C to the command; the second ends the lab.
 
-    By a thread: an exception in the middle of a wait could break the wait's lock, and a signal
-    handler must not wait for one.
+    A thread forwards it: an exception could break the lock of an interrupted wait, and a signal
+    handler must not wait for a lock.
     """
     before = signal.getsignal(signal.SIGINT)
 
     def hand_over() -> None:
-        with contextlib.suppress(LabError):  # the wait says that the guest is gone
+        with contextlib.suppress(LabError):  # the wait reports that the guest is gone
             process.signal(signal.SIGINT)
 
     def interrupted(_number: int, _frame: FrameType | None) -> None:
@@ -122,7 +120,7 @@ def _first_interrupt(process: Process) -> Iterator[None]:
 
 
 def replay_saved(options: argparse.Namespace) -> int:
-    """Replay the fuzzer's saved layouts: 1 if one of them shows a finding."""
+    """Replay the fuzzer's saved layouts; return 1 if one shows a finding."""
     found = False
     for one in replay(list(saved_files(options.where))):
         found = found or bool(one.findings)
@@ -138,7 +136,7 @@ def shell(options: argparse.Namespace) -> int:
 
 
 def endpoint(options: argparse.Namespace) -> int:
-    """Run the kernel's own endpoint until Ctrl-C, or as long as a shell in it."""
+    """Run the kernel's own endpoint until Ctrl-C, or until a command in it ends."""
     crashed = False
     with KernelEndpoint(
         options.spec,
@@ -186,7 +184,7 @@ def _shell_in(guest: Guest, argv: Sequence[str], user: str, name: str) -> int:
     with _raw(fd, process) if size else contextlib.nullcontext():
         _forward(fd, process, lambda: bool(guest.deaths()))
     if process.poll() is None and guest.powered_off:
-        return 0  # typed in the guest, it is as good an end as "exit"
+        return 0  # "poweroff" in the guest is as good as "exit"
     return _shell_status(guest.wait(process).status)
 
 
@@ -216,7 +214,7 @@ def _guest(options: argparse.Namespace) -> Iterator[Guest]:
         try:
             yield guest
         finally:
-            # Nothing takes long from here on, and an impatient Ctrl-C would leave things behind.
+            # The rest is quick, and another Ctrl-C would leave processes and files behind.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             for death in guest.deaths():
                 if not guest.powered_off:
@@ -224,7 +222,7 @@ def _guest(options: argparse.Namespace) -> Iterator[Guest]:
 
 
 def _forward(fd: int, process: Process, guest_died: Callable[[], bool]) -> None:
-    """Copy what is typed to the command, until the command or the input ends."""
+    """Copy standard input to the command, until either ends."""
     while process.poll() is None and not guest_died():
         if select.select([fd], [], [], 0.1)[0]:
             data = os.read(fd, 4096)
@@ -236,7 +234,7 @@ def _forward(fd: int, process: Process, guest_died: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def _raw(fd: int, process: Process) -> Iterator[None]:
-    """Leave every key and the size of the terminal to the guest's terminal."""
+    """Pass all keys and changes of the terminal's size to the guest's terminal."""
 
     def resized(_number: int, _frame: FrameType | None) -> None:
         columns, rows = shutil.get_terminal_size()
@@ -285,91 +283,45 @@ def _setting(text: str) -> tuple[str, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m tools.lab", description=__doc__)
-    kernel = argparse.ArgumentParser(add_help=False)
-    kernel.add_argument(
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("build", help="build what the cache lacks (run and shell do it too)")
+    one.add_argument("--arch", choices=[*MACHINES, "all"], default="all")
+    x86 = "for the x86_64 guest, too"
+    _switch(one, "--kernel-driver", f"build the kernel's own driver and test {x86}")
+    vfio = "modules for the x86_64 guest, a kernel for aarch64"
+    _switch(one, "--iommufd", f"build VFIO with iommufd, too: {vfio}")
+    _switch(one, "--kernel-endpoint", f"build the kernel's own endpoint functions {x86}")
+    _switch(one, "--debug-kernel", "build the kernel of 'endpoint --debug-kernel', too")
+    _switch(one, "--rebuild", "build it even if it is there")
+    one.set_defaults(command=build)
+
+    booted = argparse.ArgumentParser(add_help=False)
+    booted.add_argument(
         "--kernel-source",
         type=Path,
         metavar="DIR",
         help="build the kernel's endpoint core and functions from this kernel tree",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    booted.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs there")
+    booted.add_argument("--boot-timeout", type=float, default=BOOT_TIMEOUT, metavar="SECONDS")
 
-    one = commands.add_parser("build", help="build what the cache lacks (run and shell do it too)")
-    one.add_argument("--arch", choices=[*MACHINES, "all"], default="all")
-    one.add_argument(
-        "--kernel-driver",
-        action="store_true",
-        help="build the kernel's own driver and test for the x86_64 guest, too",
-    )
-    one.add_argument(
-        "--iommufd",
-        action="store_true",
-        help="build VFIO with iommufd, too: modules for the x86_64 guest, a kernel for aarch64",
-    )
-    one.add_argument(
-        "--kernel-endpoint",
-        action="store_true",
-        help="build the kernel's own endpoint functions for the x86_64 guest, too",
-    )
-    one.add_argument(
-        "--debug-kernel",
-        action="store_true",
-        help="build the kernel of 'endpoint --debug-kernel', too",
-    )
-    one.add_argument("--rebuild", action="store_true", help="build it even if it is there")
-    one.set_defaults(command=build)
-
-    guest = argparse.ArgumentParser(add_help=False, parents=[kernel])
+    guest = argparse.ArgumentParser(add_help=False, parents=[booted])
     guest.add_argument("--arch", choices=list(MACHINES), default="x86_64")
-    guest.add_argument(
-        "--endpoint",
-        action="append",
-        default=[],
-        metavar="SPEC",
-        help="a software endpoint, as for 'rcdrv sim'; may be repeated",
-    )
-    guest.add_argument(
-        "--device",
-        action="append",
-        default=[],
-        metavar="QEMU_DEVICE",
-        help="a device of QEMU's own, such as edu or igb; may be repeated",
-    )
-    guest.add_argument("--append", action="append", default=[], metavar="KERNEL_ARGUMENT")
-    guest.add_argument(
-        "--file",
-        action="append",
-        default=[],
-        type=_file,
-        metavar="GUEST_PATH=HOST_PATH",
-        help="a further file or folder for the guest; may be repeated",
-    )
-    guest.add_argument(
-        "--kernel-driver",
-        action="store_true",
-        help="put the kernel's own driver and test in the guest's /opt/kernel",
-    )
-    guest.add_argument(
-        "--iommufd",
-        action="store_true",
-        help="offer iommufd, on x86_64 the no-IOMMU mode too",
-    )
-    guest.add_argument(
-        "--kernel-ntb",
-        action="store_true",
-        help="put the kernel's own NTB modules in the guest's /opt/ntb",
-    )
+    _several(guest, "--endpoint", "SPEC", "a software endpoint, as for 'rcdrv sim'")
+    _several(guest, "--device", "QEMU_DEVICE", "a device of QEMU, such as edu or igb")
+    _several(guest, "--append", "KERNEL_ARGUMENT", "an argument for the guest's kernel")
+    files = "a further file or folder for the guest"
+    _several(guest, "--file", "GUEST_PATH=HOST_PATH", files, _file)
+    where = "in the guest's /opt/"
+    _switch(guest, "--kernel-driver", f"put the kernel's own driver and test {where}kernel")
+    _switch(guest, "--iommufd", "offer iommufd, on x86_64 the no-IOMMU mode too")
+    _switch(guest, "--kernel-ntb", f"put the kernel's own NTB modules {where}ntb")
     guest.add_argument(
         "--no-bind", dest="bind", action="store_false", help="leave the functions without a driver"
     )
-    guest.add_argument(
-        "--log-accesses",
-        action="store_true",
-        help="let the endpoints log each access, which keeps their BARs from being mapped",
-    )
+    logged = "let the endpoints log each access, which keeps their BARs from being mapped"
+    _switch(guest, "--log-accesses", logged)
     guest.add_argument("--user", choices=["root", "user"], default="root")
-    guest.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs there")
-    guest.add_argument("--boot-timeout", type=float, default=BOOT_TIMEOUT, metavar="SECONDS")
 
     one = commands.add_parser("run", parents=[guest], help="run a command in a fresh guest")
     one.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS")
@@ -377,30 +329,16 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=run)
 
     one = commands.add_parser(
-        "endpoint", parents=[kernel], help="the kernel's own endpoint, in a guest"
+        "endpoint", parents=[booted], help="the kernel's own endpoint, in a guest"
     )
     one.add_argument("spec", metavar="SPEC", help="its controller, as for 'rcdrv sim'")
     one.add_argument("--socket", type=Path, required=True, metavar="PATH")
     one.add_argument("--function", choices=list(FUNCTIONS.values()), default="")
-    one.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        type=_setting,
-        metavar="NAME=VALUE",
-        help="an attribute in the function's configfs; may be repeated",
-    )
-    one.add_argument(
-        "--debug-kernel",
-        action="store_true",
-        help="on a kernel with KASAN, UBSAN and lockdep, which is slower",
-    )
-    one.add_argument(
-        "--shell", action="store_true", help="a shell in the endpoint; its end ends it"
-    )
+    attribute = "an attribute of the function in configfs"
+    _several(one, "--set", "NAME=VALUE", attribute, _setting)
+    _switch(one, "--debug-kernel", "use a kernel with KASAN, UBSAN and lockdep, which is slower")
+    _switch(one, "--shell", "run a shell in the endpoint, which ends with it")
     one.add_argument("--access-log", type=Path, metavar="FILE")
-    one.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs there")
-    one.add_argument("--boot-timeout", type=float, default=BOOT_TIMEOUT, metavar="SECONDS")
     one.add_argument("--run", metavar="COMMAND", help="run this in it instead of a shell")
     one.set_defaults(command=endpoint)
 
@@ -412,6 +350,27 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("argv", nargs="*", metavar="CMD")
     one.set_defaults(command=shell)
     return parser
+
+
+def _switch(parser: argparse.ArgumentParser, name: str, what: str) -> None:
+    parser.add_argument(name, action="store_true", help=what)
+
+
+def _several(
+    parser: argparse.ArgumentParser,
+    name: str,
+    metavar: str,
+    what: str,
+    parse: Callable[[str], object] = str,
+) -> None:
+    parser.add_argument(
+        name,
+        action="append",
+        default=[],
+        type=parse,
+        metavar=metavar,
+        help=f"{what}; may be repeated",
+    )
 
 
 if __name__ == "__main__":

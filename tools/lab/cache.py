@@ -1,4 +1,4 @@
-"""Cache of built parts: one folder each, named after the recipe that made it."""
+"""Cache of built parts, one folder each, named after the recipe that made it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Build = Callable[[Path], None]
 """Fills a folder."""
 
 KEPT_FOR = 7 * 86400.0
-"""Seconds that a part is kept without having been used."""
+"""Seconds after its last use that an older version of a part is kept."""
 
 
 def directory() -> Path:
-    """Where the lab keeps its parts."""
+    """Return the folder of the cache."""
     if chosen := os.environ.get("RCDRV_LAB_CACHE"):
         return Path(chosen).absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -30,7 +30,7 @@ def directory() -> Path:
 
 
 def say(message: str) -> None:
-    """Tell the user about progress, on stderr, where it does not mix with a command's output."""
+    """Print progress on stderr, separate from the output of a command."""
     print(f"lab: {message}", file=sys.stderr, flush=True)
 
 
@@ -42,15 +42,15 @@ def part(
     rebuild: bool = False,
     content: bytes = b"",
 ) -> Path:
-    """Return the folder of part ``name``; call ``build`` to fill it when it is not there yet.
+    """Return the folder of part ``name``, built if the cache lacks it.
 
-    ``recipe`` names the lab's files that say how it is built: a change to one makes another part of
-    it, and so does other ``content``. Working trees of several versions share the cache, so the
-    older one goes only when nobody has used it for a week.
+    A part is built under a temporary name and renamed when complete, so an interrupted build leaves
+    no part. Working trees of several versions share the cache, so an older version is removed only
+    when it was not used for :data:`KEPT_FOR`.
 
-    It is filled under another name and renamed when complete, so a part that exists is whole, and
-    an interrupted build leaves nothing that a later one could mistake for a result. ``build`` may
-    ask for further parts.
+    :param recipe: source files of the lab that determine the part; a change makes a new version
+    :param build: fills the folder; may request further parts
+    :param content: further input that determines the part
     """
     home = directory()
     digest = hashlib.sha256(
@@ -64,7 +64,7 @@ def part(
     home.mkdir(parents=True, exist_ok=True)
     with _only_builder(home):
         if final.is_dir() and not rebuild:
-            return final  # someone else built it while we waited for the lock
+            return final  # built by another process meanwhile
         started = time.monotonic()
         say(f"building {name}")
         with tempfile.TemporaryDirectory(prefix=".building-", dir=home) as temporary:
@@ -79,7 +79,7 @@ def part(
     return final
 
 
-_builder = 0  # the thread of this process that has the lock
+_builder = 0  # thread of this process that holds the lock
 
 
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def _only_builder(home: Path) -> Iterator[None]:
             say("waiting for another builder to finish")
             fcntl.flock(lock, fcntl.LOCK_EX)
         for abandoned in home.glob(".building-*"):
-            shutil.rmtree(abandoned)  # we hold the lock: no build is running there
+            shutil.rmtree(abandoned)  # this process holds the lock, so no build uses it
         _builder = threading.get_ident()
         try:
             yield

@@ -1,4 +1,4 @@
-"""The host's end of the conversation with the agent in the guest."""
+"""The host's end of the connection to the agent in the guest."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import cast
 from tools.lab.errors import CommandTimeout, LabError
 from tools.lab.inside.wire import Decoder, Exit, Kind, Ready, Start, encode
 
-# What the guest gets beyond a command's own timeout to report that the command ended.
+# Seconds after a command's timeout in which the guest must report its end.
 GRACE = 15.0
 Sink = Callable[[bytes], None]
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended and what it wrote; ``status`` is negative for a signal."""
+    """Exit status and output of a command; ``status`` is negative for a signal."""
 
     status: int
     stdout: str
@@ -31,7 +31,7 @@ class Result:
 
 
 class Process:
-    """A command that runs in the guest."""
+    """A command in the guest."""
 
     def __init__(
         self, channel: Channel, number: int, timeout: float, sinks: tuple[Sink, Sink] | None
@@ -46,16 +46,16 @@ class Process:
         self._exit: Exit | None = None
 
     def signal(self, number: int = signal.SIGINT) -> None:
-        """Send a signal to the command and all that it started."""
+        """Send a signal to the command and its children."""
         self._channel.send(Kind.SIGNAL, self._number, b"%d" % number)
 
     def write(self, data: bytes) -> None:
-        """Give the command input."""
+        """Write to the command's input."""
         if data:
             self._channel.send(Kind.STDIN, self._number, data)
 
     def close_stdin(self) -> None:
-        """End the command's input."""
+        """Close the command's input."""
         self._channel.send(Kind.STDIN, self._number)
 
     def resize(self, rows: int, columns: int) -> None:
@@ -63,11 +63,14 @@ class Process:
         self._channel.send(Kind.RESIZE, self._number, json.dumps([rows, columns]).encode())
 
     def poll(self) -> int | None:
-        """The exit status, or nothing while the command runs."""
+        """Return the exit status, or None while the command runs."""
         return self._exit["status"] if self._exit else None
 
     def wait(self) -> Result:
-        """Wait for the end; the command's timeout bounds it, counted from its start."""
+        """Wait for the end of the command, within its timeout, counted from its start.
+
+        :raises CommandTimeout: the timeout has expired
+        """
         self._channel.wait_until(
             lambda: self._exit is not None,
             self._give_up,
@@ -98,7 +101,7 @@ class Process:
             raise LabError(f"the command ended without writing {text!r}: {self.stderr.decode()}")
 
     def received(self, kind: int, payload: bytes) -> None:
-        """Take a message about this command (the channel calls this)."""
+        """Process a message about this command; called by the channel."""
         if kind == Kind.STDOUT:
             self._sinks[0](payload)
         elif kind == Kind.STDERR:
@@ -108,9 +111,9 @@ class Process:
 
 
 class Channel:
-    """Starts commands and sorts what the agent sends to the commands that it is about.
+    """Starts commands, and dispatches messages of the agent to them.
 
-    ``trouble`` is asked now and then while something waits; what it returns ends the wait.
+    :param trouble: returns why the connection has ended, for messages; may be empty
     """
 
     def __init__(self, connection: socket.socket, trouble: Callable[[], str]) -> None:
@@ -122,7 +125,7 @@ class Channel:
         self._ended = False
         self._changed = threading.Condition()
         self._sending = threading.Lock()
-        # A guest that hangs reads nothing: a large message must not wait for it for ever.
+        # A hanging guest does not read: sending a large message needs a time limit.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 30, 0))
         self._thread = threading.Thread(target=self._receive, name="lab agent", daemon=True)
         self._thread.start()
@@ -138,7 +141,11 @@ class Channel:
         terminal: tuple[int, int] | None = None,
         sinks: tuple[Sink, Sink] | None = None,
     ) -> Process:
-        """Start a command; what it writes goes to ``sinks``, else it is collected."""
+        """Start a command.
+
+        :param terminal: rows and columns of a terminal for the command; without, it gets pipes
+        :param sinks: receive stdout and stderr; without, both are collected
+        """
         start = Start(
             argv=list(argv),
             env=dict(env or {}),
@@ -164,7 +171,10 @@ class Channel:
             raise LabError(self._trouble() or f"the guest is gone: {error}") from error
 
     def wait_until(self, condition: Callable[[], bool], deadline: float, problem: str) -> None:
-        """Wait until ``condition`` holds; fail with ``problem`` at the deadline."""
+        """Wait until ``condition`` holds.
+
+        :raises LabError: ``problem`` at the deadline, or the guest is gone
+        """
         with self._changed:
             while not condition():
                 if time.monotonic() > deadline:
@@ -174,7 +184,7 @@ class Channel:
                 self._changed.wait(min(0.5, max(0.0, deadline - time.monotonic())))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._thread.join(1.0)

@@ -1,4 +1,4 @@
-"""Programs that the lab starts on the host: their logs have a bound, and none outlives the lab."""
+"""Programs that the lab runs on the host, with bounded logs. None outlives the lab."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import IO
 
 
 class Log:
-    """Output of a program, kept in a file up to a size, and its tail in memory.
+    """Output of a program: a file of limited size, and the end in memory.
 
-    QEMU writes without end when a vfio-user server dies under it.
+    QEMU writes endlessly when its vfio-user server dies.
     """
 
     LIMIT = 4 << 20
@@ -30,12 +30,12 @@ class Log:
         self._thread.start()
 
     def text(self) -> str:
-        """The last 64 KiB or more."""
+        """Return the last 64 KiB or more."""
         with self._lock:
             return b"".join(self._recent).decode(errors="replace").replace("\r", "")
 
     def since(self, mark: int) -> tuple[str, int]:
-        """The whole lines from byte ``mark`` on, as far as they are kept, and their end."""
+        """Return the complete lines from byte ``mark`` on, as far as kept, and the next mark."""
         with self._lock:
             data, end = b"".join(self._recent), self._total
         data = data[max(0, len(data) - (end - mark)) :] if mark < end else b""
@@ -43,11 +43,11 @@ class Log:
         return data[:whole].decode(errors="replace").replace("\r", ""), end - len(data) + whole
 
     def tail(self, lines: int = 20) -> str:
-        """The last lines."""
+        """Return the last lines."""
         return "\n".join(self.text().splitlines()[-lines:])
 
     def finish(self) -> None:
-        """Wait for the end of what the program wrote, once it has ended."""
+        """Wait for the last output of a program that has ended."""
         self._thread.join(1.0)
 
     def _copy(self) -> None:
@@ -69,7 +69,7 @@ class Log:
 
 
 class Child:
-    """A running program of the lab's, with its output in ``folder/NAME.log`` and ``NAME.err``."""
+    """A running program of the lab, with its output in ``folder/NAME.log`` and ``NAME.err``."""
 
     def __init__(
         self,
@@ -83,8 +83,8 @@ class Child:
         self.name = name
         self.stopped = False
         self._process = subprocess.Popen(
-            # Killed with the lab, also when the lab is killed. By the thread that starts it: a
-            # guest belongs to the thread that boots it.
+            # Killed when the thread that starts it ends, also if the lab is killed: a guest
+            # belongs to the thread that boots it.
             ["setpriv", "--pdeathsig", "KILL", "--", *command],
             env=env,
             pass_fds=pass_fds,
@@ -92,7 +92,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for the lab, which then ends its children in order
+            start_new_session=True,  # Ctrl-C reaches the lab, which ends its children in order
         )
         assert self._process.stdout is not None
         assert self._process.stderr is not None
@@ -101,12 +101,12 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """Process ID."""
         return self._process.pid
 
     @property
     def died(self) -> bool:
-        """Whether it ended unasked."""
+        """Whether it ended without :meth:`terminate`."""
         return not self.stopped and self.status is not None
 
     @property
@@ -120,9 +120,9 @@ class Child:
             self._process.wait(timeout)
 
     def epitaph(self) -> str:
-        """How it ended and what it said last."""
+        """Return its exit status and the end of its messages."""
         self.err.finish()
-        lines = self.err.tail() or "(it said nothing)"
+        lines = self.err.tail() or "(no messages)"
         return f"{self.name} ended with status {self.status}:\n{lines}"
 
     def terminate(self) -> None:
@@ -131,7 +131,7 @@ class Child:
         self._process.terminate()
 
     def stop(self, grace: float = 3.0) -> None:
-        """End it: ask, and after ``grace`` seconds force it."""
+        """Terminate it, and kill it after ``grace`` seconds."""
         self.terminate()
         try:
             self._process.wait(grace)
@@ -143,7 +143,7 @@ class Child:
 
 
 def listening(socket: Path) -> bool:
-    """Whether a server listens on a UNIX socket, found out without disturbing it."""
+    """Return whether a server listens on a UNIX socket, without connecting to it."""
     accepts = 0x10000  # __SO_ACCEPTCON
     for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
         fields = line.split(maxsplit=7)
@@ -153,7 +153,7 @@ def listening(socket: Path) -> bool:
 
 
 def wait_listening(child: Child, socket: Path, deadline: float) -> str:
-    """Wait until ``child`` listens on ``socket``; return what went wrong, or nothing."""
+    """Wait until ``child`` listens on ``socket``; return the problem, or an empty string."""
     while not listening(socket):
         if child.died:
             return child.epitaph()

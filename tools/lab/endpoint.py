@@ -13,13 +13,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def environment() -> dict[str, str]:
-    """For a program of the working tree, wherever it runs."""
+    """Return the environment for programs of the working tree."""
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path}
 
 
 class Endpoint:
-    """A running ``rcdrv sim``; ``address`` and ``group`` are its function's, once a guest is up."""
+    """A running ``rcdrv sim``.
+
+    ``address`` and ``group`` are those of its function in the guest, set when the guest is up.
+    """
 
     def __init__(self, spec: str, number: int, folder: Path, *, log_accesses: bool) -> None:
         self.spec = spec
@@ -38,23 +41,23 @@ class Endpoint:
         )
 
     def wait_ready(self, deadline: float) -> None:
-        """Wait until it takes a client."""
+        """Wait until it accepts a client."""
         if problem := wait_listening(self.child, self.socket, deadline):
             raise LabError(f"endpoint {self.spec}: {problem}")
 
     def deaths(self) -> list[str]:
-        """What ended that should not have."""
+        """Return a description of each process that ended unexpectedly."""
         return [self.child.epitaph()] if self.child.died else []
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM, without waiting."""
         self.child.terminate()
 
     def close(self) -> None:
-        """End it."""
+        """End it and wait."""
         self.child.stop()
 
     def qemu_device(self) -> dict[str, object]:
-        """The function that it is in a guest."""
+        """Return the QEMU device of its function."""
         path = {"type": "unix", "path": str(self.socket)}
         return {"driver": "vfio-user-pci", "socket": path}

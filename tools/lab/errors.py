@@ -1,11 +1,11 @@
-"""What the lab says when it cannot go on."""
+"""Errors of the lab."""
 
 from __future__ import annotations
 
 
 class LabError(Exception):
-    """The lab itself failed: no packages, no guest, a guest that hangs; not a command in it."""
+    """Failure of the lab itself, such as a guest that hangs; not of a command in the guest."""
 
 
 class CommandTimeout(LabError):
-    """A command in the guest ran longer than it was allowed to, and was killed there."""
+    """A command in the guest exceeded its timeout and was killed."""

@@ -1,4 +1,4 @@
-"""A guest: one boot of a stock kernel, with the working tree's rcdrv and software endpoints."""
+"""A guest: a booted stock kernel with the working tree's rcdrv and software endpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from tools.lab.channel import Channel, Process, Result, Sink
 from tools.lab.child import Child
@@ -26,14 +25,14 @@ from tools.lab.toolbox import toolbox
 
 BOOT_TIMEOUT = 300.0
 KERNEL_PREFIX = "kernel:"
-TREE = "opt/rcdrv"  # where the guest has the working tree
-# The last two spare a second of every boot; nothing that VFIO does depends on them.
+TREE = "opt/rcdrv"  # the working tree in the guest
+# The last two save a second per boot, without effect on VFIO.
 KERNEL = ("loglevel=7", "panic=-1", "cryptomgr.notests", "rcupdate.rcu_expedited=1")
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device that QEMU emulates itself, as the guest sees it."""
+    """A device emulated by QEMU, as the guest sees it."""
 
     spec: str
     address: str
@@ -41,7 +40,7 @@ class Device:
 
 
 def _places(specs: Sequence[str]) -> list[tuple[int, int]]:
-    """The root port and the function number of each."""
+    """Return (root port, function number) of each function."""
     places: list[tuple[int, int]] = []
     for spec in specs:
         slot, function = places[-1] if places else (-1, 0)
@@ -51,7 +50,7 @@ def _places(specs: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def json_device(spec: str) -> dict[str, object]:
-    """A device in QEMU's JSON syntax."""
+    """Parse a device in QEMU's JSON syntax."""
     try:
         device = json.loads(spec)
     except ValueError as error:
@@ -62,19 +61,25 @@ def json_device(spec: str) -> dict[str, object]:
 
 
 class Guest:
-    """Boots on entry, and ends with everything that it started on exit.
+    """A guest, booted on entry and ended on exit, with all that it started.
 
-    ``endpoints`` are presets or TOML files for ``rcdrv sim``, with ``kernel:`` in front for a
-    KernelEndpoint; ``devices`` are QEMU's own, such as ``edu``, also in its JSON syntax. Each
-    stands behind a root port of its own, in this order, and is bound to vfio-pci unless ``bind`` is
-    false. One with a ``+`` in front is one more function of the device before it; they share an
-    IOMMU group, as nothing keeps them apart. ``files`` maps paths in the guest to files or folders
-    of the host. With ``log_accesses`` each endpoint writes an ``access_log``; its
-    BARs cannot be mapped then, unless its spec says otherwise. With ``logs``, all logs are kept in
-    that folder. With ``iommufd`` VFIO also offers iommufd, on x86-64 the no-IOMMU mode too: by
-    other modules, or another kernel. With ``links_up`` the root ports' links stay up whatever
-    happens, so that their buses can be reset. ``kernel`` is booted instead of the stock one.
-    ``kernel_source`` is a kernel tree to build the KernelEndpoints from.
+    Each endpoint and device is behind its own root port, in the order of the arguments. With the
+    prefix ``+`` it is a further function of the device before it, and shares its IOMMU group.
+
+    :param endpoints: presets or TOML files as for ``rcdrv sim``; with the prefix ``kernel:`` a
+        KernelEndpoint
+    :param devices: devices of QEMU, such as ``edu``, or in QEMU's JSON syntax
+    :param append: further arguments for the kernel
+    :param files: paths in the guest, with the host's file or folder for each
+    :param bind: bind the functions to vfio-pci
+    :param iommufd: let VFIO offer iommufd, on x86-64 also the no-IOMMU mode, with different modules
+        or a different kernel
+    :param links_up: keep the links of root ports up at all times, so that their buses can be reset
+    :param kernel: kernel to boot instead of the stock one
+    :param kernel_source: kernel tree from which to build the functions of KernelEndpoints
+    :param log_accesses: let each endpoint write an ``access_log``; its BARs cannot be mapped then,
+        unless its spec permits it
+    :param logs: folder in which to keep all logs
     """
 
     def __init__(
@@ -126,12 +131,7 @@ class Guest:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def run(
@@ -144,10 +144,11 @@ class Guest:
         env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
     ) -> Result:
-        """Run a command to its end. The users are ``root`` and ``user``.
+        """Run a command to its end.
 
-        A command that takes longer is killed and raises CommandTimeout; a guest that does not even
-        report that is ended and raises LabError.
+        :param user: ``root`` or ``user``
+        :raises CommandTimeout: it exceeded ``timeout`` and was killed
+        :raises LabError: the guest hangs, and was ended
         """
         process = self.start(argv, timeout=timeout, user=user, cwd=cwd, env=env)
         process.write(stdin)
@@ -165,13 +166,13 @@ class Guest:
         terminal: tuple[int, int] | None = None,
         sinks: tuple[Sink, Sink] | None = None,
     ) -> Process:
-        """Start a command, on a ``terminal`` of so many rows and columns if given."""
+        """Start a command; see :meth:`Channel.start`."""
         return self._agent().start(
             argv, timeout=timeout, user=user, cwd=cwd, env=env, terminal=terminal, sinks=sinks
         )
 
     def wait(self, process: Process) -> Result:
-        """Wait for a command; a guest that hangs is ended, so that no later call waits for it."""
+        """Wait for a command. A hanging guest is ended, so that no later call waits for it."""
         try:
             return process.wait()
         except LabError as error:
@@ -182,7 +183,7 @@ class Guest:
             raise
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a file in the guest, and the folders above it."""
+        """Write a file in the guest; create its folder."""
         script = 'mkdir -p "$(dirname "$1")" && cat >"$1"'
         self._must(self.run(["sh", "-c", script, "put", path], stdin=data), f"write {path}")
 
@@ -194,15 +195,15 @@ class Guest:
 
     @property
     def console(self) -> str:
-        """What the kernel wrote to its console, the last 64 KiB of it at least."""
+        """Output of the kernel's console, the last 64 KiB or more."""
         return self._qemu.out.text() if self._qemu else ""
 
     def console_since(self, mark: int) -> tuple[str, int]:
-        """The whole lines that it wrote from byte ``mark`` on, and the next mark."""
+        """Return complete lines of the console from byte ``mark`` on, and the next mark."""
         return self._qemu.out.since(mark) if self._qemu else ("", mark)
 
     def deaths(self) -> list[str]:
-        """What ended that should not have: QEMU or endpoints, with the last lines of their logs."""
+        """Return a description of each process that ended unexpectedly, QEMU or endpoints."""
         ended = [death for endpoint in self.endpoints for death in endpoint.deaths()]
         if self._qemu and self._qemu.died:
             ended.append(self._qemu.epitaph())
@@ -210,18 +211,18 @@ class Guest:
 
     @property
     def powered_off(self) -> bool:
-        """The guest ended by its own will."""
+        """Whether the guest has powered itself off."""
         return self._qemu is not None and self._qemu.status == 0
 
     def close(self) -> None:
-        """End the guest, its endpoints, and remove what they left."""
+        """End the guest and its endpoints, and remove their files."""
         if self._qemu:
             self._qemu.stop()
         if self._channel:
             self._channel.close()
             self._channel = None
         for endpoint in self.endpoints:
-            endpoint.terminate()  # all of them, before waiting for each
+            endpoint.terminate()  # all, before waiting for each
         for endpoint in self.endpoints:
             endpoint.close()
         if self._folder:
@@ -270,7 +271,7 @@ class Guest:
     def _endpoint(self, spec: str, number: int, folder: Path) -> Endpoint:
         if not spec.startswith(KERNEL_PREFIX):
             return Endpoint(spec, number, folder, log_accesses=self._log_accesses)
-        from tools.lab.kernel_endpoint.endpoint import KernelEndpoint  # which is a guest itself
+        from tools.lab.kernel_endpoint.endpoint import KernelEndpoint  # imports this module
 
         log = folder / f"ep{number}.access" if self._log_accesses else None
         return KernelEndpoint(
@@ -292,7 +293,7 @@ class Guest:
         ]
 
     def _write_initramfs(self, path: Path, base: Path, modules: Path | None) -> None:
-        """The cached part, and after it what may have changed since: the tree and the agent."""
+        """Write the cached initramfs, followed by the working tree and the agent."""
         shutil.copyfile(base, path)
         with path.open("ab") as stream:
             writer = Writer(stream)
@@ -359,7 +360,7 @@ class Guest:
 
     def _why_gone(self) -> str:
         if self._qemu:
-            self._qemu.wait_end(1.0)  # QEMU hangs up a moment before it ends
+            self._qemu.wait_end(1.0)  # QEMU closes the connection shortly before it ends
         return "\n".join(self.deaths())
 
     def _must(self, result: Result, purpose: str) -> None:
@@ -367,7 +368,7 @@ class Guest:
             raise LabError(f"cannot {purpose} in the guest: {result.stderr.strip()}")
 
     def _report(self, problem: str) -> str:
-        """A problem with all that may explain it."""
+        """Return a problem with everything that may explain it."""
         parts = [problem, *(death for death in self.deaths() if death not in problem)]
         if self._qemu:
             parts.append(f"the end of the guest's console:\n{self._qemu.out.tail(60)}")

@@ -1,4 +1,4 @@
-"""The machines that QEMU emulates: what is different from one architecture to the other."""
+"""Machines that QEMU emulates, by architecture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Machine:
     kernel: tuple[str, ...]
 
 
-# Both remap DMA and report each VFIO mapping to the endpoint, as real hosts' IOMMUs would.
+# Both have an IOMMU, like real hosts, and report each VFIO mapping to the endpoint.
 MACHINES = {
     "x86_64": Machine(
         options=(
@@ -21,8 +21,8 @@ MACHINES = {
             # Without caching-mode QEMU refuses VFIO devices; without intremap VFIO refuses MSI.
             *("-device", "intel-iommu,intremap=on,caching-mode=on"),
         ),
-        # Where the host is busy, the emulated timer may be too late for the kernel's test of it,
-        # which ends in a panic (timer_irq_works(), arch/x86/kernel/apic/io_apic.c).
+        # On a busy host the emulated timer may fail the kernel's test, which ends in a panic
+        # (timer_irq_works(), arch/x86/kernel/apic/io_apic.c).
         kernel=("console=ttyS0", "intel_iommu=on", "no_timer_check"),
     ),
     "aarch64": Machine(
@@ -37,18 +37,18 @@ MACHINES = {
     ),
 }
 
-# For x86_64, where ACPI else hot-plugs: the ports do it themselves. Only then do they say that
-# their link is up, for which the kernel waits after a reset of the bus. But they go on saying it
-# when the endpoint's process has ended, and the kernel waits for minutes for what is gone.
+# For x86_64: hot-plug by the ports instead of ACPI. Only then do ports report that their link is
+# up, for which the kernel waits after a reset of the bus. They still report it after the endpoint's
+# process has ended; the kernel then waits minutes for the function.
 LINKS_UP = ("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")
 
-# Root ports stand from here on, one a slot: what the machines put on the bus comes before.
+# First slot of the root ports, one per slot; the machines' own devices are below.
 FIRST_SLOT = 0x10
 SLOTS = 14
 
 
 def root_port(number: int) -> tuple[str, str]:
-    """The QEMU device and the guest's PCI address of root port ``number``."""
+    """Return the QEMU device of root port ``number``, and its PCI address in the guest."""
     slot = FIRST_SLOT + number
     device = f"pcie-root-port,id=rp{number},bus=pcie.0,addr={slot:#x}.0,chassis={number + 1}"
     return device, f"0000:00:{slot:02x}.0"

@@ -1,8 +1,7 @@
-"""Saved layouts of the fuzzer, replayed through the kernel's VFIO in a guest.
+"""Replay saved layouts of the fuzzer through the kernel's VFIO in a guest.
 
-Not every layout can be presented there: QEMU may not start with the function, and the firmware or
-the guest's PCI core may have no room for a BAR. Which of them it was, and what it says, is part of
-the answer.
+Not every layout can be presented there: QEMU may refuse the function, and the firmware or the
+guest's PCI core may have no address space for a BAR. The result names the cause.
 """
 
 from __future__ import annotations
@@ -24,30 +23,29 @@ from tools.lab.machine import MACHINES, SLOTS, root_port
 from tools.lab.toolbox import toolbox
 
 _START = 15.0
-"""Seconds for an endpoint, and for QEMU and the firmware to take its function or refuse it."""
+"""Seconds for an endpoint to start, and for QEMU and the firmware to accept or refuse it."""
 _NOT_READY = 3
-"""rcdrv's exit status where the host is not ready."""
+"""Exit status of rcdrv if the host is not ready."""
 _REPLAY = 180.0
-"""Seconds for one layout in the guest, which is emulated."""
+"""Seconds for one layout in the emulated guest."""
 _FIRMWARE_SAYS = {"PCI: out of ": "refused", "enter handle_19": "taken"}
-"""SeaBIOS hangs where it has no room for a BAR, and boots (INT 19h) where it has."""
+"""Messages of SeaBIOS: it hangs without address space for a BAR, else it boots (INT 19h)."""
 
 
 class Replayed(NamedTuple):
-    """What came of one layout."""
+    """Result of one layout."""
 
     path: Path
     presented: bool
     reason: str
-    """Why it could not be presented, by whom; empty when it could."""
+    """Why it could not be presented, and by what; empty if it could."""
     outcomes: dict[str, str]
-    """By case, as ``rcdrv fuzz replay --json`` has them."""
+    """Outcome by case, as in ``rcdrv fuzz replay --json``."""
     findings: list[str]
 
 
 def refused(path: Path) -> str:
-    """What QEMU's x86-64 machine or its firmware says when it does not take the endpoint of a
-    layout; empty when it does."""
+    """Return why QEMU's x86-64 machine or its firmware refuses a layout; empty if it does not."""
     folder = Path(tempfile.mkdtemp(prefix="rcdrv-lab-"))
     endpoint = Endpoint(str(path), 0, folder, log_accesses=False)
     qemu = None
@@ -81,7 +79,7 @@ def refused(path: Path) -> str:
 
 
 def replay(paths: Sequence[Path]) -> Iterator[Replayed]:
-    """Replay saved layouts, all that can be presented in one guest; first those that cannot."""
+    """Replay saved layouts; yield those that cannot be presented first."""
     taken = []
     for path in paths:
         reason = refused(path)
@@ -97,19 +95,19 @@ def replay(paths: Sequence[Path]) -> Iterator[Replayed]:
 
 
 def specs(paths: Sequence[Path]) -> list[str]:
-    """The endpoints that a guest needs for :func:`replay_one`."""
+    """Return the endpoints that a guest needs for :func:`replay_one`."""
     return [str(path.resolve()) for path in paths]
 
 
 def files(paths: Sequence[Path]) -> dict[str, Path]:
-    """The files that it needs."""
+    """Return the files that a guest needs for :func:`replay_one`."""
     return {f"layouts/{path.name}": path for path in paths}
 
 
 def replay_one(guest: Guest, path: Path, env: Mapping[str, str] | None = None) -> Replayed:
-    """Replay the layout on its endpoint in the guest.
+    """Replay a layout on its endpoint in the guest.
 
-    :raises LabError: rcdrv says something else than what came of it
+    :raises LabError: rcdrv reports an error
     """
     (endpoint,) = [one for one in guest.endpoints if one.spec == str(path.resolve())]
     address = endpoint.address
@@ -120,7 +118,7 @@ def replay_one(guest: Guest, path: Path, env: Mapping[str, str] | None = None) -
     except ValueError:
         raise LabError(f"{path}: {result.stderr.strip() or result.stdout}") from None
     if result.status == _NOT_READY:
-        # Another layout is seen, or VFIO does not open the function.
+        # The guest sees a different layout, or VFIO does not open the function.
         reason = document.get("message") or document["reason"]
         said = [reason, *_said_by_pci_core(guest, address)]
         return Replayed(path, False, "; ".join(said), {}, [])
@@ -130,7 +128,7 @@ def replay_one(guest: Guest, path: Path, env: Mapping[str, str] | None = None) -
 
 
 def _said_by_pci_core(guest: Guest, address: str) -> list[str]:
-    """What the guest's kernel wrote of BARs that got no address."""
+    """Return messages of the guest's kernel about BARs without an address."""
     lines = guest.run(["dmesg"]).stdout.splitlines()
     found = [
         re.sub(r"^\[[^]]*\] *", "", line)

@@ -1,7 +1,7 @@
-"""Runs commands in the guest for the lab, many at a time, over one virtio-serial port.
+"""Run commands in the guest for the lab, several at a time, over one virtio-serial port.
 
-One thread and one selector: what a command writes, that it ended, that it ran too long and what the
-host wants are all events. A command that hangs cannot hold up another one.
+One thread and one selector handle output, ends and time-outs of commands, and requests of the host,
+so a hanging command delays no other.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "TERM": "linux",
 }
-# After SIGKILL: a process that is stuck in the kernel does not even end then.
+# Seconds after SIGKILL until a process counts as stuck in the kernel.
 STUCK_AFTER = 5.0
 
 
 class Command:
-    """One command of the host's, from its start to the report of its end."""
+    """One command of the host, from its start to the report of its end."""
 
     def __init__(self, agent: Agent, number: int, start: Start) -> None:
         self._agent = agent
@@ -71,7 +71,7 @@ class Command:
             if far_end >= 0:
                 os.close(far_end)
         if self._terminal is not None:
-            # A descriptor of its own for each direction, as pipes have: the selector wants that.
+            # A descriptor per direction, as the selector registers each once.
             self._input: int | None = os.dup(self._terminal)
             self._outputs[self._terminal] = Kind.STDOUT
         else:
@@ -90,24 +90,24 @@ class Command:
             agent.selector.register(fd, selectors.EVENT_READ, self._on_output)
 
     def feed(self, data: bytes) -> None:
-        """Give the command input; no bytes end it."""
+        """Write to the command's input; empty data closes it."""
         self._pending += data
         self._input_ended = self._input_ended or not data
         self._write_input()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command and to what it started, as a terminal does."""
+        """Send a signal to the command and its children, as a terminal does."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
     def resize(self, size: list[int]) -> None:
-        """Tell the terminal its size."""
+        """Set the size of the terminal."""
         if self._terminal is not None:
             winsize = struct.pack("HHHH", size[0], size[1], 0, 0)
             fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, winsize)
 
     def expire(self) -> None:
-        """The deadline has passed: kill the command, and the second time give it up."""
+        """Handle the deadline: kill the command, or the second time report it as stuck."""
         if self._timed_out:
             self._end("the command is stuck in the kernel: it does not end on SIGKILL")
             return
@@ -137,12 +137,12 @@ class Command:
             self._input = None
 
     def _on_output(self, fd: int) -> bool:
-        """Pass on one piece of output; return whether there may be more."""
+        """Forward a chunk of output; return whether there may be more."""
         try:
             data = os.read(fd, CHUNK)
         except BlockingIOError:
             return False
-        except OSError:  # a terminal whose other end was closed
+        except OSError:  # the other end of the terminal is closed
             data = b""
         if data:
             self._agent.send(self._outputs[fd], self._number, data)
@@ -152,7 +152,7 @@ class Command:
         return bool(data)
 
     def _on_exit(self, _: int) -> None:
-        # Something that the command left behind may hold its pipes open: read what is there now.
+        # A process that it left may keep its pipes open: read what is there now.
         for fd in list(self._outputs):
             while self._on_output(fd):
                 pass
@@ -185,7 +185,7 @@ class Command:
 
 
 class Agent:
-    """Serves the host until it hangs up."""
+    """Serves the host until it closes the connection."""
 
     def __init__(self, port: int) -> None:
         self.selector = selectors.DefaultSelector()
@@ -196,12 +196,12 @@ class Agent:
         self.selector.register(port, selectors.EVENT_READ, self._on_port)
 
     def serve(self) -> None:
-        """Handle events until the host hangs up."""
+        """Handle events until the host closes the connection."""
         while self._host_is_there:
             deadlines = (command.deadline for command in self._commands.values())
             wait = min(deadlines, default=time.monotonic()) - time.monotonic()
             for key, _ in self.selector.select(min(wait, 60.0) if self._commands else None):
-                # An earlier event of the same round may have ended what this one is about.
+                # An earlier event of the same round may have ended this command.
                 if self.selector.get_map().get(key.fd) is key:
                     key.data(key.fd)
             for command in list(self._commands.values()):
@@ -233,7 +233,7 @@ class Agent:
             return
         command = self._commands.get(number)
         if command is None:
-            return  # it ended while the message was under way
+            return  # it has ended meanwhile
         if message.kind == Kind.STDIN:
             command.feed(payload)
         elif message.kind == Kind.SIGNAL:
@@ -245,7 +245,7 @@ class Agent:
         try:
             self._commands[number] = Command(self, number, start)
         except (OSError, ValueError, KeyError) as error:
-            # As a shell: 127 for a missing command, 126 for one that cannot be run.
+            # As in a shell: 127 for a missing command, 126 for one that cannot be run.
             status = 127 if isinstance(error, FileNotFoundError) else 126
             self.send(Kind.STDERR, number, f"{start['argv'][0]}: {error}\n".encode())
             how = Exit(status=status, timed_out=False, error="")
@@ -257,7 +257,7 @@ def _take_terminal() -> None:
 
 
 def _open_port(patience: float = 20.0) -> int:
-    # The port may appear late: where the IOMMU is a module, its devices wait for it.
+    # The port may appear late, as devices wait for an IOMMU that is a module.
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         for name in Path("/sys/class/virtio-ports").glob("*/name"):
@@ -269,7 +269,7 @@ def _open_port(patience: float = 20.0) -> int:
 
 
 def main() -> None:
-    """Prepare the guest, say so, and serve."""
+    """Prepare the guest, report it ready, and serve."""
     agent = Agent(_open_port())
     settings: dict[str, Any] = json.loads(Path("/lab/settings.json").read_text())
     ready = Ready(functions=[], error="")

@@ -1,4 +1,4 @@
-"""Finds the functions behind the guest's root ports and hands them to vfio-pci."""
+"""Find the functions behind the guest's root ports, and bind them to vfio-pci."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ PROBE = Path("/sys/bus/pci/drivers_probe")
 
 
 def behind(port: str, number: int, *, bind: bool, patience: float = 10.0) -> Function:
-    """Function ``number`` of the device behind root port ``port``, bound to vfio-pci if ``bind``.
+    """Return function ``number`` of the device behind root port ``port``.
 
-    By the port's own child and not by a bus number, so nothing depends on who numbered the buses.
+    Found as a child of the port, which does not depend on the numbering of buses.
+
+    :param bind: bind it to vfio-pci
     """
     address = _child(port, number, patience)
     device = DEVICES / address
     if bind:
-        # Never new_id: it would take every device with that ID, also one that another test owns.
+        # Never new_id: it would bind every device with that ID, also those of other tests.
         driver = device / "driver"
         if driver.exists():
             (driver / "unbind").write_text(address)

@@ -1,4 +1,4 @@
-"""The messages between the lab and the agent in its guest: a header, then a payload."""
+"""Messages between the lab and the agent in its guest: a header and a payload."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple, TypedDict
 
-# The name of the virtio-serial port that carries the messages.
+# Name of the virtio-serial port for the messages.
 PORT = "rcdrv.lab"
 
 _HEADER = struct.Struct("!BII")
@@ -40,7 +40,7 @@ class Start(TypedDict):
 
 
 class Exit(TypedDict):
-    """How a command ended: as ``subprocess`` says it, negative for a signal."""
+    """End of a command; ``status`` as of ``subprocess``, negative for a signal."""
 
     status: int
     timed_out: bool
@@ -64,7 +64,7 @@ class Ready(TypedDict):
 
 
 class Message(NamedTuple):
-    """One message; ``command`` is the number that the host gave to the command that it is about."""
+    """One message; ``command`` is the number of the command, assigned by the host."""
 
     kind: int
     command: int
@@ -72,18 +72,18 @@ class Message(NamedTuple):
 
 
 def encode(kind: Kind, command: int, payload: bytes = b"") -> bytes:
-    """The bytes of one message."""
+    """Return the bytes of one message."""
     return _HEADER.pack(kind, command, len(payload)) + payload
 
 
 class Decoder:
-    """Cuts a stream of bytes into messages."""
+    """Splits a stream of bytes into messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Take what was received; yield the messages that it completes."""
+        """Add received bytes; yield the messages that they complete."""
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
             kind, command, length = _HEADER.unpack_from(self._buffer)

@@ -1,4 +1,4 @@
-"""The controller as a program: two vfio-user servers, one for the endpoint, one for its host."""
+"""The controller as a program: vfio-user servers for the endpoint's guest and the root complex."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tools.lab.kernel_endpoint.hardware import Hardware
 
 
 class Socket:
-    """The root complex's socket: there while the endpoint is started.
+    """The root complex's socket, visible while the endpoint is started.
 
-    The listening socket itself stays, so that a client outlives a stop, as a host does.
+    A stop hides the socket but does not close it, so clients stay connected, like a host.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,13 +37,13 @@ class Socket:
         self._server = Server(hardware.function, wake=hardware.function.wake)
 
     def show(self, shown: bool) -> None:
-        """Let clients find it, or not."""
+        """Show or hide the socket."""
         assert self._server is not None
         if not shown:
             with contextlib.suppress(FileNotFoundError):
                 self._path.rename(self._hidden)
         elif self._thread is not None:
-            os.link(self._hidden, self._path)  # which fails where something else is there now
+            os.link(self._hidden, self._path)  # fails if another file is there by now
             self._hidden.unlink()
         else:
             listener = self._stack.enter_context(listen(self._path))
@@ -60,7 +60,7 @@ class Socket:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve one endpoint's guest, until it goes."""
+    """Serve one endpoint's guest until it disconnects; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("layout")
     parser.add_argument("controller", type=Path, help="the socket for the endpoint's guest")

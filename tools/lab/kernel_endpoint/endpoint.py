@@ -1,4 +1,4 @@
-"""An endpoint of the kernel's own making: a guest, its controller on the host, and a socket."""
+"""The kernel's own endpoint: a guest, its controller on the host, and a socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from rcdrv.sim.epf_vntb import VntbPeer
 from rcdrv.sim.epf_vntb import settings as vntb_settings
@@ -31,20 +30,20 @@ _CRASH = re.compile(
     re.M,
 )
 _QUIET, _LONGEST_REPORT = 0.3, 3.0
-"""Seconds without a further line that end the kernel's report of a crash, and the most of all."""
+"""Seconds without output that end a crash report of the kernel, and the limit for all of it."""
 
 
 class KernelEndpoint(Endpoint):
-    """Boots on entry and ends on exit; ``socket`` is there while the endpoint is started.
+    """An endpoint, booted on entry and ended on exit. ``socket`` exists while it is started.
 
-    :param spec: a preset or TOML file, as for ``rcdrv sim``: it describes the controller, and what
-        its configfs is told
-    :param socket: where the root complex finds the function; by default in a folder of its own
+    :param spec: preset or TOML file, as for ``rcdrv sim``: describes the controller and the
+        function's attributes in configfs
+    :param socket: path of the root complex's socket; by default in a temporary folder
     :param function: ``pci_epf_test`` or ``pci_epf_vntb`` instead of the layout's
-    :param settings: further attributes of the function's configfs, by name
-    :param source: a kernel tree to build the endpoint's core and functions from
+    :param settings: further attributes of the function in configfs, by name
+    :param source: kernel tree from which to build the endpoint core and functions
     :param debug: boot a kernel with KASAN, UBSAN and lockdep
-    :param access_log: a file that gets what the root complex and the controller's driver did
+    :param access_log: file for the actions of the root complex and of the controller's driver
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class KernelEndpoint(Endpoint):
         self.socket = socket.absolute() if socket else self._folder / "ep.sock"
         self._bridge: Child | None = None
         self._guest: Guest | None = None
-        self._mark = 0  # the end of what was looked at of the guest's console
+        self._mark = 0  # end of the part of the console that was examined
 
     def __enter__(self) -> KernelEndpoint:
         try:
@@ -95,12 +94,7 @@ class KernelEndpoint(Endpoint):
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     @property
@@ -115,11 +109,11 @@ class KernelEndpoint(Endpoint):
         return self.guest.run(["sh", "-c", command], timeout=timeout)
 
     def dmesg(self) -> str:
-        """The log of the endpoint's kernel."""
+        """Return the log of the endpoint's kernel."""
         return self._must("dmesg")
 
     def usage(self) -> dict[str, int]:
-        """Pages, vmalloc areas, and objects of each slab cache in use in the endpoint's kernel."""
+        """Return used pages, vmalloc areas, and objects by slab cache, of the endpoint's kernel."""
         lines = self._must(
             "sync; echo 3 >/proc/sys/vm/drop_caches;"
             "awk '/MemTotal/ {total = $2} /MemFree/ {print \"pages\", (total - $2) / 4}'"
@@ -130,21 +124,21 @@ class KernelEndpoint(Endpoint):
         return {line.split()[0]: int(float(line.split()[1])) for line in lines}
 
     def start(self) -> None:
-        """Start the endpoint, which :meth:`stop` has stopped."""
+        """Start the endpoint after :meth:`stop`."""
         self._must(START)
 
     def stop(self) -> None:
-        """Stop it: the socket goes, and a client that is there reads all ones."""
+        """Stop the endpoint: the socket disappears, and connected clients read all ones."""
         self._must(STOP)
 
     def crash(self) -> str:
-        """What the endpoint's kernel said if it has crashed since this was asked last."""
+        """Return the report of a crash of the endpoint's kernel since the last call, or nothing."""
         if self._guest is None:
             return ""
         text, end = self._guest.console_since(self._mark)
         deadline = time.monotonic() + _LONGEST_REPORT
         while (found := _CRASH.search(text)) and time.monotonic() < deadline:
-            # It may be in the middle of its report, the rest of which is no crash of its own.
+            # Wait for the rest of the report, which must not count as another crash.
             time.sleep(_QUIET)
             before = end
             text, end = self._guest.console_since(self._mark)
@@ -154,14 +148,14 @@ class KernelEndpoint(Endpoint):
         return "\n".join(text[found.start() :].splitlines()[:60]) if found else ""
 
     def deaths(self) -> list[str]:
-        """What ended that should not have."""
+        """Return a description of each process that ended unexpectedly."""
         ended = self._guest.deaths() if self._guest else []
         if self._bridge is not None and self._bridge.died:
             ended.append(self._bridge.epitaph())
         return ended
 
     def close(self) -> None:
-        """End the guest and the controller, and remove what they left."""
+        """End the guest and the controller, and remove their files."""
         if self._guest is not None:
             self._guest.close()
             self._guest = None
@@ -171,13 +165,13 @@ class KernelEndpoint(Endpoint):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def terminate(self) -> None:
-        """Leave it to :meth:`close`: the guest has to end before its controller."""
+        """Do nothing: :meth:`close` ends the guest before its controller."""
 
     def _boot(self) -> None:
         self.wait_ready(time.monotonic() + self._boot_timeout)
 
     def wait_ready(self, deadline: float) -> None:
-        """Boot it."""
+        """Boot and start the endpoint."""
         modules = kernel_endpoint_modules(self._source, debug=self._debug)
         controller = self._folder / "controller.sock"
         command = [sys.executable, "-m", "tools.lab.kernel_endpoint.bridge"]

@@ -1,4 +1,4 @@
-"""The PCI function that the endpoint's kernel made, as the root complex sees it."""
+"""The PCI function of the endpoint's kernel, as the root complex sees it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE = 10.0
-"""Seconds that the root complex may take for its part of a transfer."""
+"""Limit in seconds for the root complex's part of a transfer."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the endpoint's kernel wrote: its header, MSI and MSI-X."""
+    """Header, MSI and MSI-X as written by the endpoint's kernel."""
 
     vendor: int = 0xFFFF
     device: int = 0xFFFF
@@ -46,8 +46,8 @@ class Seen:
 class Function(ServedDevice):
     """The root complex's side of ``hardware``.
 
-    Its server has a thread of its own. What the other thread wants of the client is done in that
-    one, by :meth:`run`, for a client may have to be asked for its memory.
+    Its server runs in its own thread. Work of the other thread that involves the client is done
+    there, by :meth:`run`, as the client may have to be asked for its memory.
     """
 
     def __init__(self, hardware: Hardware, log: AccessLog) -> None:
@@ -62,7 +62,7 @@ class Function(ServedDevice):
         self._seen = Seen()
         self._asserted = self._delivered = self._masked = False
         self._known: dict[int, bytes] = {}
-        """What was read of the test registers since they were written last, by offset."""
+        """Test registers read since the last write, by offset."""
 
     # -- from the endpoint ----------------------------------------------------------------------
 
@@ -93,12 +93,12 @@ class Function(ServedDevice):
         return own if own is not None and own.type is BarType.RESERVED else None
 
     def vectors(self, kind: IrqKind) -> int:
-        """How many the client has enabled."""
+        """Return the number of vectors that the client has enabled."""
         peer = self._peer
         return 0 if peer is None else peer.armed(kind)
 
     def raise_irq(self, kind: IrqKind, number: int) -> None:
-        """``number`` counts from 1. Lost where the host does not let it through."""
+        """Raise an interrupt, ``number`` from 1. It is lost if the host does not accept it."""
 
         def fire() -> None:
             config, peer = self._config, self._peer
@@ -116,7 +116,7 @@ class Function(ServedDevice):
         self._call(fire, None)
 
     def dma_read(self, address: int, size: int) -> bytes | None:
-        """Read the root complex's memory; None where it refuses."""
+        """Read memory of the root complex; None if it refuses."""
 
         def read() -> bytes | None:
             if self._peer is None or self._config is None or not self._config.masters:
@@ -130,8 +130,10 @@ class Function(ServedDevice):
         return self._call(read, None)
 
     def dma_map(self, address: int, size: int) -> bytes:
-        """Read what an outbound window shows, of which the function may use a part only: all ones
-        where there is nothing."""
+        """Read the target of an outbound window; all ones where nothing is mapped.
+
+        The function may use only a part of the window.
+        """
         data = self.dma_read(address, size)
         if data is not None or size <= mmap.PAGESIZE:
             return data if data is not None else b"\xff" * size
@@ -139,7 +141,7 @@ class Function(ServedDevice):
         return self.dma_map(address, half) + self.dma_map(address + half, size - half)
 
     def dma_write(self, address: int, data: bytes) -> None:
-        """Write it; lost where it refuses."""
+        """Write memory of the root complex. The write is lost if it refuses."""
 
         def write() -> None:
             if self._peer is None or self._config is None or not self._config.masters:
@@ -152,10 +154,10 @@ class Function(ServedDevice):
         self._call(write, None)
 
     def _call(self, work: Callable[[], T], otherwise: T, *, late: bool = False) -> T:
-        """Do ``work`` in the thread that serves the client; without a client, here.
+        """Do ``work`` in the thread that serves the client, or in this one without a client.
 
-        Return ``otherwise`` where it is not done in time. Unless it may come ``late``, it is
-        withdrawn then if it has not begun: the endpoint's kernel has moved on.
+        Return ``otherwise`` after a time-out. Work that has not begun by then is cancelled, as the
+        endpoint's kernel does not wait any longer, unless it may be ``late``.
         """
         with self._lock:
             if self._peer is None:
@@ -199,10 +201,10 @@ class Function(ServedDevice):
         return ServedRegion(size, access | RegionFlag.MMAP, areas, fd, start)
 
     def _mappable(self, bar: int, size: int) -> int:
-        """Where the guest's memory has a BAR that a client may map; -1 for any other.
+        """Return the offset of a BAR in the guest's memory, or -1 if a client must not map it.
 
-        A mapping stays when the BAR is pointed elsewhere. pci-epf-vntb does that to none;
-        pci-epf-test does it to any, by command, and has shadows instead.
+        A mapping does not follow a change of the BAR's target. pci-epf-vntb changes none;
+        pci-epf-test may change any by command, and has shadows instead.
         """
         layout = self._hardware.layout
         known = self._hardware.bars.get(bar)
@@ -222,7 +224,7 @@ class Function(ServedDevice):
         return self._hardware.layout.reset is not Reset.NONE
 
     def attach(self, peer: Peer) -> None:
-        """VFIO resets the function at every open."""
+        """Begin a session, with a reset as of VFIO at every open."""
         self._log.event("attach")
         with self._lock:
             self._peer = peer
@@ -234,13 +236,13 @@ class Function(ServedDevice):
         with self._lock:
             self._peer = None
             if self._config is not None:
-                # As the host leaves it: nothing is decoded, mastered or asserted.
+                # As the host leaves it: no decoding, no bus mastering, no INTx.
                 self._config.write(config_space.COMMAND, b"\0\0")
             self._deassert()
         self._work_off()
 
     def reset(self) -> None:
-        """A function level reset is the controller's own affair; the link's end is told."""
+        """Reset the function. The endpoint's kernel notices a link reset only."""
         reset = self._hardware.layout.reset
         if reset is Reset.NONE or self._config is None:
             return
@@ -255,7 +257,7 @@ class Function(ServedDevice):
             self._deliver()
 
     def intx_masked(self, masked: bool) -> None:
-        """The client unmasks when it has handled the interrupt: the line is let go."""
+        """Deassert INTx on unmasking, which means that the client has handled it."""
         self._masked = masked
         if not masked:
             if self._delivered:
@@ -288,7 +290,7 @@ class Function(ServedDevice):
             return self._hardware.shadows[bar].read(offset, size)
         data = self._hardware.read_bar(bar, offset, size)
         if bar == self._hardware.layout.register_bar and self._known.get(offset) != data:
-            # The endpoint has gone on.
+            # The endpoint has changed its registers.
             self._hardware.pull()
             self._known[offset] = data
         return data
@@ -340,6 +342,6 @@ class Function(ServedDevice):
         while True:
             try:
                 job = self._work.popleft()
-            except IndexError:  # the last one may have been withdrawn meanwhile
+            except IndexError:  # the last one may have been cancelled meanwhile
                 return
             job()

@@ -1,7 +1,7 @@
-"""The endpoint controller's hardware: what the driver in the endpoint's guest programs.
+"""Hardware of the endpoint controller, as its driver in the endpoint's guest sees it.
 
-``driver/rcdrv-epc.c`` has the same registers. The other side of the controller, which the root
-complex sees, is :class:`~tools.lab.kernel_endpoint.function.Function`.
+The driver is ``driver/rcdrv-epc.c``, with the same registers. The root complex's side of the
+controller is :class:`~tools.lab.kernel_endpoint.function.Function`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ REGISTERS_SIZE = 0x10000
 MAGIC = 0x32435045
 COMMAND, RESULT, ARGUMENT, FEATURES, EVENTS = 0x08, 0x0C, 0x10, 0x400, 0x428
 PAGE_SIZE = 1 << 20
-"""Of the BAR with the doorbell register, so that the register is where the layout has it in any BAR
-of up to that size."""
+"""Size of the BAR with the doorbell register. In BARs of up to this size, the register is where the
+layout has it."""
 WINDOW_LIMIT = 64 << 20
-"""The most of the layout's outbound space that there is."""
+"""Limit of the layout's outbound space in bytes."""
 REGISTER_BAR, PAGE_BAR, MEMORY_BAR, TRAPPED_BAR = 0, 1, 2, 4
 DOORBELL_VECTOR, EVENT_VECTOR = 0, 1
 LINK_DOWN, LINK_UP, MASTER = 1, 2, 4
@@ -53,24 +53,24 @@ _DMA = {Dma.NONE: 0, Dma.SLAVE: 1, Dma.MEMCPY: 2}
 
 @dataclass(frozen=True)
 class Part:
-    """A part of what a BAR shows: endpoint memory, the doorbell register, or nothing."""
+    """Part of a BAR's target: endpoint memory, the doorbell register, or nothing."""
 
     size: int
     memory: int = -1
-    """Its offset in the guest's memory."""
+    """Offset in the guest's memory; -1 if the part is not memory."""
     doorbell: int = -1
-    """The register's offset in the part."""
+    """Offset of the doorbell register in the part; -1 if it has none."""
 
 
 @dataclass
 class Outbound:
-    """One mapping of an outbound window."""
+    """A mapping of an outbound window."""
 
     offset: int
     address: int
     size: int
     before: bytes = b""
-    """What the memory window held when it was last the same as the root complex's memory."""
+    """Contents of the memory window when it last equalled the root complex's memory."""
 
 
 class Hardware(ServedDevice):
@@ -91,7 +91,7 @@ class Hardware(ServedDevice):
         self._memory: memoryview | None = None
         self._words: MappedWindow | None = None
         self.shadows: dict[int, Shadow] = {}
-        """What a client may map of the memory BARs of pci-epf-test."""
+        """Mappable copies of the memory BARs of pci-epf-test."""
         self._commands: tuple[Callable[[Sequence[int]], int], ...] = (
             *(self._header, self._set_bar, self._clear_bar, self._map, self._unmap),
             *(self._set_msi, self._set_msix, self._get_msi, self._get_msix, self._raise),
@@ -135,8 +135,8 @@ class Hardware(ServedDevice):
         backend = self.layout.doorbell.backend
         if backend is DoorbellBackend.NONE:
             return 0
-        # x86 has no MSI domain for devices of the platform: where the part has an ITS, the
-        # function falls back to the embedded doorbell.
+        # x86 has no MSI domain for platform devices, so the function uses the embedded doorbell
+        # also for a part with an ITS.
         return 2 if backend is DoorbellBackend.EXPOSED else 1
 
     def _description(self) -> bytes:
@@ -149,9 +149,10 @@ class Hardware(ServedDevice):
             layout.msi > 0,
             layout.msix > 0,
             layout.announce_intx,
-            True,  # what happens to the link is told
+            True,  # the driver is notified of changes of the link
             layout.unaligned_access,
-            layout.function == "epf_vntb",  # maps host memory for long: each access has to go there
+            layout.function
+            == "epf_vntb",  # long-lived mappings, so each access must reach the host
         )
         place = doorbell.offset if exposed else layout.doorbell_address
         words = [
@@ -200,18 +201,6 @@ class Hardware(ServedDevice):
         self._set_started(False)
         self._power_on()
 
-    def irqs_changed(self, kind: IrqKind) -> None:
-        pass
-
-    def intx_masked(self, masked: bool) -> None:
-        pass
-
-    def next_event(self) -> float | None:
-        return None
-
-    def run(self) -> None:
-        pass
-
     def read(self, region: int, offset: int, size: int) -> bytes:
         if region == CONFIG_REGION:
             return self.config.read(offset, size)
@@ -254,20 +243,20 @@ class Hardware(ServedDevice):
     # -- what the root complex does -------------------------------------------------------------
 
     def ring(self) -> None:
-        """The doorbell register was written: an interrupt of the endpoint's kernel."""
+        """Raise the doorbell's interrupt in the endpoint's kernel."""
         self._log.event("doorbell")
         if self._peer is not None:
             self._peer.trigger(IrqKind.MSIX, DOORBELL_VECTOR)
 
     def notify(self, events: int) -> None:
-        """Tell the controller's driver what happened to the link."""
+        """Notify the controller's driver of events of the link."""
         self._log.event("link", events=events)
         self._events |= events
         if self._peer is not None:
             self._peer.trigger(IrqKind.MSIX, EVENT_VECTOR)
 
     def pieces(self, bar: int, offset: int, size: int) -> Iterator[tuple[Part, int, int]]:
-        """(part, offset in it, bytes) of what an access to a BAR meets."""
+        """Yield (part, offset in it, size) for an access to a BAR."""
         known = self.bars.get(bar)
         for part in known[1] if known else ():
             if offset < part.size and size:
@@ -281,11 +270,11 @@ class Hardware(ServedDevice):
             yield Part(size), 0, size
 
     def memory_file(self) -> int:
-        """The guest's memory."""
+        """Return the descriptor of the guest's memory."""
         return self._memory_fd
 
     def read_memory(self, offset: int, size: int) -> bytes:
-        """Guest memory, by one load where the access is one."""
+        """Read guest memory; an aligned access of 1, 2, 4 or 8 bytes is one load."""
         assert self._memory is not None
         assert self._words is not None
         if size in (1, 2, 4, 8) and not offset % size:
@@ -293,7 +282,7 @@ class Hardware(ServedDevice):
         return bytes(self._memory[offset : offset + size])
 
     def write_memory(self, offset: int, data: bytes) -> None:
-        """Likewise."""
+        """Write guest memory; an aligned access of 1, 2, 4 or 8 bytes is one store."""
         assert self._memory is not None
         assert self._words is not None
         size = len(data)
@@ -338,7 +327,7 @@ class Hardware(ServedDevice):
         return 0
 
     def _shadow(self, bar: int, size: int) -> Shadow | None:
-        """That of the BAR; none where accesses have side effects, or each is to be logged."""
+        """Return the shadow of a BAR; None if accesses have side effects or must be logged."""
         layout = self.layout
         if layout.function != "epf_test" or bar in (layout.register_bar, self._seen.msix_bar):
             return None
@@ -353,7 +342,7 @@ class Hardware(ServedDevice):
         return self.shadows[bar]
 
     def areas(self, bar: int) -> tuple[Area, ...]:
-        """The parts of a BAR's shadow that a client may map: all but where a doorbell may be."""
+        """Return the mappable parts of a BAR's shadow: all but the page of a possible doorbell."""
         size = self.shadows[bar].size
         if self.doorbell_kind != 1:
             return (Area(0, size),)
@@ -363,11 +352,11 @@ class Hardware(ServedDevice):
         return tuple(Area(first, last - first) for first, last in parts if first < last)
 
     def is_shadowed(self, bar: int) -> bool:
-        """Whether the shadow has what the root complex sees: no part is a doorbell now."""
+        """Return whether accesses use the shadow: not while a part of the BAR is a doorbell."""
         return bar in self.shadows and all(part.doorbell < 0 for part in self.bars[bar][1])
 
     def push(self) -> None:
-        """Bring what the root complex wrote by its mappings to the endpoint."""
+        """Copy writes of the root complex's mappings to the endpoint."""
         for bar, shadow in self.shadows.items():
             self._push(bar, shadow)
 
@@ -382,13 +371,13 @@ class Hardware(ServedDevice):
         shadow.push(write)
 
     def pull(self) -> None:
-        """Show the root complex what the endpoint wrote to memory that it has mapped."""
+        """Copy writes of the endpoint to the root complex's mappings."""
         for bar, shadow in self.shadows.items():
             if bar in self.bars:
                 shadow.pull(self.read_bar(bar, 0, shadow.size))
 
     def read_bar(self, bar: int, offset: int, size: int) -> bytes:
-        """What the endpoint has behind a BAR."""
+        """Read the endpoint's memory behind a BAR."""
         return b"".join(
             self.read_memory(part.memory + inner, length)
             if part.memory >= 0
@@ -441,7 +430,7 @@ class Hardware(ServedDevice):
         return 0
 
     def _write_back(self, mapping: Outbound) -> None:
-        """Write what changed in the memory window to the root complex's memory."""
+        """Copy changes of the memory window to the root complex's memory."""
         after = bytes(self._window[mapping.offset : mapping.offset + mapping.size])
         for start in range(0, mapping.size, mmap.PAGESIZE):
             old = mapping.before[start : start + mmap.PAGESIZE]
@@ -478,7 +467,7 @@ class Hardware(ServedDevice):
             return -errno.EINVAL
         if kind is IrqKind.MSIX and self._is_masked(given[1] - 1):
             return -errno.EPERM
-        # Writes before it arrive before it.
+        # Earlier writes must arrive before the interrupt.
         for (bar, _), mapping in self._outbound.items():
             if bar == MEMORY_BAR:
                 self._write_back(mapping)
@@ -486,7 +475,7 @@ class Hardware(ServedDevice):
         return 0
 
     def _is_masked(self, vector: int) -> bool:
-        """Whether the MSI-X table says so, which dw_pcie_ep_raise_msix_irq() looks at."""
+        """Return whether the MSI-X table masks a vector, as dw_pcie_ep_raise_msix_irq() checks."""
         seen = self._seen
         if self.layout.msix_masked is MaskedVector.SENT or not 0 <= vector < seen.msix:
             return False

@@ -1,4 +1,4 @@
-"""The shell script that makes a function in the endpoint's configfs as the layout has it."""
+"""Shell script that creates a layout's function in the endpoint's configfs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ STOP = START.replace("echo 1", "echo 0")
 
 
 def attributes(layout: Layout) -> dict[str, str]:
-    """What configfs is given, by the attribute's name."""
+    """Return the values of attributes in configfs, by name."""
     values = {"vendorid": f"{layout.vendor:#x}", "deviceid": f"{layout.device:#x}"}
     if layout.msi:
         values["msi_interrupts"] = str(layout.msi)
@@ -74,7 +74,7 @@ def attributes(layout: Layout) -> dict[str, str]:
 
 
 def script(layout: Layout, settings: Mapping[str, str]) -> str:
-    """Load the modules, make the function, and start it.
+    """Return a script that loads the modules, creates the function, and starts it.
 
     :param settings: further attributes, applied last
     """
@@ -92,8 +92,8 @@ def script(layout: Layout, settings: Mapping[str, str]) -> str:
             f"insmod {module}.ko{options.get(module, '')} || exit"
             for module in PEERS[vntb_settings(layout).peer]
         ]
-        # Without a device of ntb_transport's, ntb_netdev is not loaded
-        # (ntb_transport_register_client_dev()); binding makes that device.
+        # ntb_netdev loads only with a device of ntb_transport, which binding creates
+        # (ntb_transport_register_client_dev()).
         lines += [*load[:1], bind, *load[1:], START]
     else:
         lines += [bind, START]
@@ -102,7 +102,7 @@ def script(layout: Layout, settings: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-# Its interface is there when both sides have their link up, so it is waited for in the background.
+# The interface appears when the link is up on both sides, so the script waits in the background.
 _NETWORK = """\
 (
     until interface=$(ls /sys/class/net | grep -v '^lo$'); do sleep 0.2; done

@@ -1,8 +1,8 @@
-"""What a client may map of a BAR that the endpoint can point elsewhere at any time.
+"""Mappable memory of a BAR whose target the endpoint can change at any time.
 
-The client keeps its mapping, so it cannot be the endpoint's memory. It is a copy of what the BAR
-shows, and is brought up to date where either side can tell that the other has gone on: at accesses
-to the test registers, and when the BAR is pointed elsewhere.
+A client keeps its mapping, so it cannot be the endpoint's memory. It is a copy of what the BAR
+shows, updated when either side may have changed it: at accesses to the test registers, and when
+the target changes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Shadow:
         self.size = size
         self.fd = sealed_memory("rcdrv-bar", size)
         self._map = mmap.mmap(self.fd, size)
-        self._seen = bytes(size)  # what both sides have
+        self._seen = bytes(size)  # contents after the last update
         self._lock = threading.Lock()
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read what the root complex sees."""
+        """Read as the root complex."""
         return self._map[offset : offset + size]
 
     def write(self, offset: int, data: bytes) -> None:
@@ -36,17 +36,17 @@ class Shadow:
         self._map[offset : offset + len(data)] = data
 
     def push(self, write: Write) -> None:
-        """Hand what the root complex changed to ``write``, page by page."""
+        """Pass changes of the root complex to ``write``, page by page."""
         with self._lock:
             self._seen = self._update(self._map[:], write)
 
     def pull(self, now: bytes) -> None:
-        """Show what the endpoint changed: ``now`` is what it has."""
+        """Apply changes of the endpoint, whose contents are ``now``."""
         with self._lock:
             self._seen = self._update(now, self.write)
 
     def show(self, now: bytes) -> None:
-        """Show all of ``now``."""
+        """Replace the whole contents by ``now``."""
         with self._lock:
             self._map[:] = self._seen = now
 
