@@ -43,7 +43,7 @@ Verdict = tuple[str, str]
 def check(source: Path | None) -> dict[str, Verdict]:
     """Run all checks on the functions of a kernel tree, by default Debian's.
 
-    The two endpoints run in parallel: each waits most of the time.
+    The two endpoints side by side: each spends much of its time waiting.
     """
     with ThreadPoolExecutor(1) as pool:
         ping = pool.submit(_check_vntb, source)
@@ -67,7 +67,7 @@ def _check_test(source: Path | None) -> dict[str, Verdict]:
                 break
             doorbell = found.get(_DOORBELL, (PASS, ""))
             if command is RING and doorbell[0] == FAIL:
-                # A thousand rings of a broken doorbell would be a thousand time-outs.
+                # A thousand rings of a doorbell that is broken are a thousand time-outs.
                 found[" ".join(command)] = doorbell
                 continue
             found[" ".join(command)] = _outcome(one, _rcdrv(one, *command, *TIMEOUT))

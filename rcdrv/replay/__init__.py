@@ -1,1 +1,1 @@
-"""Record what passes between a driver and a device, and replay it to another driver."""
+"""Record the calls between a driver and a device, and replay them to another driver."""

@@ -1,1 +1,1 @@
-"""What runs in the guest; this folder is put into it at each boot, and needs nothing but Python."""
+"""Programs of the guest, copied into it at each boot. They need Python only."""
