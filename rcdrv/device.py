@@ -77,9 +77,9 @@ class RegionInfo:
 
 
 def sealed_memory(name: str, size: int) -> int:
-    """A file of ``size`` zeroed bytes in memory, to be handed to another process.
+    """Return a descriptor of ``size`` zeroed bytes of memory, to share with another process.
 
-    Its size is sealed: an access to a mapping of a file that another process truncates is SIGBUS.
+    Its size is sealed: an access to a mapping of a truncated file raises SIGBUS.
     """
     import fcntl
 
@@ -97,21 +97,21 @@ def sealed_memory(name: str, size: int) -> int:
 class Device(Protocol):
     """The VFIO device model, as the kernel and vfio-user offer it.
 
-    Every method raises :class:`DeviceLost` once the device or its transport is gone, and a
-    :class:`HostError` that names the cure where the host does not allow what was asked.
+    Every method raises :class:`DeviceLost` once the device or its transport is gone, and
+    :class:`HostError`, whose hint names the fix, if the host does not permit the request.
     """
 
     address: str
-    """The address as the user wrote it."""
+    """Address as the user wrote it."""
 
     backend: str
     """Name of the backend: ``group``, ``iommufd``, ``noiommu``, ``sysfs`` or ``vfio-user``."""
 
-    dma_by_descriptor: bool
-    """The device is another process, which reaches memory by a descriptor of it."""
+    dma_by_descriptor: bool = False
+    """The device is another process, which maps DMA buffers by their descriptors."""
 
-    messages: bool
-    """A read or write of many words is one message, and its receiver chooses their width."""
+    messages: bool = False
+    """A block access is one message, and its receiver chooses the width of its words."""
 
     def region(self, index: int) -> RegionInfo:
         """Return one region; a region that the device lacks has size 0."""
@@ -131,19 +131,20 @@ class Device(Protocol):
     def set_irqs(
         self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
     ) -> int:
-        """VFIO_DEVICE_SET_IRQS. -1 in ``eventfds`` takes that vector's eventfd away;
-        DATA_NONE with count 0 turns the kind off.
+        """Arm, trigger, mask or disable interrupts (VFIO_DEVICE_SET_IRQS).
 
-        :returns: 0, or the number of vectors that could be had instead (nothing is armed then)
+        -1 in ``eventfds`` disarms that vector. DATA_NONE with count 0 disables the kind.
+
+        :returns: 0, or the number of vectors that are available instead; then none is armed
         """
 
     def dma_ranges(self) -> Sequence[tuple[int, int]]:
         """Return the usable IOVAs as ascending (first, last) pairs, both inclusive."""
 
     def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
-        """Let the device reach the first ``size`` bytes of ``memory``, whole pages, at ``iova``.
+        """Map the first ``size`` bytes of ``memory``, whole pages, at ``iova`` for the device.
 
-        :param fd: what ``memory`` is a shared mapping of, if :attr:`dma_by_descriptor`; else -1
+        :param fd: descriptor of ``memory`` if :attr:`dma_by_descriptor`, else -1
         """
 
     def dma_unmap(self, iova: int, size: int) -> None:
@@ -153,27 +154,31 @@ class Device(Protocol):
         """Return whether the device has a function reset."""
 
     def reset(self) -> None:
-        """VFIO_DEVICE_RESET."""
+        """Reset the function (VFIO_DEVICE_RESET)."""
 
     def fileno(self) -> int:
-        """A descriptor that becomes readable when :meth:`on_readable` has work; -1 if none."""
+        """Return a descriptor that is readable when :meth:`on_readable` has work; -1 if none."""
+        return -1
 
     def on_readable(self) -> None:
-        """Serve what arrived, and raise :class:`DeviceLost` at the end of the transport."""
+        """Serve the transport; raise :class:`DeviceLost` if it has ended."""
+        return
 
     def close(self) -> None:
         """Release everything. Closing twice is harmless."""
 
 
 class PhysicalDma(ABC):
-    """Interface of a :class:`Device` without an IOMMU: it chooses the place of DMA buffers."""
+    """Interface of a :class:`Device` without an IOMMU, which chooses addresses of DMA buffers."""
 
     @abstractmethod
     def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
-        """Return zeroed memory of at least ``size`` bytes that the device can reach.
+        """Allocate at least ``size`` bytes of zeroed memory for DMA.
 
-        ``dma_unmap(address, len(memory))`` gives it back; the caller closes the mapping.
+        ``dma_unmap(address, len(memory))`` frees it; the caller closes the mapping.
 
-        :returns: its bus address, a multiple of ``align`` with all of it below ``limit``, and it
+        :param align: the bus address is a multiple of this
+        :param limit: all of the memory is below this bus address
+        :returns: the bus address, and a mapping of the memory
         :raises HostError: there is no such memory
         """

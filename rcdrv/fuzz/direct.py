@@ -13,7 +13,7 @@ import os
 import select
 from collections.abc import Sequence
 
-from rcdrv.device import Area, IrqKind, RegionInfo, SetIrqs
+from rcdrv.device import Area, Device, IrqKind, RegionInfo, SetIrqs
 from rcdrv.errors import HostError
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.endpoint import SimEndpoint
@@ -79,7 +79,7 @@ class VirtualClock(Clock):
         return True
 
 
-class Direct:
+class Direct(Device):
     """The endpoint of ``layout``: a :class:`~rcdrv.device.Device` and the endpoint's Peer.
 
     Nothing can be mapped, so ``log`` sees every access. Closing ends the session but not the
@@ -87,7 +87,6 @@ class Direct:
     """
 
     backend = "direct"
-    dma_by_descriptor = False
     messages = True
 
     def __init__(self, layout: Layout, log: AccessLog | None = None) -> None:
@@ -159,12 +158,6 @@ class Direct:
 
     def reset(self) -> None:
         self.endpoint.reset()
-
-    def fileno(self) -> int:
-        return -1
-
-    def on_readable(self) -> None:
-        """Do nothing: there is no transport."""
 
     def close(self) -> None:
         if self._attached:

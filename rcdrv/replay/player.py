@@ -15,7 +15,7 @@ import os
 import select
 from collections.abc import Sequence
 
-from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import DeviceLost, HostError, UsageError
 from rcdrv.replay.addresses import Addresses
 from rcdrv.replay.contents import digest, stream, unpack
@@ -50,14 +50,13 @@ class VirtualClock(Clock):
         return self._player.wait(epoll, seconds, most)
 
 
-class Player:
+class Player(Device):
     """A :class:`~rcdrv.device.Device` that replays a recording.
 
     :param address: name of the device in messages
     """
 
     backend = "replay"
-    dma_by_descriptor = False
     messages = True
 
     def __init__(self, address: str, recording: Recording) -> None:
@@ -395,12 +394,6 @@ class Player:
 
     def reset(self) -> None:
         self._take("z")
-
-    def fileno(self) -> int:
-        return -1
-
-    def on_readable(self) -> None:
-        """Do nothing: there is no transport to serve."""
 
     def close(self) -> None:
         """Check that a driver that used the device did all that the recorded one did.

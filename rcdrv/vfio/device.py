@@ -12,7 +12,7 @@ import os
 from array import array
 from collections.abc import Sequence
 
-from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
 from rcdrv.vfio import uapi
 from rcdrv.vfio.ioctl import call, capabilities, pairs, query
@@ -40,7 +40,7 @@ class AddressSpace(Protocol):
         """Release the address space with its mappings. Called after the device is closed."""
 
 
-class VfioDevice:
+class VfioDevice(Device):
     """A PCI function behind a VFIO device descriptor.
 
     Owns ``fd`` and ``space``, unless the constructor raises.
@@ -49,9 +49,6 @@ class VfioDevice:
     :param backend: name of the backend that opened the descriptor
     :raises HostError: not the descriptor of a PCI device
     """
-
-    dma_by_descriptor = False
-    messages = False
 
     def __init__(self, address: str, backend: str, fd: int, space: AddressSpace) -> None:
         self.address = address
@@ -281,13 +278,6 @@ class VfioDevice:
             call(self._fd, uapi.DEVICE_RESET)
         except OSError as error:
             raise self._failure("the reset failed", error) from error
-
-    def fileno(self) -> int:
-        """Return -1: the kernel reports events by the ERR and REQ interrupts."""
-        return -1
-
-    def on_readable(self) -> None:
-        """Do nothing: there is no transport to serve."""
 
     def close(self) -> None:
         """Release everything; the kernel resets the function. Closing twice is harmless."""

@@ -15,7 +15,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rcdrv.device import CONFIG_REGION, Area, IrqKind, PhysicalDma, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.device import (
+    CONFIG_REGION,
+    Area,
+    Device,
+    IrqKind,
+    PhysicalDma,
+    RegionFlag,
+    RegionInfo,
+    SetIrqs,
+)
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
 from rcdrv.mmio import MappedWindow
 from rcdrv.sysfs import DRIVER, Paths, check_present, driver_of, group_of
@@ -28,15 +37,13 @@ _BARS, _SIZING = range(0x10, 0x28), b"\xff" * 4
 _IO, _MEMORY = 0x100, 0x200  # IORESOURCE_* in include/linux/ioport.h
 
 
-class SysfsDevice(PhysicalDma):
+class SysfsDevice(Device, PhysicalDma):
     """A PCI function accessed by its files in sysfs.
 
     Owns ``config``, a descriptor of its config space, unless the constructor raises.
     """
 
     backend = "sysfs"
-    dma_by_descriptor = False
-    messages = False
 
     def __init__(self, address: str, config: int, paths: Paths) -> None:
         self.address = address
@@ -240,13 +247,6 @@ class SysfsDevice(PhysicalDma):
             (self._folder / "reset").write_text("1")
         except OSError as error:
             raise self._failure("the reset failed", error) from error
-
-    def fileno(self) -> int:
-        """Return -1: sysfs reports no events."""
-        return -1
-
-    def on_readable(self) -> None:
-        """Do nothing: there is no transport to serve."""
 
     def close(self) -> None:
         """Restore COMMAND and ``enable``, and release everything. Closing twice is harmless."""

@@ -41,8 +41,6 @@ class _Ideal(Device):
 
     address = "ideal"
     backend = "memory"
-    dma_by_descriptor = False
-    messages = False
 
     def __init__(self) -> None:
         self._bars = [os.memfd_create(f"ideal-bar{index}") for index in range(2)]
@@ -92,12 +90,6 @@ class _Ideal(Device):
         return False
 
     def reset(self) -> None:
-        raise NotImplementedError
-
-    def fileno(self) -> int:
-        return -1
-
-    def on_readable(self) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
