@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         rows.append(row)
         if not args.json:
             _show(row)
-    bad = [row for row in rows if row.finding.state is State.NOT_OK]
+    bad = [row for row in rows if row.diagnosis.state is State.NOT_OK]
     if args.json:
         print_json(
             {
@@ -62,9 +62,9 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
                 "rows": [
                     {
                         "name": row.name,
-                        "state": row.finding.state.value,
-                        "detail": row.finding.detail,
-                        "cure": row.finding.cure,
+                        "state": row.diagnosis.state.value,
+                        "detail": row.diagnosis.detail,
+                        "cure": row.diagnosis.cure,
                     }
                     for row in rows
                 ],
@@ -74,10 +74,10 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _show(row: Row) -> None:
-    finding = row.finding
-    print(f"{_SHOWN[finding.state]:6}  {row.name:20} {finding.detail}", flush=True)
-    if finding.cure:
-        print(f"{'':29}cure: {finding.cure}", flush=True)
+    found = row.diagnosis
+    print(f"{_SHOWN[found.state]:6}  {row.name:20} {found.detail}", flush=True)
+    if found.cure:
+        print(f"{'':29}cure: {found.cure}", flush=True)
 
 
 def _user() -> User:

@@ -46,11 +46,15 @@ def _value(value: object) -> str:
 def save(folder: Path, finding: Finding, table: Table) -> Path:
     """Write a finding to a file named after its kind."""
     make_folder(folder)
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{finding.kind} {finding.what}".lower()).strip("-")
-    path = folder / f"{slug[:80]}.toml"
+    path = folder / f"{slug(finding.kind, finding.what)}.toml"
     reason = " ".join(finding.message.split())
     replace_file(path, f"# {finding.kind}: {reason}\n{dump_table(table)}".encode())
     return path
+
+
+def slug(*words: str) -> str:
+    """Return words as a file name of letters, digits and hyphens, without a suffix."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:80]
 
 
 def saved_files(where: Path) -> Iterator[Path]:

@@ -310,7 +310,7 @@ def _session(
         if not lost and (oracle.reachable or not isinstance(error, UsageError)):
             report.find("verdict", f"{type(error).__name__}", f"the run ends: {error.message}")
     except Exception as error:
-        report.find("crash", *_describe(error))
+        report.find("crash", *describe_crash(error))
     for case, result in zip(chosen, run.results, strict=False):
         _judge(report, oracle.expect(case, again=again), result, " again" if again else "")
 
@@ -369,7 +369,8 @@ def _check_rest(report: Report, oracle: Oracle, watch: Watch, device: Direct | N
         report.find("left", f"BAR shows {shows}", f"BAR{bar} is left showing {shows}")
 
 
-def _describe(error: Exception) -> tuple[str, str]:
+def describe_crash(error: Exception) -> tuple[str, str]:
+    """Return an exception's type with its place in rcdrv, and the same with its message."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if "rcdrv" in frame.filename
     ]

@@ -13,7 +13,7 @@ from rcdrv import parts, pci
 from rcdrv.describe import missing_bars
 from rcdrv.errors import RcdrvError, missing_module
 from rcdrv.host.function import HostFunction
-from rcdrv.host.subject import Finding, Row, State, Subject, bad, ok, skip
+from rcdrv.host.subject import Diagnosis, Row, State, Subject, bad, ok, skip
 from rcdrv.sysfs import DRIVER
 
 ENOUGH_LOCKED = 8 << 20
@@ -23,7 +23,7 @@ ENOUGH_LOCKED = 8 << 20
 # -- the host ------------------------------------------------------------------------------------
 
 
-def check_python(subject: Subject) -> Finding:
+def check_python(subject: Subject) -> Diagnosis:
     """Check the standard library, incomplete in Yocto, Buildroot and Debian's python3-minimal."""
     version = ".".join(map(str, sys.version_info[:3]))
     missing = subject.missing_modules
@@ -32,7 +32,7 @@ def check_python(subject: Subject) -> Finding:
     return ok(version)
 
 
-def check_module(subject: Subject) -> Finding:
+def check_module(subject: Subject) -> Diagnosis:
     if not (subject.paths.sys / "bus/pci/drivers" / DRIVER).exists():
         return bad(
             f"the driver {DRIVER} is not loaded",
@@ -42,7 +42,7 @@ def check_module(subject: Subject) -> Finding:
     return ok(f"{DRIVER} is loaded")
 
 
-def check_lockdown(subject: Subject) -> Finding:
+def check_lockdown(subject: Subject) -> Diagnosis:
     """Check that a locked-down kernel, which loads signed modules only, has VFIO."""
     modes = subject.text(subject.paths.sys / "kernel/security/lockdown").split()
     mode = next((word.strip("[]") for word in modes if word.startswith("[")), "")
@@ -59,7 +59,7 @@ def check_lockdown(subject: Subject) -> Finding:
     return ok(f"{mode}: VFIO works; setpci, resourceN and unsigned modules do not")
 
 
-def check_iommu(subject: Subject) -> Finding:
+def check_iommu(subject: Subject) -> Diagnosis:
     function, paths = subject.function, subject.paths
     units = paths.sys / "class" / "iommu"
     names = sorted(unit.name for unit in units.iterdir()) if units.is_dir() else []
@@ -112,7 +112,7 @@ def _arm_cure(subject: Subject) -> str:
     )
 
 
-def check_remapping(subject: Subject) -> Finding:
+def check_remapping(subject: Subject) -> Diagnosis:
     """Check interrupt remapping, without which VFIO refuses every device.
 
     See vfio_iommu_type1_attach_group(): a device could forge interrupts.
@@ -139,7 +139,7 @@ def check_remapping(subject: Subject) -> Finding:
     )
 
 
-def check_locked_memory(subject: Subject) -> Finding:
+def check_locked_memory(subject: Subject) -> Diagnosis:
     limit = subject.user.locked_memory
     if limit is None:
         return ok("unlimited")
@@ -156,7 +156,7 @@ def check_locked_memory(subject: Subject) -> Finding:
 # -- the function --------------------------------------------------------------------------------
 
 
-def check_present(subject: Subject) -> Finding:
+def check_present(subject: Subject) -> Diagnosis:
     if subject.function is None:
         return bad(
             "no function on this host looks like one",
@@ -166,10 +166,12 @@ def check_present(subject: Subject) -> Finding:
     return ok(str(subject.function))
 
 
-def _of_function(check: Callable[[Subject, HostFunction], Finding]) -> Callable[[Subject], Finding]:
+def _of_function(
+    check: Callable[[Subject, HostFunction], Diagnosis],
+) -> Callable[[Subject], Diagnosis]:
     """Return a row that is skipped without a function."""
 
-    def row(subject: Subject) -> Finding:
+    def row(subject: Subject) -> Diagnosis:
         if subject.function is None:
             return skip("no endpoint")
         return check(subject, subject.function)
@@ -177,14 +179,14 @@ def _of_function(check: Callable[[Subject, HostFunction], Finding]) -> Callable[
     return row
 
 
-def check_driver(_subject: Subject, function: HostFunction) -> Finding:
+def check_driver(_subject: Subject, function: HostFunction) -> Diagnosis:
     if function.driver == DRIVER:
         return ok(DRIVER)
     owner = f"bound to {function.driver}" if function.driver else "not bound"
     return bad(owner, f"rcdrv bind {function.address}")
 
 
-def check_group(_subject: Subject, function: HostFunction) -> Finding:
+def check_group(_subject: Subject, function: HostFunction) -> Diagnosis:
     if function.group is None:
         return skip("no IOMMU")
     others = [address for address, _ in function.others_in_group]
@@ -198,7 +200,7 @@ def check_group(_subject: Subject, function: HostFunction) -> Finding:
     return ok(f"group {function.group}" + (f" with {', '.join(others)}" if others else ", alone"))
 
 
-def check_node(subject: Subject, function: HostFunction) -> Finding:
+def check_node(subject: Subject, function: HostFunction) -> Diagnosis:
     if function.driver != DRIVER:
         return skip(f"not bound to {DRIVER}")
     ways = function.ways_in
@@ -235,7 +237,7 @@ def _udev_cure(function: HostFunction) -> str:
     return f"write to /etc/udev/rules.d/71-endpoint.rules, a line each: {rules}"
 
 
-def check_holders(_subject: Subject, function: HostFunction) -> Finding:
+def check_holders(_subject: Subject, function: HostFunction) -> Diagnosis:
     if function.driver != DRIVER:
         return skip(f"not bound to {DRIVER}")
     held = function.holders
@@ -244,7 +246,7 @@ def check_holders(_subject: Subject, function: HostFunction) -> Finding:
     return ok("no")
 
 
-def check_power(_subject: Subject, function: HostFunction) -> Finding:
+def check_power(_subject: Subject, function: HostFunction) -> Diagnosis:
     state = function.text("power_state")
     if function.command is not None and int(function.command) == 0xFFFF:
         return bad(
@@ -264,7 +266,7 @@ def check_power(_subject: Subject, function: HostFunction) -> Finding:
     return bad(f"{state}: it does not decode its BARs", cure)
 
 
-def check_link(subject: Subject, function: HostFunction) -> Finding:
+def check_link(subject: Subject, function: HostFunction) -> Diagnosis:
     link = function.link
     if link is None:
         return skip("not PCI Express")
@@ -287,7 +289,7 @@ def check_link(subject: Subject, function: HostFunction) -> Finding:
     return ok(str(link))
 
 
-def check_bars(_subject: Subject, function: HostFunction) -> Finding:
+def check_bars(_subject: Subject, function: HostFunction) -> Diagnosis:
     bars = function.bars
     if not bars:
         return bad(
@@ -318,7 +320,7 @@ def check_bars(_subject: Subject, function: HostFunction) -> Finding:
     return ok(", ".join(f"BAR{bar.index}" for bar in bars) + " have addresses")
 
 
-def check_decoding(subject: Subject, function: HostFunction) -> Finding:
+def check_decoding(subject: Subject, function: HostFunction) -> Diagnosis:
     """Check decoding in the ports above: opening a function enables only its own."""
     needed = pci.Command.MEMORY | pci.Command.BUS_MASTER
     for port in function.ports:
@@ -339,7 +341,7 @@ def check_decoding(subject: Subject, function: HostFunction) -> Finding:
     return ok("on in the ports above; opening the function turns on its own")
 
 
-def check_reset(_subject: Subject, function: HostFunction) -> Finding:
+def check_reset(_subject: Subject, function: HostFunction) -> Diagnosis:
     methods = function.reset_methods
     if not methods:
         return ok("none: opening and closing it changes nothing")
@@ -352,7 +354,7 @@ def check_reset(_subject: Subject, function: HostFunction) -> Finding:
     return ok(methods[0])
 
 
-def check_ats(_subject: Subject, function: HostFunction) -> Finding:
+def check_ats(_subject: Subject, function: HostFunction) -> Diagnosis:
     config, part = function.config, function.part
     if config is None or config.window.size <= 0x100:
         return skip("only root may see it")
@@ -367,7 +369,7 @@ def check_ats(_subject: Subject, function: HostFunction) -> Finding:
     return ok("announced: this host's IOMMU may send invalidations to the endpoint")
 
 
-def check_caps(subject: Subject, function: HostFunction) -> Finding:
+def check_caps(subject: Subject, function: HostFunction) -> Diagnosis:
     """Check that the function opens. The only row that opens it, so only if it is not in use."""
     if function.driver != DRIVER or function.holders:
         return skip("it cannot be opened now")
@@ -377,7 +379,7 @@ def check_caps(subject: Subject, function: HostFunction) -> Finding:
         return bad(error.message, error.hint or "the rows above come first")
 
 
-ROWS: dict[str, Callable[[Subject], Finding]] = {
+ROWS: dict[str, Callable[[Subject], Diagnosis]] = {
     "Python": check_python,
     "VFIO module": check_module,
     "lockdown": check_lockdown,
@@ -401,6 +403,6 @@ ROWS: dict[str, Callable[[Subject], Finding]] = {
 
 
 def examine(subject: Subject) -> Iterator[Row]:
-    """Yield the findings, row by row."""
+    """Yield the rows with their diagnoses."""
     for name, check in ROWS.items():
         yield Row(name, check(subject))

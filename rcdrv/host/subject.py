@@ -20,7 +20,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """Result of one row."""
 
     state: State
@@ -33,7 +33,7 @@ class Row:
     """One line of the table."""
 
     name: str
-    finding: Finding
+    diagnosis: Diagnosis
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,16 @@ class Subject:
         return (self.paths.sys / "firmware/acpi/tables" / name).exists()
 
 
-def ok(detail: str) -> Finding:
-    """Return the finding of a row without a problem."""
-    return Finding(State.OK, detail)
+def ok(detail: str) -> Diagnosis:
+    """Return the diagnosis of a row without a problem."""
+    return Diagnosis(State.OK, detail)
 
 
-def bad(detail: str, cure: str) -> Finding:
-    """Return the finding of a row with a problem, and its fix."""
-    return Finding(State.NOT_OK, detail, cure)
+def bad(detail: str, cure: str) -> Diagnosis:
+    """Return the diagnosis of a row with a problem, and its fix."""
+    return Diagnosis(State.NOT_OK, detail, cure)
 
 
-def skip(detail: str) -> Finding:
-    """Return the finding of a row that does not apply to this host."""
-    return Finding(State.NOT_APPLICABLE, detail)
+def skip(detail: str) -> Diagnosis:
+    """Return the diagnosis of a row that does not apply to this host."""
+    return Diagnosis(State.NOT_APPLICABLE, detail)

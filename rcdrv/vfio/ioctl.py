@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 
 from rcdrv.errors import HostError
-from rcdrv.vfio.uapi import Argument, Command
+from rcdrv.vfio.uapi import Argument, IommufdArgument
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _CAP_HEADER = struct.Struct("=HHI")
 _LARGEST_INFO = 1 << 20
 
 
-def call(fd: int, request: int, argument: int | bytearray | Argument | Command = 0) -> int:
+def call(fd: int, request: int, argument: int | bytearray | Argument | IommufdArgument = 0) -> int:
     """Make one ioctl, repeated when a signal interrupts it.
 
     :param argument: a number, or writable memory: with read-only memory :func:`fcntl.ioctl` returns
@@ -38,7 +38,7 @@ def call(fd: int, request: int, argument: int | bytearray | Argument | Command =
             continue
 
 
-def command(fd: int, request: int, argument: Command) -> None:
+def command(fd: int, request: int, argument: IommufdArgument) -> None:
     """Make one iommufd ioctl. The kernel reads and updates ``argument``.
 
     :raises OSError: the kernel's errno

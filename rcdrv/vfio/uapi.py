@@ -234,14 +234,14 @@ class MapFlag(IntFlag):
 
 
 @_structure
-class Command(Structure):
+class IommufdArgument(Structure):
     """First field of every iommufd structure."""
 
     size: U32
 
 
 @_structure
-class IoasAlloc(Command):
+class IoasAlloc(IommufdArgument):
     """struct iommu_ioas_alloc."""
 
     flags: U32
@@ -249,7 +249,7 @@ class IoasAlloc(Command):
 
 
 @_structure
-class IoasIovaRanges(Command):
+class IoasIovaRanges(IommufdArgument):
     """struct iommu_ioas_iova_ranges; ``allowed_iovas`` points to pairs of __u64."""
 
     ioas_id: U32
@@ -260,7 +260,7 @@ class IoasIovaRanges(Command):
 
 
 @_structure
-class IoasMap(Command):
+class IoasMap(IommufdArgument):
     """struct iommu_ioas_map."""
 
     flags: U32
@@ -272,7 +272,7 @@ class IoasMap(Command):
 
 
 @_structure
-class IoasUnmap(Command):
+class IoasUnmap(IommufdArgument):
     """struct iommu_ioas_unmap."""
 
     ioas_id: U32
@@ -281,7 +281,7 @@ class IoasUnmap(Command):
 
 
 @_structure
-class IoasNoiommuGetPa(Command):
+class IoasNoiommuGetPa(IommufdArgument):
     """struct iommu_ioas_noiommu_get_pa, since Linux 7.3."""
 
     flags: U32

@@ -7,7 +7,6 @@ import random
 import re
 import shlex
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,8 @@ from rcdrv.fuzz.device.session import Opener, Session
 from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import Irq, Step
 from rcdrv.fuzz.direct import Direct, Hang
+from rcdrv.fuzz.saved import slug
+from rcdrv.fuzz.trial import describe_crash
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.layout import Layout
 from rcdrv.verdict import NotPassed, classify
@@ -216,10 +217,7 @@ class DeviceFuzzer:
         except Hang as hang:
             run.found = _found(run.steps, "hang", f"hangs: {hang}")
         except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(frame.filename).name}:{frame.name}"
-            message = f"{type(error).__name__} in {where}: {error}"
-            run.found = _found(run.steps, f"{type(error).__name__} in {where}", message)
+            run.found = _found(run.steps, *describe_crash(error))
         return run
 
     def _check(self, step: Step, model: Model) -> None:
@@ -288,8 +286,7 @@ def script(found: Found, address: str, options: Options, origin: str) -> str:
 def save(folder: Path, found: Found, text: str) -> Path:
     """Write a script, named after the fault."""
     make_folder(folder)
-    slug = re.sub(r"[^a-z0-9]+", "-", " ".join(found.key).lower()).strip("-")
-    path = folder / f"{slug[:80]}.sh"
+    path = folder / f"{slug(*found.key)}.sh"
     replace_file(path, text.encode(), mode=0o755)
     return path
 

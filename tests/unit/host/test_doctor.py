@@ -10,7 +10,7 @@ import pytest
 from rcdrv.errors import DeviceLost
 from rcdrv.host.doctor import ENOUGH_LOCKED, ROWS, examine
 from rcdrv.host.function import HostFunction
-from rcdrv.host.subject import Finding, State, Subject, User
+from rcdrv.host.subject import Diagnosis, State, Subject, User
 from tests.unit.host.tree import ENDPOINT, MEM, PORT, UNSET, Tree
 
 SETPCI = f"setpci -s {PORT} COMMAND=6:6"
@@ -64,7 +64,7 @@ class Patient:
             self.tree.paths, self.machine, user, function, read_caps, self.missing_modules
         )
 
-    def row(self, name: str) -> Finding:
+    def row(self, name: str) -> Diagnosis:
         return ROWS[name](self.subject())
 
 
@@ -75,9 +75,9 @@ def patient(tree: Tree) -> Patient:
 
 def test_all_is_well(patient: Patient) -> None:
     rows = list(examine(patient.subject()))
-    assert {row.finding.state for row in rows} == {State.OK}, rows
+    assert {row.diagnosis.state for row in rows} == {State.OK}, rows
     assert [row.name for row in rows] == list(ROWS)
-    assert not any(row.finding.cure for row in rows)
+    assert not any(row.diagnosis.cure for row in rows)
 
 
 def unload(patient: Patient) -> None:
@@ -301,18 +301,18 @@ def test_not_ok(
     patient: Patient, row: str, illness: Callable[[Patient], None], detail: str, cure: str
 ) -> None:
     illness(patient)
-    finding = patient.row(row)
-    assert finding.state is State.NOT_OK
-    assert detail in finding.detail
-    assert cure in finding.cure
+    found = patient.row(row)
+    assert found.state is State.NOT_OK
+    assert detail in found.detail
+    assert cure in found.cure
 
 
 def test_bound_without_a_node(patient: Patient) -> None:
     subject = patient.subject()
     patient.tree.paths.group_node("7").unlink()
-    finding = ROWS["device node"](subject)
-    assert finding.state is State.NOT_OK
-    assert "container" in finding.cure
+    found = ROWS["device node"](subject)
+    assert found.state is State.NOT_OK
+    assert "container" in found.cure
 
 
 def noiommu(patient: Patient) -> None:
@@ -373,9 +373,9 @@ def no_reset(patient: Patient) -> None:
 )
 def test_ok(patient: Patient, row: str, condition: Callable[[Patient], None], detail: str) -> None:
     condition(patient)
-    finding = patient.row(row)
-    assert finding.state is State.OK
-    assert detail in finding.detail
+    found = patient.row(row)
+    assert found.state is State.OK
+    assert detail in found.detail
 
 
 def old_kernel(patient: Patient) -> None:
@@ -415,6 +415,6 @@ def test_no_iommu_and_no_endpoint(patient: Patient) -> None:
     for unit in (patient.tree.paths.sys / "class/iommu").iterdir():
         (unit / "x").unlink()
         unit.rmdir()
-    finding = patient.row("IOMMU")
-    assert finding.state is State.NOT_OK
-    assert "VT-d" in finding.cure
+    found = patient.row("IOMMU")
+    assert found.state is State.NOT_OK
+    assert "VT-d" in found.cure

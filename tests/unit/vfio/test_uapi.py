@@ -76,7 +76,7 @@ NUMBERS = [
     ("VFIO_IRQ_SET_ACTION_TRIGGER", SetIrqs.ACTION_TRIGGER, 32),
 ]
 # Name in the header, ours, bytes. Of those that grew only the first version is used.
-STRUCTURES: list[tuple[str, type[uapi.Argument] | type[uapi.Command], int]] = [
+STRUCTURES: list[tuple[str, type[uapi.Argument] | type[uapi.IommufdArgument], int]] = [
     ("vfio_group_status", uapi.GroupStatus, 8),
     ("vfio_device_info", uapi.DeviceInfo, 16),
     ("vfio_region_info", uapi.RegionInfo, 32),
@@ -96,14 +96,14 @@ STRUCTURES: list[tuple[str, type[uapi.Argument] | type[uapi.Command], int]] = [
 ]
 
 
-def fields(structure: type[uapi.Argument] | type[uapi.Command]) -> list[str]:
-    base = uapi.Argument if issubclass(structure, uapi.Argument) else uapi.Command
-    inherited = [name for name, _ in base._fields_]
-    own = [name for name, _ in structure._fields_]
+def fields(structure: type[uapi.Argument] | type[uapi.IommufdArgument]) -> list[str]:
+    base = uapi.Argument if issubclass(structure, uapi.Argument) else uapi.IommufdArgument
+    inherited = [field[0] for field in base._fields_]
+    own = [field[0] for field in structure._fields_]
     return own if structure._fields_ is base._fields_ else [*inherited, *own]
 
 
-def ends(structure: type[uapi.Argument] | type[uapi.Command]) -> list[int]:
+def ends(structure: type[uapi.Argument] | type[uapi.IommufdArgument]) -> list[int]:
     """Where each field ends."""
     descriptors = [getattr(structure, name) for name in fields(structure)]
     return [one.offset + one.size for one in descriptors]
@@ -115,7 +115,9 @@ def test_number(name: str, ours: int, theirs: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "structure", "size"), STRUCTURES)
-def test_size(name: str, structure: type[uapi.Argument] | type[uapi.Command], size: int) -> None:
+def test_size(
+    name: str, structure: type[uapi.Argument] | type[uapi.IommufdArgument], size: int
+) -> None:
     assert ctypes.sizeof(structure) == size
 
 
