@@ -260,10 +260,8 @@ class Model:
         return bar
 
     def _may_lack_window(self, bar: int) -> bool:
-        """Return whether a BAR may lack an inbound window.
-
-        While a doorbell replaces its two halves, another BAR may take one of their windows.
-        """
+        """Return whether another BAR may have taken an inbound window of a BAR's two halves, while
+        a doorbell replaced these."""
         return bar in self.lost or (bar in self.swapped and len(self.swapped) > 1)
 
     def _check_place(self, doorbell: Mapping[Reg, int]) -> None:
@@ -312,10 +310,7 @@ class Model:
         return [Status.DOORBELL_DISABLE_FAIL]
 
     def _ring(self, step: Step, seen: Seen) -> None:
-        """Check pci_epf_test_doorbell_handler(), which sets bits in STATUS.
-
-        The handler is a thread, so the endpoint may merge rings in close succession.
-        """
+        """Check pci_epf_test_doorbell_handler(): a thread, so close rings may be merged."""
         rings = step.count * (2 if step.verb == "threads" else 1)
         status = seen.registers[Reg.STATUS]
         wanted = Status.DOORBELL_SUCCESS | Status.IRQ_RAISED | step.stale
@@ -411,10 +406,7 @@ class Model:
     # -- the rest ---------------------------------------------------------------------------------
 
     def _kept(self, step: Step, seen: Seen) -> None:
-        """Check that a function level reset keeps the registers.
-
-        The endpoint function does not notice it. :meth:`restart` follows any other reset.
-        """
+        """Check that a function level reset keeps the registers; :meth:`restart` follows others."""
         if self.facts.keeps_state:
             self._compare(seen)
 
