@@ -9,7 +9,7 @@ USED = """
     ctypes dataclasses datetime difflib enum fcntl fnmatch functools hashlib html importlib io
     ipaddress json logging math mmap multiprocessing operator os pathlib pickle pkgutil platform
     random re resource select selectors shlex shutil signal socket stat statistics struct
-    subprocess threading traceback types typing xml zlib
+    subprocess textwrap threading traceback types typing xml zlib
 """
 """All except those built into every interpreter; a test compares it with the source."""
 
