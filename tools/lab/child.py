@@ -126,7 +126,7 @@ class Child:
         return f"{self.name} ended with status {self.status}:\n{lines}"
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM, without waiting."""
         self.stopped = self.stopped or self.status is None
         self._process.terminate()
 

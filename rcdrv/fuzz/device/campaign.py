@@ -72,7 +72,7 @@ class Software:
         return Function(self.device.attach(), self._cancel, self.device.clock)
 
     def renew(self) -> None:
-        """Replace it by a new one."""
+        """Replace the endpoint by a new one."""
         self.close()
         self.device = Direct(self._layout, self._log)
         self.device.clock.limit = self.device.clock.time + LONGEST
@@ -94,7 +94,7 @@ class Options:
     trace: Callable[[str], None] | None = None
 
     def words(self) -> list[str]:
-        """The options as command-line words."""
+        """Return the options as command-line words."""
         words = [f"--destructive={name}" for name in self.destructive]
         if self.reg_bar is not None:
             words.append(f"--reg-bar={self.reg_bar}")

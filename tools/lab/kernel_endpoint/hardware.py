@@ -74,10 +74,12 @@ class Outbound:
 
 
 class Hardware(ServedDevice):
-    """The controller that ``layout`` describes."""
+    """The controller that ``layout`` describes.
+
+    :param listen: shows and hides the root complex's socket
+    """
 
     def __init__(self, layout: Layout, log: AccessLog, listen: Callable[[bool], None]) -> None:
-        """:param listen: opens and closes the root complex's socket"""
         self.layout = layout
         self.function = Function(self, log)
         self._log = log
