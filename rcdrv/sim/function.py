@@ -5,17 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from rcdrv.results.layout import Region
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.checks import Check
 from rcdrv.sim.description import Layout
 from rcdrv.sim.faults import Faults
-
-if TYPE_CHECKING:
-    from rcdrv.sim.controller import SimController
-    from rcdrv.sim.doorbell import SimDoorbells
 
 
 class EndpointFunction(ABC):
@@ -79,14 +75,14 @@ class SimFunction(ABC):
 
     def __init__(
         self,
-        controller: SimController,
-        doorbells: SimDoorbells,
+        controller: Any,  # imports this module by way of the layout
+        doorbells: Any,
         faults: Faults,
         log: AccessLog,
         clock: Callable[[], float],
     ) -> None:
         self._controller = controller
-        self._layout = controller.layout
+        self._layout: Layout = controller.layout
         self._doorbells = doorbells
         self.faults = faults
         self._log = log

@@ -15,7 +15,8 @@ from collections.abc import Generator
 from typing import Any
 
 from rcdrv.device import IrqKind
-from rcdrv.sim.controller import SWAPPED
+from rcdrv.sim.controller import SWAPPED, SimController
+from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_test.registers import (
     KMALLOC_MAX,
     LARGEST_SUBRANGE,
@@ -48,7 +49,10 @@ class _LinkDown(Exception):
 
 
 class SimEpfTest(SimFunction):
-    """pci-epf-test on ``controller``. Times are seconds of ``clock``."""
+    """pci-epf-test on a controller. Times are seconds of the endpoint's clock."""
+
+    _controller: SimController
+    _doorbells: SimDoorbells
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)

@@ -15,6 +15,8 @@ from typing import Any
 
 from rcdrv.device import IrqKind
 from rcdrv.mmio import MappedWindow
+from rcdrv.sim.controller import SimController
+from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_vntb import VNTB_CONTROL_SIZE, VntbPeer, settings
 from rcdrv.sim.epf_vntb.peer import Netdev, Peer, PingPong, Tool
 from rcdrv.sim.epf_vntb.tap import TapNetdev
@@ -75,7 +77,10 @@ PEERS: dict[VntbPeer, type[Peer]] = {
 
 
 class SimEpfVntb(SimFunction):
-    """pci-epf-vntb on ``controller``. Times are seconds of ``clock``."""
+    """pci-epf-vntb on a controller. Times are seconds of the endpoint's clock."""
+
+    _controller: SimController
+    _doorbells: SimDoorbells
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)

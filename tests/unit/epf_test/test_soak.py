@@ -95,8 +95,8 @@ def test_a_latency_that_rises_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[float] = []
 
     def late(self: SimEpfTest) -> None:
-        begun.append(self._clock())
-        self._late_rings.append(self._clock() + 1e-3 + (begun[-1] - begun[0]) * 1e-4)
+        begun.append(self.clock())
+        self._late_rings.append(self.clock() + 1e-3 + (begun[-1] - begun[0]) * 1e-4)
 
     monkeypatch.setattr(SimEpfTest, "_doorbell_handler", late)
     (drift,) = soaked("rk3588", 600, 0.4, count=50).drifts()
