@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,6 +82,11 @@ def open(
     return Endpoint(function, reg_bar=reg_bar, irq=irq, timeout=timeout, trace=trace)
 
 
+DESTRUCTIVE_NAMES = ("bus-master", "iommu-fault", "power", "reset")
+"""What ``destructive`` may name. Written out, so that a run of the 23 cases does not import the
+others."""
+
+
 def case_names() -> tuple[str, ...]:
     """Return the full names of the cases of :meth:`Endpoint.test`, in the kselftest's order."""
     from rcdrv.epf_test.suite import cases
@@ -102,16 +107,19 @@ def all_cases(
 
     :raises UsageError: invalid transfers, or no such destructive case
     """
-    from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
     from rcdrv.epf_test.suite import DESTRUCTIVE, cases, vary_transfers
 
-    by_name = {**{name: (case,) for name, case in DESTRUCTIVE.items()}, **DESTRUCTIVE_MORE}
     for name in destructive:
-        if name not in by_name:
+        if name not in DESTRUCTIVE_NAMES:
             raise UsageError(
-                f"{name!r} is no destructive case", hint=f"one of {', '.join(by_name)}"
+                f"{name!r} is no destructive case", hint=f"one of {', '.join(DESTRUCTIVE_NAMES)}"
             )
     options = vary_transfers(sizes, align, boundaries=boundaries, whole=whole)
+    if not more and not destructive:
+        return cases(options)
+    from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
+
+    by_name = {**{name: (case,) for name, case in DESTRUCTIVE.items()}, **DESTRUCTIVE_MORE}
     suite = MORE if more else cases(options)
     return (*suite, *(case for name in dict.fromkeys(destructive) for case in by_name[name]))
 
@@ -125,10 +133,20 @@ def choose_cases(
     :param filters: options of the kselftest harness as (letter, value); the first match decides
     :raises UsageError: no case is left
     """
-    from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
-    from rcdrv.epf_test.suite import DESTRUCTIVE, cases, select
+    from rcdrv.epf_test.suite import select
 
-    elsewhere = {
+    try:
+        return select(names, filters, every)
+    except UsageError:
+        return select(names, filters, every, _elsewhere())  # raises it with the hint
+
+
+def _elsewhere() -> Mapping[str, Sequence[Case]]:
+    """Return the cases of every suite, by the hint that says how to run them."""
+    from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
+    from rcdrv.epf_test.suite import DESTRUCTIVE, cases
+
+    return {
         "it is one of the 23 cases, which run without `more`": cases(),
         "it is a case of the second suite: `more`": MORE,
         **{
@@ -139,7 +157,6 @@ def choose_cases(
             for name, found in DESTRUCTIVE_MORE.items()
         },
     }
-    return select(names, filters, every, elsewhere)
 
 
 class Endpoint:

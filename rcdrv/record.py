@@ -64,23 +64,29 @@ def _add_methods(cls: Any) -> tuple[str, ...]:
     # Annotations are a class's own, and strings (PEP 563); a base's fields come first.
     own = (name for name, kind in cls.__annotations__.items() if not kind.startswith("ClassVar"))
     names = tuple(dict.fromkeys((*getattr(cls, "__match_args__", ()), *own)))
-    defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
+    given = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
+    made = {name: value.factory for name, value in given.items() if isinstance(value, _Fresh)}
+    defaults = {name: value for name, value in given.items() if name not in made}
+    known, count = frozenset(names), len(names)
 
     def __init__(self: Any, *values: object, **named: object) -> None:
+        # Once or more a message of a socket: no loop in Python over the fields.
         fields = self.__dict__
+        if len(values) < count:
+            fields.update(defaults)
+            for name, factory in made.items():
+                fields[name] = factory()
         fields.update(zip(names, values, strict=False))
-        for name in names[len(values) :]:
-            if name in named:
-                fields[name] = named.pop(name)
-            elif name in defaults:
-                default = defaults[name]
-                fields[name] = default.factory() if isinstance(default, _Fresh) else default
-            else:
-                raise TypeError(f"{cls.__name__}() needs {name}")
-        if len(values) > len(names):
-            raise TypeError(f"{cls.__name__}() takes {len(names)} values, not {len(values)}")
         if named:
-            raise TypeError(f"{cls.__name__}() has no field {', '.join(named)}, or has it already")
+            wrong = named.keys() - known or named.keys() & names[: len(values)]
+            if wrong:
+                said = ", ".join(wrong)
+                raise TypeError(f"{cls.__name__}() has no field {said}, or has it already")
+            fields.update(named)
+        if len(fields) < count:
+            raise TypeError(f"{cls.__name__}() needs {', '.join(known - fields.keys())}")
+        if len(values) > count:
+            raise TypeError(f"{cls.__name__}() takes {count} values, not {len(values)}")
 
     def __repr__(self: Any) -> str:
         values = (f"{name}={getattr(self, name)!r}" for name in names)

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rcdrv.api import Endpoint, all_cases, choose_cases
+from rcdrv.api import DESTRUCTIVE_NAMES, Endpoint, all_cases, choose_cases
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import (
     ENDPOINT,
@@ -33,8 +33,7 @@ from rcdrv.cli.common import (
 )
 from rcdrv.cli.options import spell
 from rcdrv.cli.reconnect import add_reconnect, wait_until_back
-from rcdrv.epf_test.more import DESTRUCTIVE_MORE
-from rcdrv.epf_test.suite import DESTRUCTIVE, Case
+from rcdrv.epf_test.suite import Case
 from rcdrv.errors import DeviceLost, HostError, RcdrvError
 from rcdrv.report import for_terminal
 from rcdrv.report.tap import Tap, list_text
@@ -92,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--destructive",
         action="append",
         default=[],
-        choices=sorted({*DESTRUCTIVE, *DESTRUCTIVE_MORE}),
+        choices=DESTRUCTIVE_NAMES,
         help="also run the cases of this name, which may crash or reset the endpoint or disturb"
         " this host; may be repeated",
     )

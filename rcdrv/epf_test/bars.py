@@ -146,7 +146,7 @@ def subrange_test(
         ``bar-disabled``, ``no-resource``), or the failure
     """
     check_writable(driver, index)
-    if not driver.caps & Caps.SUBRANGE_MAPPING:
+    if not driver.announces(Caps.SUBRANGE_MAPPING):
         driver.check_caps_order()
         raise skip(Reason.NO_CAPS, "Subrange map is not supported")
     if index == driver.reg_bar:
@@ -286,8 +286,7 @@ def _offset_patterns(bars: Sequence[int], offset: int, length: int) -> dict[str,
 
 def is_reserved(driver: EpfTest, index: int) -> bool:
     """Return whether CAPS or the table of parts reserves the BAR."""
-    announced = driver.caps & (Caps.BAR0_RESERVED << index)
-    return bool(announced) or index in driver.part.untestable_bars
+    return driver.announces(Caps.BAR0_RESERVED << index) or index in driver.part.untestable_bars
 
 
 def check_writable(driver: EpfTest, index: int) -> None:
@@ -296,7 +295,7 @@ def check_writable(driver: EpfTest, index: int) -> None:
     :raises NotPassed: a skip, the BAR is reserved; or a doorbell is mapped there
     """
     _check_caps(driver)
-    if driver.caps & (Caps.BAR0_RESERVED << index):
+    if driver.announces(Caps.BAR0_RESERVED << index):
         raise skip(Reason.BAR_RESERVED, "BAR is reserved")
     if is_reserved(driver, index):
         raise skip(

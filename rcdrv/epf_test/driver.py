@@ -126,6 +126,10 @@ class EpfTest(RegisterBlock):
         self.unanswered = 0
         """Rings whose answer was not awaited. One interrupt each may still arrive."""
 
+    def announces(self, caps: int) -> bool:
+        """Return whether CAPS has one of these bits."""
+        return bool(int(self.caps) & int(caps))
+
     # -- interrupts ---------------------------------------------------------------------------
 
     def use_irq(self, choice: IrqChoice) -> None:
@@ -158,15 +162,12 @@ class EpfTest(RegisterBlock):
             return IrqType[choice.name], kind
         # The order of pci_endpoint_test_set_irq() for IRQ_TYPE_AUTO: what CAPS announces; MSI if
         # an older endpoint announces nothing.
-        announced = [
-            irq
-            for irq, cap in (
-                (IrqType.MSI, Caps.MSI),
-                (IrqType.MSIX, Caps.MSIX),
-                (IrqType.INTX, Caps.INTX),
-            )
-            if self.caps & cap
-        ]
+        caps = (
+            (IrqType.MSI, Caps.MSI),
+            (IrqType.MSIX, Caps.MSIX),
+            (IrqType.INTX, Caps.INTX),
+        )
+        announced = [irq for irq, cap in caps if self.announces(cap)]
         for irq in [*announced, IrqType.MSI, IrqType.MSIX]:
             if device.irq_count(_IRQ_KINDS[irq]):
                 return irq, _IRQ_KINDS[irq]
@@ -311,7 +312,7 @@ class EpfTest(RegisterBlock):
         if not answer.answered and answer.status == self._left_status:
             answer.status = Status(0)  # nothing new
         both = ANSWERS.get(command)
-        answer.contradicts = both is not None and answer.status & both == both
+        answer.contradicts = both is not None and int(answer.status) & int(both) == both
         answer.command_left = self.not_taken = left != 0
         self.in_flight = None
         if complete and answer.good:
@@ -403,10 +404,10 @@ class EpfTest(RegisterBlock):
             vectors = self._next_interrupts(min(deadline.remaining, _PEEK))
             now = self.function.clock.now_ns()
             bits = self.read(Reg.STATUS)
-            status, answered = Status(bits), _is_answer(bits, expected)
+            answered = _is_answer(bits, expected)
             interrupted = interrupted or bool(vectors)
             if answered and vectors:
-                return Answer(status, True, now - start_ns, vectors, interrupted=True)
+                return Answer(Status(bits), True, now - start_ns, vectors, interrupted=True)
             if self.irq_kind is not IrqKind.INTX:
                 self._unmatched += sum(vectors.values())
             if answered:
@@ -417,12 +418,12 @@ class EpfTest(RegisterBlock):
                     grace = self.function.deadline(min(late, deadline.remaining))
                 elif grace.expired:
                     self._has_lost |= self.irq_kind is not IrqKind.INTX
-                    return Answer(status, True, interrupted=interrupted, irq_lost=True)
+                    return Answer(Status(bits), True, interrupted=interrupted, irq_lost=True)
             elif deadline.expired:
                 if bits == ALL_ONES and interrupted and self.irq_kind is not IrqKind.INTX:
                     # One of them belongs to the answer, which can no longer be read.
                     self._unmatched -= 1
-                return Answer(status, False, interrupted=interrupted)
+                return Answer(Status(bits), False, interrupted=interrupted)
 
     def _next_interrupts(self, seconds: float) -> dict[int, int]:
         assert self._interrupts is not None

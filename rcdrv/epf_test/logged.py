@@ -65,6 +65,8 @@ class LoggedErrors:
     def risen(self) -> tuple[str, ...]:
         """Return the errors logged since the last look."""
         before, self._seen = self._seen, self._read()
+        if self._seen == before:
+            return ()
         return _decode({at: now & ~before[at] for at, now in self._seen.items()})
 
     def _read(self) -> dict[int, int]:

@@ -274,7 +274,7 @@ def run_cases(
         logged = LoggedErrors(driver.function.config)
         for case in chosen:
             observer.case_started(case.name)
-            host_errors(), logged.risen()
+            host_errors()
             driver.distrust()
             driver.function.mark("case", str(case.name))
             begun = driver.function.clock.now()
@@ -301,6 +301,7 @@ def run_cases(
             observer.case_finished(result)
             if reason in (Reason.SILENT, Reason.STUCK_COMMAND):
                 _unwedge(driver)
+                logged.risen()  # not the next case's
             if lost is not None and verdict is Verdict.LOST and case is not chosen[-1]:
                 again = reconnect(lost)
                 if again is not None:

@@ -70,7 +70,7 @@ def crc32(data: bytes | memoryview) -> int:
 
 def default_align(driver: EpfTest) -> int:
     """Return the alignment of SRC and DST that the endpoint needs, in bytes."""
-    return 1 if driver.caps & Caps.UNALIGNED_ACCESS else driver.part.align
+    return 1 if driver.announces(Caps.UNALIGNED_ACCESS) else driver.part.align
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,14 @@ class VirtualClock(Clock):
 
     def __init__(self) -> None:
         self.time = 1000.0
-        self.endpoint: SimEndpoint | None = None
+        self.endpoint: SimEndpoint
         """Endpoint whose events this clock runs."""
         self.limit = math.inf
         """End of time: a wait beyond it raises :class:`Hang`."""
         self.signals = 0
         """Number of times that the endpoint made a descriptor readable."""
+        self._unready = -1
+        """That number when no descriptor was readable."""
         self.now = lambda: self.time
         self.now_ns = lambda: int(self.time * 1e9)
         self.sleep = self.advance
@@ -57,9 +59,11 @@ class VirtualClock(Clock):
         while True:
             # Only the endpoint can make a descriptor readable, and it counts that.
             seen = self.signals
-            ready = epoll.poll(0, most)
-            if ready:
-                return ready
+            if seen != self._unready:
+                ready = epoll.poll(0, most)
+                if ready:
+                    return ready
+                self._unready = seen
             while seen == self.signals:
                 if not self._step(end):
                     return []
@@ -69,8 +73,8 @@ class VirtualClock(Clock):
         if self.time > self.limit:
             raise Hang(f"{self.time - self.limit:.0f} s too long on virtual time")
         endpoint = self.endpoint
-        due = endpoint.next_event() if endpoint is not None else None
-        if endpoint is None or due is None or due > end:
+        due = endpoint.next_event()
+        if due is None or due > end:
             self.time = end
             return False
         # An idle endpoint only polls; only its last poll before a write matters.

@@ -184,7 +184,7 @@ class Oracle:
                 return names[bit]
         return "poll"
 
-    @property
+    @cached_property
     def unpredictable(self) -> bool:
         """Return whether the device or a BAR may vanish at any time."""
         layout, faults = self.layout, self.faults

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import NamedTuple
 
 from rcdrv.verdict import Reason, Verdict
@@ -22,6 +23,10 @@ class CaseName:
     """Where several are tested in one run: the one that the case ran on."""
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         name = ".".join(part for part in (self.fixture, self.variant, self.test) if part)
         return f"{self.device} {name}" if self.device else name
 

@@ -56,6 +56,7 @@ class SimEndpoint(ServedDevice):
         faults = self._faults
         self._vanishes = faults.get("vanish", 0) if "vanish" in faults else never
         self._goes_silent = faults.get("all-ones", 0) if "all-ones" in faults else never
+        self._first_lost = min(self._vanishes, self._goes_silent)
 
     # -- identity -----------------------------------------------------------------------
 
@@ -138,7 +139,8 @@ class SimEndpoint(ServedDevice):
     # -- accesses ---------------------------------------------------------------------------------
 
     def read(self, region: int, offset: int, size: int) -> bytes:
-        if self._lost(region):
+        self._accesses += 1
+        if self._accesses > self._first_lost and self._lost(region):
             data = b"\xff" * size
         elif region == CONFIG_REGION:
             data = self.controller.config.read(offset, size)
@@ -150,7 +152,8 @@ class SimEndpoint(ServedDevice):
 
     def write(self, region: int, offset: int, data: bytes) -> None:
         self._log.access("write", region, offset, data)
-        if self._lost(region):
+        self._accesses += 1
+        if self._accesses > self._first_lost and self._lost(region):
             return
         if region != CONFIG_REGION:
             self.controller.write_bar(region, offset, data)
@@ -170,7 +173,6 @@ class SimEndpoint(ServedDevice):
 
     def _lost(self, region: int) -> bool:
         """Return whether a fault drops this access."""
-        self._accesses += 1
         if self._accesses > self._vanishes:
             self._vanished = True
             self._function.stop()

@@ -228,8 +228,9 @@ class Caller:
     def _ask(self, command: WireCommand, body: bytes = b"", fds: Sequence[int] = ()) -> bytes:
         """Send a command whose reply has no descriptors; return the reply's body."""
         try:
-            with self._call(command, body, fds) as message:
-                return message.body
+            message = self._call(command, body, fds)
+            message.close()
+            return message.body
         except Refused as refused:
             raise HostError(f"{self.address}: {command.name} was refused: {refused}") from refused
 

@@ -345,7 +345,11 @@ class RegionAccess:
     data: bytes = b""
 
     def pack(self) -> bytes:
-        return _REGION_ACCESS.pack(self.offset, self.region, self.count) + self.data
+        return self.answer(self.data)
+
+    def answer(self, data: bytes = b"") -> bytes:
+        """Pack the reply to this request, with the data of a read."""
+        return _REGION_ACCESS.pack(self.offset, self.region, self.count) + data
 
     @classmethod
     def unpack(cls, data: bytes, *, with_data: bool) -> RegionAccess:

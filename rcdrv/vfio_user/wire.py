@@ -149,8 +149,10 @@ class Connection:
         self._sock = sock
         self._max_fds = max_fds
         self._max_size = max_size
+        self._room = socket.CMSG_SPACE(max_fds * _INT.itemsize)
+        self._header: tuple[int, int, int, int, int] | None = None
         self._data = bytearray()
-        self._wanted = HEADER.size
+        """What has arrived of a header, or of the body behind it, where that is not all."""
         self._fds: list[int] = []
         self._fds_lost = False
         self._readable = select.poll()
@@ -174,45 +176,61 @@ class Connection:
 
     def try_receive(self) -> Message | None:
         """Return the next message if it is complete, else None. Errors as in :meth:`receive`."""
-        while len(self._data) < self._wanted:
-            chunk = self._receive_chunk(self._wanted - len(self._data))
-            if chunk is None:
+        if self._header is None:
+            head = self._receive_all(HEADER.size)
+            if head is None:
                 return None
-            self._data += chunk
-            if len(self._data) == HEADER.size:
-                size = HEADER.unpack(self._data)[2]
-                if not HEADER.size <= size <= self._max_size:
-                    raise ProtocolError(f"a message of {size} bytes")
-                self._wanted = size
-        number, command, _size, flags, error = HEADER.unpack_from(self._data)
-        body = bytes(memoryview(self._data)[HEADER.size :])
+            header = HEADER.unpack(head)
+            if not HEADER.size <= header[2] <= self._max_size:
+                raise ProtocolError(f"a message of {header[2]} bytes")
+            self._header = header
+        number, command, size, flags, error = self._header
+        body = self._receive_all(size - HEADER.size)
+        if body is None:
+            return None
         message = Message(number, command, flags, error, body, self._fds, self._fds_lost)
-        self._data, self._wanted = bytearray(), HEADER.size
+        self._header = None
         self._fds, self._fds_lost = [], False
         return message
 
+    def _receive_all(self, size: int) -> bytes | None:
+        """Return ``size`` bytes when the last of them has arrived, until then None."""
+        while len(self._data) < size:
+            chunk = self._receive_chunk(size - len(self._data))
+            if chunk is None:
+                return None
+            if len(chunk) == size:
+                return chunk
+            self._data += chunk
+        data, self._data = bytes(self._data), bytearray()
+        return data
+
     def _receive_chunk(self, size: int) -> bytes | None:
-        room = socket.CMSG_SPACE(self._max_fds * _INT.itemsize)
         try:
-            chunk, ancillary, flags, _ = self._sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+            chunk, ancillary, flags, _ = self._sock.recvmsg(size, self._room, _CLOEXEC)
         except BlockingIOError:
             return None
         except OSError as error:
             raise Disconnected(f"the connection failed: {error.strerror}") from error
+        if ancillary or flags & _CTRUNC:
+            self._keep(ancillary, bool(flags & _CTRUNC))
+        if not chunk:
+            raise Disconnected("the other side has closed the connection")
+        return chunk
+
+    def _keep(self, ancillary: Sequence[tuple[int, int, bytes]], truncated: bool) -> None:
+        """Keep the descriptors that came along, up to the limit of a message."""
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds = array.array("i")
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
                 self._fds += fds
         # The kernel closes descriptors that do not fit, or exceed the limit of this process.
-        if flags & socket.MSG_CTRUNC:
+        if truncated:
             self._fds_lost = True
         while len(self._fds) > self._max_fds:
             os.close(self._fds.pop())
             self._fds_lost = True
-        if not chunk:
-            raise Disconnected("the other side has closed the connection")
-        return chunk
 
     def send(
         self,
@@ -240,7 +258,10 @@ class Connection:
         while unsent:
             try:
                 # Header and body in one call: QEMU treats a partial header as a broken stream.
-                sent = self._sock.sendmsg([unsent], rights, socket.MSG_NOSIGNAL)
+                if rights:
+                    sent = self._sock.sendmsg([unsent], rights, _NOSIGNAL)
+                else:
+                    sent = self._sock.send(unsent, _NOSIGNAL)
             except BlockingIOError:
                 self._wait_writable(deadline)
                 continue
@@ -272,3 +293,6 @@ class Connection:
 
 
 _INT = array.array("i")
+# As plain integers: operations on flags take as long as a system call.
+_CLOEXEC, _CTRUNC = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
+_NOSIGNAL = int(socket.MSG_NOSIGNAL)

@@ -147,10 +147,13 @@ def test_what_ring_imports() -> None:
 
 
 def test_what_the_suite_does_not_import() -> None:
-    """importlib.resources brings archives and temporary files: a third of the start."""
+    """importlib.resources brings archives and temporary files: a third of the start; the second
+    suite is ten modules, each compiled and set up for nothing."""
     start = loaded("cli.test", "results.baseline; rcdrv.results.baseline.shipped()")
     assert "rcdrv.epf_test.suite" in start
     assert not start & {"importlib.resources", "tempfile", "shutil", "random"}
+    choose = "rcdrv.api.choose_cases(rcdrv.api.all_cases(), ['DOORBELL_TEST'])"
+    assert "rcdrv.epf_test.more" not in loaded("cli.test", f"api; {choose}")
 
 
 def test_others_use_dataclasses_and_typing() -> None:

@@ -4,6 +4,8 @@
  */
 #include <poll.h>
 #include <stdint.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -118,5 +120,47 @@ uint64_t rings(volatile uint32_t *doorbell, uint32_t data, volatile uint32_t *re
 		latencies[i] = now() - start;
 		missed += !(regs[STATUS] & DOORBELL_SUCCESS);
 	}
+	return missed;
+}
+
+/* Waits as rcdrv does, whose every wait has a bound. */
+static int take(int fd, char *message, size_t size)
+{
+	struct pollfd wanted = { .fd = fd, .events = POLLIN };
+
+	return poll(&wanted, 1, 1000) == 1 && recv(fd, message, size, 0) == (ssize_t)size;
+}
+
+/*
+ * Messages to another process and back, over a socket such as vfio-user's: a register's read is 32
+ * bytes, its answer 36. The latency of each. Returns how many were not answered.
+ */
+uint64_t echo(uint64_t *latencies, uint64_t count)
+{
+	enum { REQUEST = 32, ANSWER = 36 };
+	char message[ANSWER] = { 0 };
+	uint64_t start, missed = 0;
+	int fds[2];
+	pid_t child;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds))
+		return count;
+	child = fork();
+	if (!child) {
+		close(fds[0]);
+		while (take(fds[1], message, REQUEST))
+			if (send(fds[1], message, ANSWER, MSG_NOSIGNAL) < 0)
+				break;
+		_exit(0);
+	}
+	close(fds[1]);
+	for (uint64_t i = 0; i < count; i++) {
+		start = now();
+		missed += send(fds[0], message, REQUEST, MSG_NOSIGNAL) != REQUEST ||
+			  !take(fds[0], message, ANSWER);
+		latencies[i] = now() - start;
+	}
+	close(fds[0]);
+	waitpid(child, 0, 0);
 	return missed;
 }

@@ -39,7 +39,7 @@ class Native:
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
-        for name in ("stores", "loads", "fill_and_verify", "rings"):
+        for name in ("stores", "loads", "fill_and_verify", "rings", "echo"):
             getattr(self._library, name).restype = ctypes.c_uint64
 
     def stores(self, memory: Buffer, count: int) -> float:
@@ -93,6 +93,13 @@ class Native:
             _u64(count),
         )
         assert not missed, f"{missed} of {count} rings were not answered"
+        return list(latencies)
+
+    def echo(self, count: int) -> Sequence[int]:
+        """The latency of each of ``count`` messages that another process answers."""
+        latencies = (ctypes.c_uint64 * count)()
+        missed = self._library.echo(latencies, _u64(count))
+        assert not missed, f"{missed} of {count} messages were not answered"
         return list(latencies)
 
 

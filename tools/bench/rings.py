@@ -15,7 +15,7 @@ from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Reg
 from rcdrv.results.bench import Result
 from tools.bench import ideal
-from tools.bench.measure import Row, compared, in_turns
+from tools.bench.measure import Kind, Row, Target, compared, in_turns
 from tools.bench.native import Native
 
 _ARM = SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER
@@ -25,7 +25,7 @@ def rows(native: Native, *, quick: bool) -> Iterator[Row]:
     """Measure medians of a few hundred rings per round, by each method of waiting."""
     count, rounds = (100, 3) if quick else (300, 9)
     yield from _ideal(native, count, rounds)
-    yield from _simulated(count, rounds)
+    yield from _simulated(native, count, rounds)
 
 
 def _ideal(native: Native, count: int, rounds: int) -> Iterator[Row]:
@@ -69,7 +69,7 @@ def _ideal(native: Native, count: int, rounds: int) -> Iterator[Row]:
         )
 
 
-def _simulated(count: int, rounds: int) -> Iterator[Row]:
+def _simulated(native: Native, count: int, rounds: int) -> Iterator[Row]:
     with open_function("sim:rk3588") as function:
         driver = EpfTest(function)
         result = Result("ring", function.address, {})
@@ -88,8 +88,22 @@ def _simulated(count: int, rounds: int) -> Iterator[Row]:
 
         ways = (Method.INTERRUPT, Method.SPIN, Method.POLL, Method.WRITE)
         found = in_turns(
-            {"message": message, **{way.value: partial(rung, way) for way in ways}}, rounds
+            {
+                "message": message,
+                "echo": lambda: median(native.echo(count)) / 1e3,
+                **{way.value: partial(rung, way) for way in ways},
+            },
+            rounds,
         )
+    yield compared(
+        "one vfio-user message, sim:rk3588",
+        "us",
+        found["message"],
+        "C echo over a socket",
+        found["echo"],
+        Target(Kind.TIMES, 1.5),
+        "the interpreter of both ends, on top of two wake-ups of a process",
+    )
     for way in ways:
         what = "ring without wait" if way is Method.WRITE else f"ring to answer, {way.value}"
         yield compared(

@@ -225,8 +225,9 @@ class SimEpfTest(SimFunction):
 
     def answer(self, bar: int, offset: int, data: bytes) -> bytes:
         """Apply the fault offset-changes to a read."""
-        here = (self._layout.register_bar, SimRegister.DB_OFFSET, 4)
-        if "offset-changes" not in self.faults or (bar, offset, len(data)) != here:
+        if "offset-changes" not in self.faults:
+            return data
+        if (bar, offset, len(data)) != (self._layout.register_bar, SimRegister.DB_OFFSET, 4):
             return data
         value = int.from_bytes(data, "little") + self._offset_moved
         self._offset_moved += 4
@@ -286,7 +287,7 @@ class SimEpfTest(SimFunction):
         self._regs.write32(SimRegister.STATUS, status)
 
     def _add_status(self, status: int) -> None:
-        self._regs.write32(SimRegister.STATUS, self._regs.read32(SimRegister.STATUS) | status)
+        self._regs.write32(SimRegister.STATUS, self._regs.read32(SimRegister.STATUS) | int(status))
 
     def _raise_irq(self, *, doorbell: bool = False) -> None:
         """pci_epf_test_raise_irq()"""

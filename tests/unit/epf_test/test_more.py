@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from rcdrv.api import DESTRUCTIVE_NAMES
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
 from rcdrv.epf_test.more import reset as more_reset
 from rcdrv.epf_test.more.link import load
 from rcdrv.epf_test.more.state import Snapshot
 from rcdrv.epf_test.registers import Command, Reg
-from rcdrv.epf_test.suite import cases, run_cases
+from rcdrv.epf_test.suite import DESTRUCTIVE, cases, run_cases
 from rcdrv.errors import HostError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
@@ -63,6 +64,10 @@ def test_a_healthy_endpoint_passes(preset: str) -> None:
 def test_nothing_of_generic_is_skipped_but_what_nobody_knows() -> None:
     skipped = {str(r.name) for r in run("generic") if r.verdict.value == "skip"}
     assert skipped == {"more_bar.PRESENT_TEST", "more_destructive.BUS_RESET_TEST"}
+
+
+def test_the_names_of_destructive_cases_are_complete() -> None:
+    assert sorted({*DESTRUCTIVE, *DESTRUCTIVE_MORE}) == list(DESTRUCTIVE_NAMES)
 
 
 def test_names_are_unique_and_none_is_the_kselftests() -> None:
