@@ -83,8 +83,7 @@ def open(
 
 
 DESTRUCTIVE_NAMES = ("bus-master", "iommu-fault", "power", "reset")
-"""What ``destructive`` may name. Written out, so that a run of the 23 cases does not import the
-others."""
+"""What ``destructive`` may name; here, so that the 23 cases run without importing the others."""
 
 
 def case_names() -> tuple[str, ...]:
@@ -111,9 +110,8 @@ def all_cases(
 
     for name in destructive:
         if name not in DESTRUCTIVE_NAMES:
-            raise UsageError(
-                f"{name!r} is no destructive case", hint=f"one of {', '.join(DESTRUCTIVE_NAMES)}"
-            )
+            hint = f"one of {', '.join(DESTRUCTIVE_NAMES)}"
+            raise UsageError(f"{name!r} is no destructive case", hint=hint)
     options = vary_transfers(sizes, align, boundaries=boundaries, whole=whole)
     if not more and not destructive:
         return cases(options)
