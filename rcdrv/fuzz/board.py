@@ -311,7 +311,7 @@ def draw_settings(seed: int, examples: int) -> list[dict[str, int]]:
     """
     from hypothesis import strategies as st
 
-    from rcdrv.fuzz.draws import draw
+    from rcdrv.fuzz.seeded import draw
 
     sizes = st.sampled_from([1 << bit for bit in range(7, 21)])
     optional: dict[str, st.SearchStrategy[int]] = {

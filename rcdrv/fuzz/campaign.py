@@ -148,7 +148,7 @@ def run_block(plan: Plan, number: int) -> list[Example]:
         raise HostError(
             "fuzz layout needs hypothesis, which is not installed", hint="pip install 'rcdrv[fuzz]'"
         ) from None
-    from rcdrv.fuzz.draws import draw
+    from rcdrv.fuzz.seeded import draw
     from rcdrv.fuzz.strategies import LARGEST, tables
 
     layouts = tables(hostile=plan.hostile, largest=LARGEST_WHOLE if plan.real_time else LARGEST)
