@@ -200,11 +200,12 @@ class Recorder:
         self._show_memory()
         if size in (1, 2, 4, 8) and offset % size == 0:
             word = self._addresses.spell(*where, value)
-            write = self._window(region).write
-            self._call(lambda: write(8 * size, offset, value), "w", *where, word)
+            self._call(
+                lambda: self._window(region).write(8 * size, offset, value), "w", *where, word
+            )
             return
-        write_block = self._window(region).write_block
-        self._call(lambda: write_block(offset, data), "W", *where, digest(data))
+        crc = digest(data)
+        self._call(lambda: self._window(region).write_block(offset, data), "W", *where, crc)
         self._keep(region, offset, data)
 
     def _keep(self, region: int, offset: int, data: bytes) -> None:
