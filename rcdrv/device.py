@@ -37,6 +37,13 @@ class IrqKind(IntEnum):
     """The host wants the device back."""
 
 
+class DeviceFlag(IntFlag):
+    """VFIO_DEVICE_FLAGS_*."""
+
+    RESET = 1
+    PCI = 2
+
+
 class RegionFlag(IntFlag):
     """VFIO_REGION_INFO_FLAG_*."""
 
@@ -44,6 +51,19 @@ class RegionFlag(IntFlag):
     WRITE = 2
     MMAP = 4
     CAPS = 8
+
+
+CAP_SPARSE_MMAP = 1
+"""VFIO_REGION_INFO_CAP_SPARSE_MMAP: the capability that lists a region's mappable areas."""
+
+
+class IrqFlag(IntFlag):
+    """VFIO_IRQ_INFO_*."""
+
+    EVENTFD = 1
+    MASKABLE = 2
+    AUTOMASKED = 4
+    NORESIZE = 8
 
 
 class SetIrqs(IntFlag):
@@ -55,6 +75,13 @@ class SetIrqs(IntFlag):
     ACTION_MASK = 8
     ACTION_UNMASK = 16
     ACTION_TRIGGER = 32
+
+
+class DmaFlag(IntFlag):
+    """VFIO_DMA_MAP_FLAG_*: accesses that a DMA mapping permits the device."""
+
+    READ = 1
+    WRITE = 2
 
 
 @record

@@ -43,7 +43,7 @@ class VirtualClock(Clock):
         self.signals = 0
         """Number of times that the endpoint made a descriptor readable."""
         self._unready = -1
-        """That number when no descriptor was readable."""
+        """Value of ``signals`` when no descriptor was readable."""
         self.now = lambda: self.time
         self.now_ns = lambda: int(self.time * 1e9)
         self.sleep = self.advance

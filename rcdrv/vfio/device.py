@@ -12,7 +12,18 @@ import os
 from array import array
 from collections.abc import Sequence
 
-from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.device import (
+    CAP_SPARSE_MMAP,
+    CONFIG_REGION,
+    Area,
+    Device,
+    DeviceFlag,
+    IrqFlag,
+    IrqKind,
+    RegionFlag,
+    RegionInfo,
+    SetIrqs,
+)
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
 from rcdrv.vfio import uapi
 from rcdrv.vfio.ioctl import call, capabilities, pairs, query
@@ -61,9 +72,9 @@ class VfioDevice(Device):
             info, _ = query(fd, uapi.DEVICE_GET_INFO, uapi.DeviceInfo())
         except OSError as error:
             raise self._failure("cannot query the device", error) from error
-        if not info.flags & uapi.DeviceFlag.PCI:
+        if not info.flags & DeviceFlag.PCI:
             raise HostError(f"{address} is not a PCI device to VFIO")
-        self._can_reset = bool(info.flags & uapi.DeviceFlag.RESET)
+        self._can_reset = bool(info.flags & DeviceFlag.RESET)
         _, self._config_start = self._region(CONFIG_REGION)
 
     # -- regions ------------------------------------------------------------------------------
@@ -98,7 +109,7 @@ class VfioDevice(Device):
             areas = [Area(0, info.size)]
             first = info.cap_offset if flags & RegionFlag.CAPS else 0
             for identity, body in capabilities(answer, ctypes.sizeof(info), first):
-                if identity == uapi.RegionCap.SPARSE_MMAP:
+                if identity == CAP_SPARSE_MMAP:
                     areas = sorted_areas(pairs(body), info.size)
         return RegionInfo(index, info.size, flags, tuple(areas)), info.offset
 
@@ -199,7 +210,7 @@ class VfioDevice(Device):
             if error.errno == errno.EINVAL:  # no such index: ERR on a function without Express
                 return 0
             raise self._failure(f"cannot query {kind.name}", error) from error
-        return info.count if info.flags & uapi.IrqFlag.EVENTFD else 0
+        return info.count if info.flags & IrqFlag.EVENTFD else 0
 
     def set_irqs(
         self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()

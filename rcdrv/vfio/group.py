@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from rcdrv.device import DmaFlag
 from rcdrv.errors import HostError, UsageError
 from rcdrv.sysfs import Paths, iommu_group
 from rcdrv.vfio import uapi
@@ -82,7 +83,7 @@ class Container:
         :raises HostError: too much locked memory, or too many mappings
         """
         what = f"cannot map {size:#x} bytes at IOVA {iova:#x}"
-        flags = uapi.DmaFlag.READ | uapi.DmaFlag.WRITE
+        flags = DmaFlag.READ | DmaFlag.WRITE
         request = uapi.DmaMap(ctypes.sizeof(uapi.DmaMap), flags, address, iova, size)
         try:
             call(self._container, uapi.IOMMU_MAP_DMA, request)

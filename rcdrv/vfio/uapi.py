@@ -60,37 +60,11 @@ class GroupFlag(IntFlag):
     CONTAINER_SET = 2
 
 
-class DeviceFlag(IntFlag):
-    """VFIO_DEVICE_FLAGS_*."""
-
-    RESET = 1
-    PCI = 2
-
-
 class IommuFlag(IntFlag):
     """VFIO_IOMMU_INFO_*."""
 
     PGSIZES = 1
     CAPS = 2
-
-
-class DmaFlag(IntFlag):
-    """VFIO_DMA_MAP_FLAG_*; the accesses are the device's."""
-
-    READ = 1
-    WRITE = 2
-
-
-class IrqFlag(IntFlag):
-    """VFIO_IRQ_INFO_*."""
-
-    EVENTFD = 1
-
-
-class RegionCap(IntEnum):
-    """VFIO_REGION_INFO_CAP_*."""
-
-    SPARSE_MMAP = 1
 
 
 class IommuCap(IntEnum):

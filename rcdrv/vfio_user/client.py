@@ -7,21 +7,26 @@ import os
 import socket
 from collections.abc import Sequence
 
-from rcdrv.device import Area, IrqKind, RegionFlag, RegionInfo, SetIrqs
+from rcdrv.device import (
+    Area,
+    DeviceFlag,
+    DmaFlag,
+    IrqFlag,
+    IrqKind,
+    RegionFlag,
+    RegionInfo,
+    SetIrqs,
+)
 from rcdrv.errors import DeviceLost, HostError
 from rcdrv.record import record
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.caller import SERVER_HINT, Caller
 from rcdrv.vfio_user.messages import (
-    DEVICE_PCI_FLAG,
-    DEVICE_RESET_FLAG,
     MAX_VECTORS,
     MULTI_WRITE_SIZE,
     DeviceInfo,
-    DmaFlag,
     DmaMap,
     DmaUnmap,
-    IrqFlag,
     IrqInfo,
     IrqSet,
     RegionAccess,
@@ -115,7 +120,7 @@ class Client(Caller):
             DeviceInfo.unpack,
             self._ask(WireCommand.DEVICE_GET_INFO, DeviceInfo().pack()),
         )
-        if not info.flags & DEVICE_PCI_FLAG:
+        if not info.flags & DeviceFlag.PCI:
             raise HostError(f"{self.address}: not a PCI device", hint=SERVER_HINT)
         if info.num_regions > _MAX_REGIONS or info.num_irqs > _MAX_IRQS:
             raise self._lie(f"{info.num_regions} regions, {info.num_irqs} interrupt kinds")
@@ -198,7 +203,7 @@ class Client(Caller):
         return info.count if info.flags & IrqFlag.EVENTFD else 0
 
     def can_reset(self) -> bool:
-        return bool(self._info.flags & DEVICE_RESET_FLAG)
+        return bool(self._info.flags & DeviceFlag.RESET)
 
     def reset(self) -> None:
         self._ask(WireCommand.DEVICE_RESET)

@@ -12,13 +12,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rcdrv.vfio_user.messages import (
-    UNMAP_ALL,
-    UNMAP_GET_DIRTY_BITMAP,
-    DmaFlag,
-    DmaMap,
-    DmaUnmap,
-)
+from rcdrv.device import DmaFlag
+from rcdrv.vfio_user.messages import UNMAP_ALL, UNMAP_GET_DIRTY_BITMAP, DmaMap, DmaUnmap
 from rcdrv.vfio_user.served import DmaFault
 from rcdrv.vfio_user.version import MAX_DMA_MAPS, PAGE_SIZE
 from rcdrv.vfio_user.wire import Refused

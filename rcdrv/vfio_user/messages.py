@@ -11,10 +11,9 @@ import mmap
 import os
 import stat
 from collections.abc import Sequence
-from enum import IntFlag
 from struct import Struct
 
-from rcdrv.device import Area, IrqKind, RegionFlag, SetIrqs
+from rcdrv.device import CAP_SPARSE_MMAP, Area, IrqKind, RegionFlag, SetIrqs
 from rcdrv.record import record
 from rcdrv.vfio_user.wire import ProtocolError
 
@@ -60,16 +59,6 @@ MAX_VECTORS = {
     IrqKind.REQ: 1,
 }
 
-CAP_SPARSE_MMAP = 1
-"""VFIO_REGION_INFO_CAP_SPARSE_MMAP"""
-
-
-class DmaFlag(IntFlag):
-    """Accesses that a DMA mapping permits the device (flags of DMA_MAP)."""
-
-    READ = 1
-    WRITE = 2
-
 
 @record
 class DmaMap:
@@ -109,10 +98,6 @@ class DmaUnmap:
     def unpack(cls, data: bytes) -> DmaUnmap:
         _check_argsz("DMA_UNMAP", data, _DMA_UNMAP)
         return cls(*_DMA_UNMAP.unpack_from(data)[1:])
-
-
-DEVICE_RESET_FLAG, DEVICE_PCI_FLAG = 1, 2
-"""VFIO_DEVICE_FLAGS_*"""
 
 
 @record
@@ -256,15 +241,6 @@ def _find_areas(what: str, data: bytes, offset: int) -> tuple[Area, ...] | None:
             areas = tuple(Area(*pair) for pair in _AREA.iter_unpack(data[start:end]))
         offset = following
     return areas
-
-
-class IrqFlag(IntFlag):
-    """VFIO_IRQ_INFO_*"""
-
-    EVENTFD = 1
-    MASKABLE = 2
-    AUTOMASKED = 4
-    NORESIZE = 8
 
 
 @record

@@ -9,20 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from rcdrv.device import Area, IrqKind, RegionFlag
+from rcdrv.device import Area, DeviceFlag, DmaFlag, IrqFlag, IrqKind, RegionFlag
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.dma import DmaSpace
 from rcdrv.vfio_user.irqs import ServedIrqs
 from rcdrv.vfio_user.messages import (
-    DEVICE_PCI_FLAG,
-    DEVICE_RESET_FLAG,
     REGION_INFO_SIZE,
     DeviceInfo,
     DmaAccess,
-    DmaFlag,
     DmaMap,
     DmaUnmap,
-    IrqFlag,
     IrqInfo,
     IrqSet,
     RegionAccess,
@@ -239,9 +235,9 @@ class Session:
 
     def _get_info(self, message: Message) -> _Reply:
         DeviceInfo.unpack(message.body)
-        flags = DEVICE_PCI_FLAG
+        flags = DeviceFlag.PCI
         if self._device.can_reset():
-            flags |= DEVICE_RESET_FLAG
+            flags |= DeviceFlag.RESET
         return DeviceInfo(flags, len(self._regions), len(IrqKind)).pack(), ()
 
     def _get_region_info(self, message: Message) -> _Reply:

@@ -152,7 +152,7 @@ class Connection:
         self._room = socket.CMSG_SPACE(max_fds * _INT.itemsize)
         self._header: tuple[int, int, int, int, int] | None = None
         self._data = bytearray()
-        """What has arrived of a header, or of the body behind it, where that is not all."""
+        """Received part of an incomplete header or body."""
         self._fds: list[int] = []
         self._fds_lost = False
         self._readable = select.poll()
@@ -194,7 +194,7 @@ class Connection:
         return message
 
     def _receive_all(self, size: int) -> bytes | None:
-        """Return ``size`` bytes when the last of them has arrived, until then None."""
+        """Return ``size`` bytes, or None until all of them have arrived."""
         while len(self._data) < size:
             chunk = self._receive_chunk(size - len(self._data))
             if chunk is None:
@@ -219,7 +219,7 @@ class Connection:
         return chunk
 
     def _keep(self, ancillary: Sequence[tuple[int, int, bytes]], truncated: bool) -> None:
-        """Keep the descriptors that came along, up to the limit of a message."""
+        """Keep received descriptors, up to the limit of a message."""
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds = array.array("i")
@@ -293,6 +293,6 @@ class Connection:
 
 
 _INT = array.array("i")
-# As plain integers: operations on flags take as long as a system call.
+# Plain integers: operations on flags take as long as a system call.
 _CLOEXEC, _CTRUNC = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
 _NOSIGNAL = int(socket.MSG_NOSIGNAL)

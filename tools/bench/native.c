@@ -123,7 +123,7 @@ uint64_t rings(volatile uint32_t *doorbell, uint32_t data, volatile uint32_t *re
 	return missed;
 }
 
-/* Waits as rcdrv does, whose every wait has a bound. */
+/* Receive a message, with a bounded wait as in rcdrv. */
 static int take(int fd, char *message, size_t size)
 {
 	struct pollfd wanted = { .fd = fd, .events = POLLIN };
@@ -132,8 +132,8 @@ static int take(int fd, char *message, size_t size)
 }
 
 /*
- * Messages to another process and back, over a socket such as vfio-user's: a register's read is 32
- * bytes, its answer 36. The latency of each. Returns how many were not answered.
+ * Exchange messages with another process over a socket, with the sizes of a vfio-user register
+ * read. Store the latency of each. Return the number without a reply.
  */
 uint64_t echo(uint64_t *latencies, uint64_t count)
 {

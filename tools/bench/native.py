@@ -96,7 +96,7 @@ class Native:
         return list(latencies)
 
     def echo(self, count: int) -> Sequence[int]:
-        """The latency of each of ``count`` messages that another process answers."""
+        """Send ``count`` messages to another process; return the latency of each reply in ns."""
         latencies = (ctypes.c_uint64 * count)()
         missed = self._library.echo(latencies, _u64(count))
         assert not missed, f"{missed} of {count} messages were not answered"

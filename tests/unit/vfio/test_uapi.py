@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rcdrv import device
 from rcdrv.device import CONFIG_REGION, IrqKind, RegionFlag, SetIrqs
 from rcdrv.vfio import uapi
 from tests.programs import needed
@@ -48,14 +49,14 @@ NUMBERS = [
     ("VFIO_IOMMU_UNMAP_DMA", uapi.IOMMU_UNMAP_DMA, 0x3B72),
     ("VFIO_GROUP_FLAGS_VIABLE", uapi.GroupFlag.VIABLE, 1),
     ("VFIO_GROUP_FLAGS_CONTAINER_SET", uapi.GroupFlag.CONTAINER_SET, 2),
-    ("VFIO_DEVICE_FLAGS_RESET", uapi.DeviceFlag.RESET, 1),
-    ("VFIO_DEVICE_FLAGS_PCI", uapi.DeviceFlag.PCI, 2),
+    ("VFIO_DEVICE_FLAGS_RESET", device.DeviceFlag.RESET, 1),
+    ("VFIO_DEVICE_FLAGS_PCI", device.DeviceFlag.PCI, 2),
     ("VFIO_IOMMU_INFO_PGSIZES", uapi.IommuFlag.PGSIZES, 1),
     ("VFIO_IOMMU_INFO_CAPS", uapi.IommuFlag.CAPS, 2),
-    ("VFIO_DMA_MAP_FLAG_READ", uapi.DmaFlag.READ, 1),
-    ("VFIO_DMA_MAP_FLAG_WRITE", uapi.DmaFlag.WRITE, 2),
-    ("VFIO_IRQ_INFO_EVENTFD", uapi.IrqFlag.EVENTFD, 1),
-    ("VFIO_REGION_INFO_CAP_SPARSE_MMAP", uapi.RegionCap.SPARSE_MMAP, 1),
+    ("VFIO_DMA_MAP_FLAG_READ", device.DmaFlag.READ, 1),
+    ("VFIO_DMA_MAP_FLAG_WRITE", device.DmaFlag.WRITE, 2),
+    ("VFIO_IRQ_INFO_EVENTFD", device.IrqFlag.EVENTFD, 1),
+    ("VFIO_REGION_INFO_CAP_SPARSE_MMAP", device.CAP_SPARSE_MMAP, 1),
     ("VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE", uapi.IommuCap.IOVA_RANGE, 1),
     ("VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL", uapi.IommuCap.DMA_AVAIL, 3),
     ("VFIO_PCI_CONFIG_REGION_INDEX", CONFIG_REGION, 7),

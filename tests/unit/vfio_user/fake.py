@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rcdrv.device import CONFIG_REGION, Area, IrqKind, RegionFlag
+from rcdrv.device import CONFIG_REGION, Area, DeviceFlag, IrqKind, RegionFlag
 from rcdrv.vfio_user import messages, version, wire
 from rcdrv.vfio_user.client import Client
 from rcdrv.vfio_user.served import Peer, ServedRegion
@@ -216,7 +216,7 @@ def good_replies(request: Message) -> bytes | None:
     if request.command == WireCommand.VERSION:
         return version.Version().pack()
     if request.command == WireCommand.DEVICE_GET_INFO:
-        return messages.DeviceInfo(messages.DEVICE_PCI_FLAG, 9, 5).pack()
+        return messages.DeviceInfo(DeviceFlag.PCI, 9, 5).pack()
     return None
 
 
