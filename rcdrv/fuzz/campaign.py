@@ -319,7 +319,6 @@ class _Record:
     def __init__(self, plan: Plan) -> None:
         self.blocks: list[list[Example]] = []
         self._path = plan.folder / "examples.jsonl" if plan.folder is not None else None
-        self._kept = 0
         if self._path is None:
             return
         make_folder(self._path.parent)

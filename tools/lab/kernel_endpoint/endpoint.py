@@ -88,7 +88,7 @@ class KernelEndpoint(Endpoint):
 
     def __enter__(self) -> KernelEndpoint:
         try:
-            self._boot()
+            self.wait_ready(time.monotonic() + self._boot_timeout)
         except BaseException:
             self.close()
             raise
@@ -166,9 +166,6 @@ class KernelEndpoint(Endpoint):
 
     def terminate(self) -> None:
         """Do nothing: :meth:`close` ends the guest before its controller."""
-
-    def _boot(self) -> None:
-        self.wait_ready(time.monotonic() + self._boot_timeout)
 
     def wait_ready(self, deadline: float) -> None:
         """Boot and start the endpoint."""
