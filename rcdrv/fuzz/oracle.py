@@ -398,7 +398,7 @@ class Oracle:
         faults = self.faults
         if not said.rings or "doorbell-dead" in faults:
             return fail("silent")
-        if "no-status" in faults:  # STATUS is looked at first
+        if "no-status" in faults:  # the driver checks STATUS first
             return fail("wrong-status")
         if not self._heard(DOORBELL):
             return fail("irq-lost")

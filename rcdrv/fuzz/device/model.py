@@ -422,7 +422,7 @@ class Model:
         memory = self.memory.get(step.bar)
         size = step.width // 8
         if memory is None or step.offset >= memory.size:
-            return  # registers, which only the comparison of all of them looks at
+            return  # registers, which _compare() checks
         if step.verb == "poke":
             memory.write(step.offset, step.value.to_bytes(size, "little"))
             if step.bar == self.facts.reg_bar:
