@@ -97,7 +97,7 @@ class Hostile(session.Session):
         # What the endpoint is to do is late by some milliseconds, and the client has no rest.
         if MODE == "interrupts":
             for _ in range(100):
-                self._irqs._vectors.fire(IrqKind.MSI, 0)
+                self._irqs.trigger(IrqKind.MSI, 0)
         else:
             self._flood()
         super()._turn(0)

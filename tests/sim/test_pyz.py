@@ -69,7 +69,7 @@ def bare(
 
 def test_the_same_source_makes_the_same_bytes(archive: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.pyz"
-    command = [sys.executable, "-m", "tools.pyz", again]
+    command = [sys.executable, "-m", "tools.pyz", str(again)]
     assert subprocess.check_output(command, cwd=ROOT, text=True) == f"{again}\n"
     assert again.read_bytes() == archive.read_bytes()
 
