@@ -142,9 +142,9 @@ def hardware(guest: Guest, spec: str = "rcar-s4") -> Hardware:
     return one
 
 
-def set_bar(one: Hardware, *parts: tuple[int, int], bar: int = 2) -> None:
+def set_bar(one: Hardware, *parts: tuple[int, int], bar: int = 2, size: int = MIB) -> None:
     words = [word for part in parts for number in part for word in (number, 0)]
-    assert one._set_bar([bar, 0, MIB, 0, len(parts), *words]) == 0
+    assert one._set_bar([bar, 0, size, 0, len(parts), *words]) == 0
 
 
 def mapped(one: Hardware, bar: int = 2) -> mmap.mmap:
@@ -188,6 +188,21 @@ def test_mapping_follows_the_bar(guest: Guest) -> None:
     client[:4] = b"lost"
     set_bar(one, (0, MIB))
     assert client[:4] == b"host"
+
+
+def test_bar_that_became_too_small_to_map_is_the_endpoints_memory(guest: Guest) -> None:
+    """``rcdrv fuzz layout --ep`` binds the function anew with BARs from 128 bytes on."""
+    one = hardware(guest, "generic")
+    one._stop([])
+    one._clear_bar([2])
+    set_bar(one, (MIB, 128), size=128)
+    one._start([])
+    one.function.write(CONFIG_REGION, 4, b"\2\0")
+    assert not one.function.regions()[2].areas
+    one.function.write(2, 0, b"host")
+    assert guest.memory[MIB : MIB + 4] == b"host"
+    set_bar(one, (MIB + 64, 64), (MIB, 64), size=128)
+    assert one.function.read(2, 64, 4) == b"host"
 
 
 def test_mapping_of_a_stopped_endpoint_reads_all_ones(guest: Guest) -> None:

@@ -340,9 +340,11 @@ class Hardware(ServedDevice):
         if layout.function != "epf_test" or bar in (layout.register_bar, self._seen.msix_bar):
             return None
         traps = layout.trap is Trap.ALL or (layout.trap is Trap.AUTO and self._log.enabled)
-        if traps or size % mmap.PAGESIZE:
-            return None
         known = self.shadows.get(bar)
+        if traps or size % mmap.PAGESIZE:
+            if known:  # of a larger BAR, before this function was bound anew
+                self.shadows.pop(bar).close()
+            return None
         if known is None or known.size != size:
             if known:
                 known.close()
