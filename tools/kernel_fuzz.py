@@ -50,6 +50,7 @@ _SHORT = (1, 2, 4, 8, 16, 32)
 """How many of the last pokes are tried alone, in this order."""
 _EXTREMES = (0, 1, 2, 5, 6, 7, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
 _SIZES = (0, 1, 3, 4096, 4097, 65536, 1 << 20, 4 << 20, 1 << 28, 0xFFFF_F000)
+_WARNING = re.compile(r"WARNING: ([\w/.-]+:\d+ at \w+)")
 
 
 class Poke(NamedTuple):
@@ -244,6 +245,7 @@ def fuzz_guest(spec: str, rng: random.Random, end: float, tally: Tally) -> None:
     with booted(spec) as one:
         tally.guests += 1
         end = min(end, time.monotonic() + ROUND)
+        mark = one.guest.console_since(0)[1]
         while (left := end - time.monotonic()) > 0:
             vntb = one.layout.function == "epf_vntb"
             way = poke_for if vntb or rng.random() < 0.4 else fuzz_for
@@ -256,6 +258,10 @@ def fuzz_guest(spec: str, rng: random.Random, end: float, tally: Tally) -> None:
                 tally.add(Finding(what, spec, "", crashed))
                 crashed = crashed or "lost"
             tally.fuzzed += min(time.monotonic() - begun, CAMPAIGN)
+            said, mark = one.guest.console_since(mark)
+            for where in _WARNING.findall(said):
+                # Which is a panic with panic_on_warn; here the kernel goes on.
+                tally.add(Finding(f"WARNING: {where}", spec, ""))
             if crashed:
                 return
 
