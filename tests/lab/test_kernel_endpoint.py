@@ -44,6 +44,8 @@ from tools.lab.kernel_endpoint.build import (
     kernel_endpoint_modules,
 )
 from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
+from tools.lab.kernel_endpoint.setup import CONFIGFS
+from tools.lab.kernel_endpoint.shell import shell_server, shell_socket
 from tools.lab.kernel_source import series, source
 
 DOORBELL_BAR = {"rk3588": "4", "rcar-s4": "2"}
@@ -156,10 +158,13 @@ def test_ring_is_acknowledged_and_cycles_leave_nothing_behind(endpoint: KernelEn
         assert f"{count} rings, {count} acknowledged" in done.stdout
         return endpoint.usage()
 
+    windows = endpoint.windows()
+    assert windows[1] == 0
     memory = [ring(100)]
     before = handlers(endpoint)
     memory += [ring(cycles), ring(cycles)]
     assert handlers(endpoint) == before
+    assert endpoint.windows() == windows
     assert {"pages", "vmalloc", "kmalloc-64"} <= set(memory[0])
     # One of anything a cycle is as many as there are cycles, both times.
     grown = {
@@ -172,6 +177,20 @@ def test_ring_is_acknowledged_and_cycles_leave_nothing_behind(endpoint: KernelEn
     assert not endpoint.crash()
 
 
+def test_a_reset_leaves_no_window_behind(endpoint: KernelEndpoint) -> None:
+    """And a subrange has one until it is cleared: pci_epf_test_bar_subrange_setup()."""
+    inbound, outbound = endpoint.windows()
+    assert (outbound, inbound) == (0, {"rk3588": 5, "rcar-s4": 3}[endpoint.spec])
+    for command, more in (("0x100", 1), ("0x200", 0)):
+        rcdrv(endpoint, "poke", "0", "0x1c", "2")
+        rcdrv(endpoint, "poke", "0", "0x4", command)
+        endpoint.shell("sleep 0.5")
+        assert endpoint.windows() == (inbound + more, 0)
+    done = rcdrv(endpoint, "reset")
+    assert done.returncode == 0, done.stderr
+    assert endpoint.windows() == (inbound, 0)
+
+
 def handlers(endpoint: KernelEndpoint) -> list[str]:
     """Who handles interrupts in the endpoint's kernel."""
     lines = endpoint.shell("cat /proc/interrupts").stdout.splitlines()
@@ -179,7 +198,9 @@ def handlers(endpoint: KernelEndpoint) -> list[str]:
 
 
 def test_cases_end_as_on_the_software_endpoint(endpoint: KernelEndpoint) -> None:
+    windows = endpoint.windows()
     found = verdicts(endpoint)
+    assert endpoint.windows() == windows
     assert len(found) == len(case_names())
     assert found == verdicts(f"sim:{endpoint.spec}")
     failed = {name for name, (verdict, _) in found.items() if verdict == "fail"}
@@ -204,6 +225,23 @@ def test_stopped_endpoint_has_no_socket_and_reads_all_ones(endpoint: KernelEndpo
         endpoint.start()
         assert client.read(CONFIG_REGION, 0, 4) == ids
     assert rcdrv(endpoint, "info").returncode == 0
+
+
+def test_layouts_are_set_by_its_shell() -> None:
+    """Its socket goes and comes back with each; and at the end it is as it was."""
+    with started(KernelEndpoint("generic")) as one:
+        where = shell_socket(one.socket)
+        show = f"cd {CONFIGFS}/functions/pci_epf_test/func1; cat msi* pci_epf_test.0/*"
+        before = one.shell(show).stdout
+        with shell_server(one.guest, where):
+            shell = f"{sys.executable} -m tools.lab exec {one.socket}"
+            options = ("--json", "--timeout", "10", "--examples", "2", "--seed", "1")
+            done = rcdrv(one, "fuzz", "layout", "--ep", shell, *options, timeout=300)
+        found = json.loads(done.stdout or "{}")
+        assert (found.get("examples"), found.get("findings")) == (2, []), done.stderr
+        assert one.shell(show).stdout == before
+        assert rcdrv(one, "info").returncode == 0
+        assert not one.crash()
 
 
 def test_attributes_can_be_set() -> None:
@@ -243,6 +281,7 @@ def test_vntb_is_a_network_to_ntb_netdev(vntb: KernelEndpoint) -> None:
         process = inside(namespaces.host, [*command, "--address", f"{HOST}/24"])
         try:
             assert "MTU 65510" in read_until(process, process.stdout, "link up")
+            assert vntb.windows() == (3, 1)  # COMMAND_CONFIGURE_MW's
             for size in (56, 60000):
                 ping(namespaces.host, BOARD, size)
         finally:
@@ -250,6 +289,7 @@ def test_vntb_is_a_network_to_ntb_netdev(vntb: KernelEndpoint) -> None:
             out, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 128 + signal.SIGTERM, err
         assert "0 out of order, 0 of a bad length" in out
+    assert vntb.windows() == (3, 0)
     assert not vntb.crash()
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``python3 -m tools.lab build|run|shell|endpoint|replay``."""
+"""The command line: ``python3 -m tools.lab build|run|shell|endpoint|exec|replay``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from tools.lab.kernel_driver import kernel_driver
 from tools.lab.kernel_endpoint.build import kernel_endpoint_modules
 from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
 from tools.lab.kernel_endpoint.setup import FUNCTIONS
+from tools.lab.kernel_endpoint.shell import run_script, shell_server, shell_socket
 from tools.lab.kernel_ntb import kernel_ntb
 from tools.lab.machine import MACHINES
 from tools.lab.replay import replay
@@ -138,17 +139,20 @@ def shell(options: argparse.Namespace) -> int:
 def endpoint(options: argparse.Namespace) -> int:
     """Run the kernel's own endpoint until Ctrl-C, or until a command in it ends."""
     crashed = False
-    with KernelEndpoint(
-        options.spec,
-        socket=options.socket,
-        function=options.function,
-        settings=dict(options.set),
-        source=options.kernel_source,
-        debug=options.debug_kernel,
-        access_log=options.access_log,
-        logs=options.logs,
-        boot_timeout=options.boot_timeout,
-    ) as one:
+    with (
+        KernelEndpoint(
+            options.spec,
+            socket=options.socket,
+            function=options.function,
+            settings=dict(options.set),
+            source=options.kernel_source,
+            debug=options.debug_kernel,
+            access_log=options.access_log,
+            logs=options.logs,
+            boot_timeout=options.boot_timeout,
+        ) as one,
+        shell_server(one.guest, shell_socket(one.socket)),
+    ):
         print(f"{one.spec}: started, --device vfio-user:{one.socket}", flush=True)
         try:
             if options.shell or options.run:
@@ -167,6 +171,15 @@ def endpoint(options: argparse.Namespace) -> int:
                 if problem:
                     print(f"lab: the endpoint: {problem}", file=sys.stderr)
     return STATUS_LAB
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run a script in an endpoint that runs."""
+    script = options.script.encode() if options.script is not None else sys.stdin.buffer.read()
+    done = run_script(shell_socket(options.socket), script)
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    return _shell_status(done.status)
 
 
 def _shell_in(guest: Guest, argv: Sequence[str], user: str, name: str) -> int:
@@ -341,6 +354,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--access-log", type=Path, metavar="FILE")
     one.add_argument("--run", metavar="COMMAND", help="run this in it instead of a shell")
     one.set_defaults(command=endpoint)
+
+    one = commands.add_parser("exec", help="run a shell script in an endpoint that runs")
+    one.add_argument("socket", type=Path, metavar="PATH", help="the endpoint's --socket")
+    one.add_argument("script", nargs="?", help="instead of the one on standard input")
+    one.set_defaults(command=execute)
 
     one = commands.add_parser("replay", help="replay saved layouts of 'rcdrv fuzz' in a guest")
     one.add_argument("where", type=Path, metavar="FILE|DIR")

@@ -229,6 +229,19 @@ def test_what_is_named_is_done(name: str) -> None:
         assert f"--destructive={name}" in text
 
 
+def test_an_interrupt_that_cannot_come_is_not_waited_for() -> None:
+    """pci_epf_test_raise_irq() refuses IRQ_NUMBER 33; the first INTx shows that rk3588 has none."""
+    software = Software(load_layout("rk3588"))
+    clock = software.device.clock
+    raises = ("irq=msi:33", "irq=msix:33", "irq=msi:1,type=2", *["irq=intx:1"] * 8, "irq=msi:1")
+    with Session(software.open, timeout=5.0) as session:
+        before = clock.time
+        seen = [session.do(parse_step(f"raise,{one}")) for one in raises]
+    assert [bool(one.vectors) for one in seen] == [False] * 11 + [True]
+    assert clock.time - before < 1.0
+    software.close()
+
+
 def replayed(steps: str, spec: str = "generic", *destructive: str) -> Found | None:
     with fuzzer(spec, Options(destructive=destructive)) as fuzz:
         return fuzz.replay([parse_step(text) for text in steps.split()])

@@ -17,14 +17,15 @@ from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.layout import load_layout
 from tools.lab import __main__ as command
+from tools.lab.channel import Result
 from tools.lab.child import Log
-from tools.lab.errors import LabError
-from tools.lab.kernel_endpoint import build
+from tools.lab.errors import CommandTimeout, LabError
+from tools.lab.kernel_endpoint import build, shell
 from tools.lab.kernel_endpoint import endpoint as endpoint_module
 from tools.lab.kernel_endpoint import function as function_module
 from tools.lab.kernel_endpoint.endpoint import KernelEndpoint
 from tools.lab.kernel_endpoint.function import Function
-from tools.lab.kernel_endpoint.hardware import Hardware
+from tools.lab.kernel_endpoint.hardware import INBOUND_USED, OUTBOUND_USED, TRAPPED_BAR, Hardware
 from tools.lab.kernel_endpoint.shadow import Shadow
 
 
@@ -141,9 +142,9 @@ def hardware(guest: Guest, spec: str = "rcar-s4") -> Hardware:
     return one
 
 
-def set_bar(one: Hardware, *parts: tuple[int, int], bar: int = 2) -> None:
+def set_bar(one: Hardware, *parts: tuple[int, int], bar: int = 2, size: int = MIB) -> None:
     words = [word for part in parts for number in part for word in (number, 0)]
-    assert one._set_bar([bar, 0, MIB, 0, len(parts), *words]) == 0
+    assert one._set_bar([bar, 0, size, 0, len(parts), *words]) == 0
 
 
 def mapped(one: Hardware, bar: int = 2) -> mmap.mmap:
@@ -189,6 +190,21 @@ def test_mapping_follows_the_bar(guest: Guest) -> None:
     assert client[:4] == b"host"
 
 
+def test_bar_that_became_too_small_to_map_is_the_endpoints_memory(guest: Guest) -> None:
+    """``rcdrv fuzz layout --ep`` binds the function anew with BARs from 128 bytes on."""
+    one = hardware(guest, "generic")
+    one._stop([])
+    one._clear_bar([2])
+    set_bar(one, (MIB, 128), size=128)
+    one._start([])
+    one.function.write(CONFIG_REGION, 4, b"\2\0")
+    assert not one.function.regions()[2].areas
+    one.function.write(2, 0, b"host")
+    assert guest.memory[MIB : MIB + 4] == b"host"
+    set_bar(one, (MIB + 64, 64), (MIB, 64), size=128)
+    assert one.function.read(2, 64, 4) == b"host"
+
+
 def test_mapping_of_a_stopped_endpoint_reads_all_ones(guest: Guest) -> None:
     one = hardware(guest)
     client = mapped(one)
@@ -220,6 +236,77 @@ def test_mapping_is_brought_up_to_date_at_the_registers(guest: Guest) -> None:
     guest.memory[MIB + Reg.STATUS] = 1
     function.read(0, Reg.STATUS, 4)
     assert client[:4] == b"part"
+
+
+def test_windows_in_use_are_counted(guest: Guest) -> None:
+    """Of BARs, one for each part; of the host's memory, one for each mapping."""
+    one = hardware(guest)
+
+    def used() -> tuple[int, int]:
+        words = (one.read(0, where, 4) for where in (INBOUND_USED, OUTBOUND_USED))
+        inbound, outbound = (int.from_bytes(word, "little") for word in words)
+        return inbound, outbound
+
+    assert used() == (1, 0)
+    set_bar(one, (MIB // 2, MIB // 2), (0, MIB // 2))
+    assert used() == (2, 0)
+    set_bar(one, (0, MIB))
+    set_bar(one, (MIB, MIB), bar=0)
+    assert one._map([TRAPPED_BAR, 0, 0, 0x1000, 0, 0x1000, 0]) == 0
+    assert used() == (2, 1)
+    assert one._unmap([TRAPPED_BAR, 0, 0]) == 0
+    one._clear_bar([0])
+    assert used() == (1, 0)
+
+
+# -- a shell in a running endpoint ----------------------------------------------------------------
+
+
+class Script:
+    """A guest whose shell does not run what it is given, but says it."""
+
+    def __init__(self, problem: LabError | None = None) -> None:
+        self.problem = problem
+        self.given = b""
+
+    def start(self, argv: list[str], *, timeout: float) -> Script:
+        assert argv == ["sh"]
+        self.given = b""
+        return self
+
+    def write(self, data: bytes) -> None:
+        self.given += data
+
+    def close_stdin(self) -> None:
+        pass
+
+    def wait(self) -> Result:
+        if self.problem is not None:
+            raise self.problem
+        return Result(7, self.given.decode(), "no")
+
+
+def test_script_goes_to_the_guest_and_its_end_comes_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = shell.shell_socket(tmp_path / "ep.sock")
+    guest = Script()
+    monkeypatch.setattr(shell, "_LONGEST", 10)
+    with shell.shell_server(cast(Any, guest), where):
+        assert where.stat().st_mode & 0o777 == 0o600
+        assert command.main(["exec", str(tmp_path / "ep.sock"), "echo"]) == 7
+        assert capsys.readouterr() == ("echo", "no")
+        # One that is refused leaves the next one its turn.
+        with pytest.raises(LabError):
+            shell.run_script(where, b"x" * 11)
+        guest.problem = CommandTimeout("the command did not end in 1 s")
+        with pytest.raises(LabError, match=r"did not end in 1 s$"):
+            shell.run_script(where, b"")
+        with pytest.raises(LabError, match="a server is listening"):
+            shell.shell_server(cast(Any, guest), where).__enter__()
+    assert not where.exists()
+    assert command.main(["exec", str(tmp_path / "ep.sock"), "echo"]) == command.STATUS_LAB
+    assert "does the endpoint run?" in capsys.readouterr().err
 
 
 # -- a developer's kernel tree ------------------------------------------------------------------

@@ -123,6 +123,12 @@ class KernelEndpoint(Endpoint):
         ).splitlines()
         return {line.split()[0]: int(float(line.split()[1])) for line in lines}
 
+    def windows(self) -> tuple[int, int]:
+        """Inbound and outbound windows of the controller in use."""
+        script = "cd /sys/bus/pci/drivers/rcdrv-epc/*:*/ && cat inbound_windows outbound_windows"
+        inbound, outbound = map(int, self._must(script).split())
+        return inbound, outbound
+
     def start(self) -> None:
         """Start the endpoint after :meth:`stop`."""
         self._must(START)

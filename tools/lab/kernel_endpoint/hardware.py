@@ -37,6 +37,7 @@ from tools.lab.kernel_endpoint.shadow import Shadow
 REGISTERS_SIZE = 0x10000
 MAGIC = 0x32435045
 COMMAND, RESULT, ARGUMENT, FEATURES, EVENTS = 0x08, 0x0C, 0x10, 0x400, 0x428
+INBOUND_USED, OUTBOUND_USED = 0x42C, 0x430
 PAGE_SIZE = 1 << 20
 """Size of the BAR with the doorbell register. In BARs of up to this size, the register is where the
 layout has it."""
@@ -212,6 +213,11 @@ class Hardware(ServedDevice):
             if offset == EVENTS:
                 events, self._events = self._events, 0
                 return struct.pack("<I", events)[:size]
+            if offset == INBOUND_USED:
+                parts = sum(len(parts) for _, parts in self.bars.values())
+                return struct.pack("<I", parts)[:size]
+            if offset == OUTBOUND_USED:
+                return struct.pack("<I", len(self._outbound))[:size]
             return self._registers[offset : offset + size]
         if region == MEMORY_BAR:
             return bytes(self._window[offset : offset + size]).ljust(size, b"\xff")
@@ -334,9 +340,11 @@ class Hardware(ServedDevice):
         if layout.function != "epf_test" or bar in (layout.register_bar, self._seen.msix_bar):
             return None
         traps = layout.trap is Trap.ALL or (layout.trap is Trap.AUTO and self._log.enabled)
-        if traps or size % mmap.PAGESIZE:
-            return None
         known = self.shadows.get(bar)
+        if traps or size % mmap.PAGESIZE:
+            if known:  # of a larger BAR, before this function was bound anew
+                self.shadows.pop(bar).close()
+            return None
         if known is None or known.size != size:
             if known:
                 known.close()

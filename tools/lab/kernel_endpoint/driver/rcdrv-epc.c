@@ -52,6 +52,8 @@
 #define  EPC_EVENT_DOWN		BIT(0)
 #define  EPC_EVENT_UP		BIT(1)
 #define  EPC_EVENT_MASTER	BIT(2)
+#define EPC_INBOUND_USED	0x42c
+#define EPC_OUTBOUND_USED	0x430
 #define EPC_BAR(n)		(0x440 + 8 * (n))
 #define  EPC_BAR_TYPE		GENMASK(7, 0)
 #define  EPC_BAR_WIDE		BIT(8)
@@ -364,6 +366,33 @@ static const struct pci_epc_ops epc_ops = {
 	.get_aux_resources = epc_get_aux_resources,
 	.owner = THIS_MODULE,
 };
+
+/* Windows in use: those that BARs have, and those into the host's memory. */
+
+static ssize_t inbound_windows_show(struct device *dev,
+				    struct device_attribute *attr, char *buf)
+{
+	struct epc_device *ed = dev_get_drvdata(dev);
+
+	return sysfs_emit(buf, "%u\n", readl(ed->regs + EPC_INBOUND_USED));
+}
+static DEVICE_ATTR_RO(inbound_windows);
+
+static ssize_t outbound_windows_show(struct device *dev,
+				     struct device_attribute *attr, char *buf)
+{
+	struct epc_device *ed = dev_get_drvdata(dev);
+
+	return sysfs_emit(buf, "%u\n", readl(ed->regs + EPC_OUTBOUND_USED));
+}
+static DEVICE_ATTR_RO(outbound_windows);
+
+static struct attribute *epc_attrs[] = {
+	&dev_attr_inbound_windows.attr,
+	&dev_attr_outbound_windows.attr,
+	NULL
+};
+ATTRIBUTE_GROUPS(epc);
 
 /* What happened on the root complex's side. */
 static irqreturn_t epc_event(int irq, void *data)
@@ -727,6 +756,7 @@ static struct pci_driver epc_driver = {
 	.id_table = epc_ids,
 	.probe = epc_probe,
 	.remove = epc_remove,
+	.dev_groups = epc_groups,
 };
 module_pci_driver(epc_driver);
 
