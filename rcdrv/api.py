@@ -82,7 +82,7 @@ def open(
     return Endpoint(function, reg_bar=reg_bar, irq=irq, timeout=timeout, trace=trace)
 
 
-DESTRUCTIVE_NAMES = ("bus-master", "iommu-fault", "power", "reset")
+DESTRUCTIVE_NAMES = ("bus-master", "iommu-fault", "link", "power", "reset")
 """What ``destructive`` may name; here, so that the 23 cases run without importing the others."""
 
 
@@ -343,7 +343,7 @@ class Endpoint:
         :param boundaries: transfers around every 4 KiB boundary instead
         :param whole: test all of a BAR above 1 GiB too
         :param destructive: cases that may upset the endpoint or this host: ``iommu-fault``,
-            ``bus-master``, ``power``, ``reset``
+            ``bus-master``, ``link``, ``power``, ``reset``
         :param more: the second suite instead of the kselftest's cases
         :param baseline: a file that ``rcdrv test --json`` printed, or a board with known limits
             (``rk3588``): a case failed only if it is worse than there

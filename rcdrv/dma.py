@@ -11,6 +11,7 @@ from rcdrv.errors import DeviceLost, HostError
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     import numpy as np
@@ -82,8 +83,20 @@ class DmaAllocator:
         else:
             iova = self._find_iova(length, align, limit)
             memory = self._map(iova, length)
-        buffer = DmaBuffer(self, iova, memory, size, length)
-        self.buffers[iova] = buffer
+        return self._keep(DmaBuffer(self, iova, memory, size, length))
+
+    def pages(self, size: int, align: int, limit: int) -> Iterator[DmaBuffer]:
+        """Allocate pages that adjoin for the device, and nowhere else: each has a mapping of its
+        own. Only where an IOMMU chooses bus addresses, and with nothing else allocated meanwhile.
+        """
+        page = mmap.PAGESIZE
+        length = -(-size // page) * page
+        first = self._find_iova(length, max(align, page), limit)
+        for iova in range(first, first + length, page):
+            yield self._keep(DmaBuffer(self, iova, self._map(iova, page), page, page))
+
+    def _keep(self, buffer: DmaBuffer) -> DmaBuffer:
+        self.buffers[buffer.iova] = buffer
         return buffer
 
     def _map(self, iova: int, length: int) -> mmap.mmap:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from rcdrv import pci
@@ -309,6 +309,10 @@ class Function:
         if size < 1 or align < 1 or align & (align - 1):
             raise UsageError(f"no DMA buffer of {size} bytes aligned to {align}")
         return self._dma.allocate(size, align, 1 << address_bits)
+
+    def dma_pages(self, size: int, align: int, address_bits: int) -> Iterator[DmaBuffer]:
+        """Allocate likewise, page by page as they are asked for: see :meth:`DmaAllocator.pages`."""
+        return self._dma.pages(size, align, 1 << address_bits)
 
     @property
     def dma_buffers(self) -> int:

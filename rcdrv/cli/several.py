@@ -244,6 +244,7 @@ class _Process:
                     os.close(fd)
                 mine = copy.copy(args)
                 mine.device, mine.devices, mine.in_child = self._address, [self._address], True
+                mine.number = number
                 _run_child(mine, body, child_out, child_err, parent, mask)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from rcdrv.cli.common import print_json
-from rcdrv.cli.several import labels, side_by_side, together, worst_of
+from rcdrv.cli.several import labels, lanes, side_by_side, together, worst_of
 from rcdrv.report.tap import Tap
 from rcdrv.report.terminal import Coloured, Plain, has_colours
 from rcdrv.report.terminal import side_by_side as table
@@ -21,6 +21,7 @@ from rcdrv.results.baseline import differences
 from rcdrv.results.document import to_document
 from rcdrv.results.observer import Observer, Observers
 from rcdrv.results.result import Baseline, CaseName, CaseResult, Run
+from rcdrv.sysfs import Paths
 from rcdrv.wait import Cancel
 
 _MARK = f"\0{os.urandom(8).hex()} "
@@ -130,12 +131,24 @@ def run_suites(
     runs.observer = Observers(*shown)
     runs.observer.start(runs.all)
 
+    args.meeting = None
+    if args.more:
+        from rcdrv.epf_test.more.several import Meeting  # the second suite is not for everybody
+
+        queues = lanes(args.devices, Paths(), one_bus=bool(args.destructive))
+        turns = [number for queue in queues if len(queue) > 1 for number in queue]
+        args.meeting = Meeting(len(args.devices), turns)
+
+    def ended(number: int) -> None:
+        if args.meeting is not None:
+            args.meeting.leave(number)
+
     def send(one: argparse.Namespace, stop: Cancel) -> int:
         one.json = False  # errors are printed as text; the parent makes the document
         return body(one, stop, Sender(sys.stdout))
 
     try:
-        statuses = side_by_side(args, cancel, send, runs.receive)
+        statuses = side_by_side(args, cancel, send, runs.receive, ended)
     finally:
         runs.observer.finish(runs.all)
         if args.json:

@@ -148,6 +148,11 @@ def _run(
     observer: _Spelled,
 ) -> int:
     """Run the cases on the one device of ``args``."""
+    meeting = getattr(args, "meeting", None)  # of several devices
+    if meeting is not None:
+        from rcdrv.epf_test.more.several import meet
+
+        chosen = meet(chosen, meeting, args.number)
     try:
         with contextlib.ExitStack() as stack:
 

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 
-from rcdrv.epf_test.doorbell import LEFT_ENABLED_HINT, stale_doorbell
+from rcdrv.epf_test.doorbell import LEFT_ENABLED_HINT, NOT_MEMORY_HINT, stale_doorbell
 from rcdrv.epf_test.driver import ALL_ONES, EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.mismatch import compare
@@ -302,13 +302,20 @@ def check_writable(driver: EpfTest, index: int) -> None:
             Reason.BAR_RESERVED,
             f"BAR is reserved on {driver.part.name}, though CAPS does not announce it",
         )
+    # A pattern would hit registers of the endpoint's interrupt controller, or of its DMA engine.
     if stale_doorbell(driver) == index:
-        # A pattern would hit the registers of the endpoint's interrupt controller.
         raise NotPassed(
             Reason.DISABLE_FAILED,
             f"BAR{index} shows the doorbell that an earlier run left enabled, so nothing is"
             " written there",
             hint=LEFT_ENABLED_HINT,
+        )
+    if index in driver.not_memory:
+        raise NotPassed(
+            Reason.DISABLE_FAILED,
+            f"BAR{index} still shows the doorbell's page, as DISABLE_DOORBELL failed, so nothing is"
+            " written there",
+            hint=NOT_MEMORY_HINT,
         )
 
 

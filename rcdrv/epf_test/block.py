@@ -32,6 +32,8 @@ class RegisterBlock:
         self.reg_bar = bar
         self._regs = function.bar(bar)
         self._trace = trace
+        self.not_memory: set[int] = set()
+        """BARs that show a doorbell's page since DISABLE_DOORBELL freed it and then failed."""
         if self._regs.size < BLOCK_SIZE:
             raise UsageError(
                 f"BAR{bar} has {self._regs.size:#x} bytes, too few for the test registers",

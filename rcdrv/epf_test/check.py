@@ -16,7 +16,7 @@ from rcdrv import pci
 from rcdrv.describe import describe, missing_bars
 from rcdrv.device import IrqKind
 from rcdrv.epf_test import bars, irqs
-from rcdrv.epf_test.doorbell import free_stale_doorbell
+from rcdrv.epf_test.doorbell import check_may_reset, free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Caps, Reg, decode
 from rcdrv.epf_test.suite import Case, cases, select
@@ -379,6 +379,7 @@ class _Run:
             )
         if not function.device.can_reset():
             raise skip(Reason.NOT_VERIFIED, "the function has no reset of its own")
+        check_may_reset(driver)
         driver.disarm()
         function.reset()
         # Commands must still be answered, and their interrupts must still arrive.

@@ -24,6 +24,8 @@ LEFT_ENABLED_HINT = (
     " reboots. If DISABLE fails, reboot the endpoint"
 )
 
+NOT_MEMORY_HINT = "unbind and bind pci-epf-test on the endpoint, which sets up its BARs again"
+
 
 # pci_epf_test_disable_doorbell() says why it does not call pci_epc_clear_bar().
 LOST_BAR_HINT = (
@@ -268,6 +270,8 @@ class Doorbell:
         answer = driver.command(Command.DISABLE_DOORBELL)
         if answer.answered and answer.status & Status.DOORBELL_DISABLE_SUCCESS:
             self._enabled = self.left_enabled = False
+            if self.said is not None:
+                driver.not_memory.discard(self.said.bar)
             if answer.good and not answer.irq_lost:
                 driver.free_db_bar = NO_BAR  # pci_epf_test_doorbell_cleanup()
                 return
@@ -277,10 +281,12 @@ class Doorbell:
                 raise NotPassed(Reason.DISABLE_FAILED, message, hint=LEFT_ENABLED_HINT)
             # pci_epf_test_disable_doorbell() frees doorbell and interrupt before pci_epc_set_bar().
             self._enabled = self.left_enabled = False
+            if self.said is not None:
+                driver.not_memory.add(self.said.bar)
             raise NotPassed(
                 Reason.DISABLE_FAILED,
                 f"{message}: it is freed, but its BAR does not show memory again",
-                hint="unbind and bind pci-epf-test on the endpoint, which sets up its BARs again",
+                hint=NOT_MEMORY_HINT,
             )
         raise explain(driver, answer, "DISABLE_DOORBELL")
 
@@ -405,3 +411,25 @@ def free_stale_doorbell(driver: EpfTest) -> None:
     if stale_doorbell(driver) is not None:
         with contextlib.suppress(NotPassed), Doorbell(driver, force=True):
             driver.trace("an earlier run had left the doorbell enabled")
+
+
+def check_may_reset(driver: EpfTest) -> None:
+    """Free a doorbell that is still enabled, or refuse to reset the function with it.
+
+    What loses its set-up by a reset has to be restarted, and pci_epf_test_unbind() leaves the
+    doorbell's handler behind, on registers that are free: a ring crashes it. Neither does
+    pci_epf_test_epc_deinit() free a doorbell: where the reset comes with PERST#,
+    dw_pcie_ep_cleanup() gives the eDMA's interrupt away (dw_edma_emul_irq_free()) while the handler
+    has it.
+
+    :raises NotPassed: ``disable-failed``
+    """
+    free_stale_doorbell(driver)
+    bar = stale_doorbell(driver)
+    if bar is not None:
+        raise NotPassed(
+            Reason.DISABLE_FAILED,
+            f"a doorbell is still enabled in BAR{bar}, so nothing is reset: an endpoint that"
+            " loses its set-up has to be restarted, and could crash with a doorbell enabled",
+            hint=LEFT_ENABLED_HINT,
+        )

@@ -13,7 +13,12 @@ from functools import partial
 
 from rcdrv.epf_test import bars, irqs, transfer
 from rcdrv.epf_test.bars import Progress
-from rcdrv.epf_test.doorbell import LOST_BAR_HINT, Doorbell, free_stale_doorbell
+from rcdrv.epf_test.doorbell import (
+    LOST_BAR_HINT,
+    Doorbell,
+    free_stale_doorbell,
+    stale_doorbell,
+)
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.logged import LoggedErrors
 from rcdrv.epf_test.registers import Reg
@@ -333,7 +338,8 @@ def _unwedge(driver: EpfTest) -> None:
     """Reset a function that no longer takes commands, for the sake of the remaining cases."""
     try:
         stuck = driver.not_taken or driver.read(Reg.COMMAND)
-        if stuck and driver.function.device.can_reset():
+        # With a doorbell enabled a reset could crash it: check_may_reset().
+        if stuck and stale_doorbell(driver) is None and driver.function.device.can_reset():
             driver.disarm()
             driver.function.reset()
             # COMMAND survives the reset in the endpoint's memory. Unlike another command, a 0 is

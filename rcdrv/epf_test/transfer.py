@@ -10,8 +10,10 @@ import contextlib
 import mmap
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, Protocol
 
 from rcdrv.device import PhysicalDma
 from rcdrv.dma import DmaBuffer
@@ -36,6 +38,15 @@ LARGEST = 4 << 20
 
 _SLOWEST = 1_000_000.0  # bytes per second below which a transfer times out
 _LATEST = 20_000.0  # bytes per second down to which a late answer is awaited, to report its delay
+
+
+class Buffer(Protocol):
+    """Memory of this host that the endpoint reaches, such as a :class:`~rcdrv.dma.DmaBuffer`."""
+
+    iova: int
+    size: int
+    memory: Any
+    """The bytes, by slices."""
 
 
 class Direction(Enum):
@@ -137,12 +148,25 @@ def transfer_test(
     return f"{count}{largest} bytes at {best:.1f} MB/s"
 
 
+Allocate = Callable[[EpfTest, int, int], AbstractContextManager[Buffer]]
+"""Makes a buffer of so many bytes at a multiple of so many."""
+
+
+def _in_one_piece(driver: EpfTest, size: int, align: int) -> DmaBuffer:
+    return driver.function.dma_buffer(size, align=align, address_bits=ADDRESS_BITS)
+
+
 @contextlib.contextmanager
 def transfers(
-    driver: EpfTest, direction: Direction, dma: bool, placements: Sequence[Placement]
+    driver: EpfTest,
+    direction: Direction,
+    dma: bool,
+    placements: Sequence[Placement],
+    allocate: Allocate = _in_one_piece,
 ) -> Iterator[Callable[[Placement], Answer]]:
     """Provide a callable that runs and verifies one transfer, with buffers for all placements.
 
+    :param allocate: makes the buffers
     :raises UsageError: a size that could harm the endpoint, or an unsupported alignment
     """
     for placement in placements:
@@ -154,11 +178,7 @@ def transfers(
     with contextlib.ExitStack() as stack:
         # Mapping takes longer than a transfer, so all sizes share one mapping.
         source, target = (
-            stack.enter_context(
-                driver.function.dma_buffer(room, align=align, address_bits=ADDRESS_BITS)
-            )
-            if direction in needed_by
-            else None
+            stack.enter_context(allocate(driver, room, align)) if direction in needed_by else None
             for needed_by in (
                 (Direction.WRITE, Direction.COPY),
                 (Direction.READ, Direction.COPY),
@@ -202,8 +222,8 @@ def _transfer(
     direction: Direction,
     placement: Placement,
     dma: bool,
-    source: DmaBuffer | None,
-    target: DmaBuffer | None,
+    source: Buffer | None,
+    target: Buffer | None,
 ) -> Answer:
     size, shift = placement.size, placement.shift
     inside = slice(shift, shift + size)
@@ -261,7 +281,7 @@ def _check_late(driver: EpfTest, direction: Direction, what: str, size: int) -> 
         )
 
 
-def _check_untouched(target: DmaBuffer, first: int, end: int, what: str) -> None:
+def _check_untouched(target: Buffer, first: int, end: int, what: str) -> None:
     """Verify that the cleared buffer is still zero from ``first`` to ``end``."""
     around = bytes(target.memory[max(0, first) : end])
     if around != bytes(len(around)):

@@ -197,19 +197,32 @@ class Direct(Device):
             self.endpoint.intx_masked(masked)
 
     def dma_read(self, address: int, size: int) -> bytes:
-        memory, start = self._find(address, size)
-        return memory[start : start + size]
+        return b"".join(memory[at : at + part] for memory, at, part in self._pieces(address, size))
 
     def dma_write(self, address: int, data: bytes) -> None:
-        memory, start = self._find(address, len(data))
-        memory[start : start + len(data)] = data
+        done = 0
+        for memory, at, part in self._pieces(address, len(data)):
+            memory[at : at + part] = data[done : done + part]
+            done += part
 
     def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
         return None  # its memory is not in a file
 
-    def _find(self, address: int, size: int) -> tuple[mmap.mmap, int]:
-        """Find a mapping. Buffers are never adjacent, so an access across an end is a fault."""
+    def dma_reach(self, address: int, size: int) -> int:
+        return min(size, self._find(address)[2])
+
+    def _pieces(self, address: int, size: int) -> list[tuple[mmap.mmap, int, int]]:
+        """(memory, offset, length) of each mapping that an access reaches."""
+        found = []
+        while size:
+            memory, offset, reach = self._find(address)
+            found.append((memory, offset, min(size, reach)))
+            address, size = address + found[-1][2], size - found[-1][2]
+        return found
+
+    def _find(self, address: int) -> tuple[mmap.mmap, int, int]:
+        """Return memory, the offset there, and how far the mapping goes."""
         for iova, (memory, length) in self._memory.items():
-            if iova <= address and address + size <= iova + length:
-                return memory, address - iova
-        raise DmaFault(f"{size} bytes at {address:#x} are not mapped")
+            if iova <= address < iova + length:
+                return memory, address - iova, iova + length - address
+        raise DmaFault(f"{address:#x} is not mapped")

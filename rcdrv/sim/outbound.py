@@ -33,8 +33,8 @@ class SimOutbound(SimInterrupts):
 
         Other methods may be called while this waits for the host.
         """
-        data = self._transfer(address, size, None)
-        return b"\xff" * size if data is None else data
+        data = self._transfer(address, size, None) or b""
+        return data.ljust(size, b"\xff")
 
     def write_host(self, address: int, data: bytes) -> None:
         """Write host memory through an outbound window; lost if the host refuses (posted)."""
@@ -66,6 +66,11 @@ class SimOutbound(SimInterrupts):
                 self._peer.dma_write(address, data[:below])
                 self._peer.dma_write(page, data[below : below + EP_PAGE])
                 return None
+            if "one-translation" in self._faults:
+                size = self._peer.dma_reach(address, size)
+                if data is None:
+                    return self._peer.dma_read(address, size)
+                data = data[:size]
             if data is None:
                 return self._peer.dma_read(address, size)
             self._peer.dma_write(address, data)

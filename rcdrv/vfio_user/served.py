@@ -66,6 +66,12 @@ class Peer(Protocol):
         :raises DmaFault: the address is not mapped, or not readable
         """
 
+    def dma_reach(self, address: int, size: int) -> int:
+        """Return how many of these bytes are in the mapping of the first.
+
+        :raises DmaFault: it is not mapped, or not readable
+        """
+
 
 class ServedDevice(Protocol):
     """A device behind a vfio-user socket. All calls come from one thread, the server's.

@@ -358,6 +358,9 @@ class Session:
             return None
         return mapping.file.fd, mapping.offset + address - mapping.address
 
+    def dma_reach(self, address: int, size: int) -> int:
+        return self._dma.find(address, size, DmaFlag.READ)[1]
+
     def dma_write(self, address: int, data: bytes) -> None:
         self._dma.check(address, len(data), DmaFlag.WRITE)
         done = 0

@@ -27,8 +27,9 @@ def test_what_is_destructive_runs_when_asked_for() -> None:
     )
     assert result.status == 0, result
     results = {one["name"]: one["verdict"] for one in result.document["results"]}
-    # vfio-user has one kind of reset only.
-    assert results.pop("more_destructive.BUS_RESET_TEST") == "skip"
+    # vfio-user has one kind of reset only, and no port.
+    for name in ("BUS_RESET_TEST", "RETRAIN_TEST"):
+        assert results.pop(f"more_destructive.{name}") == "skip"
     assert set(results.values()) == {"pass"}
     assert len(result.document["results"]) == sum(map(len, DESTRUCTIVE_MORE.values()))
     without = rcdrv("test", "--more", "-f", "more_destructive", "--device", "sim:generic")
@@ -39,3 +40,17 @@ def test_a_fault_is_an_exit_status() -> None:
     spec = "sim:generic,fault=byte-enables"
     result = rcdrv("test", "--more", "WIDTH_TEST", "--json", "--device", spec)
     assert result.status == 1
+
+
+def test_endpoints_transfer_at_a_time() -> None:
+    devices = ("sim:rk3588", "sim:j721e", "sim:generic,fault=silent")
+    result = rcdrv(
+        *("test", "--more", "*SEVERAL_TEST", "--json", "--timeout", "10"),
+        *(word for device in devices for word in ("--device", device)),
+    )
+    assert result.status == 0, result
+    first, second, silent = (one["results"][0] for one in result.document["devices"])
+    for one in (first, second):  # and nobody waits for the third
+        assert one["verdict"] == "pass"
+        assert one["message"].endswith("while 1 more transferred")
+    assert silent["verdict"] == "skip"

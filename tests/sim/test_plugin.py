@@ -57,7 +57,7 @@ def test_the_example_suite_passes_from_wherever_it_was_copied_to(tmp_path: Path)
 def test_the_example_suite_fails_on_a_board_whose_interrupts_are_lost() -> None:
     outcome = run_pytest(
         ROOT / "examples/board",
-        *("-p", "no:cacheprovider", "test_doorbell.py", "-k", "hundred"),
+        *("-p", "no:cacheprovider", "test_doorbell.py", "-k", "again"),
         *("--rcdrv-device", "sim:rk3588,fault=irq-lost", "--rcdrv-timeout", bound(False)),
     )
     assert outcome.status == pytest.ExitCode.TESTS_FAILED

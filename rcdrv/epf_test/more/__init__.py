@@ -15,6 +15,7 @@ from rcdrv.epf_test.more import (
     master,
     power,
     reset,
+    several,
     transfers,
 )
 
@@ -25,11 +26,13 @@ MORE = (
     *interrupts.CASES,
     *doorbell.CASES,
     *transfers.CASES,
+    several.CASE,
 )
 """Harmless cases: they treat an endpoint as the 23 cases do."""
 
 DESTRUCTIVE_MORE = {
     "bus-master": (master.CASE,),
+    "link": link.DESTRUCTIVE_CASES,
     "power": power.CASES,
     "reset": reset.CASES,
 }

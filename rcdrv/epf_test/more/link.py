@@ -1,15 +1,20 @@
-"""The link: unchanged speed and width after a load, and no errors."""
+"""The link: unchanged speed and width after a load or a training, and no errors."""
 
 from __future__ import annotations
+
+import contextlib
 
 from rcdrv.epf_test.bars import is_reserved, testable_size
 from rcdrv.epf_test.doorbell import stale_doorbell
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.logged import LoggedErrors
 from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
+from rcdrv.epf_test.more.state import LINK, Snapshot, first_failure, working
 from rcdrv.epf_test.transfer import Direction, Placement, transfer_test
-from rcdrv.errors import EndpointError
-from rcdrv.pci import Express
+from rcdrv.errors import EndpointError, HostError
+from rcdrv.host.port import port_above
+from rcdrv.pci import ConfigSpace, Express
+from rcdrv.sysfs import canonical_address, is_address
 from rcdrv.verdict import NotPassed, Reason
 
 _SIZE = 1 << 16
@@ -37,7 +42,8 @@ def load(driver: EpfTest, progress: Progress) -> str:
             driver.function.check()
             if bar is None or not bar.is_memory or is_reserved(driver, bar.index):
                 continue
-            if stale_doorbell(driver) != bar.index:  # it would show an interrupt controller
+            # It would show an interrupt controller or a DMA engine.
+            if not {bar.index} & {stale_doorbell(driver), *driver.not_memory}:
                 size = min(_SIZE, testable_size(driver, bar.index))
                 driver.function.bar(bar.index).read_block(0, size)
         for direction in (Direction.READ, Direction.WRITE):
@@ -63,6 +69,58 @@ def load(driver: EpfTest, progress: Progress) -> str:
     return f"{_rate(before)} of {_rate(most)}, {logged}"
 
 
+def retrain(driver: EpfTest, progress: Progress) -> str:
+    """Have the port above train the link anew, then compare config space and use everything.
+
+    The kernel does so itself when it sets up ASPM or another speed, so a board has to bear it.
+    """
+    function, config = driver.function, driver.function.config
+    if not is_address(function.address):
+        raise skip(Reason.HOST, "over vfio-user there is no port above the endpoint")
+    with contextlib.ExitStack() as stack:
+        try:
+            port = stack.enter_context(port_above(canonical_address(function.address)))
+            settled = port.settled(function.clock)
+        except HostError as why:
+            raise skip(Reason.HOST, f"no retrained link on this host: {why.message}") from None
+        if not settled:
+            raise skip(Reason.HOST, f"{port.address}, the port above it, does not show a link")
+        checks = working(driver, progress)
+        driver.disarm()
+        before, link = Snapshot(driver), _link(config)
+        for done in range(1, _ROUNDS + 1):
+            which = f"after training {done} of {_ROUNDS}"
+            with function.cancel.deferred():
+                back = port.retrain(function.clock)
+            function.check_alive()
+            if not back:
+                message = f"{which}: the link does not come back within a second"
+                raise NotPassed(Reason.BAD_LINK, message, hint=_CURE)
+            now = _link(config)
+            if link and now and (now.speed < link.speed or now.width < link.width):
+                message = f"{which}: the link ran at {_rate(link)}, and now at {_rate(now)}"
+                raise NotPassed(Reason.BAD_LINK, message, hint=_CURE)
+            lost = before.lost(but=LINK)
+            if lost is not None:
+                lost.message = f"{which}: {lost.message}"
+                raise lost
+            progress(done, _ROUNDS)
+    lost = first_failure(driver, checks)
+    if lost is not None:
+        lost.message = f"after {_ROUNDS} trainings: {lost.message}"
+        raise lost
+    said = "" if port.seen else ", of which the port showed none"
+    return f"all is there after {_ROUNDS} trainings by {port.address}{said}"
+
+
+def _link(config: ConfigSpace) -> Express | None:
+    """The link, unless the capabilities are broken, which CAPABILITIES_TEST judges."""
+    try:
+        return config.express()
+    except EndpointError:
+        return None
+
+
 def _rate(link: Express) -> str:
     return f"{link.speed:g} GT/s x{link.width}"
 
@@ -75,5 +133,18 @@ CASES: tuple[MoreCase, ...] = (
         "the link keeps its speed and width under load, and no error is logged (AER)",
         risk="reads the BARs but those that are reserved, and reads and writes this host's buffers",
         needs="a PCI Express capability that names the link's speed",
+    ),
+)
+
+DESTRUCTIVE_CASES: tuple[MoreCase, ...] = (
+    case(
+        "destructive",
+        "RETRAIN",
+        retrain,
+        f"the link, config space, BARs, interrupts, transfers and the doorbell outlive {_ROUNDS}"
+        " trainings of the link",
+        risk="a link that does not come back is lost, with all that is on it; the endpoint then has"
+        " to be restarted",
+        needs="kernel VFIO, root, a PCI Express port above, and no other driver on the link",
     ),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from rcdrv.epf_test.bars import bar_test
-from rcdrv.epf_test.doorbell import Doorbell
+from rcdrv.epf_test.doorbell import Doorbell, check_may_reset
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.irqs import raise_vector
@@ -22,6 +22,9 @@ _BACK = 5.0
 """Seconds after which an endpoint whose link was down must take commands."""
 
 _PAGE = 4096
+
+LINK = "the link's speed and width"
+"""Name of a part of :class:`Snapshot`."""
 
 Check = tuple[str, Callable[[EpfTest], object]]
 """Name of a feature, and a function that uses it."""
@@ -55,7 +58,7 @@ _FIELDS: dict[CapId | ExtCapId, tuple[_Field, ...]] = {
         _Field("PCIe's device control", 0x08, 16),
         _Field("PCIe's link control", 0x10, 16),
         # Without link training (PCI_EXP_LNKSTA_LT) and bandwidth notifications.
-        _Field("the link's speed and width", 0x12, 16, by_host=False, mask=0x03FF),
+        _Field(LINK, 0x12, 16, by_host=False, mask=0x03FF),
         _Field("PCIe's device control 2", 0x28, 16),
     ),
     ExtCapId.AER: (
@@ -104,11 +107,11 @@ class Snapshot:
         found["the capability list"] = [(cap.offset, cap.id) for cap in _capabilities(config)]
         return found
 
-    def lost(self) -> NotPassed | None:
-        """Return the verdict for what differs now; None if nothing does."""
+    def lost(self, *, but: str = "") -> NotPassed | None:
+        """Return the verdict for what differs now, except for ``but``; None if nothing does."""
         named, cured = [], True
         for one, before, now in zip(self._fields, self._values, self._read(), strict=True):
-            if now != before:
+            if now != before and one.name != but:
                 named.append(f"{one.name} {before:#x} became {now:#x}")
                 cured = cured and one.by_host
         for name, shape in self._look().items():
@@ -163,11 +166,12 @@ def _fields(config: ConfigSpace) -> Iterator[_Field]:
 def working(driver: EpfTest, progress: Progress) -> list[Check]:
     """Return the features that work now; other cases report those that do not.
 
-    :raises NotPassed: a skip: commands do not work
+    :raises NotPassed: a skip: commands do not work; ``disable-failed``: a doorbell is still enabled
     """
     checks = [one for one in _checks(driver, progress) if _fails(driver, one[1]) is None]
     if not any(check is _command for _, check in checks):
         raise skip(Reason.SILENT, "no command is answered to begin with, so nothing can be lost")
+    check_may_reset(driver)
     return checks
 
 

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import errno
+import mmap
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from rcdrv.api import DESTRUCTIVE_NAMES
+from rcdrv.epf_test.bars import check_writable
+from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
+from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE, several
+from rcdrv.epf_test.more import link as more_link
 from rcdrv.epf_test.more import reset as more_reset
 from rcdrv.epf_test.more.link import load
-from rcdrv.epf_test.more.state import Snapshot
+from rcdrv.epf_test.more.several import Meeting, meet
+from rcdrv.epf_test.more.state import Snapshot, working
+from rcdrv.epf_test.more.transfers import Scattered
 from rcdrv.epf_test.registers import Command, Reg
 from rcdrv.epf_test.suite import DESTRUCTIVE, cases, run_cases
 from rcdrv.errors import HostError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
+from rcdrv.host import port
 from rcdrv.host.reset_method import reset_by
 from rcdrv.mmio import Window
+from rcdrv.pci import CapId
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import load_layout, preset_names
 from rcdrv.sysfs import Paths
-from rcdrv.verdict import Reason
+from rcdrv.verdict import NotPassed, Reason
 from tools.more import rows
 
 from .virtual import endpoint
@@ -63,7 +73,12 @@ def test_a_healthy_endpoint_passes(preset: str) -> None:
 
 def test_nothing_of_generic_is_skipped_but_what_nobody_knows() -> None:
     skipped = {str(r.name) for r in run("generic") if r.verdict.value == "skip"}
-    assert skipped == {"more_bar.PRESENT_TEST", "more_destructive.BUS_RESET_TEST"}
+    assert skipped == {
+        "more_bar.PRESENT_TEST",
+        "more_destructive.BUS_RESET_TEST",
+        "more_destructive.RETRAIN_TEST",
+        "more_transfer.SEVERAL_TEST",
+    }
 
 
 def test_the_names_of_destructive_cases_are_complete() -> None:
@@ -107,6 +122,7 @@ CAUGHT: dict[str, dict[str, str]] = {
         "WRITE_SIZES": "transfer-failed",
         "COPY_SIZES": MISMATCH,
     },
+    "one-translation": {"SCATTERED": MISMATCH},
     "high-address-cut": {"HIGH_ADDRESS": MISMATCH},
     "reset-loses": {"RESET": LOST},
     "reset-loses=msi": {"RESET": LOST},
@@ -208,6 +224,101 @@ def test_load_reads_no_bar_that_shows_a_doorbell(monkeypatch: pytest.MonkeyPatch
     assert f"BAR{bar}" not in read
 
 
+def test_memory_that_the_endpoint_was_not_given_is_looked_at() -> None:
+    """Pages beside those of a scattered buffer: where a translation that is too long would go."""
+    with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
+        buffer = Scattered(EpfTest(function), 3 * mmap.PAGESIZE + 1, 1)
+        assert function.dma_buffers == 4
+        buffer._guards[2][17] = 1
+        with pytest.raises(NotPassed, match="not given"), buffer:
+            pass
+        assert function.dma_buffers == 0
+
+
+@pytest.mark.parametrize(("at", "size"), [(0, 1), (4095, 2), (1, 3 * 4096), (4096, 4096)])
+def test_scattered_pages_are_one_piece_of_memory(at: int, size: int) -> None:
+    with (
+        endpoint("generic") as device,
+        Function(device.attach(), clock=device.clock) as function,
+        Scattered(EpfTest(function), 4 * 4096, 1) as buffer,
+    ):
+        data = bytes(range(1, 256)) * 50
+        buffer.memory[at : at + size] = data[:size]
+        whole = b"".join(bytes(page.memory) for page in function._dma.buffers.values())
+        assert whole == buffer.memory[:] == bytes(at) + data[:size] + bytes(4 * 4096 - at - size)
+        assert device.dma_read(buffer.iova + at, size) == data[:size]
+
+
+def test_pages_that_cannot_be_mapped_leave_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
+        dma_map, driver = device.dma_map, EpfTest(function)
+
+        def refuse(iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
+            if function.dma_buffers == 3:
+                raise HostError("RLIMIT_MEMLOCK")
+            dma_map(iova, memory, size, fd)
+
+        monkeypatch.setattr(device, "dma_map", refuse)
+        with pytest.raises(HostError):
+            Scattered(driver, 5 * mmap.PAGESIZE, 1)
+        assert function.dma_buffers == 0
+
+
+# -- several endpoints -----------------------------------------------------------------------------
+
+
+class Neighbour(Meeting):
+    """Another endpoint whose write comes to this one's buffer, at one of the meetings."""
+
+    def __init__(self, device: Direct, when: int) -> None:
+        super().__init__(2)
+        self._device, self._when = device, when
+
+    def come(self, number: int, which: int, function: Function) -> int:
+        self._seen[1] = which
+        if which == self._when:
+            last = max(self._device._memory)
+            self._device.dma_write(last + 0x4321, b"theirs")
+        return super().come(number, which, function)
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        (0, ""),
+        (1, "READ"),  # before the transfers: their data is there, unless it was written over
+        (2, "READs: the endpoint wrote outside of the buffer"),
+        (6, "COPYs: the endpoint wrote outside of the buffer"),
+    ],
+)
+def test_what_another_endpoint_writes_here_is_found(when: int, said: str) -> None:
+    with endpoint("generic") as device:
+        meeting = Neighbour(device, when)
+        with Function(device.attach(), clock=device.clock) as function:
+            (case,) = meet([several.CASE], meeting, 0)
+            (result,) = run_cases(EpfTest(function), [case], Run("test"), Observer()).results
+        assert meeting._seen[0] == 255  # nobody waits for it any more
+    if when > 1:
+        assert result.reason is Reason.DATA_MISMATCH
+        assert said in result.message
+        assert "requester ID" in result.hint
+    else:
+        assert result.verdict.value == "pass", result
+        assert result.message.endswith("while 1 more transferred")
+
+
+def test_nobody_waits_for_ever_for_another_endpoint() -> None:
+    with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
+        driver = EpfTest(function)
+        # One that does not come; one that takes turns with the only other.
+        for meeting, longest in ((Meeting(3, [1]), 120), (Meeting(2, [0]), 0)):
+            begun = device.clock.time
+            chosen = meet([several.CASE], meeting, 0)
+            (result,) = run_cases(driver, chosen, Run("test"), Observer()).results
+            assert result.verdict.value == "skip", result
+            assert longest <= device.clock.time - begun < longest + 5
+
+
 # -- resets and D3hot ------------------------------------------------------------------------------
 
 
@@ -216,6 +327,69 @@ def one_case(device: Direct, name: str) -> CaseResult:
     with Function(device.attach(), clock=device.clock) as function:
         (result,) = run_cases(EpfTest(function), [case], Run("test"), Observer()).results
     return result
+
+
+@pytest.mark.parametrize("fault", ["disable-fail", "disable-silent"])
+def test_nothing_is_reset_while_a_doorbell_cannot_be_disabled(fault: str) -> None:
+    """pci_epf_test_unbind() and pci_epf_test_epc_deinit() leave its handler behind."""
+    names = {"D3HOT_TEST", "RESET_TEST", "RESETS_TEST"}
+    chosen = [case for case in EVERY if case.name.test in names]
+    with (
+        endpoint(f"generic,fault={fault}") as device,
+        Function(device.attach(), clock=device.clock) as function,
+    ):
+        driver = EpfTest(function)
+        driver.command(Command.ENABLE_DOORBELL)
+        results = run_cases(driver, chosen, Run("test"), Observer()).results
+        assert function.resets == device.endpoint._resets == 0
+    assert {(one.verdict.value, one.reason) for one in results} == {("fail", Reason.DISABLE_FAILED)}
+    assert all("reboot the endpoint" in one.hint for one in results)
+
+
+@pytest.mark.parametrize(("doorbell", "resets"), [(False, 1), (True, 0)])
+def test_no_reset_to_the_rescue_while_a_doorbell_is_enabled(doorbell: bool, resets: int) -> None:
+    (case,) = [one for one in MORE if one.name.test == "VECTORS_TEST"]
+    with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
+        driver = EpfTest(function)
+        if doorbell:
+            driver.command(Command.ENABLE_DOORBELL)
+        device.endpoint._function._silent = True  # type: ignore[attr-defined]
+        (result,) = run_cases(driver, [case], Run("test"), Observer()).results
+        assert result.reason in (Reason.SILENT, Reason.STUCK_COMMAND)
+        assert function.resets == resets
+
+
+def test_a_doorbell_that_can_be_disabled_is_no_reason_not_to_reset() -> None:
+    with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
+        driver = EpfTest(function)
+        driver.command(Command.ENABLE_DOORBELL)
+        working(driver, lambda _done, _total: None)
+        assert not device.endpoint.doorbell_enabled
+
+
+def test_no_pattern_is_written_where_disable_left_the_doorbells_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pci_epf_test_disable_doorbell() frees the doorbell, and then pci_epc_set_bar() fails."""
+    with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
+        driver = EpfTest(function)
+
+        def refuse(*_args: object) -> None:
+            raise OSError(errno.EINVAL, "no")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(device.endpoint.controller, "map_memory", refuse)
+            with (
+                pytest.raises(NotPassed, match="does not show memory again"),
+                Doorbell(driver) as bell,
+            ):
+                pass
+        assert bell.said is not None
+        with pytest.raises(NotPassed, match="still shows the doorbell's page"):
+            check_writable(driver, bell.said.bar)
+        with Doorbell(driver):
+            pass
+        check_writable(driver, bell.said.bar)  # which showed memory again
 
 
 def test_what_a_host_wrote_is_put_back_after_d3hot_without_no_soft_reset() -> None:
@@ -282,6 +456,139 @@ def test_a_bus_reset_that_the_kernel_takes_for_failed(monkeypatch: pytest.Monkey
         result = one_case(device, "BUS_RESET_TEST")
     assert result.verdict.value == "skip"
     assert result.message.startswith("all is there after")
+
+
+# -- the link, trained by the port -----------------------------------------------------------------
+
+
+class Bridge:
+    """The port above a function, as files of a made-up host."""
+
+    AT = 0x40
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = root / "devices/pci0000:00/0000:00:01.0"
+        function = self.folder / "0000:01:00.0"
+        function.mkdir(parents=True)
+        links = root / "bus/pci/devices"
+        links.mkdir(parents=True)
+        (links / function.name).symlink_to(function)
+        space = bytearray(256)
+        space[0x06], space[0x34] = 0x10, self.AT
+        space[self.AT : self.AT + 2] = bytes([CapId.EXP, 0])
+        struct.pack_into("<H", space, self.AT + 2, 4 << 4)  # a root port
+        struct.pack_into("<I", space, self.AT + 0x0C, 1 << 20)  # that reports an active link
+        struct.pack_into("<HH", space, self.AT + 0x10, 0x0040, 1 << 13)
+        self.config = self.folder / "config"
+        self.config.write_bytes(space)
+        self.paths = Paths(sys=root)
+        self.trainings = 0
+        self.train: Callable[[], object] = lambda: None
+        write = port._File.write
+
+        def trains(file: port._File, offset: int, data: bytes) -> None:
+            if offset == self.AT + 0x12:  # its bits are cleared by a written 1
+                self.set(0x12, self.get(0x12) & ~int.from_bytes(data, "little"))
+                return
+            write(file, offset, data)
+            if offset == self.AT + 0x10 and data[0] & 0x20:
+                self.trainings += 1
+                self.train()
+
+        monkeypatch.setattr(port._File, "write", trains)
+        monkeypatch.setattr(more_link, "port_above", lambda at: port.port_above(at, self.paths))
+
+    def set(self, offset: int, value: int) -> None:
+        """A 16-bit register of the capability."""
+        with self.config.open("r+b") as file:
+            file.seek(self.AT + offset)
+            file.write(value.to_bytes(2, "little"))
+
+    def get(self, offset: int) -> int:
+        return int.from_bytes(self.config.read_bytes()[self.AT + offset :][:2], "little")
+
+    def case(self, device: Direct) -> CaseResult:
+        device.address = "0000:01:00.0"
+        return one_case(device, "RETRAIN_TEST")
+
+
+@pytest.fixture
+def bridge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bridge:
+    return Bridge(tmp_path, monkeypatch)
+
+
+def test_a_link_that_comes_back_as_it_was(bridge: Bridge) -> None:
+    with endpoint("rk3588") as device:
+        result = bridge.case(device)
+    assert (result.verdict.value, bridge.trainings) == ("pass", 4), result
+    assert result.message.endswith("4 trainings by 0000:00:01.0, of which the port showed none")
+    assert bridge.get(0x10) == 0x0040  # Retrain Link is not left set
+
+
+def test_what_the_training_leaves_for_the_kernel_is_taken_away(bridge: Bridge) -> None:
+    """pcie_failed_link_retrain() slows down a link that is late where LBMS is set."""
+    bridge.train = lambda: bridge.set(0x12, 1 << 13 | 1 << 14)
+    with endpoint("rk3588") as device:
+        result = bridge.case(device)
+    assert result.message.endswith("4 trainings by 0000:00:01.0")
+    assert bridge.get(0x12) == 1 << 13
+
+
+@pytest.mark.parametrize(
+    ("what", "reason", "said"),
+    [
+        ("slows", "bad-link", "after training 1 of 4: the link ran at 8 GT/s x4, and now at 2.5"),
+        ("bars", "lost-by-reset", "BAR1's size"),
+        ("msi", "lost-by-reset", "after 4 trainings: interrupts"),
+        ("stays in training", "bad-link", "does not come back within a second"),
+        ("goes down", "bad-link", "does not come back within a second"),
+    ],
+)
+def test_what_a_training_takes_is_named(bridge: Bridge, what: str, reason: str, said: str) -> None:
+    with endpoint("rk3588") as device:
+        controller = device.endpoint.controller
+        bridge.train = {
+            "slows": controller.config.slow_link,
+            "bars": lambda: controller.lose("bars"),
+            "msi": lambda: controller.lose("msi"),
+            "stays in training": lambda: bridge.set(0x12, 1 << 13 | 1 << 11),
+            "goes down": lambda: bridge.set(0x12, 0),
+        }[what]
+        result = bridge.case(device)
+    assert result.reason is not None
+    assert (result.verdict.value, result.reason.value) == ("fail", reason)
+    assert said in result.message
+
+
+def other_driver(bridge: Bridge) -> None:
+    (bridge.folder / "0000:01:00.1").mkdir()
+    (bridge.folder / "0000:01:00.1/driver").symlink_to("../drivers/nvme")
+
+
+def test_where_no_link_can_be_trained(bridge: Bridge) -> None:
+    def skipped() -> str:
+        with endpoint("rk3588") as device:
+            result = bridge.case(device)
+        assert (result.verdict.value, bridge.trainings) == ("skip", 0)
+        return result.message
+
+    bridge.set(0x12, 0)
+    assert skipped().endswith("does not show a link")
+    bridge.set(0x02, 8 << 4)  # a bridge to PCI
+    assert skipped().endswith("is no port with a link below")
+    bridge.config.write_bytes(bytes(64))
+    assert skipped().endswith("is no PCI Express port")
+    bridge.config.write_bytes(bytes(20))
+    assert skipped().endswith("its config space has 20 bytes")
+    bridge.config.unlink()
+    assert skipped().endswith("No such file or directory")
+    bridge.folder.rename(bridge.folder.with_name("0000:00:02.0"))
+    assert skipped().endswith("No such file or directory")
+    bridge.folder.with_name("0000:00:02.0").rename(bridge.folder)
+    other_driver(bridge)
+    assert skipped().endswith("0000:01:00.1, on the same link, is in use by nvme")
+    (bridge.paths.function("0000:01:00.0")).unlink()
+    assert "on a root bus" in skipped()
 
 
 def test_the_way_of_resetting_is_the_old_one_afterwards(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import random
 import subprocess
@@ -71,6 +73,19 @@ def test_nothing_is_found(spec: str) -> None:
     assert done.found is None, script(done.found, spec, Options(), "a test")
     assert done.sequences == 5
     assert done.steps > 5 * 30
+
+
+@pytest.mark.parametrize("device", [0x1AD4, 0x229B], ids=["tegra194", "tegra234"])
+def test_an_older_tegra_keeps_its_msix_ram_and_dma_registers(device: int) -> None:
+    """pci_epf_test_set_capabilities() had no BARn_RESERVED for BAR2 and BAR4, which must not be
+    written to all the same."""
+    stream = io.StringIO()
+    with fuzzer(f"tegra194,caps=3,device={device:#x}", log=AccessLog(stream)) as fuzz:
+        assert fuzz.run(1, examples=20).sequences == 20
+    lines = map(json.loads, stream.getvalue().splitlines())
+    written = {line.get("region") for line in lines if line.get("op") == "write"}
+    assert "BAR0" in written
+    assert not written & {"BAR2", "BAR4"}
 
 
 def test_everything_is_drawn() -> None:

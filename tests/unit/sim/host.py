@@ -76,6 +76,10 @@ class Host:
         self._dma("file", address, size)
         return None  # it is no file's
 
+    def dma_reach(self, address: int, size: int) -> int:
+        self._dma("reach", address, size)
+        return size
+
     def _dma(self, op: str, address: int, size: int) -> int:
         self.dma.append((op, address, size))
         if self.during_dma:
