@@ -213,7 +213,7 @@ def _watch(args: argparse.Namespace, vntb: Vntb) -> Answer:
             for doorbell, times in vntb.wait_doorbells(vntb.function.deadline(0.05)).items():
                 rang[doorbell] = rang.get(doorbell, 0) + times
                 name = f"DB#{doorbell}" if doorbell >= 0 else f"vector {doorbell + FIRST_SLOT}"
-                say(f"{at:10.3f} s  {name} rang {times} times")
+                say(f"{at:10.3f} s  {name} rang" + (f" {times} times" if times > 1 else ""))
     return Answer({"link_up": up, "rang": {str(one): times for one, times in rang.items()}})
 
 
