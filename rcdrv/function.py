@@ -388,11 +388,17 @@ class Function:
                 raise
 
 
+def called_window(device: Device, index: int) -> TrappedWindow:
+    """Return the memory of a BAR through the device's calls alone, even where it can be mapped."""
+    io, size = _RegionIo(device, index), device.region(index).size
+    return TrappedWindow(io, size, f"BAR{index}", messages=device.messages)
+
+
 def open_window(device: Device, index: int) -> Window:
     """Return the memory of a BAR, mapped as far as the host allows; the caller closes it."""
     info = device.region(index)
     name = f"BAR{index}"
-    trapped = TrappedWindow(_RegionIo(device, index), info.size, name, messages=device.messages)
+    trapped = called_window(device, index)
     parts: list[tuple[int, Window]] = []
     try:
         for area in info.areas:
