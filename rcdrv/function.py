@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 
 from rcdrv import pci
@@ -391,7 +392,15 @@ class Function:
 def called_window(device: Device, index: int) -> TrappedWindow:
     """Return the memory of a BAR through the device's calls alone, even where it can be mapped."""
     io, size = _RegionIo(device, index), device.region(index).size
-    return TrappedWindow(io, size, f"BAR{index}", messages=device.messages)
+    # Of the transports one has answers to writes: vfio_user.Client.
+    post = getattr(device, "post", None)
+    return TrappedWindow(
+        io,
+        size,
+        f"BAR{index}",
+        messages=device.messages,
+        post=post and partial(post, index),
+    )
 
 
 def open_window(device: Device, index: int) -> Window:

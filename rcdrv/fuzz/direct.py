@@ -200,7 +200,7 @@ class Direct(Device):
         memory, start = self._find(address, size)
         return memory[start : start + size]
 
-    def dma_write(self, address: int, data: bytes) -> None:
+    def dma_write(self, address: int, data: bytes | memoryview) -> None:
         memory, start = self._find(address, len(data))
         memory[start : start + len(data)] = data
 

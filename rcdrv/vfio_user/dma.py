@@ -61,7 +61,7 @@ class SharedFile:
             raise DmaFault(f"the client's memory cannot be read: {error.strerror}") from error
         return b"".join(parts)  # a single part is not copied
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes of the file.
 
         :raises DmaFault: the file is shorter by now, or cannot be written

@@ -362,7 +362,7 @@ class Session:
             return None
         return mapping.file.fd, mapping.offset + address - mapping.address
 
-    def dma_write(self, address: int, data: bytes) -> None:
+    def dma_write(self, address: int, data: bytes | memoryview) -> None:
         self._dma.check(address, len(data), DmaFlag.WRITE)
         done = 0
         while done < len(data):
@@ -373,7 +373,7 @@ class Session:
                 mapping.file.write(offset, data[done : done + length])
             else:
                 length = min(length, self._chunk)
-                chunk = data[done : done + length]
+                chunk = bytes(data[done : done + length])
                 self._ask(WireCommand.DMA_WRITE, DmaAccess(here, length, chunk))
             done += length
 

@@ -342,7 +342,11 @@ class SimEpfVntb(SimFunction):
         if self.config.mw_bars[index] >= 0:
             self._controller.map_nothing(self.config.mw_bars[index])
 
-    def mw_write(self, index: int, offset: int, data: bytes) -> None:
+    def mw_memory(self, index: int) -> memoryview:
+        """Return the memory that the host sees in a window, for reading by system calls."""
+        return self._controller.memory(self.config.mw_bars[index])
+
+    def mw_write(self, index: int, offset: int, data: bytes | memoryview) -> None:
         """Write to host memory through a window, by the endpoint's processor."""
         base, size = self._outbound.get(index, (0, 0))
         if offset + len(data) > size:
