@@ -363,6 +363,12 @@ class Session:
         return mapping.file.fd, mapping.offset + address - mapping.address
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
+        if not data:
+            return
+        mapping, length = self._dma.find(address, len(data), DmaFlag.WRITE)
+        if length == len(data) and mapping.file is not None:
+            mapping.file.write(mapping.offset + address - mapping.address, data)
+            return
         self._dma.check(address, len(data), DmaFlag.WRITE)
         done = 0
         while done < len(data):

@@ -190,7 +190,8 @@ class SimEpfVntb(SimFunction):
             self._log.event("unbind")
             self._peer.remove()
             self._bind()
-        if self._peer.due is not None and self.clock() >= self._peer.due:
+        due = self._peer.due
+        if due is not None and self.clock() >= due:
             self._peer.run()
 
     def jiffies(self, milliseconds: int) -> float:
@@ -282,9 +283,10 @@ class SimEpfVntb(SimFunction):
             self._db_event(slot)
         shared = self._layout.doorbell.backend is not DoorbellBackend.MSI
         last = self.config.db_count - 1 if shared else slot
-        due = self._peer.due
-        if slot == last and self._peer.prompt and due is not None and due <= self.clock():
-            self._peer.run()
+        if slot == last and self._peer.prompt:
+            due = self._peer.due
+            if due is not None and due <= self.clock():
+                self._peer.run()
 
     def _db_event(self, slot: int) -> None:
         self._log.event("doorbell", slot=slot, db=slot - DB_START)
