@@ -252,7 +252,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
     limit = Deadline(_SIM_END)
     # wait() with a limit sleeps up to 50 ms between two looks.
-    with contextlib.suppress(OSError):  # before Linux 5.3
+    with contextlib.suppress(OSError, AttributeError):  # before Linux 5.3
         ended = os.pidfd_open(process.pid)
         try:
             await_readable([ended], limit.remaining)

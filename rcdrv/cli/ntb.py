@@ -295,11 +295,20 @@ def _perf(args: argparse.Namespace, vntb: Vntb) -> Answer:
     window = vntb.window(args.mw)
     say = printer(args)
     rates: list[dict[str, Any]] = []
-    with contextlib.nullcontext() if args.translated else perf.translated(vntb):
-        for rate in perf.measure(vntb, args.mw, chunk=args.chunk, seconds=args.seconds):
-            if not rates:
-                say(f"window {args.mw}: {window.name}, {window.size:#x} bytes, by {args.chunk:#x}")
-            width = "" if rate.width is None else f"{rate.width} bits"
-            say(f"{rate.mapping:8}  {width:7}  {rate.direction:5}  {rate.megabytes:10.2f} MB/s")
-            rates.append({**rate._asdict(), "megabytes_per_second": rate.megabytes})
+
+    def done(rate: perf.Rate) -> None:
+        if not rates:
+            say(f"window {args.mw}: {window.name}, {window.size:#x} bytes, by {args.chunk:#x}")
+        width = "" if rate.width is None else f"{rate.width} bits"
+        say(f"{rate.mapping:8}  {width:7}  {rate.direction:5}  {rate.megabytes:10.2f} MB/s")
+        rates.append({**rate._asdict(), "megabytes_per_second": rate.megabytes})
+
+    perf.measure(
+        vntb,
+        args.mw,
+        done,
+        chunk=args.chunk,
+        seconds=args.seconds,
+        translated=args.translated,
+    )
     return Answer({"window": args.mw, "chunk": args.chunk, "rates": rates})

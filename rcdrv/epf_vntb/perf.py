@@ -20,6 +20,8 @@ from rcdrv.mmio import TrappedWindow, Window
 
 CHUNK = 64 << 10
 """Default of the bytes of a copy."""
+_LARGEST_CHUNK = 1 << 20
+"""MAX_CHUNK_SIZE."""
 _AREA = 256 << 10
 """Bytes at the start of the window that copies go through, unless a copy is longer."""
 _LOOK = 0.02
@@ -44,13 +46,53 @@ class Rate(NamedTuple):
         return self.bytes / self.seconds / 1e6
 
 
+def measure(
+    vntb: Vntb,
+    index: int,
+    done: Callable[[Rate], None],
+    *,
+    chunk: int = CHUNK,
+    seconds: float = 0.5,
+    translated: bool = False,
+) -> None:
+    """Copy into a window and out of it, ``seconds`` each way; its contents are put back.
+
+    :param done: called with each result
+    :param translated: the endpoint has set the window's translation; else its ntb_transport is
+        made to
+    :raises UsageError: there is no such window, or ``chunk`` does not fit it
+    :raises NotPassed: ``link-down``: how far the hand-shake of ntb_transport got; ``link-lost``;
+        ``data-mismatch``: what was written does not come back
+    :raises DeviceLost: the device is gone
+    :raises Interrupted: the user asked to stop
+    """
+    window = vntb.window(index)
+    most = min(window.size, _LARGEST_CHUNK)
+    if chunk % 8 or not 0 < chunk <= most:
+        raise UsageError(f"`chunk` {chunk:#x} is no multiple of 8 bytes up to {most:#x}")
+    area = min(window.size, max(_AREA, chunk))
+    starts = range(0, area - chunk + 1, chunk)
+    with contextlib.nullcontext() if translated else _link(vntb):
+        before = window.read_block(0, area)
+        try:
+            for way, mapping, width in _ways(vntb, index):
+                bulk, way.bulk = way.bulk, width or way.bulk
+                try:
+                    for direction, copied in _both(vntb, way, starts, seconds, not translated):
+                        done(Rate(mapping, width, direction, *copied))
+                finally:
+                    way.bulk = bulk
+        finally:
+            # Without the link this is memory that the endpoint has freed.
+            if translated or vntb.link_is_up:
+                window.write_block(0, before)
+
+
 @contextlib.contextmanager
-def translated(vntb: Vntb) -> Iterator[None]:
-    """Have the endpoint's ntb_transport set its windows' translations, and take them back.
+def _link(vntb: Vntb) -> Iterator[None]:
+    """Link up with the endpoint's ntb_transport, which sets its windows' translations.
 
     Its queue pairs stay down, so that nothing but this uses the windows.
-
-    :raises NotPassed: ``link-down``: how far it got
     """
     queue = QueuePair(vntb, mtu=MTU)
     failed = True
@@ -65,36 +107,6 @@ def translated(vntb: Vntb) -> Iterator[None]:
             # What went wrong first is what the user has to read.
             if not failed:
                 raise
-
-
-def measure(vntb: Vntb, index: int, *, chunk: int = CHUNK, seconds: float = 0.5) -> Iterator[Rate]:
-    """Copy into a window and out of it, ``seconds`` each way; its contents are put back.
-
-    Only for a window whose translation the endpoint has set.
-
-    :raises UsageError: there is no such window, or ``chunk`` does not fit it
-    :raises NotPassed: ``data-mismatch``: what was written does not come back
-    :raises DeviceLost: the device is gone
-    :raises Interrupted: the user asked to stop
-    """
-    window = vntb.window(index)
-    if chunk % 8 or not 0 < chunk <= window.size:
-        raise UsageError(
-            f"`chunk` {chunk:#x} is no multiple of 8 bytes up to the window's {window.size:#x}"
-        )
-    area = min(window.size, max(_AREA, chunk))
-    starts = range(0, area - chunk + 1, chunk)
-    before = window.read_block(0, area)
-    try:
-        for way, mapping, width in _ways(vntb, index):
-            bulk, way.bulk = way.bulk, width or way.bulk
-            try:
-                for direction, copied in _both(vntb, way, starts, chunk, seconds):
-                    yield Rate(mapping, width, direction, *copied)
-            finally:
-                way.bulk = bulk
-    finally:
-        window.write_block(0, before)
 
 
 def _ways(vntb: Vntb, index: int) -> Iterator[tuple[Window, str, int | None]]:
@@ -113,32 +125,31 @@ def _ways(vntb: Vntb, index: int) -> Iterator[tuple[Window, str, int | None]]:
 
 
 def _both(
-    vntb: Vntb, window: Window, starts: range, chunk: int, seconds: float
+    vntb: Vntb, window: Window, starts: range, seconds: float, linked: bool
 ) -> Iterator[tuple[str, tuple[int, float]]]:
-    data = pattern(0, chunk)
-    there = memoryview(bytearray(chunk))
+    """Copy there, and back; yields direction, bytes and time."""
+    data = pattern(0, starts.step)
+    there = memoryview(bytearray(starts.step))
 
     def write(start: int) -> None:
         window.write_block(start, data)
 
-    yield "write", _copy(vntb, window, write, starts, seconds)
-    compare(vntb, window, starts[0], data)
-    yield "read", _copy(vntb, window, lambda start: window.read_into(start, there), starts, seconds)
+    def read(start: int) -> None:
+        window.read_into(start, there)
 
-
-def _copy(
-    vntb: Vntb, window: Window, copy: Callable[[int], None], starts: range, seconds: float
-) -> tuple[int, float]:
-    """Copy for so long; return the bytes and the time."""
     now = vntb.function.clock.now
-    begun = at = now()
-    look_at, done = begun, 0
-    while at < begun + seconds or not done:
-        if at >= look_at:
-            vntb.function.check()
-            look_at = at + _LOOK
-        copy(starts[done % len(starts)])
-        done += 1
-        at = now()
-    window.read32(0)  # writes are posted, and this waits for them
-    return done * starts.step, now() - begun
+    for direction, copy in (("write", write), ("read", read)):
+        begun = at = look_at = now()
+        number = 0
+        while at < begun + seconds or not number:
+            if at >= look_at:
+                vntb.function.check()
+                if linked:
+                    vntb.check_link()
+                look_at = at + _LOOK
+            copy(starts[number % len(starts)])
+            number += 1
+            at = now()
+        window.read32(0)  # writes are posted, and this waits for them
+        yield direction, (number * starts.step, now() - begun)
+        compare(vntb, window, starts[0], data)
