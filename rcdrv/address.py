@@ -5,6 +5,7 @@ To add a transport, write its :class:`~rcdrv.device.Device` and a row of :data:`
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -12,7 +13,7 @@ from rcdrv.device import Device
 from rcdrv.errors import HostError, RcdrvError, UsageError, did_you_mean
 from rcdrv.function import Function
 from rcdrv.record import record
-from rcdrv.wait import MONOTONIC, Cancel
+from rcdrv.wait import MONOTONIC, Cancel, Deadline, await_readable
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
@@ -249,8 +250,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Wait for its end after the close of its socket, then kill it: nothing is left behind."""
     from subprocess import TimeoutExpired
 
+    limit = Deadline(_SIM_END)
+    # wait() with a limit sleeps up to 50 ms between two looks.
+    with contextlib.suppress(OSError, AttributeError):  # before Linux 5.3
+        ended = os.pidfd_open(process.pid)
+        try:
+            await_readable([ended], limit.remaining)
+        finally:
+            os.close(ended)
     try:
-        process.wait(_SIM_END)
+        process.wait(limit.remaining)
     except TimeoutExpired:
         process.kill()
         process.wait()

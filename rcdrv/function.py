@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import TracebackType
 
 from rcdrv import pci
@@ -392,11 +393,25 @@ class Function:
                 raise
 
 
+def called_window(device: Device, index: int) -> TrappedWindow:
+    """Return the memory of a BAR through the device's calls alone, even where it can be mapped."""
+    io, size = _RegionIo(device, index), device.region(index).size
+    # Of the transports one has answers to writes: vfio_user.Client.
+    post = getattr(device, "post", None)
+    return TrappedWindow(
+        io,
+        size,
+        f"BAR{index}",
+        messages=device.messages,
+        post=post and partial(post, index),
+    )
+
+
 def open_window(device: Device, index: int) -> Window:
     """Return the memory of a BAR, mapped as far as the host allows; the caller closes it."""
     info = device.region(index)
     name = f"BAR{index}"
-    trapped = TrappedWindow(_RegionIo(device, index), info.size, name, messages=device.messages)
+    trapped = called_window(device, index)
     parts: list[tuple[int, Window]] = []
     try:
         for area in info.areas:

@@ -29,7 +29,7 @@ import contextlib
 import mmap
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import repeat
 
@@ -127,6 +127,10 @@ class Window(ABC):
 
     def write64(self, offset: int, value: int) -> None:
         self.write(64, offset, value)
+
+    def post32(self, offset: int, value: int) -> None:
+        """As :meth:`write32`, without waiting where that has an answer: posted, as on a link."""
+        self.write32(offset, value)
 
     # -- one register, often ------------------------------------------------------------------
 
@@ -429,14 +433,22 @@ class TrappedWindow(Window):
     """Device memory reached through its owner, one request an access.
 
     :param messages: a request of many words is one message, whose receiver chooses the width
+    :param post: writes as ``io``, without waiting for an answer; None: there is nothing to wait for
     """
 
     def __init__(
-        self, io: RegionIo, size: int, name: str = "window", *, messages: bool = False
+        self,
+        io: RegionIo,
+        size: int,
+        name: str = "window",
+        *,
+        messages: bool = False,
+        post: Callable[[int, bytes], None] | None = None,
     ) -> None:
         super().__init__(size, name)
         self._io = io
         self._messages = messages
+        self._post = io.write if post is None else post
 
     def read(self, width: int, offset: int) -> int:
         self._check(width, offset)
@@ -446,6 +458,11 @@ class TrappedWindow(Window):
         self._check(width, offset)
         self._check_value(width, value)
         self._io.write(offset, value.to_bytes(width // 8, "little"))
+
+    def post32(self, offset: int, value: int) -> None:
+        self._check(32, offset)
+        self._check_value(32, value)
+        self._post(offset, value.to_bytes(4, "little"))
 
     # A run of aligned words is one request: the kernel's VFIO splits it into the widest aligned
     # accesses of at most 8 bytes (vfio_pci_core_do_io_rw()), so every byte is still touched once.
@@ -505,6 +522,11 @@ class SplitWindow(Window):
         self._check(width, offset)
         start, _, window = self._locate(offset)
         window.write(width, offset if window is self._trapped else offset - start, value)
+
+    def post32(self, offset: int, value: int) -> None:
+        self._check(32, offset)
+        start, _, window = self._locate(offset)
+        window.post32(offset if window is self._trapped else offset - start, value)
 
     def register32(self, offset: int) -> Register:
         self._check(32, offset)

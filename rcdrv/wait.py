@@ -64,20 +64,20 @@ class Deadline:
         return self._now() >= self._end
 
 
-def await_readable(descriptors: Iterable[int], seconds: float | None = None) -> bool:
-    """Sleep until a descriptor is readable, or has ended; return whether one is.
+def await_readable(descriptors: Iterable[int], seconds: float | None = None) -> list[int]:
+    """Sleep until a descriptor is readable, or has ended; return those that are.
 
     :param seconds: limit, kept to microseconds where the descriptors' numbers are small
     """
     watched = list(descriptors)
     try:
         # poll(2) and epoll_wait(2) round up to milliseconds, select(2) to microseconds.
-        return bool(select.select(watched, [], [], seconds)[0])
+        return select.select(watched, [], [], seconds)[0]
     except ValueError:  # one is beyond FD_SETSIZE: 2048 vectors are 2048 descriptors
         poll = select.poll()
         for descriptor in watched:
             poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(None if seconds is None else seconds * 1000))
+        return [one for one, _ in poll.poll(None if seconds is None else seconds * 1000)]
 
 
 def heeded(signums: Iterable[int]) -> list[int]:

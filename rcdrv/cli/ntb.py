@@ -29,6 +29,7 @@ from rcdrv.cli.common import (
 from rcdrv.cli.ping import compare, ping
 from rcdrv.cli.tap import MTU_HELP, add_tap, tap
 from rcdrv.cli.vntb import bar_options, bridge
+from rcdrv.epf_vntb import perf
 from rcdrv.epf_vntb.driver import Vntb
 from rcdrv.epf_vntb.registers import FIRST_SLOT, Reg
 from rcdrv.epf_vntb.transport import MTU
@@ -43,12 +44,14 @@ COMMON_OPTIONS = ("device", "json", "verbose", "timeout", "vf_token", *RECORD)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def action(name: str, summary: str) -> argparse.ArgumentParser:
+    def action(
+        name: str, summary: str, common: Sequence[str] = COMMON_OPTIONS
+    ) -> argparse.ArgumentParser:
         return actions.add_parser(
             name,
             help=summary,
             description=summary,
-            parents=[common_options(COMMON_OPTIONS), bar_options()],
+            parents=[common_options(common), bar_options()],
         )
 
     action("info", "show the control block, decoded")
@@ -78,6 +81,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the endpoint has set the window's translation; before that, the BAR shows its"
         " physical address 0 and must not be touched",
+    )
+    # A replay departs from what a measurement does in its time.
+    timed = [name for name in COMMON_OPTIONS if name not in RECORD]
+    rates = action("perf", "measure the bandwidth of a memory window, in and out", timed)
+    add_bulk(rates)
+    add = rates.add_argument
+    add("--mw", type=number, default=0, metavar="N", help="which window, from 0 (default 0)")
+    add("--chunk", type=number, default=perf.CHUNK, metavar="BYTES", help="a copy (default 64K)")
+    add("--seconds", type=seconds, default=0.5, metavar="S", help="for each line (default 0.5)")
+    add(
+        "--translated",
+        action="store_true",
+        help="the endpoint has set the window's translation (default: ntb_transport there is"
+        " made to)",
     )
     pinger = action("ping", "measure round trips")
     add_bulk(pinger)
@@ -130,6 +147,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         "spad": _spad,
         "ring": _ring,
         "mw": _mw,
+        "perf": _perf,
     }
     with open_function(args, cancel) as function, bridge(args, function) as vntb:
         answer = actions[args.action](args, vntb)
@@ -213,7 +231,7 @@ def _watch(args: argparse.Namespace, vntb: Vntb) -> Answer:
             for doorbell, times in vntb.wait_doorbells(vntb.function.deadline(0.05)).items():
                 rang[doorbell] = rang.get(doorbell, 0) + times
                 name = f"DB#{doorbell}" if doorbell >= 0 else f"vector {doorbell + FIRST_SLOT}"
-                say(f"{at:10.3f} s  {name} rang {times} times")
+                say(f"{at:10.3f} s  {name} rang" + (f" {times} times" if times > 1 else ""))
     return Answer({"link_up": up, "rang": {str(one): times for one, times in rang.items()}})
 
 
@@ -271,3 +289,26 @@ def _mw(args: argparse.Namespace, vntb: Vntb) -> Answer:
         {"window": args.mw, "offset": args.offset, "words": words},
         [f"{args.offset + 4 * index:#010x} {word:#010x}" for index, word in enumerate(words)],
     )
+
+
+def _perf(args: argparse.Namespace, vntb: Vntb) -> Answer:
+    window = vntb.window(args.mw)
+    say = printer(args)
+    rates: list[dict[str, Any]] = []
+
+    def done(rate: perf.Rate) -> None:
+        if not rates:
+            say(f"window {args.mw}: {window.name}, {window.size:#x} bytes, by {args.chunk:#x}")
+        width = "" if rate.width is None else f"{rate.width} bits"
+        say(f"{rate.mapping:8}  {width:7}  {rate.direction:5}  {rate.megabytes:10.2f} MB/s")
+        rates.append({**rate._asdict(), "megabytes_per_second": rate.megabytes})
+
+    perf.measure(
+        vntb,
+        args.mw,
+        done,
+        chunk=args.chunk,
+        seconds=args.seconds,
+        translated=args.translated,
+    )
+    return Answer({"window": args.mw, "chunk": args.chunk, "rates": rates})

@@ -29,6 +29,7 @@ OPTIONS = {
     "peer_spad": "--spad-bar",
     "windows": "--mw-bar",
     "size": "--size",
+    "chunk": "--chunk",
     "mtu": "--transport-mtu",
     "peer_ip": "--peer-ip",
     # host: Binder.bind, Rescan.run

@@ -117,15 +117,27 @@ def _statistics(name: str, counts: Counts) -> str:
     c = counts
     lines = [
         f"--- {name} statistics ---",
-        f"sent {c.sent_packets} packets, {c.sent_bytes} bytes, with {c.rings} doorbells;"
-        f" all slots were full {c.ring_full} times",
-        f"received {c.received_packets} packets, {c.received_bytes} bytes, with {c.doorbells}"
-        f" interrupts; {c.unheard} were found by a look before one",
+        f"sent {_packets(c.sent_packets, c.sent_bytes)}, with {_number(c.rings, 'doorbell')};"
+        f" all slots were full {_times(c.ring_full)}",
+        f"received {_packets(c.received_packets, c.received_bytes)}, with"
+        f" {_number(c.doorbells, 'interrupt')}; found by a look before one: {c.unheard}",
         f"dropped {c.too_long} too long, {c.refused} not taken by this host, {c.bad_number} out of"
         f" order, {c.bad_length} of a bad length",
-        f"link up {c.link_ups} times; bad indexes of the endpoint: {c.bad_index}",
+        f"link up {_times(c.link_ups)}; bad indexes of the endpoint: {c.bad_index}",
     ]
     return "\n".join(lines)
+
+
+def _packets(packets: int, octets: int) -> str:
+    return f"{_number(packets, 'packet')}, {_number(octets, 'byte')}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once"}.get(count, f"{count} times")
 
 
 class _Display:

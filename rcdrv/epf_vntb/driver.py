@@ -290,7 +290,7 @@ class Vntb(ControlBlock):
         """Ring the endpoint: one 32-bit write, ordered after all earlier writes."""
         self._say(f"write BAR{doorbell.bar}+{doorbell.offset:#x} {doorbell.data:#010x}")
         barrier()
-        self.function.bar(doorbell.bar).write32(doorbell.offset, doorbell.data)
+        self.function.bar(doorbell.bar).post32(doorbell.offset, doorbell.data)
 
     def arm(self) -> int:
         """Arm MSI vectors for the endpoint's doorbells, and send CONFIGURE_DOORBELL.

@@ -270,6 +270,7 @@ class NetInterface:
         """
         vntb, tap, counts = self._vntb, self._tap, self.counts
         pump = Pump(queue.rings, tap, queue.ring, counts)
+        bells = vntb.function.fileno()
         now = vntb.function.clock.now
         look_at = now()
         patience = 0.0
@@ -292,7 +293,8 @@ class NetInterface:
                 look_at = now() + _LOOK
             more = taken == queue.rings.rx.entries
             # While no slot is free, the host's frames wait in the interface.
-            watched = [vntb.function.fileno()] if full else [vntb.function.fileno(), tap.fd]
-            woken = await_readable(watched, 0.0 if more else patience or _LOOK)
-            slept_out = not woken and not more and not full
-            counts.doorbells += sum(vntb.wait_doorbells(vntb.function.deadline(0.0)).values())
+            watched = [bells] if full else [bells, tap.fd]
+            ready = await_readable(watched, 0.0 if more else patience or _LOOK)
+            slept_out = not ready and not more and not full
+            if bells in ready:
+                counts.doorbells += sum(vntb.wait_doorbells(vntb.function.deadline(0.0)).values())

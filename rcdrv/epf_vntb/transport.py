@@ -62,8 +62,21 @@ class QueuePair:
         :raises NotPassed: ``link-down``: how far it got
         """
         self.prepare()
+        self._await_peer(self.joined)
+
+    def await_translations(self) -> None:
+        """Wait until the endpoint's windows lead to memory, and leave the queue pair down.
+
+        ntb_qp_link_work() says that its side is up after ntb_transport_link_work() has set them. As
+        this side does not say so, too, neither side uses the rings.
+
+        :raises NotPassed: ``link-down``: how far it got
+        """
+        self._await_peer(lambda: bool(self._vntb.spad_read(_QP_LINKS) & 1 << 0))
+
+    def _await_peer(self, ready: Callable[[], bool]) -> None:
         self._await(
-            self.joined,
+            ready,
             "queue pair 0 does not come up at the endpoint",
             "on the endpoint: is ntb_netdev loaded, and the interface up (ip link set up)?",
         )

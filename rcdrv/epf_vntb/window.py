@@ -45,25 +45,26 @@ def test_memory(vntb: Vntb, index: int) -> int:
     for offset, size in _chunks(window.size):
         vntb.function.cancel.check()
         before = window.read_block(offset, size)
-        pattern = _pattern(offset, size)
+        data = pattern(offset, size)
         try:
             vntb.widen(index, offset)
-            window.write_block(offset, pattern)
-            _compare(vntb, window, offset, pattern)
+            window.write_block(offset, data)
+            compare(vntb, window, offset, data)
         finally:
             window.write_block(offset, before)
     return window.size
 
 
-def _compare(vntb: Vntb, window: Window, offset: int, pattern: bytes) -> None:
-    found = window.read_block(offset, len(pattern))
-    if found == pattern:
+def compare(vntb: Vntb, window: Window, offset: int, expected: bytes) -> None:
+    """:raises NotPassed: ``data-mismatch``: something else is there"""
+    found = window.read_block(offset, len(expected))
+    if found == expected:
         return
     vntb.function.check_alive()
-    at = first_difference(found, pattern)
+    at = first_difference(found, expected)
     raise NotPassed(
         Reason.DATA_MISMATCH,
-        f"{window.name}+{offset + at:#x}: wrote {pattern[at]:#04x}, read {found[at]:#04x}",
+        f"{window.name}+{offset + at:#x}: wrote {expected[at]:#04x}, read {found[at]:#04x}",
         hint="has the endpoint set this window's translation, and is its memory that large?",
     )
 
@@ -73,7 +74,7 @@ def _chunks(end: int) -> Iterator[tuple[int, int]]:
         yield offset, min(_CHUNK, end - offset)
 
 
-def _pattern(offset: int, size: int) -> bytes:
+def pattern(offset: int, size: int) -> bytes:
     """Return words that are the complement of their offset, so that no two chunks are equal."""
     words = range(offset, offset + size, 4)
     return b"".join((~word & 0xFFFF_FFFF).to_bytes(4, "little") for word in words)

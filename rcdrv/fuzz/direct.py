@@ -199,7 +199,7 @@ class Direct(Device):
     def dma_read(self, address: int, size: int) -> bytes:
         return b"".join(memory[at : at + part] for memory, at, part in self._pieces(address, size))
 
-    def dma_write(self, address: int, data: bytes) -> None:
+    def dma_write(self, address: int, data: bytes | memoryview) -> None:
         done = 0
         for memory, at, part in self._pieces(address, len(data)):
             memory[at : at + part] = data[done : done + part]

@@ -42,6 +42,11 @@ class BarMemory:
         # The endpoint's memory while the view differs from it.
         self._store = -1
 
+    @property
+    def raw(self) -> memoryview:
+        """What the BAR shows, for reading by system calls."""
+        return self._bytes
+
     # -- accesses that arrive as messages ---------------------------------------------------
 
     def read(self, offset: int, size: int) -> bytes:

@@ -36,13 +36,13 @@ class SimOutbound(SimInterrupts):
         data = self._transfer(address, size, None) or b""
         return data.ljust(size, b"\xff")
 
-    def write_host(self, address: int, data: bytes) -> None:
+    def write_host(self, address: int, data: bytes | memoryview) -> None:
         """Write host memory through an outbound window; lost if the host refuses (posted)."""
         self._transfer(address, len(data), data)
         if "writes-beside" in self._faults and len(data) > 1024:
             self._transfer(address + len(data), 4, b"\xe5" * 4)
 
-    def _transfer(self, address: int, size: int, data: bytes | None) -> bytes | None:
+    def _transfer(self, address: int, size: int, data: bytes | memoryview | None) -> bytes | None:
         if not self.layout.unaligned_access:
             # The window begins at an aligned address, whatever was requested.
             address -= address % self.layout.outbound_align

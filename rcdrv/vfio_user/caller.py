@@ -187,6 +187,16 @@ class Caller:
             raise
         return message
 
+    def _post(self, command: WireCommand, body: bytes) -> None:
+        """Send a command that the server is not to answer."""
+        self._check_lost()
+        self._next_id = number = (self._next_id + 1) & 0xFFFF
+        deadline = self._deadline()
+        try:
+            self._connection.send(command, number, wire.NO_REPLY, body, deadline)
+        except (wire.Disconnected, TimeoutError) as error:
+            raise self._end(error, deadline, command) from error
+
     def allow(self, timeout: float) -> None:
         """Tolerate slow replies, as the user waits ``timeout`` seconds for the endpoint."""
         self.share = max(SHARE, timeout / 20)

@@ -237,6 +237,12 @@ class Client(Caller):
             body = self._ask(WireCommand.REGION_WRITE, access.pack())
             self._check_access(access, body, with_data=False)
 
+    def post(self, region: int, offset: int, data: bytes) -> None:
+        """As :meth:`write`, of 8 bytes at most, without an answer. One that is refused is lost, as
+        on a link."""
+        access = RegionAccess(offset, region, len(data), data)
+        self._post(WireCommand.REGION_WRITE, access.pack())
+
     def _check_access(self, access: RegionAccess, body: bytes, *, with_data: bool) -> bytes:
         """Return the data of a reply, after checking that it names the same access."""
         named = access.answer()

@@ -56,7 +56,7 @@ class SharedFile:
             raise DmaFault(f"the client's memory cannot be read: {error.strerror}") from error
         return b"".join(parts)  # a single part is not copied
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes of the file.
 
         :raises DmaFault: the file is shorter by now, or cannot be written
@@ -123,7 +123,8 @@ class DmaMapping:
 
     address: int
     size: int
-    flags: DmaFlag
+    readable: bool
+    writable: bool
     file: SharedFile | None
     offset: int
 
@@ -158,7 +159,8 @@ class DmaSpace:
         if len(self._starts) >= self._limit:
             raise Refused(errno.ENOSPC)
         file = self._share(fd, request) if fd >= 0 else None
-        mapping = DmaMapping(address, size, DmaFlag(flags), file, request.offset)
+        readable, writable = bool(flags & DmaFlag.READ), bool(flags & DmaFlag.WRITE)
+        mapping = DmaMapping(address, size, readable, writable, file, request.offset)
         bisect.insort(self._starts, address)
         self._mappings[address] = mapping
 
@@ -239,7 +241,7 @@ class DmaSpace:
         mapping = self._mappings[self._starts[index]] if index >= 0 else None
         if mapping is None or mapping.end <= address:
             raise DmaFault(f"the client has mapped nothing at {address:#x}")
-        if not mapping.flags & access:
+        if not (mapping.writable if access is DmaFlag.WRITE else mapping.readable):
             raise DmaFault(f"the client's mapping at {address:#x} does not permit {access.name}")
         return mapping, min(size, mapping.end - address)
 

@@ -54,7 +54,7 @@ class Peer(Protocol):
         :raises DmaFault: a byte is not mapped, or not readable
         """
 
-    def dma_write(self, address: int, data: bytes) -> None:
+    def dma_write(self, address: int, data: bytes | memoryview) -> None:
         """Write client memory, also across mappings. See :meth:`dma_read`."""
 
     def dma_file(self, address: int, size: int) -> tuple[int, int] | None:

@@ -361,7 +361,13 @@ class Session:
     def dma_reach(self, address: int, size: int) -> int:
         return self._dma.find(address, size, DmaFlag.READ)[1]
 
-    def dma_write(self, address: int, data: bytes) -> None:
+    def dma_write(self, address: int, data: bytes | memoryview) -> None:
+        if not data:
+            return
+        mapping, length = self._dma.find(address, len(data), DmaFlag.WRITE)
+        if length == len(data) and mapping.file is not None:
+            mapping.file.write(mapping.offset + address - mapping.address, data)
+            return
         self._dma.check(address, len(data), DmaFlag.WRITE)
         done = 0
         while done < len(data):
@@ -372,7 +378,7 @@ class Session:
                 mapping.file.write(offset, data[done : done + length])
             else:
                 length = min(length, self._chunk)
-                chunk = data[done : done + length]
+                chunk = bytes(data[done : done + length])
                 self._ask(WireCommand.DMA_WRITE, DmaAccess(here, length, chunk))
             done += length
 

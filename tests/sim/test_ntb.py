@@ -315,3 +315,42 @@ def test_endless_pings_end_well(endpoint: Callable[..., Endpoint]) -> None:
     assert result.status == 130, result.err
     assert "0% packet loss" in result.out
     assert rcdrv("-d", served.address, "ntb", "info", "--json").document["link_up"] is False
+
+
+def test_perf(endpoint: Callable[..., Endpoint]) -> None:
+    """perf_copy_chunk() of ntb_perf.c, in every width, and reads too."""
+    served = endpoint("rcar-s4-vntb-polled,hz=1000,vntb.peer=netdev,trap=sparse")
+    perf = ("-d", served.address, "ntb", "perf", "--seconds", "10ms")
+    document = rcdrv(*perf, "--chunk", "4K", "--json").document
+    assert (document["verdict"], document["window"], document["chunk"]) == ("pass", 0, 4096)
+    found = [(one["mapping"], one["width"], one["direction"]) for one in document["rates"]]
+    ways = [("mapped", 32), ("mapped", 64), ("messages", None)]
+    assert found == [(*way, direction) for way in ways for direction in ("write", "read")]
+    for one in document["rates"]:
+        assert one["bytes"] % 4096 == 0
+        assert one["seconds"] >= 0.01
+        assert one["megabytes_per_second"] == one["bytes"] / one["seconds"] / 1e6
+    assert "64 bits" not in rcdrv(*perf, "--width", "32").out
+    assert not [line for line in served.log() if line.get("event") == "harm"]
+
+
+def test_perf_puts_back_what_was_there(endpoint: Callable[..., Endpoint]) -> None:
+    address = endpoint("rcar-s4-vntb-polled,hz=1000,vntb.peer=tool").address
+    assert rcdrv("-d", address, "ntb", "link", "up").status == 0
+    write = ("mw", "write", "0x40", "0xabcd", "--translated")
+    assert rcdrv("-d", address, "ntb", *write).status == 0
+    assert rcdrv("-d", address, "ntb", "perf", "--translated", "--seconds", "10ms").status == 0
+    read = rcdrv("-d", address, "ntb", "mw", "read", "0x40", "--translated", "--json").document
+    assert read["words"] == [0xABCD]
+    # Nothing sets a translation there on the way: ntb_tool is not ntb_transport.
+    refused = rcdrv("-d", address, "ntb", "perf")
+    assert (refused.status, "ntb_transport" in refused.err) == (1, True), refused
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [(("--chunk", "12"), "--chunk 0xc is no multiple of 8"), (("--mw", "1"), "no memory window 1")],
+)
+def test_perf_refuses(option: tuple[str, str], message: str) -> None:
+    result = rcdrv("-d", NETDEV, "ntb", "perf", *option)
+    assert (result.status, result.out, message in result.err) == (2, "", True), result

@@ -22,6 +22,7 @@ from tests.namespaces import (
     read_until,
     two_namespaces,
 )
+from tools.bench.traffic import http
 
 from .conftest import LIMIT, Endpoint, Result, finish, listening
 
@@ -103,6 +104,42 @@ def transfer(namespaces: Namespaces) -> None:
     assert (client.status, served.status, served.out) == (0, 0, "both ways\n"), (client, served)
 
 
+ECHO = """
+import hashlib, socket, sys
+address, client = sys.argv[1], len(sys.argv) > 2
+s = socket.socket(type=socket.SOCK_DGRAM)
+s.settimeout(1)
+if not client:
+    s.bind((address, 5002))
+    s.settimeout(None)
+    print("ready", flush=True)
+    while True:
+        data, peer = s.recvfrom(70000)
+        s.sendto(data, peer)
+for size in (1, 1472, 9000, 60000):
+    data = hashlib.shake_256(b"%d" % size).digest(size)
+    for attempt in range(100):
+        s.sendto(data, (address, 5002))
+        try:
+            if s.recv(70000) == data:
+                break
+        except TimeoutError:
+            pass
+    else:
+        sys.exit("%d bytes do not come back" % size)
+"""
+
+
+def datagrams(server: str, address: str, client: str) -> None:
+    """UDP there and back; a datagram that is lost, as any may be, is sent again."""
+    echo = inside(server, [sys.executable, "-c", ECHO, address])
+    read_until(echo, echo.stdout, "ready")
+    done = finish(inside(client, [sys.executable, "-c", ECHO, address, "client"]))
+    echo.kill()
+    finish(echo)
+    assert (done.status, done.err) == (0, "")
+
+
 def test_two_network_stacks_over_a_served_endpoint(
     namespaces: Namespaces, endpoint: Callable[..., Endpoint]
 ) -> None:
@@ -114,6 +151,10 @@ def test_two_network_stacks_over_a_served_endpoint(
         ping(namespaces.host, BOARD, size)
         ping(namespaces.board, HOST, size)
     transfer(namespaces)
+    datagrams(namespaces.board, BOARD, namespaces.host)
+    datagrams(namespaces.host, HOST, namespaces.board)
+    http(namespaces.board, BOARD, namespaces.host, SIZE)
+    http(namespaces.host, HOST, namespaces.board, SIZE)
     running.process.send_signal(signal.SIGUSR1)
     read_until(running.process, running.process.stderr, "ntb0 statistics")
     result = running.stop()

@@ -301,6 +301,22 @@ def test_a_single_access_is_one_request_of_its_width() -> None:
         assert region.log == [("write", 0x40, width // 8), ("read", 0x40, width // 8)]
 
 
+def test_a_posted_write_is_one_request_where_nothing_is_mapped() -> None:
+    region, posted = Recorder(SIZE), Recorder(SIZE)
+    part = MappedWindow(mmap.mmap(-1, SIZE), 0x800)
+    window = SplitWindow(TrappedWindow(region, SIZE, post=posted.write), [(0x400, part)])
+    window.post32(0x3FC, 1)
+    window.post32(0x400, 2)
+    assert (region.log, posted.log) == ([], [("write", 0x3FC, 4)])
+    assert part.read32(0) == 2
+    for offset, value in ((0x3FD, 0), (SIZE, 0), (0, 1 << 32)):
+        with pytest.raises(AccessError):
+            window.post32(offset, value)
+    window.close()
+    TrappedWindow(region, SIZE).post32(0, 1)
+    assert region.log == [("write", 0, 4)]
+
+
 def test_a_split_window_traps_exactly_what_is_not_mapped() -> None:
     region = Recorder(SIZE)
     part = MappedWindow(mmap.mmap(-1, SIZE), 0x800)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rcdrv.errors import RcdrvError
-from tools.bench import access, growth, lab, native, network, programs, render, rings
+from tools.bench import access, growth, lab, native, network, programs, render, rings, traffic
 from tools.bench.measure import Cost, Row
 from tools.lab.errors import LabError
 
@@ -46,6 +46,8 @@ def _run(options: argparse.Namespace) -> int:
     costs: list[Cost] = []
     load = os.getloadavg()[0]
     quick = options.quick
+    if options.what == "ntb" and (options.all or options.soak):
+        return traffic.run(options.soak, quick=quick)
     if options.what == "ntb":
         _collect("the network", rows, network.rows(quick=quick))
         return _show(options, rows, costs, load)
@@ -88,6 +90,18 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         choices=["ntb"],
         help="ntb: ping and TCP over a vNTB instead of all else; needs root, ping and iperf3",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="of ntb: ping, TCP, UDP and HTTP both ways, over a started and a served endpoint",
+    )
+    parser.add_argument(
+        "--soak",
+        type=float,
+        default=0.0,
+        metavar="MINUTES",
+        help="of ntb: traffic for so long, and whether either side leaks",
     )
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller sizes")
     parser.add_argument(

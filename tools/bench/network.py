@@ -14,9 +14,10 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tools.bench.measure import Kind, Row, Target, compared, in_turns
 from tools.bench.programs import PYTHON, RCDRV
@@ -24,8 +25,9 @@ from tools.bench.programs import PYTHON, RCDRV
 HOST, BOARD = "10.9.0.1", "10.9.0.2"
 MTU = 65510
 PRESETS = {"polled": "rcar-s4-vntb-polled", "embedded": "rcar-s4-vntb"}
-INTERVAL = "0.2194"
-"""Seconds between pings, not a multiple of the endpoint's tick of 12 ms."""
+INTERVAL = "0.223"
+"""Seconds between pings, in whole ms as ping has them. With the endpoint's tick, 12 ms, it has no
+divisor in common, so that pings fall into each of the 12."""
 
 COPIER = f"""
 import os, select, subprocess, sys
@@ -64,15 +66,13 @@ def rows(*, quick: bool) -> Iterator[Row]:
 
     :raises SystemExit: a program or a permission is missing
     """
-    missing = [name for name in ("ip", "ping", "iperf3") if shutil.which(name) is None]
-    if missing or os.geteuid():
-        raise SystemExit(f"bench: ntb needs root and the programs {', '.join(missing) or 'it has'}")
+    check_host()
     found = {name: Figures([], [], []) for name in ("copier", *PRESETS)}
 
     def contestant(name: str) -> float:
-        with _namespaces() as (host, board), _joined(name, host, board):
+        with namespaces() as (host, board), joined(name, host, board):
             figures = found[name]
-            figures.ping.extend(_ping(host, 10 if quick else 40))
+            figures.ping.extend(ping(host, 10 if quick else 40))
             for into, reverse in ((figures.there, ()), (figures.back, ("-R",))):
                 into.append(_iperf(host, board, 2 if quick else 5, reverse))
         return 0.0
@@ -95,8 +95,15 @@ def rows(*, quick: bool) -> Iterator[Row]:
             yield compared(what, "s", mine, "plain copier", theirs, target)
 
 
+def check_host() -> None:
+    """:raises SystemExit: something that it takes is missing"""
+    missing = [name for name in ("ip", "ping", "iperf3") if shutil.which(name) is None]
+    if missing or os.geteuid():
+        raise SystemExit(f"bench: ntb needs root and the programs {', '.join(missing) or 'it has'}")
+
+
 @contextlib.contextmanager
-def _namespaces() -> Iterator[tuple[str, str]]:
+def namespaces() -> Iterator[tuple[str, str]]:
     names = f"rcdrv-host-{os.getpid()}", f"rcdrv-board-{os.getpid()}"
     with contextlib.ExitStack() as stack:
         for name in names:
@@ -106,52 +113,72 @@ def _namespaces() -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def _joined(name: str, host: str, board: str) -> Iterator[None]:
-    """Connect two network stacks by the copier, or by a vNTB of a preset."""
+def joined(name: str, host: str, board: str, *, served: bool = False) -> Iterator[list[int]]:
+    """Connect two network stacks by the copier, or by a vNTB of a preset; yield the processes.
+
+    :param served: serve the endpoint on a socket, instead of leaving its start to the command
+    """
     command: Sequence[str] = (PYTHON, "-c", COPIER, board)
-    if name in PRESETS:
-        device = f"sim:{PRESETS[name]},vntb.peer=tap,vntb.peer_netns={board},vntb.peer_ip={BOARD}"
-        command = (*RCDRV, "-d", device, "ntb", "tap", "--address", f"{HOST}/24")
-    process = subprocess.Popen(_inside(host, *command), stdout=subprocess.PIPE, text=True)
+    with contextlib.ExitStack() as stack:
+        processes = []
+        if name in PRESETS:
+            layout = f"{PRESETS[name]},vntb.peer=tap,vntb.peer_netns={board},vntb.peer_ip={BOARD}"
+            device = f"sim:{layout}"
+            if served:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rcdrv-bench-"))
+                device = f"vfio-user:{folder}/ep.sock"
+                serve = (*RCDRV, "sim", layout, "--socket", f"{folder}/ep.sock")
+                processes.append(stack.enter_context(running(serve, "serving")))
+            command = (*RCDRV, "-d", device, "ntb", "tap", "--address", f"{HOST}/24")
+        processes.append(stack.enter_context(running(inside(host, *command), "link up")))
+        yield [process.pid for process in processes]
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], ready: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a program; enter when it prints a line with ``ready`` in it."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
-        if not any("link up" in line for line in process.stdout):
+        said = []
+        for line in process.stdout:
+            if ready in line:
+                break
+            said.append(line)
+        else:
+            print("".join(said), end="", file=sys.stderr)
             raise SystemExit(f"bench: {' '.join(command)} ended with {process.wait()}")
-        yield
+        yield process
     finally:
         process.terminate()
         process.communicate()
 
 
-def _inside(namespace: str, *command: str) -> list[str]:
+def inside(namespace: str, *command: str) -> list[str]:
     return ["ip", "netns", "exec", namespace, *command]
 
 
-def _ping(host: str, count: int) -> list[float]:
-    """Return round trips in ms, without the first one, which waits for ARP."""
-    command = _inside(host, "ping", "-n", "-c", str(count + 1), "-i", INTERVAL, "-W", "5", BOARD)
-    output = _output(command)
-    return [float(time) for time in re.findall(r"time=([\d.]+) ms", output)][1:]
+def ping(host: str, count: int) -> list[float]:
+    """Round trips in ms; the first, which waits for ARP, is left out."""
+    command = inside(host, "ping", "-n", "-c", str(count + 1), "-i", INTERVAL, "-W", "5", BOARD)
+    return [float(time) for time in re.findall(r"time=([\d.]+) ms", output(command))][1:]
 
 
 def _iperf(host: str, board: str, seconds: int, options: Sequence[str]) -> float:
-    """Return the seconds per GB."""
-    server = subprocess.Popen(
-        _inside(board, "iperf3", "-s", "-1", "--forceflush"), stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert server.stdout is not None
-        if not any("listening" in line for line in server.stdout):
-            raise SystemExit("bench: iperf3 does not serve")
-        command = _inside(host, "iperf3", "-c", BOARD, "-t", str(seconds), "-J", *options)
-        rate = json.loads(_output(command))["end"]["sum_received"]["bits_per_second"]
-    finally:
-        server.terminate()
-        server.communicate()
-    return 8e9 / float(rate)
+    """Seconds for a GB."""
+    end = iperf(host, board, ("-t", str(seconds), *options))
+    return 8e9 / float(end["sum_received"]["bits_per_second"])
 
 
-def _output(command: Sequence[str]) -> str:
+def iperf(host: str, board: str, options: Sequence[str]) -> dict[str, Any]:
+    """What iperf3 says at the end of a run; its server is the board."""
+    with running(inside(board, "iperf3", "-s", "-1", "--forceflush"), "listening"):
+        said = json.loads(output(inside(host, "iperf3", "-c", BOARD, "-J", *options)))
+    end: dict[str, Any] = said["end"]
+    return end
+
+
+def output(command: Sequence[str]) -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=120)
     if done.returncode:
         print(done.stdout, file=sys.stderr)

@@ -190,7 +190,8 @@ class SimEpfVntb(SimFunction):
             self._log.event("unbind")
             self._peer.remove()
             self._bind()
-        if self._peer.due is not None and self.clock() >= self._peer.due:
+        due = self._peer.due
+        if due is not None and self.clock() >= due:
             self._peer.run()
 
     def jiffies(self, milliseconds: int) -> float:
@@ -282,9 +283,10 @@ class SimEpfVntb(SimFunction):
             self._db_event(slot)
         shared = self._layout.doorbell.backend is not DoorbellBackend.MSI
         last = self.config.db_count - 1 if shared else slot
-        due = self._peer.due
-        if slot == last and self._peer.prompt and due is not None and due <= self.clock():
-            self._peer.run()
+        if slot == last and self._peer.prompt:
+            due = self._peer.due
+            if due is not None and due <= self.clock():
+                self._peer.run()
 
     def _db_event(self, slot: int) -> None:
         self._log.event("doorbell", slot=slot, db=slot - DB_START)
@@ -342,7 +344,11 @@ class SimEpfVntb(SimFunction):
         if self.config.mw_bars[index] >= 0:
             self._controller.map_nothing(self.config.mw_bars[index])
 
-    def mw_write(self, index: int, offset: int, data: bytes) -> None:
+    def mw_memory(self, index: int) -> memoryview:
+        """Return the memory that the host sees in a window, for reading by system calls."""
+        return self._controller.memory(self.config.mw_bars[index])
+
+    def mw_write(self, index: int, offset: int, data: bytes | memoryview) -> None:
         """Write to host memory through a window, by the endpoint's processor."""
         base, size = self._outbound.get(index, (0, 0))
         if offset + len(data) > size:

@@ -96,16 +96,13 @@ class TapNetdev(Netdev):
             if not length:
                 break
             if length <= self._tx_frame - HEADER.size:
-                self._put(bytes(self._view[:length]))
+                self._put(self._view[:length])
                 put += 1
         if put:
             self._bridge.peer_db_set(1 << 0)
 
     def _packet(self, start: int, length: int) -> memoryview:
-        assert self._memory is not None
-        packet = self._view[:length]
-        self._memory.read_into(start, packet)
-        return packet
+        return self._bridge.mw_memory(0)[start : start + length]
 
     def _answer(self, packet: bytes | memoryview) -> bytes:
         self._tap.write(packet)

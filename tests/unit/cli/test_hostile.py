@@ -50,6 +50,7 @@ SHORT = {
     "ntb link": ["up"],
     "ntb spad": ["read", "0"],
     "ntb mw": ["read", "0"],
+    "ntb perf": ["--seconds", "10ms"],
     "ntb ping": ["--count", "1"],
     "setup udev": ["--print"],
     "setup completion": ["bash", "--print"],

@@ -68,7 +68,7 @@ class Host:
         start = self._dma("read", address, size)
         return bytes(self.memory[start : start + size])
 
-    def dma_write(self, address: int, data: bytes) -> None:
+    def dma_write(self, address: int, data: bytes | memoryview) -> None:
         start = self._dma("write", address, len(data))
         self.memory[start : start + len(data)] = data
 

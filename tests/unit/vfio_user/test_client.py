@@ -114,6 +114,27 @@ def test_a_register_access_is_one_access(device: FakeDevice, client: Client, wid
     ]
 
 
+def test_a_posted_write_has_no_answer(device: FakeDevice, client: Client) -> None:
+    """And one that is refused leaves the next answer to the next question."""
+    client.post(BAR_TRAPPED, 64, b"\1\2\3\4")
+    client.post(CONFIG_REGION, 256, bytes(4))
+    assert client.read(BAR_TRAPPED, 64, 4) == b"\1\2\3\4"
+    assert device.take() == [
+        ("write", BAR_TRAPPED, 64, b"\1\2\3\4"),
+        ("read", BAR_TRAPPED, 64, 4),
+    ]
+
+
+def test_a_posted_write_to_a_server_that_has_gone() -> None:
+    script = Script(lambda _script, _message: False)
+    with contextlib.closing(Client(script.sock, "fake")) as client:
+        script.connection.shutdown()
+        for _ in range(2):
+            with pytest.raises(DeviceLost, match="gone before its answer to REGION_WRITE"):
+                client.post(BAR_TRAPPED, 64, bytes(4))
+    script.close()
+
+
 def test_long_accesses_are_split(device: FakeDevice, client: Client) -> None:
     content = os.urandom(150000)
     client.write(BAR_TRAPPED, 8, content)
