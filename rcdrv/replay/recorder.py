@@ -173,17 +173,15 @@ class Recorder:
     def write(self, region: int, offset: int, data: bytes) -> None:
         size, value = len(data), int.from_bytes(data, "little")
         where = region, offset, size
-        where = region, offset, size
         if region == CONFIG_REGION:
             shown = int.from_bytes(self._hide(offset, data), "little")
             self._call(lambda: self._device.write(region, offset, data), "w", *where, shown)
             return
         self._show_memory()
-        if single:
-            spelled = self._addresses.spell(region, offset, size, value)
-            self._call(
-                lambda: self._window(region).write(8 * size, offset, value), "w", *where, spelled
-            )
+        if size in (1, 2, 4, 8) and offset % size == 0:
+            word = self._addresses.spell(*where, value)
+            write = self._window(region).write
+            self._call(lambda: write(8 * size, offset, value), "w", *where, word)
             return
         cut = [
             (first, data[first - offset : first - offset + length])
