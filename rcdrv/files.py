@@ -183,6 +183,8 @@ def read_descriptor(fd: int, limit: int = LARGEST, cancel: Cancel | None = None)
         try:
             piece = os.read(fd, 1 << 20)
         except BlockingIOError:  # its writer left and another came
+            if cancel is None:  # a file of /proc that waits for more, as kmsg
+                raise
             continue
         if not piece:
             return bytes(content)

@@ -83,6 +83,10 @@ def test_a_run_that_is_killed_is_kept_too(tmp_path: Path) -> None:
         (("ring", *SIM, *SIM), "--record keeps one session, and several devices make several"),
         (("ring", *SIM, "--soak", "1s"), "--record keeps what can be replayed, and --soak ends"),
         (("ntb", "ping", "--compare"), "--record keeps one session, and --compare makes two"),
+        (
+            ("ring", "--device", "replay:x.gz"),
+            "replay:x.gz is a recording already, and is not recor",
+        ),
         (("list",), "list has no use for --record"),
         (("bench", "ring", *SIM), "bench has no use for --record"),
     ],
