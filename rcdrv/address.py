@@ -61,7 +61,12 @@ def open_function(
     :raises HostError: the host is not ready; the hint names the fix
     :raises DeviceLost: the device does not answer
     """
-    device = open_device(address or default_address(), vf_token=vf_token)
+    address = address or default_address()
+    if record is not None and scheme_of(address).open is _replay:
+        raise UsageError(
+            f"{address} is a recording already, and is not recorded", hint="leave `record` out"
+        )
+    device = open_device(address, vf_token=vf_token)
     if record is not None:
         from rcdrv.replay.recorder import record_device
 
@@ -144,13 +149,21 @@ def _open_vfio(address: str, vf_token: str | None = None) -> Device:
 def _take_descriptor(address: str, vf_token: str | None = None) -> Device:
     from rcdrv.vfio import open_descriptor
 
+    return open_descriptor(*descriptors_of(address), vf_token=vf_token)
+
+
+def descriptors_of(address: str) -> tuple[int, int]:
+    """Return the descriptors that ``fd:N`` or ``fd:N,M`` names; -1 for M that is not there.
+
+    :raises UsageError: it names none
+    """
     device, comma, iommufd = address.partition(":")[2].partition(",")
     numbers = [device, iommufd] if comma else [device]
     if not all(one.isdecimal() and len(one) < 10 for one in numbers):  # more is no C int
         raise UsageError(
             f"{address!r} names no descriptors", hint="fd:3, or fd:3,4 with one of /dev/iommu"
         )
-    return open_descriptor(int(device), int(iommufd) if comma else -1, vf_token=vf_token)
+    return int(device), int(iommufd) if comma else -1
 
 
 def _connect(address: str) -> Device:

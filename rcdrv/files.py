@@ -58,20 +58,52 @@ def _replace(path: Path, content: bytes, mode: int | None) -> None:
         with os.fdopen(_open(path, os.O_TRUNC), "wb") as stream:
             stream.write(content)
         return
+    os.close(_put(path, before, content, mode))
+
+
+def _put(path: Path, before: os.stat_result | None, content: bytes, mode: int | None) -> int:
+    """Put a new file in the place of a regular one, or of none; return it, open."""
     if mode is None and before is not None and before.st_uid == os.geteuid():
         mode = before.st_mode & 0o777
     draft = path.with_name(f".rcdrv-{os.urandom(8).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(draft, flags, 0o666 if mode is None else mode & 0o700)
     try:
-        with os.fdopen(fd, "wb") as stream:
-            if mode is not None:
-                os.fchmod(fd, mode)
-            stream.write(content)
+        if mode is not None:
+            os.fchmod(fd, mode)
+        _write_all(fd, content)
         draft.replace(path)
     except BaseException:
+        os.close(fd)
         draft.unlink(missing_ok=True)
         raise
+    return fd
+
+
+def _write_all(fd: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def begin_file(path: Path, content: bytes) -> int:
+    """Write the beginning of a file, in one step; the rest is written to the descriptor returned.
+
+    A symbolic link is followed, under the rules for links.
+
+    :raises HostError: it cannot be written there
+    """
+    with _named(path):
+        before = _lstat(path)
+        if before is None or stat.S_ISREG(before.st_mode):
+            return _put(path, before, content, None)
+        fd = _open(path, os.O_TRUNC)
+        try:
+            _write_all(fd, content)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
 
 def open_output(path: Path, *, append: bool = False) -> TextIO:
@@ -151,6 +183,8 @@ def read_descriptor(fd: int, limit: int = LARGEST, cancel: Cancel | None = None)
         try:
             piece = os.read(fd, 1 << 20)
         except BlockingIOError:  # its writer left and another came
+            if cancel is None:  # a file of /proc that waits for more, as kmsg
+                raise
             continue
         if not piece:
             return bytes(content)

@@ -157,7 +157,10 @@ class Function:
         if self.width < 64 or index in self._widened or window.size < 8:
             return None
         self._widened.add(index)
-        return window.widen(offset)
+        arrive = window.widen(offset)
+        if arrive:
+            getattr(self.device, "widened", lambda *_: None)(index, window.bulk)
+        return arrive
 
     # -- interrupts ---------------------------------------------------------------------------
 
@@ -363,6 +366,14 @@ class Function:
             for cap in self.config.capabilities():
                 found[f"the {cap.name} capability"] = cap.offset
         return found
+
+    def explain(self, bar: int, parameters: Sequence[int], constants: Sequence[int]) -> None:
+        """Tell a replayed device what the endpoint does with 32-bit registers.
+
+        :param parameters: it reads them only when another one is written, and changes none
+        :param constants: it never changes them
+        """
+        getattr(self.device, "explain", lambda *_: None)(bar, parameters, constants)
 
     def mark(self, *words: str) -> None:
         """Tell a device that is recorded where the run is: words without spaces."""

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rcdrv.cli import COMMANDS
 from tools import deb, fresh, pyz
 from tools.lab.errors import LabError
 
@@ -25,8 +26,12 @@ APT = "DEBIAN_FRONTEND=noninteractive apt-get -qqy --no-install-recommends"
 
 CHECKS = {
     "the single file, with python3-minimal": f"""
-cd / && said=$(python3 {SINGLE} {RING} 2>&1) && exit 0
-echo "$said"; echo "$said" | grep -q "apt install python3"
+cd /
+for command in '{RING}' {" ".join(f"'{name} --help'" for name in COMMANDS)}; do
+    said=$(python3 {SINGLE} $command 2>&1) && continue
+    echo "$command: $said" | head -n 2
+    echo "$said" | grep -q "apt install python3" || exit 1
+done
 """,
     "the package installs": f"apt-get -qq update && {APT} install {PACKAGE} >/dev/null",
     "it rings": f"cd / && rcdrv {RING}",

@@ -3,7 +3,8 @@
 Separate processes, because an access to a lost function may raise SIGBUS, which ends only its own
 process, and because threads of one interpreter would block each other. Functions of one IOMMU group
 take turns: the kernel gives a group to one process (iommu_device_claim_dma_owner() in
-drivers/iommu/iommu.c).
+drivers/iommu/iommu.c). Descriptors cannot take turns: every process here has a copy, which keeps
+the function open, and its group with it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import IO, Any, NoReturn
 
-from rcdrv.address import scheme_of
+from rcdrv.address import descriptors_of, scheme_of
 from rcdrv.cli import answer, complain, program, say_cleanup
 from rcdrv.cli.common import print_json
 from rcdrv.cli.guard import end_with, outcome
@@ -62,14 +63,25 @@ def lanes(addresses: Sequence[str], paths: Paths, *, one_bus: bool = False) -> l
     """Return lists of device numbers: lists may run in parallel, the devices of a list take turns.
 
     :param one_bus: functions of one bus also take turns, as a reset of the bus affects all of them
+    :raises UsageError: a descriptor shares its group with another device
     """
+    held: dict[str, str] = {}
     found: list[tuple[set[str], list[int]]] = []
     for number, address in enumerate(addresses):
         keys, lane = {f"#{number}"}, [number]
-        if scheme_of(address).is_local:
-            bdf = canonical_address(address)
+        bdf, by_descriptor = _function(address, paths)
+        if bdf is not None:
             group = group_of(paths, bdf)
-            keys |= {f"group {group}"} if group is not None else set()
+            for before in [one for one in held if held[one] == group]:
+                if by_descriptor or before.startswith("fd:"):
+                    raise UsageError(
+                        f"{before} and {address} are of one IOMMU group ({group}), and a function"
+                        " that came as a descriptor does not take turns",
+                        hint="run one command after the other, each with its descriptor alone",
+                    )
+            if group is not None:
+                held[address] = group
+                keys |= {f"group {group}"}
             keys |= {bdf.rpartition(":")[0]} if one_bus else set()
         # A group may span buses, and a bus has many groups behind a port with ACS.
         for other in [one for one in found if one[0] & keys]:
@@ -77,6 +89,21 @@ def lanes(addresses: Sequence[str], paths: Paths, *, one_bus: bool = False) -> l
             keys, lane = keys | other[0], other[1] + lane
         found.append((keys, lane))
     return sorted(sorted(lane) for _, lane in found)
+
+
+def _function(address: str, paths: Paths) -> tuple[str | None, bool]:
+    """Return the function of this host that an address names, and whether by a descriptor."""
+    scheme = scheme_of(address)
+    if scheme.is_local:
+        return canonical_address(address), False
+    if not scheme.is_vfio:
+        return None, False
+    from rcdrv.vfio.descriptor import function_of
+
+    try:
+        return function_of(descriptors_of(address)[0], paths), True
+    except UsageError:  # its process says so
+        return None, True
 
 
 def each(args: argparse.Namespace, cancel: Cancel, body: Body, *, mixed: bool = True) -> int:

@@ -14,6 +14,12 @@ ALL_ONES = 0xFFFFFFFF
 Trace = Callable[[str], None]
 
 _REQUEST = (Reg.FLAGS, Reg.IRQ_TYPE, Reg.IRQ_NUMBER)
+# What pci-epf-test reads only when it takes a command or raises an interrupt:
+# pci_epf_test_cmd_handler(), pci_epf_test_raise_irq() and what they call. CAPS it sets once.
+_PARAMETERS = (
+    *_REQUEST,
+    *(Reg.SRC_ADDR_LOW, Reg.SRC_ADDR_HIGH, Reg.DST_ADDR_LOW, Reg.DST_ADDR_HIGH, Reg.SIZE),
+)
 
 
 class RegisterBlock:
@@ -34,6 +40,7 @@ class RegisterBlock:
         self._trace = trace
         self.not_memory: set[int] = set()
         """BARs that show a doorbell's page since DISABLE_DOORBELL freed it and then failed."""
+        function.explain(bar, _PARAMETERS, [Reg.CAPS])
         if self._regs.size < BLOCK_SIZE:
             raise UsageError(
                 f"BAR{bar} has {self._regs.size:#x} bytes, too few for the test registers",

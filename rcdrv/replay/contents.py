@@ -12,12 +12,14 @@ import binascii
 import hashlib
 import zlib
 from collections.abc import Mapping
+from itertools import pairwise
 
 LARGEST = 8192
 """Limit of compressed contents in bytes, above which a CRC-32 is stored if the caller permits."""
 
 _SHORT = 64
 _GRAIN = 1 << 16
+_KEPT = 64 << 20  # bytes of blocks written to BARs that are remembered
 
 
 def stream(seed: bytes, size: int) -> bytes:
@@ -31,6 +33,34 @@ def digest(memory: bytes) -> int:
     Padding makes it independent of the host's page size: buffers consist of whole pages.
     """
     return zlib.crc32(bytes(-len(memory) % _GRAIN), zlib.crc32(memory))
+
+
+def pieces(offset: int, size: int) -> list[tuple[int, int]]:
+    """Cut a block at multiples of 64 KiB: how a driver cuts them is no part of a recording."""
+    end = offset + size
+    first = offset - offset % _GRAIN + _GRAIN
+    cuts = [offset, *range(first, end, _GRAIN), end]
+    return [(one, other - one) for one, other in pairwise(cuts)]
+
+
+class Written:
+    """The blocks that a driver wrote last: recorder and player remember the same."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[tuple[int, int, int], bytes] = {}
+        self._kept = 0
+
+    def keep(self, region: int, offset: int, data: bytes) -> None:
+        self._kept += len(data)
+        if self._kept > _KEPT:
+            self._kept = len(data)
+            self._blocks.clear()
+        self._blocks[region, offset, len(data)] = data
+
+    def known(self, region: int, offset: int, size: int) -> dict[str, bytes]:
+        """What :func:`pack` and :func:`unpack` may refer to for a block that is read."""
+        block = self._blocks.get((region, offset, size))
+        return {} if block is None else {"w": block}
 
 
 def pack(content: bytes, known: Mapping[str, bytes], *, exact: bool) -> str:

@@ -4,7 +4,8 @@ Time is virtual. The driver must act in the recorded order, except that
 
 * a polled register may be read more or less often than in the recording;
 * config space may be read at any time, from its last known contents;
-* an interrupt is delivered when the driver waits, or continues without waiting for it.
+* an interrupt is delivered when the driver waits, or continues without waiting for it;
+* what cannot matter to the endpoint may differ: :mod:`rcdrv.replay.order`.
 """
 
 from __future__ import annotations
@@ -18,36 +19,19 @@ from collections.abc import Sequence
 from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import DeviceLost, HostError, UsageError
 from rcdrv.replay.addresses import Addresses
-from rcdrv.replay.contents import digest, stream, unpack
+from rcdrv.replay.clock import VirtualClock
+from rcdrv.replay.contents import Written, digest, pieces, stream, unpack
+from rcdrv.replay.order import FARTHEST, Order
 from rcdrv.replay.recording import Event, Recording, error_of
-from rcdrv.replay.words import told
-from rcdrv.wait import Clock
+from rcdrv.replay.words import register, told
 
-_ACCESS_TIME = 20e-6  # seconds per access beyond the recording, so that a busy loop ends
-_FARTHEST = 1000  # limit of events that one call may skip
+_COMMAND = 4
+_CUT_OFF = {(): "at its largest size", ("killed",): "as the run was killed"}
 _GRAIN = 1 << 16  # largest page size: buffers are whole pages
 
 
 class Departed(DeviceLost):
     """The driver departs from the recording."""
-
-
-class VirtualClock(Clock):
-    """Clock that advances with recorded events, and with waits without an event."""
-
-    def __init__(self, player: Player) -> None:
-        self._player = player
-        self.time = 0.0
-        self.now = lambda: self.time
-        self.now_ns = lambda: int(self.time * 1e9)
-        self.sleep = self.advance
-
-    def advance(self, seconds: float) -> None:
-        """Advance by ``seconds``, at least by the time of an access."""
-        self.time += max(seconds, _ACCESS_TIME)
-
-    def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
-        return self._player.wait(epoll, seconds, most)
 
 
 class Player(Device):
@@ -62,18 +46,15 @@ class Player(Device):
     def __init__(self, address: str, recording: Recording) -> None:
         self.address = address
         self.recording = recording
-        self.clock = VirtualClock(self)
+        self.clock = VirtualClock(self.wait)
         self._events = recording.events
-        self._next = 0
-        # Cache of searches, valid until the next event: a register is polled thousands of times.
-        self._found_from = 0
-        self._found: dict[tuple[str, tuple[str, ...]], int | None] = {}
+        self._order = Order(recording.events)
         self._config = bytearray(recording.config)
         self._eventfds: dict[tuple[int, int], int] = {}
         self._addresses = Addresses()
         self._memory: dict[int, tuple[mmap.mmap, int]] = {}
-        self._written: dict[tuple[int, int, int], bytes] = {}
-        self._polled: tuple[tuple[str, ...], bytes] | None = None
+        self._written = Written()
+        self._polled: tuple[tuple[str, ...], int] | None = None
         self._random = b""
         self._draws = 0
         self._case = ""
@@ -95,7 +76,7 @@ class Player(Device):
         """
         self._check()
         fields = _words(key)
-        at = self._find(op, fields)
+        at = self._order.find(op, fields)
         if at is None:
             raise self._depart(told(op, fields))
         return self._reach(at)
@@ -103,54 +84,47 @@ class Player(Device):
     def _reach(self, at: int) -> Event:
         self._pass(at)
         event = self._events[at]
-        self._next = at + 1
+        if event.op in "wWz":
+            self._compare_parameters(event)
+        self._order.next = at + 1
         self.clock.time = max(self.clock.time, event.time)
         self._polled = None
+        if event.op in "wWz" or event.error:
+            self._order.happen(event)
         if event.error:
             raise error_of(event.error, self.address)
         return event
 
-    def _find(self, op: str, fields: tuple[str, ...]) -> int | None:
-        if self._found_from != self._next:
-            self._found_from = self._next
-            self._found.clear()
-        key = op, fields
-        if key not in self._found:
-            self._found[key] = self._look_for(op, fields)
-        return self._found[key]
-
-    def _look_for(self, op: str, fields: tuple[str, ...]) -> int | None:
-        for at in range(self._next, min(self._next + _FARTHEST, len(self._events))):
-            event = self._events[at]
-            if event.op == op and event.fields[: len(fields)] == fields:
-                return at
-            if not event.transparent and not self._superseded(at):
-                return None
-        return None
-
-    def _superseded(self, at: int) -> bool:
-        """Return whether the driver reads the same register again before any other action."""
-        event = self._events[at]
-        if event.op != "r" or event.error or event.transparent:
-            return False
-        for later in range(at + 1, min(at + _FARTHEST, len(self._events))):
-            other = self._events[later]
-            if not other.transparent:
-                return other.op == "r" and other.fields[:3] == event.fields[:3]
-        return False
+    def _compare_parameters(self, event: Event) -> None:
+        """Before something is done: what it depends on must have come to the same."""
+        order = self._order
+        missed = order.missed()
+        if missed is not None:
+            raise self._depart(told(event.op, event.fields), missed)
+        if event.op == "w" and order.is_parameter(event):
+            return
+        place = order.difference()
+        if place is not None:
+            raise self._depart(
+                f"{told(event.op, event.fields)} with {register(place, order.driven.get(place))}",
+                expected=f"expected {register(place, order.recorded.get(place))}",
+            )
 
     def _pass(self, end: int) -> None:
         """Perform the device's events before the event ``end``."""
-        while self._next < end:
-            event = self._events[self._next]
-            self._next += 1
+        order = self._order
+        while order.next < end:
+            event = self._events[order.next]
+            order.next += 1
             if event.op == "n":
+                order.memory.moment += 1
                 self.clock.time = max(self.clock.time, event.time)
                 kind, vector, count = (int(field, 16) for field in event.fields)
                 fd = self._eventfds.get((kind, vector))
                 if fd is not None:
                     os.eventfd_write(fd, count)
             elif event.op == "d":
+                order.memory.moment += 1
                 self._fill(event)
             elif event.op == "h":
                 self._compare(event)
@@ -160,24 +134,31 @@ class Player(Device):
                 raise DeviceLost(f"{self.address}: the device was lost here in the recording")
             elif event.op == "r" and event.fields[0] == "7" and not event.error:
                 self._learn(event)
+            elif event.op in "rw":
+                order.leave_out(order.next - 1)
 
     def _check(self) -> None:
         if self._departed is not None:
             raise self._departed
 
-    def _depart(self, came: str) -> Departed:
-        """Return the error for a driver that does ``came`` instead of the expected event."""
-        at = self._next
-        while at < len(self._events) and self._events[at].transparent:
-            at += 1
+    def _depart(self, came: str, at: int | None = None, expected: str = "") -> Departed:
+        """Return the error for a driver that does ``came`` instead of the expected event.
+
+        :param at: the expected event; default the next one
+        :param expected: words for what was expected; default those of that event
+        """
+        if at is None:
+            at = self._order.next
+            while at < len(self._events) and self._events[at].transparent:
+                at += 1
         if at == len(self._events):
-            expected, time = "the recording has ended", self.clock.time
+            expected, time = expected or "the recording has ended", self.clock.time
         else:
             event = self._events[at]
             time = event.time
-            expected = f"expected {told(event.op, event.fields)}"
+            expected = expected or f"expected {told(event.op, event.fields)}"
             if event.op == "x":
-                expected = "the recording is cut off here, at its largest size"
+                expected = f"the recording is cut off here, {_CUT_OFF[event.fields]}"
         where = f", in {self._case}" if self._case else ""
         self._departed = Departed(
             f"{self.address}: the driver departs from the recording at line"
@@ -189,7 +170,7 @@ class Player(Device):
         return self._departed
 
     def _spoiled(self, event: Event, error: Exception) -> UsageError:
-        line = self.recording.line(self._next - 1)
+        line = self.recording.line(self._order.next - 1)
         return UsageError(f"{self.address}: line {line} of the recording ({event.op}): {error}")
 
     # -- regions --------------------------------------------------------------------------------
@@ -207,33 +188,51 @@ class Player(Device):
             return self._read_config(offset, size)
         self._check()
         self._used = True
-        single = size in (1, 2, 4, 8) and offset % size == 0
-        fields = _words((region, offset, size))
-        if not single:
-            event = self._take("R", *fields)
-            return self._contents(event, 3, size, self._known(region, offset, size))
-        at = self._find("r", fields)
-        if self._polled is not None and self._polled[0] == fields and self._is_early(at):
-            self.clock.advance(0)
-            return self._polled[1]
-        event = self._take("r", *fields)
-        try:
-            data = int(event.fields[3], 16).to_bytes(size, "little")
-        except OverflowError as error:
-            raise self._spoiled(event, error) from None
-        self._polled = fields, data
-        return data
+        if size in (1, 2, 4, 8) and offset % size == 0:
+            return self._read_register(region, offset, size)
+        cut = pieces(offset, size) if self.recording.is_cut else [(offset, size)]
+        return b"".join([self._read_block(region, *piece) for piece in cut])
+
+    def _read_register(self, region: int, offset: int, size: int) -> bytes:
+        place = region, offset, size
+        fields = _words(place)
+        event = self._order.take_owed(fields)
+        if event is None:
+            at = self._order.find("r", fields)
+            if self._is_early(at) or self._order.skips(at):
+                known = self._order.value(place)
+                if self._polled is not None and self._polled[0] == fields:
+                    known = self._polled[1]
+                if known is not None:
+                    self.clock.advance(0)
+                    return known.to_bytes(size, "little")
+            event = self._take("r", *fields)
+        if self._order.recorded.get(place) != self._order.driven.get(place):
+            raise self._depart(
+                f"{told('r', fields)}, which the driver has made another value,",
+                expected="expected the recorded value",
+            )
+        value = int(event.fields[3], 16)
+        if value >> 8 * size:
+            raise self._spoiled(event, OverflowError("int too big"))
+        self._order.see(event)
+        self._polled = fields, value
+        return value.to_bytes(size, "little")
 
     def _is_early(self, at: int | None) -> bool:
         """Return whether an event of the device is still to come before the event ``at``."""
         return at is None or any(
             event.op in "nl" and event.time > self.clock.time
-            for event in self._events[self._next : at]
+            for event in self._events[self._order.next : at]
         )
 
-    def _known(self, region: int, offset: int, size: int) -> dict[str, bytes]:
-        last = self._written.get((region, offset, size))
-        return {} if last is None else {"w": last}
+    def _read_block(self, region: int, offset: int, size: int) -> bytes:
+        fields = _words((region, offset, size))
+        known = self._written.known(region, offset, size)
+        if known and self._order.find("R", fields) is None and self._order.shows_block(fields):
+            self.clock.advance(0)
+            return known["w"]
+        return self._contents(self._take("R", *fields), 3, size, known)
 
     def _contents(self, event: Event, at: int, size: int, known: dict[str, bytes]) -> bytes:
         try:
@@ -244,16 +243,39 @@ class Player(Device):
     def write(self, region: int, offset: int, data: bytes) -> None:
         size, value = len(data), int.from_bytes(data, "little")
         if region == CONFIG_REGION:
-            self._take_quietly("w", region, offset, f"{size:x}", value)
+            self._write_config(offset, size, value)
             return
         self._used = True
         if size in (1, 2, 4, 8) and offset % size == 0:
-            self._take(
-                "w", region, offset, size, self._addresses.spell(region, offset, size, value)
-            )
+            self._check()
+            spelled = self._addresses.spell(region, offset, size, value)
+            fields, place = _words((region, offset, size, spelled)), (region, offset, size)
+            order = self._order
+            if order.find("w", fields) is None and (
+                order.set_parameter(place, value, spelled) or order.changes_nothing(place, value)
+            ):
+                self.clock.advance(0)
+            else:
+                self._take("w", *fields)
             return
-        self._take("W", region, offset, size, digest(data))
-        self._written[region, offset, size] = data
+        for first, length in pieces(offset, size) if self.recording.is_cut else [(offset, size)]:
+            piece = data[first - offset : first - offset + length]
+            self._take("W", region, first, length, digest(piece))
+            self._written.keep(region, first, piece)
+
+    def explain(self, region: int, parameters: Sequence[int], constants: Sequence[int]) -> None:
+        """See :meth:`rcdrv.function.Function.explain`."""
+        self._order.parameters.update((region, offset, 4) for offset in parameters)
+        self._order.constants.update((region, offset, 4) for offset in constants)
+
+    def _write_config(self, offset: int, size: int, value: int) -> None:
+        fields = _words((CONFIG_REGION, offset, size, value))
+        is_command = (offset, size) == (_COMMAND, 2)
+        if is_command and value == self._order.command and self._order.find("w", fields) is None:
+            return
+        self._take_quietly("w", *fields)
+        if is_command:
+            self._order.command = value
 
     def _take_quietly(self, op: str, *key: int | str) -> Event:
         """Advance as :meth:`_take` in clean-up, whose suppressed errors :meth:`close` reports."""
@@ -268,7 +290,7 @@ class Player(Device):
         if not 0 <= offset <= offset + size <= len(self._config):
             raise UsageError(f"{self.address}: no {size} bytes at {offset:#x} of config space")
         self._check()
-        at = self._find("r", _words((CONFIG_REGION, offset, size)))
+        at = self._order.find("r", _words((CONFIG_REGION, offset, size)))
         if at is not None and not self._is_early(at):
             self._learn(self._reach(at))
         return bytes(self._config[offset : offset + size])
@@ -277,6 +299,8 @@ class Player(Device):
         offset, size, value = (int(field, 16) for field in event.fields[1:4])
         if offset + size <= len(self._config) and value >> 8 * size == 0:
             self._config[offset : offset + size] = value.to_bytes(size, "little")
+            if offset <= _COMMAND < offset + size:
+                self._order.command = None
 
     def map(self, region: int, area: Area) -> mmap.mmap:
         raise HostError(f"{self.address}: region {region} has no {area.size:#x} bytes to map")
@@ -309,8 +333,8 @@ class Player(Device):
                 self.clock.time = max(self.clock.time, self._events[at].time)
                 self.clock.advance(0)
                 return epoll.poll(0, most)
-            if self._next < len(self._events) and self._events[self._next].op == "p":
-                self._next += 1
+            if self._order.next < len(self._events) and self._events[self._order.next].op == "p":
+                self._order.next += 1
         self.clock.advance(seconds)
         return []
 
@@ -320,13 +344,13 @@ class Player(Device):
         These came when the recorded driver waited here, or before the time ``end``.
         """
         found, direct = None, True
-        for at in range(self._next, min(self._next + _FARTHEST, len(self._events))):
+        for at in range(self._order.next, min(self._order.next + FARTHEST, len(self._events))):
             event = self._events[at]
             if event.op in "ndl":
                 if not direct and event.time > end:
                     break
                 found = at
-            elif event.op == "p" or self._superseded(at):
+            elif event.op == "p" or self._order.superseded(at):
                 direct = False
             elif not event.transparent or event.op == "h":
                 break
@@ -343,7 +367,7 @@ class Player(Device):
         event = self._take("m", number)
         recorded = int(event.fields[1], 16)
         if -(-recorded // _GRAIN) != -(-size // _GRAIN):
-            self._next -= 1
+            self._order.next -= 1
             raise self._depart(f"a DMA buffer of {size:#x} bytes")
         self._addresses.add(iova, size)
         self._memory[number] = memory, size
@@ -384,7 +408,7 @@ class Player(Device):
         if number in self._memory:
             memory, size = self._memory[number]
             if digest(memory[:size]) != int(event.fields[1], 16):
-                self._next -= 1
+                self._order.next -= 1
                 raise self._depart(f"different data in DMA buffer {number}")
 
     # -- the whole device -----------------------------------------------------------------------
@@ -406,8 +430,10 @@ class Player(Device):
         if self._departed is not None:
             if self._unseen:
                 raise self._departed
-        elif any(not event.transparent for event in self._events[self._next :]):
-            raise self._depart("the end of the driver")
+        else:
+            left = self._order.remaining()
+            if left is not None:
+                raise self._depart("the end of the driver", left)
 
 
 def _words(key: Sequence[int | str]) -> tuple[str, ...]:

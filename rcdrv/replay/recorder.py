@@ -13,29 +13,22 @@ from typing import TypeVar
 from rcdrv import __version__
 from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, PhysicalDma, RegionInfo, SetIrqs
 from rcdrv.errors import DeviceLost, RcdrvError
-from rcdrv.files import is_stream, replace_file
 from rcdrv.function import open_window
 from rcdrv.interrupts import allow_descriptors, take_count
 from rcdrv.mmio import Window, first_difference
 from rcdrv.replay.addresses import Addresses
-from rcdrv.replay.contents import digest, pack, stream
-from rcdrv.replay.recording import (
-    LARGEST_FILE,
-    LARGEST_TEXT,
-    MOST_EVENTS,
-    Recording,
-    error_word,
-)
+from rcdrv.replay.contents import Written, digest, pack, pieces, stream
+from rcdrv.replay.file import BLOCK_TIME, RecordingFile
+from rcdrv.replay.recording import MOST_EVENTS, Recording, error_word
 from rcdrv.wait import MONOTONIC, Clock
 
 T = TypeVar("T")
 
 _BARS = range(0x10, 0x28)
-_KEPT_BLOCKS = 64 << 20  # limit of remembered blocks written to BARs, in bytes
 
 
 def record_device(device: Device, path: str | os.PathLike[str]) -> Device:
-    """Return a device that records accesses to ``device``, and writes the file when closed.
+    """Return a device that records accesses to ``device``, and writes the file meanwhile.
 
     :raises HostError: the file cannot be written, or the device cannot be queried
     """
@@ -67,22 +60,19 @@ class Recorder:
 
     def __init__(self, device: Device, path: Path) -> None:
         self._device = device
-        self._path = path
         self.address = device.address
         self.backend = device.backend
         self.dma_by_descriptor = device.dma_by_descriptor
         self.messages = True
         self._time: Clock = getattr(device, "clock", MONOTONIC)
         self.clock = _Clock(self, self._time)
-        self._lines: list[str] = []
-        self._text = 0
+        self._lines = 0
         self._full = False
         self._last_read = ""
         self._empty_wait = False
         self._then = int(self.clock.now() * 1e6)
         self._windows: dict[int, Window] = {}
-        self._written: dict[tuple[int, int, int], bytes] = {}
-        self._kept = 0
+        self._written = Written()
         self._addresses = Addresses()
         self._memory: dict[int, tuple[mmap.mmap, int, bytes]] = {}
         self._random = b""
@@ -97,7 +87,7 @@ class Recorder:
         self._config = bytearray(config)
         for at, shown in self._shown.items():
             self._config[at : at + 4] = shown
-        self._recording = Recording(
+        recording = Recording(
             version=__version__,
             backend=device.backend,
             can_reset=device.can_reset(),
@@ -106,8 +96,8 @@ class Recorder:
             config=bytes(self._config),
             seed=self._seed,
         )
-        if path.is_dir() or not is_stream(path):
-            self._save()  # fails, if at all, before the first access
+        # Fails, if at all, before the first access.
+        self._file = RecordingFile(path, recording.head())
         self._outer = select.epoll()
         self._inner = -1
 
@@ -128,10 +118,10 @@ class Recorder:
         if op == "r" and text == self._last_read:
             return  # a poll without a change
         self._last_read = text if op == "r" else ""
-        self._text += len(text) + 8
-        if len(self._lines) >= MOST_EVENTS or self._text > LARGEST_TEXT - (1 << 20):
+        self._lines += 1
+        if self._lines > MOST_EVENTS or self._file.is_full:
             self._full, text = True, "x"
-        self._lines.append(f"{max(0, now - self._then)} {text}")
+        self._file.add(f"{max(0, now - self._then)} {text}\n")
         self._then = max(now, self._then)
 
     def mark(self, *words: str) -> None:
@@ -145,16 +135,6 @@ class Recorder:
         except RcdrvError as error:
             self._note(op, *fields, error=error)
             raise
-
-    def _save(self) -> None:
-        content = self._recording.to_bytes(self._lines)
-        if len(content) > LARGEST_FILE:
-            # The lines do not compress: keep the first half.
-            lines = self._lines[: len(self._lines) // 2]
-            self._lines = [*lines, "0 x"]
-            self._save()
-            return
-        replace_file(self._path, content)
 
     # -- regions --------------------------------------------------------------------------------
 
@@ -174,8 +154,7 @@ class Recorder:
         if region == CONFIG_REGION:
             return self._read_config(offset, size)
         single = size in (1, 2, 4, 8) and offset % size == 0
-        op = "r" if single else "R"
-        with self._failing(op, region, offset, size):
+        with self._failing("r" if single else "R", region, offset, size):
             if single:
                 value = self._window(region).read(8 * size, offset)
                 data = value.to_bytes(size, "little")
@@ -183,11 +162,12 @@ class Recorder:
                 data = self._window(region).read_block(offset, size)
         self._look_at_memory()
         if single:
-            self._note(op, region, offset, size, value)
-        else:
-            last = self._written.get((region, offset, size))
-            known = {} if last is None else {"w": last}
-            self._note(op, region, offset, size, pack(data, known, exact=True))
+            self._note("r", region, offset, size, value)
+            return data
+        for first, length in pieces(offset, size):
+            piece = data[first - offset : first - offset + length]
+            known = self._written.known(region, first, length)
+            self._note("R", region, first, length, pack(piece, known, exact=True))
         return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
@@ -204,16 +184,20 @@ class Recorder:
                 lambda: self._window(region).write(8 * size, offset, value), "w", *where, word
             )
             return
-        crc = digest(data)
-        self._call(lambda: self._window(region).write_block(offset, data), "W", *where, crc)
-        self._keep(region, offset, data)
+        cut = [
+            (first, data[first - offset : first - offset + length])
+            for first, length in pieces(offset, size)
+        ]
+        with self._failing("W", region, cut[0][0], len(cut[0][1]), digest(cut[0][1])):
+            self._window(region).write_block(offset, data)
+        for first, piece in cut:
+            self._note("W", region, first, len(piece), digest(piece))
+            self._written.keep(region, first, piece)
 
-    def _keep(self, region: int, offset: int, data: bytes) -> None:
-        self._kept += len(data)
-        if self._kept > _KEPT_BLOCKS:
-            self._kept = len(data)
-            self._written.clear()
-        self._written[region, offset, len(data)] = data
+    def widened(self, region: int, width: int) -> None:
+        """Move blocks of a BAR in words of this width: the driver has found that they arrive."""
+        self._window(region).bulk = width
+        self._note("b", region, width)
 
     def _call(self, call: Callable[[], T], op: str, *fields: object) -> T:
         with self._failing(op, *fields):
@@ -279,7 +263,12 @@ class Recorder:
         if self._inner != epoll.fileno():
             self._inner = epoll.fileno()
             self._outer.register(self._inner, select.EPOLLIN)
-        ready = self._time.poll(self._outer, seconds, len(self._irqs) + 1)
+        most_ready = len(self._irqs) + 1
+        short = min(seconds, BLOCK_TIME)
+        ready = self._time.poll(self._outer, short, most_ready)
+        if not ready and seconds > short:
+            self._file.flush()
+            ready = self._time.poll(self._outer, seconds - short, most_ready)
         self._look_at_memory()
         for fd, _ in ready:
             if fd in self._irqs:
@@ -376,7 +365,7 @@ class Recorder:
         getattr(self._device, "allow", lambda _timeout: None)(timeout)
 
     def close(self) -> None:
-        """Close the device, then write the file."""
+        """Close the device, then end the file."""
         if self._outer.closed:
             return
         for window in self._windows.values():
@@ -387,7 +376,7 @@ class Recorder:
             for fd in self._irqs:
                 os.close(fd)
             self._outer.close()
-            self._save()
+            self._file.close()
 
 
 class PhysicalRecorder(Recorder, PhysicalDma):

@@ -19,8 +19,12 @@ hexadecimal; ``!`` and an error at the end mark a call that failed.
 | ``p`` | | a wait ended without an event |
 | ``z`` | | reset |
 | ``l`` | | the transport ended |
+| ``b`` | region width | blocks of this BAR move in words of so many bits from here; of 32 before |
 | ``t`` | words | a note: the start of a case, or its verdict |
 | ``x`` | | the recording is cut off here, at its largest size |
+
+Version 2 cuts blocks at multiples of 64 KiB, and has ``b``. The file grows as the session goes; the
+end of the gzip stream, with its CRC, says that it is complete.
 """
 
 from __future__ import annotations
@@ -45,14 +49,15 @@ from rcdrv.errors import (
 from rcdrv.files import parse_json, read_file
 from rcdrv.verdict import NotPassed, Reason, Verdict
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
 MOST_EVENTS = 200_000
 LARGEST_FILE = 16 << 20
 LARGEST_TEXT = 32 << 20
 """Limit of the uncompressed lines in bytes."""
 
-_MAGIC = f"rcdrv-recording {VERSION}"
-_TRANSPARENT = frozenset("ndpthl")
+_MAGIC = "rcdrv-recording"
+_TRANSPARENT = frozenset("ndpthlb")
 
 _HEX, _PLACE = "[0-9a-f]{1,16}", "[0-8] [0-9a-f]{1,16}"
 _FIELDS = {
@@ -67,6 +72,7 @@ _FIELDS = {
     "d": r"[0-9a-f]{1,4} [0-9a-f]{1,8} [0-9a-f]{1,8} [=hzxc][\w:+/=]*",
     "h": "[0-9a-f]{1,4} [0-9a-f]{1,8}",
     "t": r"[\w.=-]{1,100}(?: [\w.=-]{1,100}){0,30}",
+    "b": "[0-5] (?:20|40)",
     "p": "",
     "z": "",
     "l": "",
@@ -119,12 +125,16 @@ class Recording:
     """Config space at the start, with invented addresses of BARs."""
     seed: bytes
     """Seed of the random data of transfers."""
+    is_cut: bool = True
+    """Blocks are cut at multiples of 64 KiB."""
     events: list[Event] = field(default_factory=list)
+    cut_off: str = ""
+    """Why it ends before the session did: ``size`` or ``killed``."""
 
     # -- reading and writing ----------------------------------------------------------------------
 
-    def to_bytes(self, lines: Sequence[str]) -> bytes:
-        """Return the contents of a file with these lines of events."""
+    def head(self) -> str:
+        """Return the first two lines."""
         head = {
             "rcdrv": self.version,
             "backend": self.backend,
@@ -134,9 +144,7 @@ class Recording:
             "config": self.config.hex(),
             "seed": self.seed.hex(),
         }
-        text = "\n".join([_MAGIC, json.dumps(head), *lines, ""])
-        squeeze = zlib.compressobj(9, wbits=31)  # gzip, without a name and a time
-        return squeeze.compress(text.encode()) + squeeze.flush()
+        return f"{_MAGIC} {VERSION}\n{json.dumps(head)}\n"
 
     @classmethod
     def read(cls, path: str) -> Recording:
@@ -152,19 +160,28 @@ class Recording:
             _refuse(path, "not a recording of rcdrv")
         if len(text) > LARGEST_TEXT:
             _refuse(path, f"more than {LARGEST_TEXT >> 20} MiB unpacked")
-        magic, _, rest = text.partition("\n")
-        if magic != _MAGIC:
-            if re.fullmatch(r"rcdrv-recording \d{1,4}", magic):
-                _refuse(path, f"version {magic.split()[1]} of the format; this is {VERSION}")
+        found = re.match(rf"{_MAGIC} (\d{{1,4}})\n", text, re.ASCII)
+        if found is None:
             _refuse(path, "not a recording of rcdrv")
-        if not inflate.eof or not text.endswith("\n"):
+        if int(found[1]) not in READABLE:
+            _refuse(path, f"version {found[1]} of the format; this is {VERSION}")
+        if inflate.eof and not text.endswith("\n"):
             _refuse(path, "truncated")
-        head, _, body = rest.partition("\n")
+        head, whole, body = text[found.end() :].partition("\n")
+        if not whole:
+            _refuse(path, "truncated in its first lines: the run was killed")
         try:
-            recording = cls(**_head(parse_json(head)))
+            recording = cls(**_head(parse_json(head)), is_cut=found[1] != "1")
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             _refuse(path, f"line 2: {error}")
-        recording.events = _events(path, body.splitlines())
+        lines = body[: body.rfind("\n") + 1].splitlines()  # the last one may be half
+        recording.events = _events(path, lines)
+        if not inflate.eof:
+            recording.cut_off = "killed"
+            last = recording.events[-1].time if lines else 0.0
+            recording.events.append(Event(last, "x", ("killed",)))
+        elif recording.events and recording.events[-1].op == "x":
+            recording.cut_off = "size"
         return recording
 
     def line(self, at: int) -> int:
@@ -191,6 +208,7 @@ class Recording:
             "backend": self.backend,
             "command": list(commands[0]) if commands else [],
             "events": len(self.events),
+            "cut_off": self.cut_off or None,
             "seconds": round(self.events[-1].time, 6) if self.events else 0.0,
             "verdicts": [list(one) for one in self.verdicts()],
         }

@@ -5,6 +5,13 @@ from __future__ import annotations
 from rcdrv.device import CONFIG_REGION, IrqKind, SetIrqs
 
 
+def register(place: tuple[int, int, int], word: str | None) -> str:
+    """Return what is in a register, in words."""
+    return (
+        f"{_value(word) if word is not None else 'nothing written'} in BAR{place[0]}+{place[1]:#x}"
+    )
+
+
 def told(op: str, fields: tuple[str, ...]) -> str:
     """Describe an event."""
     if op in "rwRW":

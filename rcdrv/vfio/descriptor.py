@@ -32,7 +32,7 @@ def take_descriptor(
     :raises HostError: the kernel refuses
     """
     found = _sysfs(paths, device, "vfio-dev", _NODES)
-    bdf = (found / "device").resolve().name
+    bdf = _function_of(found)
     if found.name.startswith("noiommu-"):
         raise HostError(
             f"descriptor {device}: {bdf} has no IOMMU, so it cannot be opened by descriptor",
@@ -49,6 +49,18 @@ def take_descriptor(
         opened = use_node(paths, bdf, node, device, Ioas(iommufd), iommufd, token)
         undo.pop_all()
     return opened
+
+
+def function_of(device: int, paths: Paths) -> str:
+    """Return the PCI address of the function behind a descriptor, which stays the caller's.
+
+    :raises UsageError: it is something else
+    """
+    return _function_of(_sysfs(paths, device, "vfio-dev", _NODES))
+
+
+def _function_of(found: Path) -> str:
+    return (found / "device").resolve().name
 
 
 def _sysfs(paths: Paths, fd: int, kind: str, wanted: str) -> Path:

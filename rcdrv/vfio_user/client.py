@@ -41,6 +41,9 @@ from rcdrv.vfio_user.wire import ProtocolError, Refused, WireCommand
 _MAX_REGIONS, _MAX_IRQS = 100, 50
 """Limits of QEMU's hw/vfio-user/device.c, above those of any PCI device."""
 
+_SCM_MAX_FD = 253
+"""Descriptors that one sendmsg(2) carries: Linux's include/net/scm.h."""
+
 _REGION_INFO_ROOM = (4096, 65536)
 """Sizes in bytes offered for a region's capabilities, at the first and at the second attempt."""
 
@@ -296,7 +299,7 @@ class Client(Caller):
         if len(eventfds) != count:
             raise ValueError(f"{len(eventfds)} eventfds for {count} vectors")
         # A message has eventfds for all of its vectors or for none.
-        limit = self._server.max_msg_fds
+        limit = min(self._server.max_msg_fds, _SCM_MAX_FD)
         if not limit and any(fd >= 0 for fd in eventfds):
             raise HostError(f"{self.address}: the server takes no eventfds (max_msg_fds is 0)")
         done = 0

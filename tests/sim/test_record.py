@@ -59,6 +59,23 @@ def test_a_run_that_is_stopped_is_kept(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_that_is_killed_is_kept_too(tmp_path: Path) -> None:
+    path = tmp_path / "ring.gz"
+    ring = [*SIM, "ring", "--count", "0", "--interval", "0.05"]
+    command = [sys.executable, "-m", "rcdrv", "--record", str(path), *ring]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(4):
+            process.stdout.readline()
+        process.kill()
+        process.wait(LIMIT)
+    again = rcdrv("--device", f"replay:{path}", "ring", "--count", "100")
+    assert again.stdout.count("acknowledged in") >= 2  # of the last, 10 ms may be missing
+    assert again.returncode == 5
+    told = rcdrv("--device", f"replay:{path}", "info")
+    assert "cut off: the run was killed" in told.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -66,6 +83,10 @@ def test_a_run_that_is_stopped_is_kept(tmp_path: Path) -> None:
         (("ring", *SIM, *SIM), "--record keeps one session, and several devices make several"),
         (("ring", *SIM, "--soak", "1s"), "--record keeps what can be replayed, and --soak ends"),
         (("ntb", "ping", "--compare"), "--record keeps one session, and --compare makes two"),
+        (
+            ("ring", "--device", "replay:x.gz"),
+            "replay:x.gz is a recording already, and is not recor",
+        ),
         (("list",), "list has no use for --record"),
         (("bench", "ring", *SIM), "bench has no use for --record"),
     ],

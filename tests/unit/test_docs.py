@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from enum import IntFlag
 from graphlib import TopologicalSorter
@@ -109,6 +111,56 @@ def test_an_example_that_fails_unseen_is_an_error() -> None:
         examples.run(examples.session("$ rcdrv ring --bar 9\n"))
     failing = examples.session("$ rcdrv ring --bar 9\nrcdrv: ...\n$ echo $?\n2\n")
     assert examples.run(failing)[1] == ["2"]
+
+
+RUN_BY = {
+    "console": "test_examples_do_what_they_show",
+    "sh": "test_commands_that_cannot_be_run_can_be_parsed",
+    "python": "test_programs_are_run_somewhere",
+    "toml": "test_layouts_can_be_loaded",
+    "bitbake": "tests/unit/test_packages.py",
+    "kconfig": "tests/unit/test_packages.py",
+    "make": "tests/unit/test_packages.py",
+    "js": "tools/polkit_rule.py",
+}
+"""What runs or reads the blocks of each language."""
+
+SHOWN = {"text", "ini", "dts"}
+"""What is only shown: output, a systemd unit, a device tree."""
+
+
+def test_every_language_of_a_block_has_who_runs_it() -> None:
+    found = {
+        language
+        for page in PAGES
+        for language in re.findall(r"^ *```(\w+)$", page.read_text(), re.MULTILINE)
+    }
+    assert found == set(RUN_BY) | SHOWN
+    for who in RUN_BY.values():
+        assert who in globals() or (ROOT / who).exists()
+
+
+def test_programs_are_run_somewhere() -> None:
+    """The manual's by test_api.py, test_libraries.py and the lab; README's here."""
+    pages = {
+        str(page.relative_to(ROOT))
+        for page in PAGES
+        if list(examples.blocks(page.read_text(), "python"))
+    }
+    assert pages == {"README.md", "docs/api.md", "docs/vfio.md", "docs/vfio-user.md"}
+    ((_, code),) = examples.blocks((ROOT / "README.md").read_text(), "python")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.startswith("BAR4+0xa0 "), done.stderr
+
+
+def test_layouts_can_be_loaded(tmp_path: Path) -> None:
+    found = [block for page in PAGES for _, block in examples.blocks(page.read_text(), "toml")]
+    assert found
+    for block in found:
+        (tmp_path / "board.toml").write_text(block)
+        assert layout.load_layout(str(tmp_path / "board.toml")).description
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -11,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from rcdrv.errors import HostError, Interrupted, UsageError
-from rcdrv.files import make_folder, open_output, parse_json, read_file, read_text, replace_file
+from rcdrv.files import (
+    begin_file,
+    make_folder,
+    open_output,
+    parse_json,
+    read_file,
+    read_text,
+    replace_file,
+)
 from rcdrv.wait import Cancel
 
 ANOTHER = 12345
@@ -27,11 +36,16 @@ def overwrite(path: Path) -> None:
         stream.write("new")
 
 
+def begin(path: Path) -> None:
+    os.close(begin_file(path, b"new"))
+
+
 WRITERS: list[Callable[[Path], None]] = [
     lambda path: replace_file(path, b"new"),
     lambda path: replace_file(path, b"new", mode=0o644),
     append,
     overwrite,
+    begin,
 ]
 
 
@@ -142,6 +156,21 @@ def test_what_is_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero")):
         with pytest.raises(UsageError, match="not a regular file"):
             read_file(path)
+
+
+def test_a_regular_file_that_would_block_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``replay:/proc/kmsg`` was read again and again, for ever: procfs calls it a regular file."""
+
+    def empty(_fd: int, _size: int) -> bytes:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    path = tmp_path / "kmsg"
+    path.touch()
+    monkeypatch.setattr(os, "read", empty)
+    with pytest.raises(UsageError, match=r"cannot read .*kmsg: Resource temporarily unavailable"):
+        read_file(path)
 
 
 def test_the_wait_for_a_pipe_ends_with_the_wish_to_stop(tmp_path: Path) -> None:

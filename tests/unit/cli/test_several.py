@@ -112,6 +112,29 @@ def test_functions_of_one_group_take_turns(tmp_path: Path) -> None:
     assert lanes(virtual, paths, one_bus=True) == [[0, 1, 2]]
 
 
+def test_functions_that_came_as_descriptors_take_no_turns(tmp_path: Path) -> None:
+    """All processes have copies of them, so each stays open until the last one ends."""
+    nodes = (Path("/dev/null"), Path("/dev/zero"), Path("/dev/full"))  # stand-ins: 1:3, 1:5, 1:7
+    for node, bdf, group in zip(nodes, ("01:00.0", "01:00.1", "02:00.0"), (7, 7, 8), strict=True):
+        folder = tmp_path / f"bus/pci/devices/0000:{bdf}"
+        (folder / "vfio").mkdir(parents=True)
+        (folder / "vfio/device").symlink_to("..")
+        (folder / "vfio/subsystem").symlink_to(tmp_path / "class/vfio-dev")
+        (folder / "iommu_group").symlink_to(f"../../kernel/iommu_groups/{group}")
+        number = node.stat().st_rdev
+        link = tmp_path / f"dev/char/{os.major(number)}:{os.minor(number)}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(folder / "vfio")
+    paths = Paths(sys=tmp_path)
+    with contextlib.ExitStack() as stack:
+        one, same, other = (f"fd:{stack.enter_context(node.open('rb')).fileno()}" for node in nodes)
+        assert lanes([one, other, "sim:a"], paths) == [[0], [1], [2]]
+        assert lanes([one, "fd:999999"], paths) == [[0], [1]]
+        for pair in ([one, same], [one, "01:00.1"], ["01:00.1", f"{one},9"]):
+            with pytest.raises(UsageError, match=f"{pair[0]} and {pair[1]} are of one IOMMU group"):
+                lanes(pair, paths)
+
+
 def test_the_worst_counts() -> None:
     with contextlib.closing(Cancel()) as cancel:
         assert worst_of([0, 4], cancel) == 4

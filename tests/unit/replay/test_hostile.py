@@ -113,10 +113,12 @@ HEAD = b"rcdrv-recording 1\n"
     [
         (b"", "not a recording of rcdrv"),
         (b"TAP version 13\n", "not a recording of rcdrv"),
-        (b"rcdrv-recording 2\n{}\n", "version 2 of the format; this is 1"),
+        (b"rcdrv-recording 3\n{}\n", "version 3 of the format; this is 2"),
+        (b"rcdrv-recording 1000000\n{}\n", "not a recording of rcdrv"),
         (HEAD + b"{}\n", "line 2: "),
         (HEAD + b"[" * 100_000 + b"\n", "line 2: nested too deeply"),
         (HEAD + b"[1]", "truncated"),
+        (HEAD + b"{}", "truncated"),
         (bytes(LARGEST_TEXT + 10), "more than 32 MiB unpacked"),
     ],
 )
@@ -125,6 +127,28 @@ def test_files_that_are_none(tmp_path: Path, text: bytes, said: str) -> None:
     path.write_bytes(gzip.compress(text))
     with pytest.raises(UsageError, match=said):
         Recording.read(str(path))
+
+
+def test_a_file_that_is_cut_off_is_replayed_up_to_there(tmp_path: Path, lines: list[str]) -> None:
+    """Anywhere: it is refused, or what is whole of it is there."""
+    path = tmp_path / "board.gz"
+    content = gzip.compress("\n".join([*lines, ""]).encode())
+    path.write_bytes(content)
+    whole = Recording.read(str(path)).events
+    lengths = set()
+    for size in range(0, len(content), 97):
+        path.write_bytes(content[:size])
+        try:
+            part = Recording.read(str(path))
+        except UsageError:
+            continue
+        assert part.cut_off == "killed"
+        assert part.events[:-1] == whole[: len(part.events) - 1]
+        assert part.events[-1].op == "x"
+        lengths.add(len(part.events))
+    assert len(lengths) > 5
+    with pytest.raises(RcdrvError, match="the recording is cut off here, as the run was killed"):
+        play_strictly(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"MZ" * 99, zlib.compress(HEAD)])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import gzip
 import mmap
 import os
 import re
 import socket
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from rcdrv.epf_test.transfer import Placement
 from rcdrv.errors import DeviceLost, HostError, UsageError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
+from rcdrv.replay.file import BLOCK_TIME
 from rcdrv.replay.player import Departed, Player, open_replay
 from rcdrv.replay.recorder import record_device
 from rcdrv.replay.recording import Recording
@@ -393,6 +396,100 @@ def test_a_long_recording_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch
     keep(path, session)
     with pytest.raises(Departed, match="cut off here, at its largest size"):
         replay(path, session)
+
+
+def test_what_was_recorded_is_there_before_the_end(path: Path) -> None:
+    """A SIGBUS, or a kill, takes the recorder with it: rcdrv.replay.file."""
+    recorder = record_device(Board(), path)
+    function = Function(recorder, clock=recorder.clock)  # type: ignore[attr-defined]
+    assert Recording.read(str(path)).cut_off == "killed"
+    function.bar(0).write32(0, 0x1234)
+    function.pause(2 * BLOCK_TIME)  # a wait leaves the driver time for it
+    killed = Recording.read(str(path))
+    assert killed.events[-2].fields == ("0", "0", "4", "1234")
+    path.with_name("killed.gz").write_bytes(path.read_bytes())
+    function.close()
+    assert Recording.read(str(path)).cut_off == ""
+    with pytest.raises(Departed, match="cut off here, as the run was killed, got a 16-bit write"):
+        replay(path.with_name("killed.gz"), lambda function: function.bar(0).write32(0, 0x1234))
+
+
+def test_memory_of_a_recorder_is_bounded(path: Path) -> None:
+    """Lines were kept until the end: 32 MiB of them."""
+    recorder = record_device(Board(), path)
+    tracemalloc.start()
+    try:
+        for number in range(10_000):
+            recorder.mark("case", f"{number:0100d}")  # type: ignore[attr-defined]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 18
+    finally:
+        tracemalloc.stop()
+        recorder.close()
+    assert len(Recording.read(str(path)).events) == 10_000
+
+
+def test_a_full_disk_is_told_at_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and after the driver has cleaned up; what was written is replayed."""
+    board = Board()
+    recorder = record_device(board, path)
+    function = Function(recorder, clock=recorder.clock)  # type: ignore[attr-defined]
+
+    def full(_fd: int, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("rcdrv.replay.file.os.write", full)
+    function.bar(0).write32(0, 1)
+    function.bar(0).write32(0, 2)
+    with pytest.raises(HostError, match=r"cannot write .*: No space left on device"):
+        function.close()
+    monkeypatch.undo()
+    assert board.closed == 1
+    assert Recording.read(str(path)).cut_off == "killed"
+
+
+class Wide(FakeDevice):
+    """BAR 0 is memory, reached by a path that carries 64 bits; each access is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = bytearray(128)
+        self.sizes: list[int] = []
+
+    def read(self, region: int, offset: int, size: int) -> bytes:
+        if region == CONFIG_REGION:
+            return super().read(region, offset, size)
+        self.sizes.append(size)
+        return bytes(self.memory[offset : offset + size])
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        if region == CONFIG_REGION:
+            super().write(region, offset, data)
+            return
+        self.sizes.append(len(data))
+        self.memory[offset : offset + len(data)] = data
+
+
+def test_blocks_are_moved_in_words_of_the_drivers_width(path: Path) -> None:
+    """They were of 32 bits while a run was recorded, whatever the driver had found to arrive."""
+    board = Wide()
+
+    def session(function: Function) -> None:
+        function.bar(0).write_block(0, bytes(64))
+        narrow = list(board.sizes)
+        function.widen(0)
+        board.sizes.clear()
+        function.bar(0).write_block(0, bytes(64))
+        if function.device.backend == "fake":
+            assert narrow == [4] * 16
+            assert board.sizes == [64]  # which the kernel's VFIO makes words of 64 bits
+
+    keep(path, session, board)
+    assert "\n0 b 0 40\n" in re.sub(r"\n\d+ b", "\n0 b", zcat(path))
+    replay(path, session)
+
+
+def zcat(path: Path) -> str:
+    return gzip.decompress(path.read_bytes()).decode()
 
 
 def test_a_recorder_leaves_nothing_open(path: Path) -> None:
