@@ -11,7 +11,7 @@ import contextlib
 import struct
 from typing import Protocol
 
-from rcdrv.mmio import MappedWindow
+from rcdrv.mmio import MappedWindow, barrier
 from rcdrv.sim.epf_vntb import VntbLayout
 from rcdrv.sim.faults import Faults
 
@@ -245,27 +245,30 @@ class Netdev(Peer):
         for _ in range(self._rx_entries):
             start = self._rx_frame * self._rx_index
             header = start + self._rx_frame - HEADER.size
-            version, length, flags = (memory.read32(header + at) for at in (0, 4, 8))
+            flags = memory.read32(header + 8)
             if not flags & _DONE:
                 return
-            memory.write32(header + 8, 0)
+            barrier()  # the flags are written last; the rest was stale until then
             if flags & _LINK_DOWN:
                 # ntb_qp_link_cleanup_work()
+                memory.write32(header + 8, 0)
                 up = self._up
                 self._reset()
                 self._up = up
                 memory.write32(self._rx_end, self._rx_entries - 1)
                 self.due = self._bridge.jiffies(_LINK_RETRY_MS)
                 return
-            if version != self._rx_packets or length > self._rx_frame - HEADER.size:
+            version, length = memory.read32(header), memory.read32(header + 4)
+            if version != self._rx_packets:
                 return
-            self._rx_packets = (self._rx_packets + 1) & 0xFFFF_FFFF
-            packet = self._packet(start, length)
-            # ntb_complete_rxc()
-            done = self._rx_index.to_bytes(4, "little")
-            self._bridge.mw_write(0, self._tx_end, done)
+            answer = b""
+            if length <= self._rx_frame - HEADER.size:
+                self._rx_packets = (self._rx_packets + 1) & 0xFFFF_FFFF
+                answer = self._answer(self._packet(start, length))
+            # ntb_complete_rxc(), after which the host may write the slot again.
+            memory.write32(header + 8, 0)
+            self._bridge.mw_write(0, self._tx_end, self._rx_index.to_bytes(4, "little"))
             self._rx_index = (self._rx_index + 1) % self._rx_entries
-            answer = self._answer(packet)
             if answer:
                 self._send(answer)
         self.due = self._bridge.clock()

@@ -1,0 +1,135 @@
+"""The endpoint's ntb_transport while the host writes to its ring."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rcdrv.sim.epf_vntb.peer import HEADER, Netdev
+
+SIZE = 0x10_0000
+DONE = 1
+
+
+class Ring:
+    """The memory of a window; ``between`` is called after every access."""
+
+    def __init__(self) -> None:
+        self.bytes = bytearray(SIZE)
+        self.between: Callable[[], None] = lambda: None
+
+    def read32(self, offset: int) -> int:
+        value: int = struct.unpack_from("<I", self.bytes, offset)[0]
+        self.between()
+        return value
+
+    def write32(self, offset: int, value: int) -> None:
+        struct.pack_into("<I", self.bytes, offset, value)
+        self.between()
+
+
+class Taker(Netdev):
+    """Keeps the frames, each as it stands when the network stack takes it."""
+
+    def __init__(self, bridge: Any, ring: Ring) -> None:
+        super().__init__(bridge)
+        self.frames: list[bytes] = []
+        self._ring = ring
+        self._memory = ring  # type: ignore[assignment]  # as far as it is used
+        self._set_up_queue(SIZE)
+        self._up = self._qp_up = True
+
+    def _packet(self, start: int, length: int) -> memoryview:
+        return memoryview(self._ring.bytes)[start : start + length]
+
+    def _answer(self, packet: bytes | memoryview) -> bytes:
+        self.frames.append(bytes(packet))
+        return b""
+
+
+class Host:
+    """Writes a packet in the order of ntb_memcpy_tx() and ntb_tx_copy_callback(): flags last."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._steps: list[tuple[int, bytes]] = []
+
+    def put(self, number: int, payload: bytes, frame: int) -> None:
+        start = number % (SIZE // frame) * frame
+        header = start + frame - HEADER.size
+        self._steps = [
+            (start, payload),
+            (header, struct.pack("<II", number, len(payload))),
+            (header + 8, struct.pack("<I", DONE)),
+        ]
+
+    def step(self, most: int = 3) -> None:
+        for at, data in self._steps[:most]:
+            self._ring.bytes[at : at + len(data)] = data
+        del self._steps[:most]
+
+
+def make_bridge(mw_write: Callable[[int, int, bytes], None]) -> SimpleNamespace:
+    return SimpleNamespace(
+        db_valid_mask=3,
+        config=SimpleNamespace(num_mws=1, peer_ip="192.0.2.2", mw1=SIZE, spad_count=16),
+        faults={},
+        clock=lambda: 0.0,
+        mw_write=mw_write,
+    )
+
+
+@pytest.mark.parametrize("reads", range(4))
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_packet_that_comes_in_the_middle_of_a_look_is_taken_once(reads: int, steps: int) -> None:
+    """DESC_DONE_FLAG is tested before the rest of the header is read (ntb_process_rxc)."""
+    ring = Ring()
+    told: list[tuple[int, bytes]] = []
+    bridge = make_bridge(lambda _index, offset, data: told.append((offset, bytes(data))))
+    peer, host = Taker(bridge, ring), Host(ring)
+    sent = [bytes([number]) * 64 for number in range(3)]
+    for number, payload in enumerate(sent):
+        host.put(number, payload, 0x10000)
+        left = reads
+
+        def between() -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                host.step(steps)
+
+        ring.between = between
+        peer.run()
+        ring.between = lambda: None
+        host.step()
+        peer.run()
+        peer.run()
+    assert peer.frames == sent
+    assert [int.from_bytes(data, "little") for _, data in told] == [0, 1, 2]
+
+
+def test_a_slot_is_given_back_after_its_packet_was_taken() -> None:
+    """ntb_complete_rxc() runs after ntb_memcpy_rx(): until then the host must not write there."""
+    ring = Ring()
+    taken_before: list[int] = []
+    bridge = make_bridge(lambda *_: taken_before.append(len(peer.frames)))
+    peer, host = Taker(bridge, ring), Host(ring)
+    host.put(0, bytes(64), 0x10000)
+    host.step()
+    peer.run()
+    assert taken_before == [1]
+
+
+def test_a_packet_that_is_too_long_stops_nothing() -> None:
+    """rx_err_oflow: the slot is given back, and rx_pkts stays (ntb_process_rxc)."""
+    ring = Ring()
+    bridge = make_bridge(lambda *_: None)
+    peer = Taker(bridge, ring)
+    HEADER.pack_into(ring.bytes, 0x10000 - HEADER.size, 0, 0x10000, DONE)
+    HEADER.pack_into(ring.bytes, 0x20000 - HEADER.size, 0, 64, DONE)
+    peer.run()
+    assert peer.frames == [bytes(64)]
