@@ -409,13 +409,8 @@ def called_window(device: Device, index: int) -> TrappedWindow:
     io, size = _RegionIo(device, index), device.region(index).size
     # Of the transports one has answers to writes: vfio_user.Client.
     post = getattr(device, "post", None)
-    return TrappedWindow(
-        io,
-        size,
-        f"BAR{index}",
-        messages=device.messages,
-        post=post and partial(post, index),
-    )
+    post = post and partial(post, index)
+    return TrappedWindow(io, size, f"BAR{index}", messages=device.messages, post=post)
 
 
 def open_window(device: Device, index: int) -> Window:

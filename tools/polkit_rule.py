@@ -9,6 +9,7 @@ dbus-daemon, util-linux. ``pkexec`` itself is not run.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -107,6 +108,11 @@ def ask(folder: Path) -> int:
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        prog="python3 -m tools.polkit_rule",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     missing = [name for name in ("dbus-daemon", "dbus-send", "pkcheck") if not shutil.which(name)]
     missing += [] if POLKITD.exists() else [str(POLKITD)]
     if os.geteuid() or missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import mmap
 import os
 import signal
@@ -156,6 +157,7 @@ def test_a_failure_at_any_call_leaves_nothing_behind(
     make: Callable[[str], BaseException],
 ) -> None:
     """One after the other, every single call to the device fails."""
+    gc.collect()  # or what earlier tests left would be given back in between
     for fail_at in range(1, count_calls() + 1):
         device = FakeDevice(fail_at, make("injected"))
         before = open_files()

@@ -16,6 +16,7 @@ import rcdrv
 from rcdrv.bench import plot
 from rcdrv.cli import COMMANDS, main, print_error, whole_parser
 from rcdrv.cli.options import OPTIONS, spell, spell_document
+from rcdrv.epf_vntb import perf
 from rcdrv.epf_vntb.registers import choose_map
 from rcdrv.epf_vntb.transport import QueuePair, TransportPinger
 from rcdrv.errors import UsageError
@@ -32,6 +33,7 @@ SPEAKERS: tuple[Callable[..., object], ...] = (
     choose_map,
     QueuePair,
     TransportPinger,
+    perf.measure,
     Binder.bind,
     Rescan.run,
     board.Shell,

@@ -109,11 +109,10 @@ def test_a_failed_write_leaves_the_old_report(
     observer.start(a_run())
     before = path.read_bytes()
 
-    def full_disk(fd: int, _mode: str) -> object:
-        os.close(fd)
+    def full_disk(_fd: int, _data: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fdopen", full_disk)
+    monkeypatch.setattr(os, "write", full_disk)
     with pytest.raises(HostError, match="No space left"):
         observer.finish(a_run())
     assert path.read_bytes() == before
