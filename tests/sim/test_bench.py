@@ -202,6 +202,7 @@ def test_make_bench_measures_what_needs_no_lab(tmp_path: Path) -> None:
         "checked load, register[0]",
         "each store of a burst",
         "BAR fill + verify, per MiB",
+        "one vfio-user message, sim:rk3588",
         "start-up of rcdrv ring",
     }
     assert all(row["ours"] > 0 and row["theirs"] > 0 for row in rows.values())
