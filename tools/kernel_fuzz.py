@@ -1,10 +1,10 @@
 """Fuzz the kernel's own endpoint functions: ``python3 -m tools.kernel_fuzz --minutes 40``.
 
-Guests come one after the other, each with the debug kernel; one that has crashed is left for a new
-one. On pci-epf-test, ``rcdrv fuzz device`` with some of its classes of harm takes turns with pokes:
-random registers, random commands, rings. pci-epf-vntb has pokes alone. A campaign leaves out at
-random what may crash, so that a known crash does not hide what lies behind it. What a poke crashes
-is made short on fresh guests, and printed as a script. The exit status is 1 if anything was found.
+Guests come one after the other; one that has crashed is left for a new one. On pci-epf-test,
+``rcdrv fuzz device`` with some of its classes of harm takes turns with pokes: random registers,
+random commands, rings. pci-epf-vntb has pokes alone. A campaign leaves out at random what may
+crash, so that a known crash does not hide what lies behind it. What a poke crashes is made short on
+fresh guests, and printed as a script. The exit status is 1 if anything was found.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Finding(NamedTuple):
 class Tally:
     """How much was done, and each finding once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, debug: bool = False) -> None:
+        self.debug = debug  # The kernel of the guests.
         self.guests = self.sequences = self.steps = self.pokes = 0
         self.fuzzed = 0.0
         self.found: dict[str, list[Finding]] = {}
@@ -179,15 +180,15 @@ def poke_for(one: KernelEndpoint, rng: random.Random, seconds: float, tally: Tal
     report = report or one.crash()
     if report:
         what = name_of(report)
-        script = done if what in tally.found else shorten(one.spec, done, what)
+        script = done if what in tally.found else shorten(one.spec, done, what, debug=tally.debug)
         tally.add(Finding(what, one.spec, "\n".join(map(str, script)), report))
     return report
 
 
-def shorten(spec: str, done: Sequence[Poke], what: str) -> Sequence[Poke]:
+def shorten(spec: str, done: Sequence[Poke], what: str, *, debug: bool) -> Sequence[Poke]:
     """The fewest of the last pokes that do the same in a fresh guest."""
     for count in _SHORT:
-        with booted(spec) as one:
+        with booted(spec, debug=debug) as one:
             report = ""
             with contextlib.suppress(RcdrvError), open_function(f"vfio-user:{one.socket}") as host:
                 for each in done[-count:]:
@@ -235,14 +236,14 @@ def fuzz_for(one: KernelEndpoint, rng: random.Random, seconds: float, tally: Tal
 # -- the whole ------------------------------------------------------------------------------------
 
 
-def booted(spec: str) -> KernelEndpoint:
-    """An endpoint on the debug kernel, not yet booted."""
-    return KernelEndpoint(spec, debug=True)
+def booted(spec: str, *, debug: bool) -> KernelEndpoint:
+    """An endpoint in a guest, not yet booted."""
+    return KernelEndpoint(spec, debug=debug)
 
 
 def fuzz_guest(spec: str, rng: random.Random, end: float, tally: Tally) -> None:
     """Fuzz one guest until it crashes, or its round ends."""
-    with booted(spec) as one:
+    with booted(spec, debug=tally.debug) as one:
         tally.guests += 1
         end = min(end, time.monotonic() + ROUND)
         mark = one.guest.console_since(0)[1]
@@ -270,10 +271,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Fuzz, and print what was found."""
     parser = argparse.ArgumentParser(prog="python3 -m tools.kernel_fuzz", description=__doc__)
     parser.add_argument("--minutes", type=positive, default=40, metavar="N")
+    parser.add_argument(
+        "--debug-kernel",
+        action="store_true",
+        help="a kernel with KASAN, UBSAN and lockdep, built at the first use",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("specs", nargs="*", metavar="SPEC", help=f"default: {' '.join(SPECS)}")
     options = parser.parse_args(arguments)
-    rng, tally = random.Random(options.seed), Tally()
+    rng, tally = random.Random(options.seed), Tally(debug=options.debug_kernel)
     end = time.monotonic() + 60 * options.minutes
     try:
         for spec in cycle(options.specs or SPECS):

@@ -83,7 +83,8 @@ def test_what_a_crash_needs_is_what_is_left(
 ) -> None:
     booted: list[Fragile] = []
 
-    def boot(spec: str) -> Fragile:
+    def boot(spec: str, *, debug: bool) -> Fragile:
+        assert debug
         booted.append(Fragile(spec))
         return booted[-1]
 
@@ -95,8 +96,8 @@ def test_what_a_crash_needs_is_what_is_left(
     monkeypatch.setattr(kernel_fuzz, "open_function", lambda _: contextlib.nullcontext(booted[-1]))
     monkeypatch.setattr(kernel_fuzz, "draw_vntb", draw)
     monkeypatch.setattr(kernel_fuzz, "SETTLE", 0.0)
-    tally = Tally()
-    report = kernel_fuzz.poke_for(cast(Any, boot("a")), random.Random(0), 60.0, tally)
+    tally = Tally(debug=True)
+    report = kernel_fuzz.poke_for(cast(Any, boot("a", debug=True)), random.Random(0), 60.0, tally)
     assert report == "[ 1.0] Oops: 0000"
     # Of the last 1, 2 and 4 pokes before it, the last four do it.
     assert len(booted) == 4
