@@ -132,9 +132,12 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise HostError(
             f"cannot write {path}: {error.strerror}",
-            hint="name a file in a directory that you may write to",
+            hint="free some space, or name a file on another file system"
+            if full
+            else "name a file in a directory that you may write to",
         ) from error
 
 

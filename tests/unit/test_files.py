@@ -192,3 +192,9 @@ def test_a_pipe_is_read_to_its_end() -> None:
 def test_json_without_end() -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json("[" * 100_000)
+
+
+def test_a_full_file_system_is_no_matter_of_permission() -> None:
+    with pytest.raises(HostError, match="No space left on device") as caught:
+        replace_file(Path("/dev/full"), b"content")
+    assert "free some space" in (caught.value.hint or "")
