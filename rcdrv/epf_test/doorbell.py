@@ -150,7 +150,7 @@ class Doorbell:
             # is safe only because DB_BAR names a doorbell: on an endpoint that has never enabled
             # one, it dereferences a null pointer.
             driver.trace("doorbell left enabled by an earlier run: disable it and try again")
-            driver.command(Command.DISABLE_DOORBELL)
+            self._send_disable()
             answer = self._send_enable()
             if not self._enabled and stale_doorbell(driver) is not None:
                 self.left_enabled = True
@@ -267,28 +267,39 @@ class Doorbell:
             self._note(answer)
         if not self._enabled:
             return
-        answer = driver.command(Command.DISABLE_DOORBELL)
+        answer = self._send_disable()
         if answer.answered and answer.status & Status.DOORBELL_DISABLE_SUCCESS:
             self._enabled = self.left_enabled = False
-            if self.said is not None:
-                driver.not_memory.discard(self.said.bar)
             if answer.good and not answer.irq_lost:
                 driver.free_db_bar = NO_BAR  # pci_epf_test_doorbell_cleanup()
                 return
         elif answer.answered:
             message = "the endpoint could not disable its doorbell (DOORBELL_DISABLE_FAIL)"
-            if driver.read(Reg.DB_BAR) != NO_BAR:
+            if driver.db_bar != NO_BAR:
                 raise NotPassed(Reason.DISABLE_FAILED, message, hint=LEFT_ENABLED_HINT)
-            # pci_epf_test_disable_doorbell() frees doorbell and interrupt before pci_epc_set_bar().
             self._enabled = self.left_enabled = False
-            if self.said is not None:
-                driver.not_memory.add(self.said.bar)
             raise NotPassed(
                 Reason.DISABLE_FAILED,
                 f"{message}: it is freed, but its BAR does not show memory again",
                 hint=NOT_MEMORY_HINT,
             )
         raise explain(driver, answer, "DISABLE_DOORBELL")
+
+    def _send_disable(self) -> Answer:
+        """Send DISABLE, and note whether the doorbell's BAR shows memory again.
+
+        pci_epf_test_disable_doorbell() frees doorbell and interrupt before pci_epc_set_bar().
+        """
+        driver = self._driver
+        bar = driver.db_bar if driver.db_bar is not None else stale_doorbell(driver)
+        answer = driver.command(Command.DISABLE_DOORBELL)
+        if not answer.answered:
+            return answer
+        if answer.status & Status.DOORBELL_DISABLE_SUCCESS:
+            driver.not_memory.discard(NO_BAR if bar is None else bar)
+        elif driver.read(Reg.DB_BAR) == NO_BAR and bar is not None:
+            driver.not_memory.add(bar)
+        return answer
 
     # -- ring ---------------------------------------------------------------------------------
 

@@ -154,7 +154,7 @@ def _fields(config: ConfigSpace) -> Iterator[_Field]:
         elif not cap.extended and cap.id in list(CapId):
             known = CapId(cap.id)
         fields = _FIELDS.get(known, ()) if known is not None else ()
-        if known is ExtCapId.REBAR:
+        if known is ExtCapId.REBAR and cap.offset + 12 <= config.window.size:
             count = config.window.read32(cap.offset + 8) >> 5 & 7
             fields = fields[: 2 * count]
         for one in fields:

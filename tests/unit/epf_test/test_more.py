@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rcdrv.api import DESTRUCTIVE_NAMES
+from rcdrv.epf_test.answer import Answer
 from rcdrv.epf_test.bars import check_writable
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest
@@ -22,7 +23,7 @@ from rcdrv.epf_test.more.link import load
 from rcdrv.epf_test.more.several import Meeting, meet
 from rcdrv.epf_test.more.state import Snapshot, working
 from rcdrv.epf_test.more.transfers import Scattered
-from rcdrv.epf_test.registers import Command, Reg
+from rcdrv.epf_test.registers import NO_BAR, Command, Reg, Status
 from rcdrv.epf_test.suite import DESTRUCTIVE, cases, run_cases
 from rcdrv.errors import HostError
 from rcdrv.function import Function
@@ -390,6 +391,46 @@ def test_no_pattern_is_written_where_disable_left_the_doorbells_page(
         with Doorbell(driver):
             pass
         check_writable(driver, bell.said.bar)  # which showed memory again
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_no_pattern_is_written_where_disable_left_the_page_of_a_doorbell_not_entered(
+    earlier: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, of a doorbell of an earlier run, or of an ENABLE whose answer is lost."""
+    with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
+        driver = EpfTest(function)
+        command = driver.command
+
+        def refuse(*_args: object) -> None:
+            raise OSError(errno.EINVAL, "no")
+
+        def lose(asked: Command) -> Answer:
+            answer = command(asked)
+            if asked is Command.ENABLE_DOORBELL:
+                answer.answered, answer.status = False, Status(0)
+            return answer
+
+        if earlier:
+            command(Command.ENABLE_DOORBELL)
+            monkeypatch.setattr(device.endpoint.controller, "map_registers", refuse)
+        else:
+            monkeypatch.setattr(driver, "command", lose)
+        monkeypatch.setattr(device.endpoint.controller, "map_memory", refuse)
+        with pytest.raises(NotPassed), Doorbell(driver):
+            pass
+        assert driver.read(Reg.DB_BAR) == NO_BAR
+        with pytest.raises(NotPassed, match="still shows the doorbell's page"):
+            check_writable(driver, 1)
+
+
+def test_a_resizable_bar_capability_at_the_end_of_config_space_has_no_entries() -> None:
+    """Its header is in the last word, so that its first entry would be past the end."""
+    with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
+        space = device.endpoint.controller.config._data
+        space[0x100:0x104] = (0x0001 | 1 << 16 | 0xFFC << 20).to_bytes(4, "little")
+        space[0xFFC:0x1000] = (0x0015 | 1 << 16).to_bytes(4, "little")
+        assert Snapshot(EpfTest(function)).lost() is None
 
 
 def test_what_a_host_wrote_is_put_back_after_d3hot_without_no_soft_reset() -> None:
