@@ -11,7 +11,6 @@ import os
 import select
 from collections.abc import Iterator, Sequence
 from functools import partial
-from types import TracebackType
 
 from rcdrv import pci
 from rcdrv.device import CONFIG_REGION, Device, IrqKind, SetIrqs
@@ -390,12 +389,7 @@ class Function:
     def __enter__(self) -> Function:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         try:
             self.close()
         except RcdrvError:

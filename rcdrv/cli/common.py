@@ -89,7 +89,9 @@ def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace
     command = getattr(args, "command", None)
     hint = f"{parser.prog} {command} --help" if command else f"{parser.prog} --help"
     if left[0].startswith("--"):
-        hint = did_you_mean(left[0].partition("=")[0], parser.options(args)) or hint
+        option, known = left[0].partition("=")[0], parser.options(args)
+        if option not in known:  # one that the command does not take is before it
+            hint = did_you_mean(option, known) or hint
     elif left[0][:2] in ("-d", "-v"):
         hint = "-d and -v stand before the command; --device and --verbose anywhere"
     elif left[0].startswith(prefixes()) or _is_pci_address(left[0]):
@@ -186,11 +188,12 @@ def refuse_unused(args: argparse.Namespace) -> None:
 
     :raises UsageError: names the first of them
     """
+    command = " ".join(filter(None, (args.command, getattr(args, "action", None))))
     for name in _common():
         if name not in args.common_options and getattr(args, name) != _default(name):
             raise UsageError(
-                f"{args.command} has no use for --{name.replace('_', '-')}",
-                hint=f"rcdrv {args.command} --help",
+                f"{command} has no use for --{name.replace('_', '-')}",
+                hint=f"rcdrv {command} --help",
             )
 
 

@@ -148,6 +148,11 @@ def compare(args: argparse.Namespace, cancel: Cancel) -> int:
     addresses = args.compare or list(COMPARED)
     if len(addresses) != 2:
         raise UsageError("--compare takes two addresses, or none")
+    if args.device is not None:
+        raise UsageError(
+            f"--compare does not use --device {args.device}",
+            hint="rcdrv ntb ping --compare ADDRESS ADDRESS",
+        )
     if args.record is not None:
         raise UsageError("--record keeps one session, and --compare makes two")
     count = 200 if args.count is None else args.count

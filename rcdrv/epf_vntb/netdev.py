@@ -132,7 +132,7 @@ class Pump:
             free = 0
         filled = 0
         try:
-            while filled < free:
+            for _ in range(free):  # frames that are too long count, too: they may never end
                 length = self._device.read_into(buffer)
                 if not length:
                     return False
@@ -149,7 +149,7 @@ class Pump:
             if filled:
                 self._ring()
                 counts.rings += 1
-        return True
+        return filled == free
 
 
 class NetInterface:

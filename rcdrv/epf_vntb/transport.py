@@ -136,7 +136,8 @@ class QueuePair:
         self._await(
             lambda: vntb.spad_read(_VERSION) != 0,
             "the endpoint's ntb_transport does not show itself in the scratchpads",
-            "on the endpoint: is ntb_transport loaded (and not ntb_pingpong or ntb_tool)?",
+            "on the endpoint: is ntb_transport loaded (and not ntb_pingpong or ntb_tool)?"
+            " A software endpoint needs vntb.peer=netdev",
         )
         version = vntb.spad_read(_VERSION)
         if version != VERSION:

@@ -167,8 +167,7 @@ class Caller:
                 f"{self.address}: cannot send {command.name}: {error.strerror}", hint=_OPEN_FILES
             ) from error
         try:
-            self._budget = min(self._budget + self.share, self.timeout)
-            self._spend(deadline)
+            self._settle(deadline)
             if not message.is_reply or message.id != number or message.command != command:
                 raise self._fail(
                     f"{command.name} {number} was answered by "
@@ -196,6 +195,7 @@ class Caller:
             self._connection.send(command, number, wire.NO_REPLY, body, deadline)
         except (wire.Disconnected, TimeoutError) as error:
             raise self._end(error, deadline, command) from error
+        self._settle(deadline)  # sending waits while the server does not read
 
     def allow(self, timeout: float) -> None:
         """Tolerate slow replies, as the user waits ``timeout`` seconds for the endpoint."""
@@ -205,6 +205,14 @@ class Caller:
     def _deadline(self) -> Deadline:
         """Return the bound of one call: the remaining budget, and a little more."""
         return Deadline(min(self.timeout, self._budget + self.share + _BEYOND))
+
+    def _settle(self, deadline: Deadline) -> None:
+        """End a call: add its share to the budget, and deduct its time.
+
+        :raises DeviceLost: the budget is exhausted
+        """
+        self._budget = min(self._budget + self.share, self.timeout)
+        self._spend(deadline)
 
     def _spend(self, deadline: Deadline) -> None:
         """Deduct the time since the start of ``deadline`` from the budget.

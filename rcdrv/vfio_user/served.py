@@ -60,7 +60,7 @@ class Peer(Protocol):
     def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
         """Return the descriptor of a file of client memory, and the offset of ``address`` in it.
 
-        The descriptor is open until the client leaves.
+        The descriptor is open until the client unmaps the file or leaves: duplicate it to keep it.
 
         :returns: None if the range is not contiguous in one file
         :raises DmaFault: the address is not mapped, or not readable

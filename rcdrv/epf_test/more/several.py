@@ -1,9 +1,8 @@
 """Transfers of several endpoints at a time: each one's data stays its own.
 
-Each endpoint is driven by a process of its own (``rcdrv test --more`` with several devices), and
-has its buffers at the same bus addresses as the others have theirs. So what an endpoint, a switch
-or an IOMMU takes for another function's (the requester ID of an outbound window, say) is in a
-buffer of somebody else's.
+A process of its own drives each endpoint. The buffers of all have the same bus addresses. If an
+endpoint, a switch or an IOMMU mistakes one function for another (by the requester ID of an outbound
+window, say), the data arrives in the buffer of the other process.
 """
 
 from __future__ import annotations
@@ -18,14 +17,9 @@ from rcdrv.device import PhysicalDma
 from rcdrv.dma import DmaBuffer
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.more.case import Progress, case, skip
+from rcdrv.epf_test.more.transfers import pass_plainly
 from rcdrv.epf_test.suite import Case
-from rcdrv.epf_test.transfer import (
-    ADDRESS_BITS,
-    Direction,
-    Placement,
-    transfer_test,
-    transfers,
-)
+from rcdrv.epf_test.transfer import ADDRESS_BITS, Direction, Placement, transfers
 from rcdrv.errors import HostError
 from rcdrv.function import Function
 from rcdrv.verdict import NotPassed, Reason, Verdict
@@ -45,26 +39,26 @@ _MIXED = (
 
 
 class Meeting:
-    """Where processes of one run wait for each other. Made before they fork.
+    """Meeting points of the processes of one run. Created before they fork.
 
-    :param count: how many there are
-    :param absent: those that cannot come
+    :param count: number of processes
+    :param absent: processes that do not take part
     """
 
     def __init__(self, count: int, absent: Sequence[int] = ()) -> None:
-        # A byte each: the number of the last meeting that it has come to.
+        # A byte for each process: the last meeting that it reached.
         self._seen = mmap.mmap(-1, count)
         for number in absent:
             self.leave(number)
 
     def leave(self, number: int) -> None:
-        """Nobody waits for this one any more."""
+        """Take process ``number`` out: the others no longer wait for it."""
         self._seen[number] = _GONE
 
     def come(self, number: int, which: int, function: Function) -> int:
-        """Wait for the others at meeting ``which``, counted from 1.
+        """Wait for the other processes at meeting ``which``, counted from 1.
 
-        :returns: how many others are there
+        :returns: number of others that reached it; 0 if one did not in time
         """
         if self._seen[number] == _GONE:
             return 0
@@ -77,30 +71,26 @@ class Meeting:
 
 
 def alone(_driver: EpfTest, _progress: Progress) -> str:
-    """One endpoint has nobody to disturb."""
+    """Skip: there is one endpoint only."""
     raise skip(Reason.NOT_VERIFIED, "one endpoint is driven, and this needs several")
 
 
 def several(meeting: Meeting, number: int, driver: EpfTest, progress: Progress) -> str:
-    """Transfer while the others do, as fast as it goes; look at all of the buffers afterwards."""
+    """Transfer at the same time as the others, and verify the buffers after all have ended."""
     function, transferred, others = driver.function, 0, 0
     chosen = [Placement(_SIZE)]
     try:
         for done, direction in enumerate(Direction):
-            try:
-                transfer_test(direction, False, lambda _: chosen, driver)
-            except NotPassed as why:
-                message = f"transfers fail, which {direction.value}_SIZES_TEST judges"
-                raise skip(why.reason, message) from None
+            pass_plainly(driver, direction, chosen)
             with transfers(driver, direction, False, chosen, _same_place) as transfer:
                 others = meeting.come(number, 2 * done + 1, function)
                 if not others:
-                    raise skip(Reason.NOT_VERIFIED, "no other endpoint came to it in time")
+                    raise skip(Reason.NOT_VERIFIED, "no other endpoint was ready in time")
                 end = function.deadline(_AT_A_TIME)
                 while not end.expired:
                     transfer(chosen[0])
                     transferred += 1
-                meeting.come(number, 2 * done + 2, function)  # what they spoil is seen behind this
+                meeting.come(number, 2 * done + 2, function)  # the buffer is verified after this
             progress(done + 1, len(Direction))
     except NotPassed as error:
         if error.verdict is not Verdict.SKIP:
@@ -113,7 +103,7 @@ def several(meeting: Meeting, number: int, driver: EpfTest, progress: Progress) 
 
 
 def _same_place(driver: EpfTest, size: int, align: int) -> DmaBuffer:
-    """Where the others have theirs, if this host lets us choose."""
+    """Allocate a buffer at the bus address that the others use, if the host allows it."""
     function = driver.function
     if not isinstance(function.device, PhysicalDma):
         with contextlib.suppress(HostError):

@@ -10,7 +10,6 @@ import contextlib
 import mmap
 from collections.abc import Iterator, Sequence
 from functools import partial
-from types import TracebackType
 
 from rcdrv.device import PhysicalDma
 from rcdrv.epf_test.driver import EpfTest
@@ -116,12 +115,7 @@ class Scattered:
     def __enter__(self) -> Scattered:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         """Give the pages back.
 
         :raises NotPassed: ``data-mismatch``: one that the endpoint was not given is not as it was
@@ -142,11 +136,22 @@ _ONE_TRANSLATION = (
 )
 
 
+def pass_plainly(driver: EpfTest, direction: Direction, placements: Sequence[Placement]) -> None:
+    """Transfer without what the case adds: what fails here too is for other cases to judge.
+
+    :raises NotPassed: a skip
+    """
+    try:
+        transfer_test(direction, False, lambda _: placements, driver)
+    except NotPassed as why:
+        message = f"transfers fail, which {direction.value}_SIZES_TEST judges"
+        raise skip(why.reason, message) from None
+
+
 def scattered(driver: EpfTest, progress: Progress) -> str:
     """Transfers over pages that this host's IOMMU puts together.
 
-    Buffers in one piece hide it when a path translates the first page of a burst and goes on from
-    there. They come first: what fails in them too is for others to judge.
+    Buffers in one piece hide a path that translates only the first page of a burst.
     """
     if isinstance(driver.function.device, PhysicalDma):
         raise skip(Reason.HOST, "without an IOMMU bus addresses cannot be chosen")
@@ -160,11 +165,7 @@ def scattered(driver: EpfTest, progress: Progress) -> str:
     )
     chosen = [placement for placement in over if placement.shift % align == 0]
     for number, direction in enumerate(Direction):
-        try:
-            transfer_test(direction, False, lambda _: chosen, driver)
-        except NotPassed as why:
-            message = f"transfers fail, which {direction.value}_SIZES_TEST judges"
-            raise skip(why.reason, message) from None
+        pass_plainly(driver, direction, chosen)
         try:
             with transfers(driver, direction, False, chosen, Scattered) as transfer:
                 for done, placement in enumerate(chosen, 1):

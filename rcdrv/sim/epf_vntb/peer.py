@@ -267,6 +267,7 @@ class Netdev(Peer):
                 answer = self._answer(self._packet(start, length))
             # ntb_complete_rxc(), after which the host may write the slot again.
             memory.write32(header + 8, 0)
+            barrier()
             self._bridge.mw_write(0, self._tx_end, self._rx_index.to_bytes(4, "little"))
             self._rx_index = (self._rx_index + 1) % self._rx_entries
             if answer:
@@ -299,6 +300,7 @@ class Netdev(Peer):
         self._bridge.mw_write(0, header, head[:8])
         if packet:
             self._bridge.mw_write(0, start, packet)
+        barrier()  # the flags are seen last
         self._bridge.mw_write(0, header + 8, (flags | _DONE).to_bytes(4, "little"))
         self._tx_packets = (self._tx_packets + 1) & 0xFFFF_FFFF
 

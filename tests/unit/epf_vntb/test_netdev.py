@@ -71,6 +71,21 @@ def test_a_reader_that_lies_stops_nothing_but_what_waits_for_it(readers: list[in
     behave(host)
 
 
+def test_frames_that_are_too_long_without_end_do_not_hold_the_pump() -> None:
+    """Cancel and the link are looked at between two calls of it."""
+    host = Host()
+    host.tell(ENTRIES - 1)
+
+    class Flood(list[bytes]):
+        def pop(self, _index: Any = -1) -> bytes:
+            return bytes(LARGEST + 1)
+
+    host.interface.outgoing = Flood([b"never empty"])
+    host.turn()
+    assert 0 < host.counts.too_long < ENTRIES
+    assert not host.counts.sent_packets
+
+
 def test_mutations_of_everything() -> None:
     counts = run(10_000, seed=7)
     seen = (counts.bad_number, counts.bad_length, counts.bad_index, counts.too_long)

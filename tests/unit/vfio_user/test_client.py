@@ -379,6 +379,18 @@ def test_late_answers_are_bounded_in_sum(
         client.read(BAR_TRAPPED, 0, 4)
 
 
+def test_a_server_that_reads_posted_writes_slowly_is_bounded_in_sum(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Posts had no budget: 185 of them took 6 s of a time-out of 1 s."""
+    client.timeout = 10.0
+    monkeypatch.setattr("rcdrv.vfio_user.caller.Deadline", LateDeadline)
+    for _ in range(10):
+        client.post(BAR_TRAPPED, 0, b"1234")
+    with pytest.raises(DeviceLost, match="replies are too slow"):
+        client.post(BAR_TRAPPED, 0, b"1234")
+
+
 def test_late_answers_within_the_users_patience(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
