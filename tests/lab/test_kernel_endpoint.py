@@ -181,10 +181,12 @@ def test_a_reset_leaves_no_window_behind(endpoint: KernelEndpoint) -> None:
     """And a subrange has one until it is cleared: pci_epf_test_bar_subrange_setup()."""
     inbound, outbound = endpoint.windows()
     assert (outbound, inbound) == (0, {"rk3588": 5, "rcar-s4": 3}[endpoint.spec])
-    for command, more in (("0x100", 1), ("0x200", 0)):
-        rcdrv(endpoint, "poke", "0", "0x1c", "2")
-        rcdrv(endpoint, "poke", "0", "0x4", command)
-        endpoint.shell("sleep 0.5")
+    for command, done_bit, more in (("0x100", 1 << 14, 1), ("0x200", 1 << 16, 0)):
+        for register, value in (("0x8", "0"), ("0x1c", "2"), ("0x4", command)):
+            rcdrv(endpoint, "poke", "0", register, value)
+        for _ in range(60):
+            if int(rcdrv(endpoint, "peek", "0", "0x8").stdout.split()[-1], 16) & done_bit:
+                break
         assert endpoint.windows() == (inbound + more, 0)
     done = rcdrv(endpoint, "reset")
     assert done.returncode == 0, done.stderr

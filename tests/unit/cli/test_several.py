@@ -46,26 +46,28 @@ def test_one_that_cannot_end_keeps_nobody_for_ever(
     args = argparse.Namespace(devices=["sim:a", "sim:b"])
 
     def body(one: argparse.Namespace, _cancel: Cancel) -> int:
+        print(os.getpid(), flush=True)
         if one.device == "sim:a":
-            print(os.getpid(), flush=True)
             os.kill(os.getpid(), signal.SIGSTOP)
         return 0
 
-    stopped = []
+    pids: dict[int, int] = {}
     with contextlib.closing(Cancel()) as cancel:
 
-        def receive(_number: int, line: str) -> None:
-            stopped.append(int(line))
-            os.waitid(os.P_PID, stopped[0], os.WSTOPPED)
-            cancel.hurry()
+        def receive(number: int, line: str) -> None:
+            pids[number] = int(line)
+            if len(pids) == 2:
+                os.waitid(os.P_PID, pids[0], os.WSTOPPED)
+                os.waitid(os.P_PID, pids[1], os.WEXITED | os.WNOWAIT)
+                cancel.hurry()
 
         try:
             statuses = several.side_by_side(args, cancel, body, receive)
         finally:
-            os.kill(stopped[0], signal.SIGKILL)
-            os.waitpid(stopped[0], 0)
+            os.kill(pids[0], signal.SIGKILL)
+            os.waitpid(pids[0], 0)
     assert statuses == [3, 0]
-    assert f"process {stopped[0]} does not end" in capsys.readouterr().err
+    assert f"process {pids[0]} does not end" in capsys.readouterr().err
 
 
 def test_a_lost_reader_is_not_kept_by_a_process_that_is_stopped(
