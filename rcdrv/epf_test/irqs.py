@@ -9,7 +9,7 @@ from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.registers import Command
 from rcdrv.verdict import NotPassed, Reason, skip
 
-_COMMANDS = {
+COMMANDS = {
     IrqChoice.INTX: Command.RAISE_INTX_IRQ,
     IrqChoice.MSI: Command.RAISE_MSI_IRQ,
     IrqChoice.MSIX: Command.RAISE_MSIX_IRQ,
@@ -76,7 +76,7 @@ def raise_vector(driver: EpfTest, choice: IrqChoice, vector: int) -> Answer:
 
     :raises NotPassed: the vector did not fire, or not alone
     """
-    command = _COMMANDS[choice]
+    command = COMMANDS[choice]
     answer = driver.command(command, vector=vector)
     what = f"{command.name} {vector + 1}" if choice is not IrqChoice.INTX else str(command.name)
     if not answer.good or answer.irq_lost:
