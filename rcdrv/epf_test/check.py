@@ -323,11 +323,7 @@ class _Run:
                 Reason.NO_VECTORS,
                 "the function has no interrupt that the endpoint announces",
             )
-        if kinds[0] is IrqChoice.MSI:
-            # pci_epf_test_raise_irq() sets STATUS before it raises the interrupt, so that of the
-            # polled command may come once vectors are armed. It has, when the next one has.
-            self._armable(IrqChoice.MSI, 1)
-            self._driver.command(irqs.COMMANDS[IrqChoice.MSI])
+        self._await_late(kinds)
         for choice in kinds:
             count = self._function.device.irq_count(IrqKind[choice.name])
             if choice is IrqChoice.INTX:
@@ -335,6 +331,16 @@ class _Run:
             else:
                 irqs.vector_test(choice, self._armable(choice, count), self._driver)
             self._passed.append(choice.value)
+
+    def _await_late(self, kinds: Sequence[IrqChoice]) -> None:
+        """Let the interrupt of a polled command arrive.
+
+        pci_epf_test_raise_irq() sets STATUS before it raises MSI, so it may come once vectors are
+        armed. It has come when that of the next command has.
+        """
+        if IrqChoice.MSI in kinds[:1]:
+            self._armable(IrqChoice.MSI, 1)
+            self._driver.command(irqs.COMMANDS[IrqChoice.MSI])
 
     def _kinds(self) -> Iterator[IrqChoice]:
         """Yield the caller's choice; else what CAPS announces, or MSI if it announces none."""
@@ -390,7 +396,9 @@ class _Run:
         # Commands must still be answered, and their interrupts must still arrive.
         driver.use_irq(IrqChoice.POLL)
         irqs.raise_vector(driver, IrqChoice.POLL, 0)
-        for choice in self._kinds():
+        kinds = list(self._kinds())
+        self._await_late(kinds)
+        for choice in kinds:
             try:
                 driver.use_irq(choice)
                 irqs.raise_vector(driver, choice, 0)
