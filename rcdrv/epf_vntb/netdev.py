@@ -20,6 +20,8 @@ from rcdrv.tap import ETHERNET, LARGEST_MTU, LEAST_MTU, Tap
 from rcdrv.verdict import NotPassed, Reason
 from rcdrv.wait import await_readable
 
+_STANDSTILL = 2.0
+"""Seconds with a full ring before the user is told; watchdog_timeo of a netdev is 5 s."""
 _LOOK = 0.1
 """Seconds between reads of LINK_STATUS; its changes raise no interrupt."""
 _JOIN = 0.01
@@ -275,7 +277,8 @@ class NetInterface:
         look_at = now()
         patience = 0.0
         """Seconds until the next check of a full ring; 0 if it has free slots."""
-        slept_out = False
+        slept_out = stands = False
+        moved, moved_at = 0, now()
         while True:
             taken = pump.receive()
             if pump.link_down:
@@ -291,6 +294,11 @@ class NetInterface:
                 vntb.check_link()
                 self._on_look()
                 look_at = now() + _LOOK
+                if not full or moved != counts.sent_packets:
+                    moved, moved_at = counts.sent_packets, now()
+                if stands != (now() - moved_at > _STANDSTILL):
+                    stands = not stands
+                    self._say("the endpoint takes no frames" if stands else "it takes frames again")
             more = taken == queue.rings.rx.entries
             # While no slot is free, the host's frames wait in the interface.
             watched = [bells] if full else [bells, tap.fd]

@@ -207,28 +207,47 @@ def test_a_link_that_comes_again(namespaces: Namespaces) -> None:
     assert (result.status, "link up 2 times" in result.out) == (128 + signal.SIGTERM, True), result
 
 
+def serve(namespaces: Namespaces, path: Path) -> subprocess.Popen[str]:
+    command = [*PROGRAM, "sim", namespaces.layout(QUICK), "--socket", str(path)]
+    process = inside(namespaces.board, command)
+    deadline = time.monotonic() + LIMIT
+    while not listening(path):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def test_an_endpoint_that_stands_still_is_named(namespaces: Namespaces, tmp_path: Path) -> None:
+    """Nothing else tells of it: the link stays up, and a ring has no answer."""
+    path = tmp_path / "ep.sock"
+    server = serve(namespaces, path)
+    running = Running(namespaces, f"vfio-user:{path}")
+    running.until("link up")
+    flood = inside(namespaces.host, ["ping", "-f", "-q", BOARD])
+    server.send_signal(signal.SIGSTOP)
+    running.until("ntb0: the endpoint takes no frames")
+    server.send_signal(signal.SIGCONT)
+    running.until("ntb0: it takes frames again")
+    flood.kill()
+    finish(flood)
+    assert running.stop().status == 128 + signal.SIGTERM
+    server.kill()
+    finish(server)
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_a_server_that_dies(namespaces: Namespaces, tmp_path: Path, again: bool) -> None:
     path = tmp_path / "ep.sock"
 
-    def serve() -> subprocess.Popen[str]:
-        command = [*PROGRAM, "sim", namespaces.layout(QUICK), "--socket", str(path)]
-        process = inside(namespaces.board, command)
-        deadline = time.monotonic() + LIMIT
-        while not listening(path):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        return process
-
-    server = serve()
+    server = serve(namespaces, path)
     running = Running(namespaces, f"vfio-user:{path}", *(["--reconnect"] if again else []))
     running.until("link up")
     server.kill()
     finish(server)
     if again:
         path.unlink()
-        server = serve()
+        server = serve(namespaces, path)
         running.until("link up")
         ping(namespaces.host, BOARD, 56)
         assert running.stop().status == 128 + signal.SIGTERM
