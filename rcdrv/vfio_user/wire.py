@@ -18,7 +18,6 @@ from enum import IntEnum
 from struct import Struct
 
 from rcdrv.errors import EndpointError, RcdrvError
-from rcdrv.record import fresh, mutable_record
 from rcdrv.wait import Deadline
 
 MAX_DATA_XFER_SIZE = 65536
@@ -98,19 +97,35 @@ TYPE_MASK, TYPE_COMMAND, TYPE_REPLY = 0xF, 0x0, 0x1
 NO_REPLY = 0x10
 ERROR = 0x20
 
+_AHEAD = 36
+"""Bytes to read before the size of a message is known: a register's write, or the answer to its
+read. Behind the shortest message, a bare header, there is no room for a whole request of the
+server, so a client is woken for it."""
 
-@mutable_record
+
 class Message:
     """A received message. It owns the descriptors in ``fds``; remove one to keep it open."""
 
-    id: int
-    command: int
-    flags: int
-    error: int
-    body: bytes
-    fds: list[int] = fresh(factory=list)
-    fds_lost: bool = False
-    """Whether descriptors were lost, to the limit of a message or of this process."""
+    __slots__ = ("body", "command", "error", "fds", "fds_lost", "flags", "id")
+
+    def __init__(
+        self,
+        number: int,
+        command: int,
+        flags: int,
+        error: int,
+        body: bytes,
+        fds: list[int] | None = None,
+        fds_lost: bool = False,
+    ) -> None:
+        self.id = number
+        self.command = command
+        self.flags = flags
+        self.error = error
+        self.body = body
+        self.fds = [] if fds is None else fds
+        self.fds_lost = fds_lost
+        """Whether descriptors were lost, to the limit of a message or of this process."""
 
     @property
     def is_reply(self) -> bool:
@@ -138,8 +153,9 @@ class Message:
 class Connection:
     """Complete messages over a connected UNIX stream socket, which it owns.
 
-    Every wait has a :class:`Deadline`. Reads never extend beyond a message: the kernel delivers
-    file descriptors with the bytes they were sent with, so they can be assigned to that message.
+    Every wait has a :class:`Deadline`. A read may extend into the next message, but not beyond
+    bytes that came with file descriptors (unix_stream_read_generic() in the kernel). So descriptors
+    belong to the message of the last byte.
     """
 
     def __init__(
@@ -150,9 +166,8 @@ class Connection:
         self._max_fds = max_fds
         self._max_size = max_size
         self._room = socket.CMSG_SPACE(max_fds * _INT.itemsize)
-        self._header: tuple[int, int, int, int, int] | None = None
         self._data = bytearray()
-        """Received part of an incomplete header or body."""
+        """Received bytes of messages not yet returned."""
         self._fds: list[int] = []
         self._fds_lost = False
         self._readable = select.poll()
@@ -168,42 +183,62 @@ class Connection:
         :raises Disconnected: the other side has closed the connection
         :raises ProtocolError: the header has an invalid size; the stream is not usable any more
         """
-        while self._readable.poll(deadline.remaining * 1000):
+        while self.holds_message or self._readable.poll(deadline.remaining * 1000):
             message = self.try_receive()
             if message is not None or deadline.expired:
                 return message
         return None
 
+    @property
+    def holds_message(self) -> bool:
+        """Whether a message can be returned although the socket may not be readable."""
+        data = self._data
+        return len(data) >= HEADER.size and len(data) >= HEADER.unpack_from(data)[2]
+
     def try_receive(self) -> Message | None:
         """Return the next message if it is complete, else None. Errors as in :meth:`receive`."""
-        if self._header is None:
-            head = self._receive_all(HEADER.size)
-            if head is None:
-                return None
-            header = HEADER.unpack(head)
-            if not HEADER.size <= header[2] <= self._max_size:
-                raise ProtocolError(f"a message of {header[2]} bytes")
-            self._header = header
-        number, command, size, flags, error = self._header
-        body = self._receive_all(size - HEADER.size)
-        if body is None:
-            return None
-        message = Message(number, command, flags, error, body, self._fds, self._fds_lost)
-        self._header = None
-        self._fds, self._fds_lost = [], False
-        return message
-
-    def _receive_all(self, size: int) -> bytes | None:
-        """Return ``size`` bytes, or None until all of them have arrived."""
-        while len(self._data) < size:
-            chunk = self._receive_chunk(size - len(self._data))
+        if not self._data:
+            chunk = self._receive_chunk(_AHEAD)
             if chunk is None:
                 return None
-            if len(chunk) == size:
-                return chunk
+            if len(chunk) >= HEADER.size:
+                number, command, size, flags, error = HEADER.unpack_from(chunk)
+                if size == len(chunk):
+                    return self._message(number, command, flags, error, chunk[HEADER.size :])
             self._data += chunk
-        data, self._data = bytes(self._data), bytearray()
-        return data
+        return self._assemble()
+
+    def _assemble(self) -> Message | None:
+        """Return the next message, of which some bytes are received, if it is complete."""
+        data = self._data
+        earlier = 0, False
+        while True:
+            size = _AHEAD
+            if len(data) >= HEADER.size:
+                number, command, size, flags, error = HEADER.unpack_from(data)
+                if not HEADER.size <= size <= self._max_size:
+                    raise ProtocolError(f"a message of {size} bytes")
+            if len(data) >= size:
+                break
+            earlier = len(self._fds), self._fds_lost
+            chunk = self._receive_chunk(size - len(data))
+            if chunk is None:
+                return None
+            data += chunk
+        with memoryview(data) as view:
+            body = bytes(view[HEADER.size : size])
+        del data[:size]
+        if not data:
+            return self._message(number, command, flags, error, body)
+        count, lost = earlier  # what came with the last bytes belongs to a later message
+        fds, self._fds = self._fds[:count], self._fds[count:]
+        return Message(number, command, flags, error, body, fds, lost)
+
+    def _message(self, number: int, command: int, flags: int, error: int, body: bytes) -> Message:
+        """Return a message that owns all descriptors received so far."""
+        message = Message(number, command, flags, error, body, self._fds, self._fds_lost)
+        self._fds, self._fds_lost = [], False
+        return message
 
     def _receive_chunk(self, size: int) -> bytes | None:
         try:
