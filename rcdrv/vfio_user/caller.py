@@ -125,7 +125,7 @@ class Caller:
         self.timeout = timeout
         self._warned = self._endpoint = False
         self._connection = Connection(sock)
-        self._memory = ClientMemory()
+        self.memory = ClientMemory()
         self._next_id = 0
         self._lost: tuple[str, str] | None = None
 
@@ -138,23 +138,25 @@ class Caller:
     def timeout(self, seconds: float) -> None:
         self._timeout = self._budget = seconds
 
-    def _fail(self, message: str, hint: str = "") -> DeviceLost:
+    def fail(self, message: str, hint: str = "") -> DeviceLost:
         """End the connection; return the error, which every later call raises."""
         if self._lost is None:
             self._lost = (f"{self.address}: {message}", hint)
             self._connection.shutdown()
         return DeviceLost(self._lost[0], hint=self._lost[1])
 
-    def _check_lost(self) -> None:
+    def check_lost(self) -> None:
+        """Raise the error that ended the connection, if one did."""
         if self._lost is not None:
             raise DeviceLost(self._lost[0], hint=self._lost[1])
 
-    def _call(self, command: WireCommand, body: bytes = b"", fds: Sequence[int] = ()) -> Message:
+    def call(self, command: WireCommand, body: bytes = b"", fds: Sequence[int] = ()) -> Message:
         """Send a command and return its reply; the caller owns the reply's descriptors.
 
         :raises Refused: an error reply
         """
-        self._check_lost()
+        if self._lost is not None:
+            self.check_lost()
         self._next_id = number = (self._next_id + 1) & 0xFFFF
         deadline = self._deadline()
         try:
@@ -168,27 +170,35 @@ class Caller:
             ) from error
         try:
             self._settle(deadline)
-            if not message.is_reply or message.id != number or message.command != command:
-                raise self._fail(
-                    f"{command.name} {number} was answered by "
-                    f"{wire.command_name(message.command)} {message.id}",
-                    SERVER_HINT,
-                )
-            if message.flags & wire.ERROR:
-                raise Refused(message.error)
-            if message.fds_lost:
-                raise HostError(
-                    f"{self.address}: the descriptors in the reply to {command.name} were lost",
-                    hint=_OPEN_FILES,
-                )
+            self._check_reply(message, command, number)
         except BaseException:
             message.close()
             raise
         return message
 
-    def _post(self, command: WireCommand, body: bytes) -> None:
+    def _check_reply(self, message: Message, command: WireCommand, number: int) -> None:
+        """Check that a message is the reply to a command, without an error."""
+        flags = message.flags
+        if flags & wire.TYPE_MASK != wire.TYPE_REPLY or (message.id, message.command) != (
+            number,
+            command,
+        ):
+            raise self.fail(
+                f"{command.name} {number} was answered by "
+                f"{wire.command_name(message.command)} {message.id}",
+                SERVER_HINT,
+            )
+        if flags & wire.ERROR:
+            raise Refused(message.error)
+        if message.fds_lost:
+            raise HostError(
+                f"{self.address}: the descriptors in the reply to {command.name} were lost",
+                hint=_OPEN_FILES,
+            )
+
+    def post(self, command: WireCommand, body: bytes) -> None:
         """Send a command that the server is not to answer."""
-        self._check_lost()
+        self.check_lost()
         self._next_id = number = (self._next_id + 1) & 0xFFFF
         deadline = self._deadline()
         try:
@@ -204,14 +214,16 @@ class Caller:
 
     def _deadline(self) -> Deadline:
         """Return the bound of one call: the remaining budget, and a little more."""
-        return Deadline(min(self.timeout, self._budget + self.share + _BEYOND))
+        seconds = self._budget + self.share + _BEYOND
+        return Deadline(seconds if seconds < self._timeout else self._timeout)
 
     def _settle(self, deadline: Deadline) -> None:
         """End a call: add its share to the budget, and deduct its time.
 
         :raises DeviceLost: the budget is exhausted
         """
-        self._budget = min(self._budget + self.share, self.timeout)
+        budget = self._budget + self.share
+        self._budget = budget if budget < self._timeout else self._timeout
         self._spend(deadline)
 
     def _spend(self, deadline: Deadline) -> None:
@@ -227,30 +239,30 @@ class Caller:
         if self._endpoint:
             hint += " A slow endpoint needs a higher `timeout`"
         if self._warned:
-            raise self._fail(message, hint)
+            raise self.fail(message, hint)
         self._warned = True
         self._budget = min(_FOR_CLEANUP, self.timeout)
         raise DeviceLost(f"{self.address}: {message}", hint=hint)
 
     def _await_reply(self, deadline: Deadline) -> Message:
         """Return the next reply, and serve requests of the server until then."""
-        while not deadline.expired:
-            message = self._connection.receive(deadline)
-            if message is None:
-                break
+        while (message := self._connection.receive(deadline)) is not None:
             if not message.is_command:
                 return message
             self._serve(message, deadline)
+            if deadline.expired:
+                break
         raise TimeoutError
 
-    def _ask(self, command: WireCommand, body: bytes = b"", fds: Sequence[int] = ()) -> bytes:
+    def ask(self, command: WireCommand, body: bytes = b"", fds: Sequence[int] = ()) -> bytes:
         """Send a command whose reply has no descriptors; return the reply's body."""
         try:
-            message = self._call(command, body, fds)
-            message.close()
-            return message.body
+            message = self.call(command, body, fds)
         except Refused as refused:
             raise HostError(f"{self.address}: {command.name} was refused: {refused}") from refused
+        if message.fds:
+            message.close()
+        return message.body
 
     def _end(
         self, error: Exception, deadline: Deadline, command: WireCommand | None = None
@@ -258,14 +270,14 @@ class Caller:
         """Return the error for a connection that ended during ``command``."""
         doing = f" to {command.name}" if command else ""
         if isinstance(error, TimeoutError):
-            return self._fail(
+            return self.fail(
                 f"no answer{doing} within {deadline.seconds:.3g} s",
                 "the endpoint's process hangs, or it serves another client (QEMU?): "
                 "a vfio-user server has one client at a time",
             )
         if isinstance(error, ProtocolError):
-            return self._fail(f"no vfio-user answer{doing}: {error}", SERVER_HINT)
-        return self._fail(
+            return self.fail(f"no vfio-user answer{doing}: {error}", SERVER_HINT)
+        return self.fail(
             f"the server is gone{' before its answer' + doing if doing else ''}",
             "look at the output of the endpoint's process, and start it again",
         )
@@ -273,27 +285,29 @@ class Caller:
     def _serve(self, message: Message, deadline: Deadline) -> None:
         """Answer a request of the server."""
         with message:
-            body, error = self._memory.serve(message)
+            body, error = self.memory.serve(message)
             if not message.flags & wire.NO_REPLY:
                 flags = wire.TYPE_REPLY | (wire.ERROR if error else 0)
                 self._connection.send(
                     message.command, message.id, flags, body, deadline, error=error
                 )
 
-    def _lie(self, what: str) -> ProtocolError:
+    def lie(self, what: str) -> ProtocolError:
+        """Return the error for an impossible reply."""
         return ProtocolError(f"{self.address}: {what}", hint="the server is at fault")
 
-    def _unpack(self, unpack: Callable[[bytes], _T], body: bytes) -> _T:
+    def unpack(self, unpack: Callable[[bytes], _T], body: bytes) -> _T:
+        """Unpack the body of a reply; a :class:`ProtocolError` names the server."""
         try:
             return unpack(body)
         except ProtocolError as error:
-            raise self._lie(error.message) from error
+            raise self.lie(error.message) from error
 
     def fileno(self) -> int:
         return self._connection.fileno()
 
     def on_readable(self) -> None:
-        self._check_lost()
+        self.check_lost()
         deadline = self._deadline()
         try:
             # One message per call: the caller's wait is bounded, and the server may never stop.
@@ -315,5 +329,5 @@ class Caller:
         """Close the connection. Closing twice is harmless."""
         if self._lost is None:
             self._lost = (f"{self.address}: closed", "")
-        self._memory.clear()
+        self.memory.clear()
         self._connection.close()

@@ -33,6 +33,7 @@ from rcdrv.vfio_user.messages import (
     RegionInfoRequest,
     WireRegionInfo,
     WriteMulti,
+    pack_access,
     unpack_multi_reply,
 )
 from rcdrv.vfio_user.version import Capabilities, Version
@@ -56,7 +57,7 @@ class _Region:
     """Start of the region in the file."""
 
 
-class Client(Caller):
+class Client:
     """A connected vfio-user device. Methods are those of :class:`rcdrv.device.Device`.
 
     Not thread-safe. A method that sends a message raises :class:`DeviceLost` if the server does not
@@ -74,11 +75,15 @@ class Client(Caller):
     messages = True
 
     def __init__(self, sock: socket.socket, address: str, timeout: float = 5.0) -> None:
-        super().__init__(sock, address, timeout)
+        self.address = address
+        """Address as the user wrote it."""
+        self._caller = Caller(sock, address, timeout)
         self._regions: dict[int, _Region] = {}
         self._irq_counts: dict[IrqKind, int] = {}
         try:
             self._server = self._negotiate()
+            # Limit of an access message in bytes, a multiple of the widest register.
+            self._chunk = min(self._server.max_data_xfer_size, wire.MAX_DATA_XFER_SIZE) & ~7
             self._info = self._get_info()
         except BaseException:
             self.close()
@@ -106,7 +111,7 @@ class Client(Caller):
 
     def _negotiate(self) -> Capabilities:
         try:
-            agreed = Version.unpack(self._ask(WireCommand.VERSION, Version().pack()))
+            agreed = Version.unpack(self._caller.ask(WireCommand.VERSION, Version().pack()))
         except ProtocolError as error:
             raise HostError(f"{self.address}: {error}", hint=SERVER_HINT) from error
         except DeviceLost as error:
@@ -119,14 +124,14 @@ class Client(Caller):
         return agreed.capabilities
 
     def _get_info(self) -> DeviceInfo:
-        info = self._unpack(
+        info = self._caller.unpack(
             DeviceInfo.unpack,
-            self._ask(WireCommand.DEVICE_GET_INFO, DeviceInfo().pack()),
+            self._caller.ask(WireCommand.DEVICE_GET_INFO, DeviceInfo().pack()),
         )
         if not info.flags & DeviceFlag.PCI:
             raise HostError(f"{self.address}: not a PCI device", hint=SERVER_HINT)
         if info.num_regions > _MAX_REGIONS or info.num_irqs > _MAX_IRQS:
-            raise self._lie(f"{info.num_regions} regions, {info.num_irqs} interrupt kinds")
+            raise self._caller.lie(f"{info.num_regions} regions, {info.num_irqs} interrupt kinds")
         return info
 
     # -- what the device is -------------------------------------------------------------------
@@ -138,7 +143,7 @@ class Client(Caller):
         # Asked once: the mappable areas do not change during a connection, and each reply brings a
         # descriptor.
         if index not in self._regions:
-            self._check_lost()
+            self._caller.check_lost()
             self._regions[index] = self._ask_region(index)
         return self._regions[index]
 
@@ -149,26 +154,26 @@ class Client(Caller):
         for room in _REGION_INFO_ROOM:
             request = RegionInfoRequest(index, room)
             try:
-                message = self._call(WireCommand.DEVICE_GET_REGION_INFO, request.pack())
+                message = self._caller.call(WireCommand.DEVICE_GET_REGION_INFO, request.pack())
             except Refused:
                 return nothing
             with message:
-                reply = self._unpack(WireRegionInfo.unpack, message.body)
+                reply = self._caller.unpack(WireRegionInfo.unpack, message.body)
                 if reply.argsz > room:
                     continue
                 try:
                     reply.check(index, len(message.body))
                     areas = reply.mappable(message.fds)
                 except ProtocolError as error:
-                    raise self._lie(error.message) from error
+                    raise self._caller.lie(error.message) from error
                 fd = message.fds.pop() if areas else -1
             flags = RegionFlag(reply.flags & (RegionFlag.READ | RegionFlag.WRITE | RegionFlag.MMAP))
             return _Region(RegionInfo(index, reply.size, flags, areas), fd, reply.offset)
-        raise self._lie(f"region {index}: its capabilities take {reply.argsz} bytes")
+        raise self._caller.lie(f"region {index}: its capabilities take {reply.argsz} bytes")
 
     def map(self, region: int, area: Area) -> mmap.mmap:
         held = self._region(region)
-        self._check_lost()
+        self._caller.check_lost()
         if not any(
             known.offset <= area.offset and area.offset + area.size <= known.offset + known.size
             for known in held.info.areas
@@ -193,30 +198,27 @@ class Client(Caller):
         return self._irq_counts[kind]
 
     def _ask_irq_count(self, kind: IrqKind) -> int:
-        self._check_lost()
+        self._caller.check_lost()
         if kind >= self._info.num_irqs:
             return 0
         try:
-            with self._call(WireCommand.DEVICE_GET_IRQ_INFO, IrqInfo(kind).pack()) as message:
-                info = self._unpack(IrqInfo.unpack, message.body)
+            with self._caller.call(
+                WireCommand.DEVICE_GET_IRQ_INFO, IrqInfo(kind).pack()
+            ) as message:
+                info = self._caller.unpack(IrqInfo.unpack, message.body)
         except Refused:
             return 0
         if info.index != kind or info.count > MAX_VECTORS[kind]:
-            raise self._lie(f"{info.count} {kind.name} vectors")
+            raise self._caller.lie(f"{info.count} {kind.name} vectors")
         return info.count if info.flags & IrqFlag.EVENTFD else 0
 
     def can_reset(self) -> bool:
         return bool(self._info.flags & DeviceFlag.RESET)
 
     def reset(self) -> None:
-        self._ask(WireCommand.DEVICE_RESET)
+        self._caller.ask(WireCommand.DEVICE_RESET)
 
     # -- regions ------------------------------------------------------------------------------
-
-    @property
-    def _chunk(self) -> int:
-        """Limit of an access message in bytes, a multiple of the widest register."""
-        return min(self._server.max_data_xfer_size, wire.MAX_DATA_XFER_SIZE) & ~7
 
     def read(self, region: int, offset: int, size: int) -> bytes:
         chunk = self._chunk
@@ -228,44 +230,40 @@ class Client(Caller):
         )
 
     def _read(self, region: int, offset: int, size: int) -> bytes:
-        access = RegionAccess(offset, region, size)
-        body = self._ask(WireCommand.REGION_READ, access.pack())
-        return self._check_access(access, body, with_data=True)
+        request = pack_access(offset, region, size)
+        body = self._caller.ask(WireCommand.REGION_READ, request)
+        self._check_access(request, body, size)
+        return body[len(request) :]
 
     def write(self, region: int, offset: int, data: bytes) -> None:
         chunk = self._chunk
         for start in range(0, len(data), chunk):
             part = data[start : start + chunk]
-            access = RegionAccess(offset + start, region, len(part), part)
-            body = self._ask(WireCommand.REGION_WRITE, access.pack())
-            self._check_access(access, body, with_data=False)
+            request = pack_access(offset + start, region, len(part))
+            body = self._caller.ask(WireCommand.REGION_WRITE, request + part)
+            self._check_access(request, body, 0)
 
     def post(self, region: int, offset: int, data: bytes) -> None:
         """As :meth:`write`, of 8 bytes at most, without an answer. One that is refused is lost, as
         on a link."""
-        access = RegionAccess(offset, region, len(data), data)
-        self._post(WireCommand.REGION_WRITE, access.pack())
+        request = pack_access(offset, region, len(data)) + data
+        self._caller.post(WireCommand.REGION_WRITE, request)
 
-    def _check_access(self, access: RegionAccess, body: bytes, *, with_data: bool) -> bytes:
-        """Return the data of a reply, after checking that it names the same access."""
-        named = access.answer()
-        if body.startswith(named) and len(body) == len(named) + with_data * access.count:
-            return body[len(named) :]
+    def _check_access(self, request: bytes, body: bytes, size: int) -> None:
+        """Check that a reply has the fields of the request, and ``size`` bytes of data."""
+        if body.startswith(request) and len(body) == len(request) + size:
+            return
+        asked = RegionAccess.unpack(request, with_data=False)
         try:
-            reply = RegionAccess.unpack(body, with_data=with_data)
-            if (reply.region, reply.offset, reply.count) != (
-                access.region,
-                access.offset,
-                access.count,
-            ):
-                raise ProtocolError(f"it names {reply.count} bytes at {reply.offset:#x}")
+            reply = RegionAccess.unpack(body, with_data=size > 0)
+            what = f"it names {reply.count} bytes at {reply.offset:#x} of region {reply.region}"
         except ProtocolError as error:
-            raise self._fail(
-                f"a wrong answer to an access of {access.count} bytes at {access.offset:#x} of "
-                f"region {access.region}: {error.message}",
-                "the server is at fault",
-            ) from error
-        return reply.data
+            what = error.message
+        raise self._caller.fail(
+            f"a wrong answer to an access of {asked.count} bytes at {asked.offset:#x} of region "
+            f"{asked.region}: {what}",
+            "the server is at fault",
+        )
 
     def write_many(self, writes: Sequence[tuple[int, int, bytes]]) -> None:
         """Write several registers in order, in as few messages as the server allows.
@@ -282,10 +280,10 @@ class Client(Caller):
                 RegionAccess(offset, region, len(data), data)
                 for region, offset, data in writes[start : start + step]
             )
-            body = self._ask(WireCommand.REGION_WRITE_MULTI, WriteMulti(accesses).pack())
-            done = self._unpack(unpack_multi_reply, body)
+            body = self._caller.ask(WireCommand.REGION_WRITE_MULTI, WriteMulti(accesses).pack())
+            done = self._caller.unpack(unpack_multi_reply, body)
             if done != len(accesses):
-                raise self._fail(f"only {done} of {len(accesses)} writes were done")
+                raise self._caller.fail(f"only {done} of {len(accesses)} writes were done")
 
     # -- interrupts ---------------------------------------------------------------------------
 
@@ -314,7 +312,7 @@ class Client(Caller):
         return 0
 
     def _set_irqs(self, request: IrqSet, fds: Sequence[int] = ()) -> None:
-        self._ask(WireCommand.DEVICE_SET_IRQS, request.pack(), fds)
+        self._caller.ask(WireCommand.DEVICE_SET_IRQS, request.pack(), fds)
 
     # -- DMA ----------------------------------------------------------------------------------
 
@@ -322,7 +320,7 @@ class Client(Caller):
         return ((0, (1 << 64) - 1),)
 
     def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
-        if len(self._memory) >= self._server.max_dma_maps:
+        if len(self._caller.memory) >= self._server.max_dma_maps:
             raise HostError(
                 f"{self.address}: the server takes only {self._server.max_dma_maps} DMA mappings"
             )
@@ -337,18 +335,36 @@ class Client(Caller):
         request = DmaMap(flags, 0, iova, size)
         # Without a descriptor the server sends DMA_READ and DMA_WRITE.
         fds = (fd,) if fd >= 0 and self._server.max_msg_fds else ()
-        self._ask(WireCommand.DMA_MAP, request.pack(), fds)
-        self._memory.add(iova, memory, size)
+        self._caller.ask(WireCommand.DMA_MAP, request.pack(), fds)
+        self._caller.memory.add(iova, memory, size)
 
     def dma_unmap(self, iova: int, size: int) -> None:
         # First: the server must not access memory that is about to be freed.
-        self._memory.remove(iova)
-        self._ask(WireCommand.DMA_UNMAP, DmaUnmap(0, iova, size).pack())
+        self._caller.memory.remove(iova)
+        self._caller.ask(WireCommand.DMA_UNMAP, DmaUnmap(0, iova, size).pack())
 
     # -- the connection -----------------------------------------------------------------------
 
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for each reply. Setting it refills the budget."""
+        return self._caller.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._caller.timeout = seconds
+
+    def allow(self, timeout: float) -> None:
+        self._caller.allow(timeout)
+
+    def fileno(self) -> int:
+        return self._caller.fileno()
+
+    def on_readable(self) -> None:
+        self._caller.on_readable()
+
     def close(self) -> None:
-        super().close()
+        self._caller.close()
         for region in self._regions.values():
             if region.fd >= 0:
                 os.close(region.fd)

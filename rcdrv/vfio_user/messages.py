@@ -311,6 +311,10 @@ class IrqSet:
         return cls(flags, index, start, count, data[_IRQ_SET.size :])
 
 
+pack_access = _REGION_ACCESS.pack
+"""Pack the offset, region and count of an access: a request without data, or what begins one."""
+
+
 @record
 class RegionAccess:
     """REGION_READ and REGION_WRITE. Requests to write and replies to a read have data."""

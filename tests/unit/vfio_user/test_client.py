@@ -469,7 +469,9 @@ def test_a_wait_handles_one_message_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     script = Script(lambda _script, _message: False)
     with contextlib.closing(Client(script.sock, "fake")) as client:
         served: list[Message] = []
-        monkeypatch.setattr(client, "_serve", lambda message, _deadline: served.append(message))
+        monkeypatch.setattr(
+            client._caller, "_serve", lambda message, _deadline: served.append(message)
+        )
         for number in range(3):
             body = messages.DmaAccess(0, 4).pack()
             script.connection.send(
@@ -487,7 +489,7 @@ def test_a_server_that_talks_but_never_answers(
     """Its requests must not keep the client waiting beyond the time-out."""
     request = Message(1, WireCommand.DMA_READ, wire.NO_REPLY, 0, messages.DmaAccess(0, 4).pack())
     monkeypatch.setattr(client, "timeout", 0.1)
-    monkeypatch.setattr(client._connection, "receive", lambda _deadline: request)
+    monkeypatch.setattr(client._caller._connection, "receive", lambda _deadline: request)
     with pytest.raises(DeviceLost, match="no answer to DEVICE_RESET"):
         client.reset()
 
