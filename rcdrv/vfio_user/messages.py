@@ -315,6 +315,15 @@ pack_access = _REGION_ACCESS.pack
 """Pack the offset, region and count of an access: a request without data, or what begins one."""
 
 
+def unpack_access(data: bytes, *, with_data: bool) -> tuple[int, int, int]:
+    """Unpack the offset, region and count of an access, behind which there may be data."""
+    if len(data) < _REGION_ACCESS.size:
+        raise ProtocolError(f"a region access has only {len(data)} bytes")
+    offset, region, count = _REGION_ACCESS.unpack_from(data)
+    _check_size("a region access", data, _REGION_ACCESS.size + (count if with_data else 0))
+    return offset, region, count
+
+
 @record
 class RegionAccess:
     """REGION_READ and REGION_WRITE. Requests to write and replies to a read have data."""
@@ -325,19 +334,12 @@ class RegionAccess:
     data: bytes = b""
 
     def pack(self) -> bytes:
-        return self.answer(self.data)
-
-    def answer(self, data: bytes = b"") -> bytes:
-        """Pack the reply to this request, with the data of a read."""
-        return _REGION_ACCESS.pack(self.offset, self.region, self.count) + data
+        return _REGION_ACCESS.pack(self.offset, self.region, self.count) + self.data
 
     @classmethod
     def unpack(cls, data: bytes, *, with_data: bool) -> RegionAccess:
-        if len(data) < _REGION_ACCESS.size:
-            raise ProtocolError(f"a region access has only {len(data)} bytes")
-        offset, region, count = _REGION_ACCESS.unpack_from(data)
-        _check_size("a region access", data, _REGION_ACCESS.size + (count if with_data else 0))
-        return cls(offset, region, count, data[_REGION_ACCESS.size :])
+        fields = unpack_access(data, with_data=with_data)
+        return cls(*fields, data[_REGION_ACCESS.size :])
 
 
 @record

@@ -21,22 +21,23 @@ from rcdrv.vfio_user.messages import (
     DmaUnmap,
     IrqInfo,
     IrqSet,
-    RegionAccess,
     RegionInfoRequest,
     WireRegionInfo,
     WriteMulti,
     pack_multi_reply,
+    unpack_access,
 )
 from rcdrv.vfio_user.served import DmaFault, ServedDevice, ServedRegion
 from rcdrv.vfio_user.stop import Stop
 from rcdrv.vfio_user.version import MAJOR, MINOR, PAGE_SIZES, Capabilities, Version
 from rcdrv.vfio_user.wire import Connection, Message, Refused, WireCommand
-from rcdrv.wait import Deadline
+from rcdrv.wait import Deadline, await_readable
 
 _Reply = tuple[bytes, Sequence[int]]
 _DONE: _Reply = (b"", ())
-
-_FD_SETSIZE = 1024
+_READ, _WRITE = int(RegionFlag.READ), int(RegionFlag.WRITE)
+_WITH_FDS = (WireCommand.VERSION, WireCommand.DMA_MAP, WireCommand.DEVICE_SET_IRQS)
+"""Commands that check their descriptors themselves."""
 
 
 class Session:
@@ -50,6 +51,8 @@ class Session:
         self._timeout = timeout
         self._connection = Connection(sock)
         self._regions: Sequence[ServedRegion] = device.regions()
+        # As numbers: an operation on flags takes longer than all checks of an access.
+        self._limits = [(int(region.flags), region.size) for region in self._regions]
         self._dma = DmaSpace()
         self._client = Capabilities()
         self._longest = wire.MAX_DATA_XFER_SIZE
@@ -61,14 +64,16 @@ class Session:
         self._next_id = 0
         self._awaited: int | None = None
         self._answer: Message | None = None
-        self._epoll = select.epoll()
-        self._epoll.register(self._connection, select.EPOLLIN)
-        self._epoll.register(stop.fd, select.EPOLLIN)
+        # Eventfds of which every write is an edge, so that their counters are never read. The
+        # socket is not among them: a client that waits is then woken on the same processor.
+        self._edges = select.epoll()
         if wake >= 0:
-            # Every write is an edge, so the counter is never read.
-            self._epoll.register(wake, select.EPOLLIN | select.EPOLLET)
-        self._irqs = ServedIrqs(device, self._epoll)
+            self._edges.register(wake, select.EPOLLIN | select.EPOLLET)
+        self._socket = self._connection.fileno()
+        self._watched = (self._socket, stop.fd, self._edges.fileno())
+        self._irqs = ServedIrqs(device, self._edges)
         self._handlers: dict[int, Callable[[Message], _Reply]] = {
+            WireCommand.VERSION: self._version,
             WireCommand.DMA_MAP: self._dma_map,
             WireCommand.DMA_UNMAP: self._dma_unmap,
             WireCommand.DEVICE_GET_INFO: self._get_info,
@@ -94,14 +99,15 @@ class Session:
                 continue
             due = self._device.next_event()
             if due is None:
-                self._turn(-1)
+                self._turn(None)
                 continue
             wait = due - time.monotonic()
-            self._turn(max(0.0, wait))
-            # The message just served may have changed the time of the event.
-            due = self._device.next_event()
-            if due is not None and due <= time.monotonic() and not self._over:
-                self._run_device()
+            if wait > 0:
+                self._turn(wait)
+                continue
+            self._run_device()
+            if not self._over:
+                self._turn(0)
 
     def _run_device(self) -> None:
         try:
@@ -115,20 +121,19 @@ class Session:
     def _over(self) -> bool:
         return self._gone or self._stop.requested
 
-    def _turn(self, seconds: float) -> None:
-        """Sleep until an event, at most ``seconds`` (-1: no limit), and serve it."""
-        if seconds > 0 and self._epoll.fileno() < _FD_SETSIZE:
-            # epoll_wait() rounds up to whole milliseconds, select() to microseconds.
-            select.select([self._epoll], [], [], seconds)
-            seconds = 0
-        for fd, _ in self._epoll.poll(seconds):
-            if fd == self._irqs.unmask_fd:
-                self._irqs.mask_intx(False)
-            elif fd == self._connection.fileno():
-                try:
-                    self._receive()
-                except (wire.Disconnected, wire.ProtocolError, TimeoutError):
-                    self._gone = True
+    def _turn(self, seconds: float | None) -> None:
+        """Sleep until an event, at most ``seconds`` (None: no limit), and serve it."""
+        holds = self._connection.holds_message
+        ready = await_readable(self._watched, 0 if holds else seconds)
+        if self._watched[-1] in ready:
+            for fd, _ in self._edges.poll(0):
+                if fd == self._irqs.unmask_fd:
+                    self._irqs.mask_intx(False)
+        if holds or self._socket in ready:
+            try:
+                self._receive()
+            except (wire.Disconnected, wire.ProtocolError, TimeoutError):
+                self._gone = True
 
     def _receive(self) -> None:
         message = self._connection.try_receive()
@@ -178,21 +183,17 @@ class Session:
         )
 
     def _handle(self, message: Message) -> _Reply:
+        command = message.command
         if not message.is_command:
             raise Refused(errno.EINVAL)
         if message.fds_lost:
             raise Refused(errno.EMFILE)
-        if message.command == WireCommand.VERSION:
-            return self._version(message)
-        if not self.attached:
+        if not self.attached and command != WireCommand.VERSION:
             raise Refused(errno.EINVAL)
-        handler = self._handlers.get(message.command)
+        handler = self._handlers.get(command)
         if handler is None:
             raise Refused(errno.ENOTSUP)
-        if message.fds and message.command not in (
-            WireCommand.DMA_MAP,
-            WireCommand.DEVICE_SET_IRQS,
-        ):
+        if message.fds and command not in _WITH_FDS:
             raise Refused(errno.EINVAL)
         return handler(message)
 
@@ -204,7 +205,7 @@ class Session:
         self._irqs.close()
         self._dma.clear()
         self._connection.close()
-        self._epoll.close()
+        self._edges.close()
         if self.attached:
             self._device.detach()
 
@@ -280,33 +281,32 @@ class Session:
             raise Refused(errno.EINVAL)
         return self._regions[index]
 
-    def _check_access(self, access: RegionAccess, needed: RegionFlag) -> None:
-        # int(): an operation on flags takes longer than all the other checks.
-        region = self._region(access.region)
-        if not int(region.flags) & int(needed) or access.count > self._longest:
+    def _check_access(self, offset: int, region: int, count: int, needed: int) -> None:
+        if region >= len(self._limits):
             raise Refused(errno.EINVAL)
-        if access.offset + access.count > region.size:
+        flags, size = self._limits[region]
+        if not flags & needed or count > self._longest or offset + count > size:
             raise Refused(errno.EINVAL)
 
     def _region_read(self, message: Message) -> _Reply:
-        access = RegionAccess.unpack(message.body, with_data=False)
-        self._check_access(access, RegionFlag.READ)
-        data = b""
-        if access.count:
-            data = self._device.read(access.region, access.offset, access.count)
-        return access.answer(data), ()
+        body = message.body
+        offset, region, count = unpack_access(body, with_data=False)
+        self._check_access(offset, region, count, _READ)
+        # The reply repeats the request.
+        return body + self._device.read(region, offset, count) if count else body, ()
 
     def _region_write(self, message: Message) -> _Reply:
-        access = RegionAccess.unpack(message.body, with_data=True)
-        self._check_access(access, RegionFlag.WRITE)
-        if access.count:
-            self._device.write(access.region, access.offset, access.data)
-        return access.answer(), ()
+        body = message.body
+        offset, region, count = unpack_access(body, with_data=True)
+        self._check_access(offset, region, count, _WRITE)
+        if count:
+            self._device.write(region, offset, body[-count:])
+        return body[: len(body) - count], ()
 
     def _region_write_multi(self, message: Message) -> _Reply:
         writes = WriteMulti.unpack(message.body).writes
         for access in writes:
-            self._check_access(access, RegionFlag.WRITE)
+            self._check_access(access.offset, access.region, access.count, _WRITE)
         for access in writes:
             self._device.write(access.region, access.offset, access.data)
         return pack_multi_reply(len(writes)), ()

@@ -90,7 +90,7 @@ class Hostile(session.Session):
                 print("truncating:", errno.errorcode[error.errno or 0], flush=True)
         return super()._dma_map(message)
 
-    def _turn(self, seconds: float) -> None:
+    def _turn(self, seconds: float | None) -> None:
         if not self.flooding or MODE not in ("messages", "interrupts"):
             super()._turn(seconds)
             return
