@@ -90,7 +90,7 @@ def check(served: Endpoint) -> None:
 
 
 def map_file(client: Client, fd: int, iova: int = IOVA, size: int = SIZE) -> None:
-    client._ask(wire.WireCommand.DMA_MAP, messages.DmaMap(3, 0, iova, size).pack(), (fd,))
+    client._caller.ask(wire.WireCommand.DMA_MAP, messages.DmaMap(3, 0, iova, size).pack(), (fd,))
 
 
 def test_the_file_of_a_bar_is_sealed(served: Endpoint) -> None:
