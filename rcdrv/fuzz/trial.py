@@ -36,8 +36,8 @@ from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
+from rcdrv.sim.description import Layout
 from rcdrv.sim.endpoint import SimEndpoint
-from rcdrv.sim.layout import Layout
 from rcdrv.verdict import Verdict
 from rcdrv.wait import MONOTONIC
 

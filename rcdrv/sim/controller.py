@@ -17,10 +17,7 @@ from rcdrv.device import Area, IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, SimConfigSpace
-from rcdrv.sim.doorbell import RegisterPage, SimDoorbells, bus_accesses
-from rcdrv.sim.faults import CAP_LISTS, Faults
-from rcdrv.sim.functions import doorbell_place
-from rcdrv.sim.layout import (
+from rcdrv.sim.description import (
     EP_PAGE,
     MSIX_ENTRY_SIZE,
     BarLayout,
@@ -28,6 +25,9 @@ from rcdrv.sim.layout import (
     DoorbellBackend,
     Layout,
 )
+from rcdrv.sim.doorbell import RegisterPage, SimDoorbells, bus_accesses
+from rcdrv.sim.faults import CAP_LISTS, Faults
+from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
 from rcdrv.sim.msix import MsixTable
 from rcdrv.sim.outbound import SimOutbound

@@ -1,6 +1,6 @@
 """Data classes of an endpoint: its controller, its BARs and its endpoint function.
 
-:mod:`rcdrv.sim.layout` reads them from TOML, writes them to it, and exports them.
+:mod:`rcdrv.sim.layout` reads them from TOML, and writes them to it.
 """
 
 from __future__ import annotations

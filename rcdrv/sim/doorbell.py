@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.layout import EP_PAGE, DoorbellBackend, Layout
+from rcdrv.sim.description import EP_PAGE, DoorbellBackend, Layout
 
 Handler = Callable[[], None]
 

@@ -10,11 +10,11 @@ from rcdrv.device import CONFIG_REGION, IrqKind, RegionFlag
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import SimController
+from rcdrv.sim.description import Layout, Reset, Trap
 from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_test.function import SimEpfTest
 from rcdrv.sim.faults import RESET_LOSES, Faults
 from rcdrv.sim.functions import FUNCTIONS
-from rcdrv.sim.layout import Layout, Reset, Trap
 from rcdrv.vfio_user.served import Peer, ServedDevice, ServedRegion
 
 

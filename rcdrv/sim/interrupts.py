@@ -7,8 +7,8 @@ from collections.abc import Callable
 from rcdrv.device import IrqKind
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import SimConfigSpace
+from rcdrv.sim.description import Intx, Layout
 from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
-from rcdrv.sim.layout import Intx, Layout
 from rcdrv.vfio_user.served import Peer
 
 PULSE_SECONDS = 0.0015

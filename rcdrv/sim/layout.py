@@ -21,53 +21,10 @@ from typing import Any
 from rcdrv.errors import UsageError, did_you_mean, missing_module
 from rcdrv.files import read_text
 from rcdrv.sim.checks import parse_table, unknown_key
-from rcdrv.sim.description import (
-    EP_PAGE,
-    MSIX_ENTRY_SIZE,
-    BarLayout,
-    BarType,
-    Dma,
-    DoorbellBackend,
-    DoorbellLayout,
-    G,
-    Intx,
-    K,
-    Layout,
-    M,
-    MaskedVector,
-    Reset,
-    Trap,
-)
+from rcdrv.sim.description import BarLayout, BarType, DoorbellLayout, Layout
 from rcdrv.sim.functions import FUNCTIONS, TABLES
 from rcdrv.sim.rules import resolve
-from rcdrv.sim.schema import (
-    BAR_KEYS,
-    BAR_SCHEMA,
-    DOORBELL_SCHEMA,
-    SCHEMA,
-)
-
-__all__ = [
-    "EP_PAGE",
-    "MSIX_ENTRY_SIZE",
-    "BarLayout",
-    "BarType",
-    "Dma",
-    "DoorbellBackend",
-    "DoorbellLayout",
-    "G",
-    "Intx",
-    "K",
-    "Layout",
-    "M",
-    "MaskedVector",
-    "Reset",
-    "Trap",
-    "dump_layout",
-    "load_layout",
-    "parse_layout",
-    "preset_names",
-]
+from rcdrv.sim.schema import BAR_KEYS, BAR_SCHEMA, DOORBELL_SCHEMA, SCHEMA
 
 
 def preset_names() -> list[str]:

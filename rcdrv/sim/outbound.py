@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from rcdrv.sim.description import EP_PAGE
 from rcdrv.sim.interrupts import SimInterrupts
-from rcdrv.sim.layout import EP_PAGE
 from rcdrv.vfio_user.served import DmaFault
 
 

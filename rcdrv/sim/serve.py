@@ -13,8 +13,8 @@ from rcdrv.errors import UsageError
 from rcdrv.files import open_output
 from rcdrv.interrupts import allow_descriptors
 from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.description import Layout
 from rcdrv.sim.endpoint import SimEndpoint
-from rcdrv.sim.layout import Layout
 from rcdrv.vfio_user.listen import listen
 from rcdrv.vfio_user.server import Server
 from rcdrv.wait import heeded

@@ -27,7 +27,7 @@ from rcdrv.fuzz.direct import Direct, Hang
 from rcdrv.fuzz.saved import slug
 from rcdrv.fuzz.trial import describe_crash
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.layout import Layout
+from rcdrv.sim.description import Layout
 from rcdrv.verdict import NotPassed, classify
 from rcdrv.wait import Cancel
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.controller import SWAPPED, SimController
+from rcdrv.sim.description import BarType, Dma
 from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_test.registers import (
     KMALLOC_MAX,
@@ -29,7 +30,6 @@ from rcdrv.sim.epf_test.registers import (
     SimStatus,
 )
 from rcdrv.sim.function import SimFunction
-from rcdrv.sim.layout import BarType, Dma
 from rcdrv.sim.memory import STRAIGHT
 
 _WRITE_SETTLES = 0.0015

@@ -9,9 +9,10 @@ from typing import Any
 from rcdrv.device import CONFIG_REGION, IrqKind
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
+from rcdrv.sim.description import Layout
 from rcdrv.sim.endpoint import SimEndpoint
 from rcdrv.sim.epf_test.registers import SimRegister, SimStatus
-from rcdrv.sim.layout import Layout, load_layout
+from rcdrv.sim.layout import load_layout
 from rcdrv.vfio_user.served import DmaFault
 
 MEMORY_BASE = 0x1_4000_0000

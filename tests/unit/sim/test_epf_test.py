@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcdrv.device import IrqKind
+from rcdrv.sim.description import K, M
 from rcdrv.sim.epf_test.function import crc32_le
 from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, SimCommand, SimRegister, SimStatus
-from rcdrv.sim.layout import K, M, parse_layout
+from rcdrv.sim.layout import parse_layout
 
 from .host import MEMORY_BASE, Host
 

@@ -11,10 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rcdrv.errors import UsageError
-from rcdrv.sim.endpoint import SimEndpoint
-from rcdrv.sim.faults import FAULTS
-from rcdrv.sim.functions import doorbell_place
-from rcdrv.sim.layout import (
+from rcdrv.sim.description import (
     BarLayout,
     BarType,
     Dma,
@@ -27,10 +24,11 @@ from rcdrv.sim.layout import (
     M,
     Reset,
     Trap,
-    dump_layout,
-    load_layout,
-    parse_layout,
 )
+from rcdrv.sim.endpoint import SimEndpoint
+from rcdrv.sim.faults import FAULTS
+from rcdrv.sim.functions import doorbell_place
+from rcdrv.sim.layout import dump_layout, load_layout, parse_layout
 
 toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
