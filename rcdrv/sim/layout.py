@@ -21,10 +21,12 @@ from typing import Any
 from rcdrv.errors import UsageError, did_you_mean, missing_module
 from rcdrv.files import read_text
 from rcdrv.sim.checks import parse_table, unknown_key
-from rcdrv.sim.description import BarLayout, BarType, DoorbellLayout, Layout
+from rcdrv.sim.description import BarLayout, BarType, DoorbellLayout, Layout, checks_of
 from rcdrv.sim.functions import FUNCTIONS, TABLES
 from rcdrv.sim.rules import resolve
-from rcdrv.sim.schema import BAR_KEYS, BAR_SCHEMA, DOORBELL_SCHEMA, SCHEMA
+
+BAR_KEYS = [f"bar{index}" for index in range(6)]
+SCHEMA, BAR_SCHEMA, DOORBELL_SCHEMA = map(checks_of, (Layout, BarLayout, DoorbellLayout))
 
 
 def preset_names() -> list[str]:
@@ -80,7 +82,10 @@ def parse_layout(table: Mapping[str, object], source: str = "layout") -> Layout:
             values[key] = SCHEMA[key](value, path)
         else:
             raise unknown_key(path, [*SCHEMA, *BAR_KEYS, "doorbell", *TABLES])
-    values = {**FUNCTIONS[values.get("function", Layout.function)].defaults, **values}
+    name = values.get("function", Layout.function)
+    if name not in FUNCTIONS:
+        raise UsageError(f"{source}: function: {name!r} is not one of {', '.join(FUNCTIONS)}")
+    values = {**FUNCTIONS[name].defaults, **values}
     return resolve(Layout(**values, bars=tuple(bars), tables=tables), source)
 
 
