@@ -79,6 +79,15 @@ def crc32(data: bytes | memoryview) -> int:
     return zlib.crc32(data) ^ 0xFFFFFFFF
 
 
+def need_iommu(driver: EpfTest, without: str) -> None:
+    """Skip with this message where bus addresses are those of this host's memory.
+
+    :raises NotPassed: a skip
+    """
+    if isinstance(driver.function.device, PhysicalDma):
+        raise skip(Reason.HOST, without)
+
+
 def default_align(driver: EpfTest) -> int:
     """Return the alignment of SRC and DST that the endpoint needs, in bytes."""
     return 1 if driver.announces(Caps.UNALIGNED_ACCESS) else driver.part.align
@@ -152,7 +161,9 @@ Allocate = Callable[[EpfTest, int, int], AbstractContextManager[Buffer]]
 """Makes a buffer of so many bytes at a multiple of so many."""
 
 
-def _in_one_piece(driver: EpfTest, size: int, align: int) -> DmaBuffer:
+def dma_buffer(driver: EpfTest, size: int, align: int = 1) -> DmaBuffer:
+    """Allocate a buffer in one piece, at addresses that the endpoint reaches."""
+    align = max(align, default_align(driver))
     return driver.function.dma_buffer(size, align=align, address_bits=ADDRESS_BITS)
 
 
@@ -162,7 +173,7 @@ def transfers(
     direction: Direction,
     dma: bool,
     placements: Sequence[Placement],
-    allocate: Allocate = _in_one_piece,
+    allocate: Allocate = dma_buffer,
 ) -> Iterator[Callable[[Placement], Answer]]:
     """Provide a callable that runs and verifies one transfer, with buffers for all placements.
 
@@ -228,13 +239,13 @@ def _transfer(
     size, shift = placement.size, placement.shift
     inside = slice(shift, shift + size)
     data = b""
-    parameters = {Reg.SIZE: size, Reg.CHECKSUM: 0}
+    parameters: dict[Reg, int] = {Reg.SIZE: size, Reg.CHECKSUM: 0}
     if source is not None:
         data = driver.function.random_bytes(size)
         source.memory[inside] = data
-        parameters.update(_address(Reg.SRC_ADDR_LOW, source.iova + shift))
+        parameters |= address_registers(Reg.SRC_ADDR_LOW, source.iova + shift)
     if target is not None:
-        parameters.update(_address(Reg.DST_ADDR_LOW, target.iova + shift))
+        parameters |= address_registers(Reg.DST_ADDR_LOW, target.iova + shift)
     if direction is Direction.WRITE:
         parameters[Reg.CHECKSUM] = crc32(data)
     answer = driver.command(
@@ -297,10 +308,9 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
 
     :raises NotPassed: another outcome, or ordinary transfers fail afterwards
     """
-    if isinstance(driver.function.device, PhysicalDma):
-        raise skip(Reason.HOST, "no IOMMU is in use here that could refuse")
+    need_iommu(driver, "no IOMMU is in use here that could refuse")
     data = driver.function.random_bytes(1024)
-    with driver.function.dma_buffer(_PAGE, address_bits=ADDRESS_BITS) as buffer:
+    with dma_buffer(driver, _PAGE) as buffer:
         unmapped = buffer.iova
         # An access that is not refused finds this data, with the right CHECKSUM.
         buffer.memory[: len(data)] = data
@@ -310,7 +320,7 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
         (Direction.READ, Reg.DST_ADDR_LOW, Status.WRITE_SUCCESS | Status.WRITE_FAIL),
     ):
         parameters = {
-            **_address(low, unmapped),
+            **address_registers(low, unmapped),
             Reg.SIZE: len(data),
             Reg.CHECKSUM: crc32(data),
         }
@@ -330,7 +340,7 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
     return ", ".join(outcomes)
 
 
-def _address(low: Reg, address: int) -> dict[Reg, int]:
+def address_registers(low: Reg, address: int) -> dict[Reg, int]:
     """Return SRC or DST as two registers, as neither is 8-byte aligned."""
     return {low: address & 0xFFFFFFFF, Reg(low + 4): address >> 32}
 
