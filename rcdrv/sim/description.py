@@ -1,6 +1,6 @@
 """Data classes of an endpoint: its controller, its BARs and its endpoint function.
 
-:mod:`rcdrv.sim.layout` reads them from TOML, and writes them to it.
+:mod:`rcdrv.sim.layout` reads them from TOML.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from enum import Enum
 from typing import Any
 
 from rcdrv.device import CONFIG_REGION, IrqKind
@@ -21,12 +22,21 @@ alive: list[Host] = []
 """Their endpoints are closed after each test."""
 
 
+def _text(value: object) -> str:
+    """A key's value as in a layout's address."""
+    if isinstance(value, list | tuple):
+        return "+".join(value)
+    value = value.value if isinstance(value, Enum) else value
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 class Host:
     """Attached to the endpoint of ``layout``, as a client would be; bus mastering is on."""
 
     def __init__(self, layout: Layout | str, **overrides: object) -> None:
         if isinstance(layout, str):
-            layout = load_layout(layout, overrides)
+            changes = "".join(f",{key}={_text(value)}" for key, value in overrides.items())
+            layout = load_layout(layout + changes)
         self.layout = layout
         self.now = 1000.0
         self._log = io.StringIO()

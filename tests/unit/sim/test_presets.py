@@ -157,7 +157,7 @@ def test_subrange(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", CAPS)
 def test_everything_that_may_be_mapped_is_plain_memory(preset: str) -> None:
-    layout = load_layout(preset, {"trap": "sparse"})
+    layout = load_layout(f"{preset},trap=sparse")
     host = Host(layout)
     place = doorbell_place(layout)
     for index, region in enumerate(host.endpoint.regions()[:6]):
