@@ -36,7 +36,9 @@ ADDRESS_BITS = 48
 LARGEST = 4 << 20
 """Bytes; above it the endpoint's kernel warns about its allocation, or panics (panic_on_warn)."""
 
-_SLOWEST = 1_000_000.0  # bytes per second below which a transfer times out
+SLOWEST = 1_000_000.0
+"""Bytes per second below which a transfer times out."""
+
 _LATEST = 20_000.0  # bytes per second down to which a late answer is awaited, to report its delay
 
 
@@ -252,7 +254,7 @@ def _transfer(
         _KINDS[direction].command,
         parameters,
         flags=Flags.USE_DMA if dma else Flags(0),
-        timeout=driver.timeout + size / _SLOWEST,
+        timeout=driver.timeout + size / SLOWEST,
     )
     what = f"{direction.value} of {size} bytes" + (f" at +{shift:#x}" if shift else "")
     if not answer.answered and not answer.command_left and not answer.status:

@@ -20,11 +20,10 @@ from rcdrv.epf_test.registers import Caps
 from rcdrv.epf_test.suite import Case, cases, run_cases
 from rcdrv.errors import DeviceLost, HostError, UsageError
 from rcdrv.function import Function
-from rcdrv.fuzz.campaign import Table
+from rcdrv.fuzz.shrink import Table
 from rcdrv.fuzz.trial import Finding
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import Run
-from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel, Deadline
 
 CONFIGFS = "/sys/kernel/config/pci_ep"
@@ -231,18 +230,13 @@ class Board:
             driver = EpfTest(function, reg_bar=self._reg_bar, irq=self._irq, timeout=self._timeout)
             run = run_cases(driver, _cases(), Run("fuzz"), Observer())
             msi, msix = function.config.msi(), function.config.msix()
-            outcomes = {}
-            for result in run.results:
-                words = [result.verdict.value, result.reason.value if result.reason else ""]
-                passed = result.verdict is Verdict.PASS
-                outcomes[str(result.name)] = words[0] if passed else " ".join(words).strip()
             return Seen(
                 tuple(bar.size if bar else 0 for bar in function.bars),
                 msi.vectors if msi else 0,
                 msix.vectors if msix else 0,
                 driver.reg_bar,
                 tuple(i for i in range(6) if driver.caps & Caps.BAR0_RESERVED << i),
-                outcomes,
+                {str(result.name): result.outcome for result in run.results},
             )
 
     @contextmanager
@@ -343,11 +337,10 @@ def campaign(
         for settings in layouts:
             findings = try_it(settings)
             report.settings += 1
-            known = {(found.kind, found.what) for found, _ in report.findings}
+            known = {found.key for found, _ in report.findings}
             for finding in findings:
-                key = finding.kind, finding.what
-                if key not in known:
-                    small = _shrink(settings, key, try_it)
+                if finding.key not in known:
+                    small = _shrink(settings, finding.key, try_it)
                     report.findings.append((finding, as_table(small)))
             on_layout(report)
     return report
@@ -359,7 +352,7 @@ def _shrink(
     """Drop keys that do not matter: each once, as a try takes a restart of the link."""
     for name in list(settings):
         without = {other: value for other, value in settings.items() if other != name}
-        if any((found.kind, found.what) == key for found in try_it(without)):
+        if any(found.key == key for found in try_it(without)):
             settings = without
     return settings
 

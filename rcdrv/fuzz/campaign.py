@@ -33,11 +33,9 @@ from rcdrv.files import (
 )
 from rcdrv.fuzz.coverage import Coverage
 from rcdrv.fuzz.saved import save
-from rcdrv.fuzz.shrink import shrink
+from rcdrv.fuzz.shrink import Table, shrink
 from rcdrv.fuzz.trial import Finding, Report, run_layout
 from rcdrv.sim.layout import parse_layout
-
-Table = dict[str, Any]
 
 BLOCK = 50
 """Examples per block."""
@@ -180,13 +178,12 @@ def run(plan: Plan, on_block: Callable[[Progress], None] = lambda _progress: Non
 
 
 def _take(plan: Plan, progress: Progress, finding: Finding, table: Table) -> None:
-    key = finding.kind, finding.what
-    if any((known.finding.kind, known.finding.what) == key for known in progress.findings):
+    if any(known.finding.key == finding.key for known in progress.findings):
         return
 
     def shown(candidate: Table) -> Finding | None:
         found = try_table(candidate, real_time=plan.real_time).findings
-        return next((other for other in found if (other.kind, other.what) == key), None)
+        return next((other for other in found if other.key == finding.key), None)
 
     small = shrink(table, lambda candidate: shown(candidate) is not None)
     shrunk = Shrunk(shown(small) or finding, small)

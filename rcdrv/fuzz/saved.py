@@ -14,13 +14,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rcdrv.errors import UsageError
 from rcdrv.files import make_folder, read_text, replace_file
+from rcdrv.fuzz.shrink import Table
 from rcdrv.fuzz.trial import Finding
-
-Table = dict[str, Any]
 
 
 def dump_table(table: Table) -> str:

@@ -106,12 +106,11 @@ def differences(run: Run) -> Iterator[str]:
         return
     known = 0
     for result in run.results:
-        now = f"{result.verdict.value} {result.reason.value if result.reason else ''}".rstrip()
         if result.change in (Change.WORSE, Change.BETTER):
             assert result.change is not None
-            yield f"{result.change.value}: {result.name}: {now}, before {result.before}"
+            yield f"{result.change.value}: {result.name}: {result.outcome}, before {result.before}"
         elif result.change is Change.NEW:
-            yield f"new: {result.name}: {now}, not in the baseline"
+            yield f"new: {result.name}: {result.outcome}, not in the baseline"
         elif result.known_failure:
             known += 1
     missing = baseline.missing(run)

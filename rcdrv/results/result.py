@@ -63,6 +63,11 @@ class CaseResult:
     """Verdict and reason in the baseline, such as ``fail irq-lost``; empty if it has none."""
 
     @property
+    def outcome(self) -> str:
+        """``pass``, or verdict and reason: ``fail irq-lost``."""
+        return f"{self.verdict.value} {self.reason.value if self.reason else ''}".rstrip()
+
+    @property
     def failed(self) -> bool:
         """Whether it neither passed, nor was skipped, nor failed as in the baseline."""
         if self.verdict in (Verdict.LOST, Verdict.ERROR) or self.change is Change.WORSE:

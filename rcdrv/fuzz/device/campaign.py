@@ -203,10 +203,13 @@ class DeviceFuzzer:
                     if options.trace is not None:
                         options.trace(f"step  {step}")
                     try:
-                        self._step(session, model, step)
+                        seen = session.do(step)
+                        model.judge(step, seen)
                     except (Wrong, NotPassed):
                         dead = session.takes_nothing()
                         raise
+                    if step.verb in ("reset", "reopen") and not session.facts.keeps_state:
+                        model.restart(seen.registers)
         except Wrong as wrong:
             run.found = _found(run.steps, wrong.kind, str(wrong), dead)
         except (Interrupted, HostError, UsageError):
@@ -228,12 +231,6 @@ class DeviceFuzzer:
                 hint=f"`destructive={harm}` permits it",
             )
         check_sense(step, model)
-
-    def _step(self, session: Session, model: Model, step: Step) -> None:
-        seen = session.do(step)
-        model.judge(step, seen)
-        if step.verb in ("reset", "reopen") and not model.facts.keeps_state:
-            model.restart(seen.registers)
 
     # -- shortening -------------------------------------------------------------------------------
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from rcdrv.device import IrqKind
-from rcdrv.dma import DmaBuffer
 from rcdrv.epf_test.bars import is_reserved
 from rcdrv.epf_test.doorbell import (
     LEFT_ENABLED_HINT,
@@ -25,7 +23,7 @@ from rcdrv.epf_test.driver import SETTLE, EpfTest, IrqChoice
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.registers import ANSWERS, Caps, Command, IrqType, Reg, Status
 from rcdrv.epf_test.ring import RingPlan, RingRun
-from rcdrv.epf_test.transfer import ADDRESS_BITS, default_align
+from rcdrv.epf_test.transfer import SLOWEST, address_registers, crc32, default_align, dma_buffer
 from rcdrv.errors import AccessError, HostError, RcdrvError
 from rcdrv.function import Function
 from rcdrv.fuzz.device.facts import Facts, Seen
@@ -40,7 +38,6 @@ _QUIET = 0.02
 """Seconds after which no further answer arrives: two ticks of the slowest endpoint, and the time of
 its doorbell thread for a ring that it did not merge."""
 
-_SLOWEST = 1_000_000.0  # lowest rate of a transfer, in bytes per second
 _PAGE = 4096
 _ANSWERS = {int(command): status for command, status in ANSWERS.items()}
 
@@ -123,13 +120,16 @@ class Session:
     def _revive(self) -> None:
         """Clear a COMMAND that an earlier run left, by a reset if the endpoint honours it."""
         driver = self.driver
-        deadline = self.function.deadline(self._timeout)
-        while driver.read(Reg.COMMAND) and not deadline.expired:
-            self.function.pause(0.001)
+        self._await_taken()
         if driver.read(Reg.COMMAND) and self.function.device.can_reset():
             driver.disarm()
             self.function.reset()
             driver.write(Reg.COMMAND, 0)
+
+    def _await_taken(self) -> None:
+        deadline = self.function.deadline(self._timeout)
+        while self.driver.read(Reg.COMMAND) and not deadline.expired:
+            self.function.pause(0.001)
 
     def clean(self) -> None:
         """Disable the doorbell and clear subrange mappings, also those of another driver.
@@ -285,7 +285,7 @@ class Session:
                 Command(command_of(step)),
                 parameters,
                 vector=irq.number - 1,
-                timeout=self._timeout + step.size / _SLOWEST,
+                timeout=self._timeout + step.size / SLOWEST,
             )
             vectors, answered, left = answer.vectors, answer.answered, answer.command_left
         else:
@@ -311,25 +311,28 @@ class Session:
         for register, value in parameters.items():
             driver.write(register, value)
         driver.write(Reg.FLAGS, step.dma | step.flags)
+        command = command_of(step)
+        start = self._request(step, irq)
+        driver.write(Reg.COMMAND, command)
+        self._await_taken()
+        # COMMAND is cleared first, also of a command that is swallowed; only one that may still be
+        # answered gets the whole time-out.
+        swallowed = step.verb == "command" or (step.dma and self._swallows_dma)
+        patience = _QUIET if swallowed else self._timeout + step.size / SLOWEST
+        answer = driver.wait_answer(start, _ANSWERS.get(command), patience)
+        if step.dma and not answer.answered:
+            self._swallows_dma = True
+        return answer.vectors, answer.answered, driver.read(Reg.COMMAND) != 0
+
+    def _request(self, step: Step, irq: Irq) -> int:
+        """Write what the endpoint reads for its answer, and return the time."""
+        driver = self.driver
         driver.write(Reg.IRQ_NUMBER, irq.number)
         driver.write(Reg.IRQ_TYPE, driver.irq_type if step.type < 0 else step.type)
         driver.write(Reg.STATUS, step.stale)
         driver.drop_interrupts()
         barrier()
-        command = command_of(step)
-        start = self.function.clock.now_ns()
-        driver.write(Reg.COMMAND, command)
-        deadline = self.function.deadline(self._timeout)
-        while driver.read(Reg.COMMAND) and not deadline.expired:
-            self.function.pause(0.001)
-        # COMMAND is cleared first, also of a command that is swallowed; only one that may still be
-        # answered gets the whole time-out.
-        swallowed = step.verb == "command" or (step.dma and self._swallows_dma)
-        patience = _QUIET if swallowed else self._timeout + step.size / _SLOWEST
-        answer = driver.wait_answer(start, _ANSWERS.get(command), patience)
-        if step.dma and not answer.answered:
-            self._swallows_dma = True
-        return answer.vectors, answer.answered, driver.read(Reg.COMMAND) != 0
+        return self.function.clock.now_ns()
 
     def _settled(
         self,
@@ -361,19 +364,21 @@ class Session:
     # -- transfers --------------------------------------------------------------------------------
 
     def _transfer(self, step: Step) -> Seen:
-        with self._buffer(step) as source, self._buffer(step) as target:
+        # With a guard page behind it.
+        room = step.shift + step.size + _PAGE
+        with (
+            dma_buffer(self.driver, room, _PAGE) as source,
+            dma_buffer(self.driver, room, _PAGE) as target,
+        ):
             inside = slice(step.shift, step.shift + step.size)
             source.memory[inside] = data = os.urandom(step.size)
             sent = bytes(source.memory)
-            checksum = zlib.crc32(data) ^ 0xFFFFFFFF ^ step.bad
-            parameters = {
+            parameters: dict[Reg, int] = {
                 Reg.SIZE: step.size,
-                Reg.CHECKSUM: checksum if step.verb == "write" else 0,
+                Reg.CHECKSUM: crc32(data) ^ step.bad if step.verb == "write" else 0,
+                **address_registers(Reg.SRC_ADDR_LOW, source.iova + step.shift),
+                **address_registers(Reg.DST_ADDR_LOW, target.iova + step.shift),
             }
-            for low, buffer in ((Reg.SRC_ADDR_LOW, source), (Reg.DST_ADDR_LOW, target)):
-                address = buffer.iova + step.shift
-                parameters[low] = address & 0xFFFFFFFF
-                parameters[Reg(low + 4)] = address >> 32
             if step.unmapped:
                 source.close()
                 target.close()
@@ -383,14 +388,6 @@ class Session:
             if not step.unmapped:
                 seen.received = bytes(target.memory)
             return seen
-
-    @contextlib.contextmanager
-    def _buffer(self, step: Step) -> Iterator[DmaBuffer]:
-        """Allocate a buffer with a guard page behind it."""
-        size = step.shift + step.size + _PAGE
-        align = max(self.facts.align, _PAGE)
-        with self.function.dma_buffer(size, align=align, address_bits=ADDRESS_BITS) as buffer:
-            yield buffer
 
     # -- rings ------------------------------------------------------------------------------------
 
@@ -402,12 +399,6 @@ class Session:
             driver.read(register) for register in (Reg.DB_BAR, Reg.DB_OFFSET, Reg.DB_DATA)
         )
         window = self.function.bar(bar)
-        # As the endpoint's handler finds them.
-        driver.write(Reg.IRQ_NUMBER, irq.number)
-        driver.write(Reg.IRQ_TYPE, driver.irq_type if step.type < 0 else step.type)
-        driver.write(Reg.STATUS, step.stale)
-        driver.drop_interrupts()
-        barrier()
         # A connection takes one message at a time, so the threads take turns there.
         mapped = self.function.device.backend not in ("direct", "vfio-user")
         turn: contextlib.AbstractContextManager[object] = (
@@ -419,7 +410,7 @@ class Session:
                 with turn:
                     window.write32(offset, data)
 
-        start = self.function.clock.now_ns()
+        start = self._request(step, irq)
         if step.verb == "threads":
             other = threading.Thread(target=ring)
             other.start()
