@@ -36,18 +36,16 @@ class SimEndpoint(ServedDevice):
         self._log = log if log is not None else AccessLog()
         self._log.clock = clock
         self._faults = Faults(layout.faults)
-        doorbells = self._doorbells = SimDoorbells(layout, self._log)
         trap_all = layout.trap is Trap.ALL or (layout.trap is Trap.AUTO and self._log.enabled)
         self.controller = SimController(
             layout,
-            doorbells,
+            SimDoorbells(layout, self._log),
             self._faults,
             self._log,
             clock,
             trap_all=trap_all or self._faults.traps,
         )
-        function = FUNCTIONS[layout.function]
-        self._function = function.build(self.controller, doorbells, self._faults, self._log, clock)
+        self._function = FUNCTIONS[layout.function].build(self.controller)
         self._attached = False
         self._vanished = False
         self._accesses = 0
@@ -81,7 +79,7 @@ class SimEndpoint(ServedDevice):
     @property
     def doorbell_enabled(self) -> bool:
         """Whether a doorbell is allocated now."""
-        return self._doorbells.allocated
+        return self.controller.doorbells.allocated
 
     # -- the client -------------------------------------------------------------------------------
 

@@ -49,7 +49,10 @@ def serve(
         raise UsageError("serve a socket path or a connected socket: one of the two")
     allow_descriptors(layout.msi + layout.msix)
     with contextlib.ExitStack() as stack:
-        endpoint = SimEndpoint(layout, stack.enter_context(_open_log(access_log)))
+        log = AccessLog()
+        if access_log is not None:
+            log = AccessLog(stack.enter_context(open_output(Path(access_log))))
+        endpoint = SimEndpoint(layout, log)
         stack.callback(endpoint.close)
         sock = stack.enter_context(_inherited(fd)) if path is None else None
         server = Server(endpoint, wake=endpoint.wake_fd)
@@ -89,15 +92,6 @@ def _inherited(fd: int) -> socket.socket:
         raise wrong
     sock.set_inheritable(False)
     return sock
-
-
-@contextlib.contextmanager
-def _open_log(path: str | Path | None) -> Iterator[AccessLog]:
-    if path is None:
-        yield AccessLog()
-        return
-    with contextlib.ExitStack() as stack:
-        yield AccessLog(stack.enter_context(open_output(Path(path))))
 
 
 @contextlib.contextmanager

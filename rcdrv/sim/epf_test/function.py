@@ -12,7 +12,6 @@ import math
 import os
 import zlib
 from collections.abc import Generator
-from typing import Any
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.controller import SWAPPED, SimController
@@ -54,8 +53,8 @@ class SimEpfTest(SimFunction):
     _controller: SimController
     _doorbells: SimDoorbells
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
+    def __init__(self, controller: SimController) -> None:
+        super().__init__(controller)
         self._regs = self._controller.window(self._layout.register_bar)
         self._steps: _Steps | None = None
         # Changes with every reset, so that a transfer notices one during its wait.
