@@ -35,7 +35,7 @@ Stretches = Callable[[int], Iterable[tuple[int, int]]]
 """Return the (offset, length) pairs to test of a size, ascending, each a multiple of 4 bytes."""
 
 
-def _ignore(_done: int, _total: int) -> None:
+def no_progress(_done: int, _total: int) -> None:
     """Discard progress."""
 
 
@@ -67,7 +67,7 @@ def _how_much(size: int, stretches: Stretches) -> str:
 
 
 def bar_test(
-    index: int, driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = sampled
+    index: int, driver: EpfTest, progress: Progress = no_progress, *, stretches: Stretches = sampled
 ) -> str:
     """Fill a BAR with its byte pattern and read it back, stretch by stretch.
 
@@ -88,7 +88,7 @@ def bar_test(
 
 
 def consecutive_bar_test(
-    driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = sampled
+    driver: EpfTest, progress: Progress = no_progress, *, stretches: Stretches = sampled
 ) -> str:
     """Write BAR number and offset into every word of all BARs, then verify all BARs.
 
@@ -121,7 +121,7 @@ def consecutive_bar_test(
 
 
 def subrange_test(
-    index: int, driver: EpfTest, progress: Progress = _ignore, *, stretches: Stretches = sampled
+    index: int, driver: EpfTest, progress: Progress = no_progress, *, stretches: Stretches = sampled
 ) -> str:
     """Have the endpoint swap the two halves of the BAR, and verify its signature in each.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rcdrv.device import PhysicalDma
 from rcdrv.dma import DmaBuffer
@@ -62,8 +62,7 @@ class Direction(Enum):
     """Root complex to root complex, through the endpoint."""
 
 
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(NamedTuple):
     command: Command
     success: Status
     failure: Status

@@ -184,35 +184,24 @@ class BoardReport:
     findings: list[tuple[Finding, Table]] = field(default_factory=list)
 
 
+@dataclass
 class Board:
-    """A board, set up again for each layout.
+    """A board, set up again for each layout."""
 
-    :param shell: runs scripts on the endpoint
-    :param root: configfs folder, :data:`CONFIGFS` on a board
-    :param returned: waits for the function to reappear, and opens it
-    """
-
-    def __init__(
-        self,
-        shell: Shell,
-        returned: Callable[[], Function],
-        *,
-        root: str = CONFIGFS,
-        reg_bar: int | None = None,
-        irq: IrqChoice = IrqChoice.AUTO,
-        timeout: float = 1.0,
-    ) -> None:
-        self._shell = shell
-        self._root = root
-        self._returned = returned
-        self._reg_bar = reg_bar
-        self._irq = irq
-        self._timeout = timeout
+    shell: Shell
+    """Runs scripts on the endpoint."""
+    returned: Callable[[], Function]
+    """Waits for the function to reappear, and opens it."""
+    root: str = CONFIGFS
+    """configfs folder."""
+    reg_bar: int | None = None
+    irq: IrqChoice = IrqChoice.AUTO
+    timeout: float = 1.0
 
     def settings(self) -> dict[str, int]:
         """Read the settings from configfs."""
         found = {}
-        for line in self._shell.run(show_script(self._root)):
+        for line in self.shell.run(show_script(self.root)):
             key, _, value = line.partition(" ")
             try:
                 found[key] = int(value, 0)
@@ -222,12 +211,12 @@ class Board:
 
     def apply(self, settings: Settings) -> None:
         """Set up the endpoint."""
-        self._shell.run(apply_script(settings, self._root))
+        self.shell.run(apply_script(settings, self.root))
 
     def look(self) -> Seen:
         """Run the cases from the root complex."""
-        with self._returned() as function:
-            driver = EpfTest(function, reg_bar=self._reg_bar, irq=self._irq, timeout=self._timeout)
+        with self.returned() as function:
+            driver = EpfTest(function, reg_bar=self.reg_bar, irq=self.irq, timeout=self.timeout)
             run = run_cases(driver, _cases(), Run("fuzz"), Observer())
             msi, msix = function.config.msi(), function.config.msix()
             return Seen(
@@ -246,7 +235,7 @@ class Board:
         try:
             yield before
         finally:
-            with self._shell.cancel.deferred():
+            with self.shell.cancel.deferred():
                 self.apply(before)
 
 

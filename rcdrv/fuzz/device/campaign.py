@@ -7,7 +7,7 @@ import random
 import re
 import shlex
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,9 @@ from rcdrv.fuzz.device.draw import Draw
 from rcdrv.fuzz.device.facts import Wrong
 from rcdrv.fuzz.device.harm import check_sense, harm_of
 from rcdrv.fuzz.device.model import Model
+from rcdrv.fuzz.device.session import STEPS as STEPS
 from rcdrv.fuzz.device.session import Opener, Session
+from rcdrv.fuzz.device.session import Options as Options
 from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import Irq, Step
 from rcdrv.fuzz.direct import Direct, Hang
@@ -30,9 +32,6 @@ from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.description import Layout
 from rcdrv.verdict import NotPassed, classify
 from rcdrv.wait import Cancel
-
-STEPS = 30
-"""Maximum number of steps in a sequence."""
 
 LONGEST = 600.0
 """Virtual seconds after which a sequence counts as hung: all its waits are bounded."""
@@ -81,30 +80,6 @@ class Software:
         self.device.endpoint.close()
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of a campaign."""
-
-    steps: int = STEPS
-    destructive: Collection[str] = ()
-    reg_bar: int | None = None
-    timeout: float = 1.0
-    """Bound of every wait in seconds."""
-    irq: IrqChoice = IrqChoice.AUTO
-    trace: Callable[[str], None] | None = None
-
-    def words(self) -> list[str]:
-        """Return the options as command-line words."""
-        words = [f"--destructive={name}" for name in self.destructive]
-        if self.reg_bar is not None:
-            words.append(f"--reg-bar={self.reg_bar}")
-        if self.timeout != Options.timeout:
-            words.append(f"--timeout={self.timeout:g}")
-        if self.irq is not IrqChoice.AUTO:
-            words.append(f"--irq={self.irq.value}")
-        return words
-
-
 @dataclass
 class Campaign:
     """Progress and finding."""
@@ -124,12 +99,12 @@ class _Run:
     found: Found | None = None
 
 
+@dataclass
 class DeviceFuzzer:
     """Run sequences on ``target``."""
 
-    def __init__(self, target: Target, options: Options = Options()) -> None:
-        self._target = target
-        self._options = options
+    target: Target
+    options: Options = field(default_factory=Options)
 
     def run(
         self,
@@ -150,7 +125,7 @@ class DeviceFuzzer:
         while examples is None or campaign.sequences < examples:
             if seconds is not None and time.monotonic() - begun > seconds:
                 break
-            draw = Draw(random.Random(f"{seed}/{campaign.sequences}"), self._options.destructive)
+            draw = Draw(random.Random(f"{seed}/{campaign.sequences}"), self.options.destructive)
             done = self._sequence(lambda model: self._drawn(draw, model))  # noqa: B023 - used now
             on_sequence(campaign.sequences, done.steps, done.found)
             campaign.sequences += 1
@@ -170,7 +145,7 @@ class DeviceFuzzer:
     # -- one sequence -----------------------------------------------------------------------------
 
     def _drawn(self, draw: Draw, model: Model) -> Iterator[Step]:
-        for _ in range(self._options.steps):
+        for _ in range(self.options.steps):
             yield draw.next(model)
             if model.tainted:  # its effect shows now or never
                 yield Step("disable")
@@ -186,16 +161,10 @@ class DeviceFuzzer:
 
     def _sequence(self, choose: Callable[[Model], Iterator[Step]]) -> _Run:
         """Run the steps that ``choose`` returns, up to the first fault."""
-        options, run, dead = self._options, _Run(), False
-        self._target.renew()
+        options, run, dead = self.options, _Run(), False
+        self.target.renew()
         try:
-            with Session(
-                self._target.open,
-                reg_bar=options.reg_bar,
-                timeout=options.timeout,
-                irq=options.irq,
-                trace=options.trace,
-            ) as session:
+            with Session(self.target.open, options) as session:
                 model = Model(session.facts, session.registers())
                 for step in choose(model):
                     self._check(step, model)
@@ -225,7 +194,7 @@ class DeviceFuzzer:
 
     def _check(self, step: Step, model: Model) -> None:
         harm = harm_of(step, model)
-        if harm and harm not in self._options.destructive:
+        if harm and harm not in self.options.destructive:
             raise UsageError(
                 f"{step} may harm the endpoint here",
                 hint=f"`destructive={harm}` permits it",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from rcdrv.device import IrqKind
 from rcdrv.epf_test.bars import is_reserved
@@ -39,30 +40,47 @@ _QUIET = 0.02
 its doorbell thread for a ring that it did not merge."""
 
 _PAGE = 4096
+STEPS = 30
 _ANSWERS = {int(command): status for command, status in ANSWERS.items()}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a campaign."""
+
+    steps: int = STEPS
+    """Maximum number of steps in a sequence."""
+    destructive: Collection[str] = ()
+    reg_bar: int | None = None
+    timeout: float = 1.0
+    """Bound of every wait in seconds."""
+    irq: IrqChoice = IrqChoice.AUTO
+    """The only interrupt kind to use; AUTO for all."""
+    trace: Callable[[str], None] | None = None
+
+    def words(self) -> list[str]:
+        """Return the options as command-line words."""
+        words = [f"--destructive={name}" for name in self.destructive]
+        if self.reg_bar is not None:
+            words.append(f"--reg-bar={self.reg_bar}")
+        if self.timeout != Options.timeout:
+            words.append(f"--timeout={self.timeout:g}")
+        if self.irq is not IrqChoice.AUTO:
+            words.append(f"--irq={self.irq.value}")
+        return words
 
 
 class Session:
     """The endpoint, open.
 
     :param opener: called again for every ``reopen``
-    :param irq: the only interrupt kind to use; AUTO for all
     :raises RcdrvError: it cannot be opened, or does not answer
     """
 
-    def __init__(
-        self,
-        opener: Opener,
-        *,
-        reg_bar: int | None = None,
-        timeout: float = 1.0,
-        irq: IrqChoice = IrqChoice.AUTO,
-        trace: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, opener: Opener, options: Options = Options()) -> None:
         self._opener = opener
-        self._reg_bar = reg_bar
-        self._timeout = timeout
-        self._trace = trace
+        self._options = options
+        self._timeout = options.timeout
         self._swallows_dma = False
         self._lacks_intx = False
         # Place of a doorbell whose DB_BAR was overwritten, and whether its BAR still shows it
@@ -74,7 +92,7 @@ class Session:
         try:
             self._revive()
             self.clean()
-            self.facts = self._look(irq)
+            self.facts = self._look(options.irq)
         except BaseException:
             self._stack.close()
             raise
@@ -82,7 +100,10 @@ class Session:
     def _open(self) -> None:
         self.function = self._stack.enter_context(self._opener())
         self.driver = EpfTest(
-            self.function, reg_bar=self._reg_bar, timeout=self._timeout, trace=self._trace
+            self.function,
+            reg_bar=self._options.reg_bar,
+            timeout=self._timeout,
+            trace=self._options.trace,
         )
 
     def _look(self, irq: IrqChoice) -> Facts:

@@ -249,7 +249,7 @@ def test_an_interrupt_that_cannot_come_is_not_waited_for() -> None:
     software = Software(load_layout("rk3588"))
     clock = software.device.clock
     raises = ("irq=msi:33", "irq=msix:33", "irq=msi:1,type=2", *["irq=intx:1"] * 8, "irq=msi:1")
-    with Session(software.open, timeout=5.0) as session:
+    with Session(software.open, Options(timeout=5.0)) as session:
         before = clock.time
         seen = [session.do(parse_step(f"raise,{one}")) for one in raises]
     assert [bool(one.vectors) for one in seen] == [False] * 11 + [True]
