@@ -55,7 +55,7 @@ def serve(
         endpoint = SimEndpoint(layout, log)
         stack.callback(endpoint.close)
         sock = stack.enter_context(_inherited(fd)) if path is None else None
-        server = Server(endpoint, wake=endpoint.wake_fd)
+        server = Server(endpoint, wake=endpoint.function.wake_fd)
         stack.callback(server.close)
         stack.enter_context(_signals(server, interactive=sock is None or not owned))
         stack.enter_context(_ticks())

@@ -108,7 +108,8 @@ class SimEpfTest(SimFunction):
                 self._controller.lose_bar(index)
 
     def unbind(self) -> None:
-        """Stop polling, and free all BARs and their memory (pci_epf_test_unbind()).
+        """Stop polling, and free all BARs and their memory (pci_epf_test_unbind()), as unlinking it
+        from its controller in configfs does.
 
         A doorbell, its interrupt and subrange mappings stay allocated.
         """
@@ -121,7 +122,10 @@ class SimEpfTest(SimFunction):
         self._log.event("unbind")
 
     def bind(self) -> None:
-        """Bind and set up with new memory, which reads zero (pci_epf_test_bind())."""
+        """Bind and set up with new memory, which reads zero (pci_epf_test_bind()).
+
+        The directory in configfs is the same, and so is its struct pci_epf.
+        """
         self._bound = True
         self._log.event("bind")
         self._allocated = self._alloc_space()

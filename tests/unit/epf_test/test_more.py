@@ -354,7 +354,7 @@ def test_no_reset_to_the_rescue_while_a_doorbell_is_enabled(doorbell: bool, rese
         driver = EpfTest(function)
         if doorbell:
             driver.command(Command.ENABLE_DOORBELL)
-        device.endpoint._function._silent = True  # type: ignore[attr-defined]
+        device.endpoint.function._silent = True  # type: ignore[attr-defined]
         (result,) = run_cases(driver, [case], Run("test"), Observer()).results
         assert result.reason in (Reason.SILENT, Reason.STUCK_COMMAND)
         assert function.resets == resets

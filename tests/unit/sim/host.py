@@ -12,6 +12,7 @@ from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
 from rcdrv.sim.description import Layout
 from rcdrv.sim.endpoint import SimEndpoint
+from rcdrv.sim.epf_test.function import SimEpfTest
 from rcdrv.sim.epf_test.registers import SimRegister, SimStatus
 from rcdrv.sim.layout import load_layout
 from rcdrv.vfio_user.served import DmaFault
@@ -20,6 +21,12 @@ MEMORY_BASE = 0x1_4000_0000
 
 alive: list[Host] = []
 """Their endpoints are closed after each test."""
+
+
+def epf_test(endpoint: SimEndpoint) -> SimEpfTest:
+    """Its pci-epf-test, which somebody at the endpoint may unbind and bind again."""
+    assert isinstance(endpoint.function, SimEpfTest)
+    return endpoint.function
 
 
 def _text(value: object) -> str:
