@@ -78,8 +78,6 @@ _LOOK = {
 
 @dataclass(frozen=True)
 class LayerResult:
-    """Outcome of one layer."""
-
     layer: Layer
     verdict: Verdict
     """SKIP if the endpoint lacks the feature, or the caller did not ask for the layer."""

@@ -74,7 +74,6 @@ class RingReport:
     """The endpoint may still have its doorbell enabled."""
 
     def note(self, ring: Ring) -> None:
-        """Count a ring."""
         self.count += 1
         self.failed += ring.failure is not None
         self.unwatched = ring.acknowledged is None
@@ -118,8 +117,6 @@ class RingReport:
 
 @record
 class RingPlan:
-    """Parameters of a run of rings."""
-
     bar: int | None = None
     """BAR in which the doorbell must be; None accepts any."""
     count: int = 1

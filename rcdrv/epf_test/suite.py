@@ -39,8 +39,6 @@ _DOORBELL = "pcie_ep_doorbell"
 
 @dataclass(frozen=True)
 class Case:
-    """One test."""
-
     name: CaseName
     body: Body
     summary: str
@@ -48,8 +46,6 @@ class Case:
 
 @dataclass(frozen=True)
 class Options:
-    """Parameters of the cases."""
-
     placements: Callable[[EpfTest], Sequence[Placement]] = lambda _driver: transfer.PLACEMENTS
     """Sizes and alignments of the transfers; default those of the kselftest."""
     stretches: bars.Stretches = bars.sampled

@@ -52,8 +52,6 @@ class Buffer(Protocol):
 
 
 class Direction(Enum):
-    """Direction of the data."""
-
     READ = "READ"
     """Endpoint to root complex."""
     WRITE = "WRITE"

@@ -177,8 +177,6 @@ class Seen(NamedTuple):
 
 @dataclass
 class BoardReport:
-    """Progress of a campaign on a board."""
-
     settings: int = 0
     """Number of layouts set."""
     findings: list[tuple[Finding, Table]] = field(default_factory=list)
@@ -199,7 +197,6 @@ class Board:
     timeout: float = 1.0
 
     def settings(self) -> dict[str, int]:
-        """Read the settings from configfs."""
         found = {}
         for line in self.shell.run(show_script(self.root)):
             key, _, value = line.partition(" ")
@@ -210,11 +207,9 @@ class Board:
         return found
 
     def apply(self, settings: Settings) -> None:
-        """Set up the endpoint."""
         self.shell.run(apply_script(settings, self.root))
 
     def look(self) -> Seen:
-        """Run the cases from the root complex."""
         with self.returned() as function:
             driver = EpfTest(function, reg_bar=self.reg_bar, irq=self.irq, timeout=self.timeout)
             run = run_cases(driver, _cases(), Run("fuzz"), Observer())
@@ -347,7 +342,6 @@ def _shrink(
 
 
 def as_table(settings: Settings) -> Table:
-    """Convert settings to a layout's table."""
     table: Table = {}
     for key, value in settings.items():
         if key.endswith("_size"):

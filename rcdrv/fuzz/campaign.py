@@ -49,8 +49,6 @@ LARGEST_WHOLE = 4 << 20
 
 @dataclass(frozen=True)
 class Plan:
-    """Parameters of a campaign."""
-
     seed: int = 0
     examples: int | None = None
     """Maximum number of examples, rounded up to whole blocks."""
@@ -79,8 +77,6 @@ class Plan:
 
 @dataclass(frozen=True)
 class Example:
-    """One layout with its outcomes and findings."""
-
     table: Table
     outcomes: dict[str, str]
     findings: list[Finding]
@@ -88,8 +84,6 @@ class Example:
 
 @dataclass
 class Shrunk:
-    """A shrunk finding."""
-
     finding: Finding
     table: Table
     path: Path | None = None
@@ -97,8 +91,6 @@ class Shrunk:
 
 @dataclass
 class Progress:
-    """Progress of a campaign."""
-
     examples: int = 0
     resumed: int = 0
     """Examples taken from the record of an earlier run."""

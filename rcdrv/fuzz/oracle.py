@@ -79,8 +79,6 @@ class Place:
 
 
 class Oracle:
-    """Predictions for one layout."""
-
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.faults = Faults(layout.faults)

@@ -22,7 +22,6 @@ from rcdrv.fuzz.trial import Finding
 
 
 def dump_table(table: Table) -> str:
-    """Return a layout's table as TOML."""
     lines = [
         f"{key} = {_value(value)}" for key, value in table.items() if key not in _tables(table)
     ]
@@ -42,7 +41,6 @@ def _value(value: object) -> str:
 
 
 def save(folder: Path, finding: Finding, table: Table) -> Path:
-    """Write a finding to a file named after its kind."""
     make_folder(folder)
     path = folder / f"{slug(finding.kind, finding.what)}.toml"
     reason = " ".join(finding.message.split())

@@ -53,8 +53,6 @@ MOST_ACCESSES = 30_000
 
 @dataclass(frozen=True)
 class Finding:
-    """One violation."""
-
     kind: str
     """``verdict``, ``crash``, ``hang``, ``access`` or ``left``."""
     what: str
@@ -70,8 +68,6 @@ class Finding:
 
 @dataclass
 class Report:
-    """Outcome of one layout."""
-
     outcomes: dict[str, str] = field(default_factory=dict)
     """Outcomes by case; names of the second session end in ``again``."""
     findings: list[Finding] = field(default_factory=list)

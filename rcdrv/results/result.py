@@ -43,8 +43,6 @@ class Change(str, Enum):
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Outcome of one case."""
-
     name: CaseName
     verdict: Verdict
     """Any but UNVERIFIED."""

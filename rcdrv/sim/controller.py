@@ -417,6 +417,5 @@ class SimController(SimOutbound):
         return tuple((part + count // 2 + 1) % count for part in range(count))
 
     def close(self) -> None:
-        """Free the BARs' memory."""
         for memory in set(self._memory.values()):
             memory.close()

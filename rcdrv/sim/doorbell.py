@@ -148,7 +148,6 @@ class SimDoorbells:
         return [SimDoorbell(doorbell.data + step * n, address) for n in range(len(handlers))]
 
     def free(self) -> None:
-        """Free all doorbells, if any."""
         if self.page is not None:
             self.page.handlers = ()
 

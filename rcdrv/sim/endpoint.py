@@ -77,7 +77,6 @@ class SimEndpoint(ServedDevice):
 
     @property
     def doorbell_enabled(self) -> bool:
-        """Whether a doorbell is allocated now."""
         return self.controller.doorbells.allocated
 
     # -- the client -------------------------------------------------------------------------------

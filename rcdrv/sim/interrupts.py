@@ -135,7 +135,6 @@ class SimInterrupts:
         return self._pulse_end
 
     def run(self) -> None:
-        """End a pulse that is due."""
         if self._pulse_end is None or self.clock() < self._pulse_end:
             return
         self._pulse_end = None

@@ -28,7 +28,6 @@ SCHEMA, BAR_SCHEMA, DOORBELL_SCHEMA = map(checks_of, (Layout, BarLayout, Doorbel
 
 
 def preset_names() -> list[str]:
-    """Return the names of the presets in this package."""
     from importlib.resources import files
 
     names = (entry.name for entry in files("rcdrv.sim").joinpath("presets").iterdir())

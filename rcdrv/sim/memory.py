@@ -47,11 +47,9 @@ class BarMemory:
     # -- accesses that arrive as messages ---------------------------------------------------
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read from the BAR's view."""
         return bytes(self.raw[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write to the BAR's view."""
         self.raw[offset : offset + len(data)] = data
 
     # -- what the BAR shows -----------------------------------------------------------------

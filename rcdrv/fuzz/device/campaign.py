@@ -47,8 +47,6 @@ _MOST_SECONDS = 120.0
 
 
 class Target(NamedTuple):
-    """The endpoint."""
-
     open: Opener
     address: str
     """Address, as given."""
@@ -82,8 +80,6 @@ class Software:
 
 @dataclass
 class Campaign:
-    """Progress and finding."""
-
     sequences: int = 0
     steps: int = 0
     found: Found | None = None
@@ -258,7 +254,6 @@ def save(folder: Path, found: Found, text: str) -> Path:
 
 
 def record(number: int, steps: Sequence[Step], found: Found | None) -> str:
-    """Return a sequence as a line of JSON."""
     return json.dumps(
         {
             "sequence": number,

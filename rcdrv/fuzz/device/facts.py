@@ -25,8 +25,6 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about the endpoint before the first step."""
-
     bars: Mapping[int, int]
     """Size in bytes of each memory BAR, by number."""
     reg_bar: int
@@ -58,8 +56,6 @@ class Facts:
 
 @dataclass
 class Seen:
-    """Observed result of a step."""
-
     registers: Mapping[Reg, int] = field(default_factory=dict)
     """All registers afterwards; empty if the step does not concern them."""
     answered: bool = False

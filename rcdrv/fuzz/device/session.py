@@ -46,8 +46,6 @@ _ANSWERS = {int(command): status for command, status in ANSWERS.items()}
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a campaign."""
-
     steps: int = STEPS
     """Maximum number of steps in a sequence."""
     destructive: Collection[str] = ()

@@ -70,13 +70,10 @@ class Step:
         return ",".join(words)
 
     def but(self, **changes: object) -> Step:
-        """Return the step with some arguments changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
 class Verb(NamedTuple):
-    """A kind of step."""
-
     weight: int
     """How often it is drawn; 0: only with consent to the harm that it does."""
     arguments: tuple[str, ...] = ()

@@ -145,7 +145,6 @@ class SimEpfTest(SimFunction):
         self._late_rings.clear()
 
     def next_event(self) -> float | None:
-        """Time of the next :meth:`run`."""
         if not self._late_rings:
             return self._due
         return min(self._late_rings[0], math.inf if self._due is None else self._due)
