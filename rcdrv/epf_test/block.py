@@ -128,7 +128,6 @@ class RegisterBlock:
         )
 
     def trace(self, line: str) -> None:
-        """Add a line to the trace."""
         if self._trace is not None:
             self._trace(line)
 

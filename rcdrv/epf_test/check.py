@@ -16,6 +16,7 @@ from rcdrv import pci
 from rcdrv.describe import describe, missing_bars
 from rcdrv.device import IrqKind
 from rcdrv.epf_test import bars, irqs
+from rcdrv.epf_test.bars import no_progress
 from rcdrv.epf_test.doorbell import check_may_reset, free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Caps, Reg, decode
@@ -77,8 +78,6 @@ _LOOK = {
 
 @dataclass(frozen=True)
 class LayerResult:
-    """Outcome of one layer."""
-
     layer: Layer
     verdict: Verdict
     """SKIP if the endpoint lacks the feature, or the caller did not ask for the layer."""
@@ -197,7 +196,7 @@ def check_endpoint(
     config = function.config
     part = part_of(config.vendor_id, config.device_id)
     check.description = f"{part.name}, {config.vendor_id:04x}:{config.device_id:04x}"
-    run = _Run(function, make_driver, part, check.description, reset=reset)
+    run = _Run(function, make_driver, part, check.description, reset)
     for layer in Layer:
         function.mark("case", layer.value)
         result = run.layer(layer)
@@ -218,25 +217,20 @@ def unopened(address: str, error: RcdrvError) -> Check:
     return Check(address, layers=[*before, broken])
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        function: Function,
-        make_driver: Callable[[], EpfTest],
-        part: Part,
-        description: str,
-        *,
-        reset: bool,
-    ) -> None:
-        self._function = function
-        self._make_driver = make_driver
-        self._part = part
-        self._description = description
-        self._reset_too = reset
-        self._notes: list[str] = []
-        self._passed: list[str] = []
-        """Steps of the current layer that passed."""
-        self._probes: dict[Layer, Callable[[], None]] = {
+    function: Function
+    make_driver: Callable[[], EpfTest]
+    part: Part
+    description: str
+    reset_too: bool
+    notes: list[str] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    """Steps of the current layer that passed."""
+
+    def layer(self, layer: Layer) -> LayerResult:
+        self.notes, self.passed = [], []
+        probe = {
             Layer.LINK: self._link,
             Layer.CONFIG: self._config,
             Layer.BARS: self._bars,
@@ -245,18 +239,15 @@ class _Run:
             Layer.TRANSFERS: self._transfers,
             Layer.DOORBELL: self._doorbell,
             Layer.RESET: self._reset,
-        }
-
-    def layer(self, layer: Layer) -> LayerResult:
-        self._notes, self._passed = [], []
+        }[layer]
         error: RcdrvError | None = None
         try:
-            self._probes[layer]()
+            probe()
         except (Interrupted, UsageError):
             raise
         except RcdrvError as found:
             error = found
-        detail, notes = ", ".join(self._passed), tuple(self._notes)
+        detail, notes = ", ".join(self.passed), tuple(self.notes)
         verdict, _ = classify(error)
         if error is not None and verdict is Verdict.SKIP:
             return LayerResult(layer, verdict, error.message, notes)
@@ -269,33 +260,33 @@ class _Run:
     # -- the layers ---------------------------------------------------------------------------
 
     def _link(self) -> None:
-        self._function.check_alive()
+        self.function.check_alive()
         express = None
         with suppress(EndpointError):  # the next layer reports it
-            express = self._function.config.express()
+            express = self.function.config.express()
         if express is None or not express.speed:
-            self._passed.append("config space answers")
+            self.passed.append("config space answers")
             return
-        self._passed.append(f"{express.speed:g} GT/s x{express.width}")
+        self.passed.append(f"{express.speed:g} GT/s x{express.width}")
         if (express.speed, express.width) != (express.max_speed, express.max_width):
-            self._notes.append(
+            self.notes.append(
                 f"the endpoint can do {express.max_speed:g} GT/s x{express.max_width}"
             )
 
     def _config(self) -> None:
-        found = describe(self._function)
+        found = describe(self.function)
         vectors = [f"{count} {kind}" for kind, count in found["interrupts"].items() if count]
-        self._passed.append(self._description)
-        self._passed.append(f"{len(found['capabilities'])} capabilities")
-        self._passed += [one for one in vectors if one.split()[1] in ("intx", "msi", "msix")]
-        msix = self._function.config.msix()
-        if msix is not None and self._part.misplaces(msix.place):
-            self._notes.append(self._part.msix_note(msix.place))
-        if self._part.broken_ats and self._function.config.find(pci.ExtCapId.ATS):
-            self._notes.append(self._part.ats_note)
+        self.passed.append(self.description)
+        self.passed.append(f"{len(found['capabilities'])} capabilities")
+        self.passed += [one for one in vectors if one.split()[1] in ("intx", "msi", "msix")]
+        msix = self.function.config.msix()
+        if msix is not None and self.part.misplaces(msix.place):
+            self.notes.append(self.part.msix_note(msix.place))
+        if self.part.broken_ats and self.function.config.find(pci.ExtCapId.ATS):
+            self.notes.append(self.part.ats_note)
 
     def _bars(self) -> None:
-        function, part = self._function, self._part
+        function, part = self.function, self.part
         missing = missing_bars(function.config.class_code, part, function.bars)
         if missing:
             raise NotPassed(
@@ -303,18 +294,18 @@ class _Run:
                 f"{part.name} has {part.bar_text(missing[0])}, this endpoint does not",
                 hint=f'does the endpoint\'s dmesg say "Failed to set BAR{missing[0]}"?',
             )
-        self._driver = self._make_driver()
+        self._driver = self.make_driver()
         free_stale_doorbell(self._driver)
         tested = bars.consecutive_bar_test(self._driver, stretches=_samples)
-        self._passed.append(tested.replace(" ", ", "))
-        self._passed.append(f"registers in BAR{self._driver.reg_bar}")
+        self.passed.append(tested.replace(" ", ", "))
+        self.passed.append(f"registers in BAR{self._driver.reg_bar}")
 
     def _commands(self) -> None:
         # Polling tells an endpoint that does not answer from a lost interrupt.
         self._driver.use_irq(IrqChoice.POLL)
         irqs.raise_vector(self._driver, IrqChoice.POLL, 0)
         caps = decode(Reg.CAPS, int(self._driver.caps)) or "none announced"
-        self._passed.append(f"answered; CAPS {caps}")
+        self.passed.append(f"answered; CAPS {caps}")
 
     def _interrupts(self) -> None:
         kinds = list(self._kinds())
@@ -325,12 +316,12 @@ class _Run:
             )
         self._await_late(kinds)
         for choice in kinds:
-            count = self._function.device.irq_count(IrqKind[choice.name])
+            count = self.function.device.irq_count(IrqKind[choice.name])
             if choice is IrqChoice.INTX:
                 irqs.intx_test(self._driver)
             else:
                 irqs.vector_test(choice, self._armable(choice, count), self._driver)
-            self._passed.append(choice.value)
+            self.passed.append(choice.value)
 
     def _await_late(self, kinds: Sequence[IrqChoice]) -> None:
         """Let the interrupt of a polled command arrive.
@@ -355,7 +346,7 @@ class _Run:
             IrqChoice.INTX: bool(driver.caps & Caps.INTX),
         }
         for choice, said in announced.items():
-            if said and self._function.device.irq_count(IrqKind[choice.name]):
+            if said and self.function.device.irq_count(IrqKind[choice.name]):
                 yield choice
 
     def _armable(self, choice: IrqChoice, count: int) -> int:
@@ -364,26 +355,23 @@ class _Run:
 
     def _transfers(self) -> None:
         for case in _named("pci_ep_data_transfer.memcpy.*"):
-            self._case(case)
-            self._passed.append(case.name.test.removesuffix("_TEST"))
-        self._notes.append("the endpoint's DMA engine was not tried: rcdrv test -v dma does")
+            case.body(self._driver, no_progress)
+            self.passed.append(case.name.test.removesuffix("_TEST"))
+        self.notes.append("the endpoint's DMA engine was not tried: rcdrv test -v dma does")
 
     def _doorbell(self) -> None:
         (case,) = _named("pcie_ep_doorbell.DOORBELL_TEST")
         try:
-            self._passed.append(self._case(case))
+            self.passed.append(case.body(self._driver, no_progress))
         except NotPassed as error:
-            if error.reason is Reason.ENABLE_FAILED and self._part.doorbell == "none":
-                message = f"{self._part.name} has no doorbell: {error.message}"
+            if error.reason is Reason.ENABLE_FAILED and self.part.doorbell == "none":
+                message = f"{self.part.name} has no doorbell: {error.message}"
                 raise skip(error.reason, message) from error
             raise
 
-    def _case(self, case: Case) -> str:
-        return case.body(self._driver, lambda _done, _total: None)
-
     def _reset(self) -> None:
-        function, driver = self._function, self._driver
-        if not self._reset_too:
+        function, driver = self.function, self._driver
+        if not self.reset_too:
             raise skip(
                 Reason.NOT_VERIFIED,
                 "not asked for: it may lose what the endpoint has set up (`destructive`)",
@@ -404,7 +392,7 @@ class _Run:
                 irqs.raise_vector(driver, choice, 0)
             except NotPassed as error:
                 raise lost_by_reset(function.address, [choice.value.upper()]) from error
-        self._passed.append("all as before")
+        self.passed.append("all as before")
 
 
 def _named(pattern: str) -> Sequence[Case]:

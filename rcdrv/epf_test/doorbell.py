@@ -95,7 +95,8 @@ class Doorbell:
         self._expect_bar = expect_bar
         self._force = force
         self._enabled = False
-        self._register: Register | None = None
+        self._place: Location
+        self._register: Register
         self.said: Location | None = None
         """Location that the endpoint reports."""
         self.location: Location | None = None
@@ -128,9 +129,8 @@ class Doorbell:
             )
             if self._override is None:
                 self._check(self.said)
-            self.location = self._override or self.said
-            window = self.location.window(driver.function)
-            self._register = window.register32(self.location.offset)
+            self.location = self._place = self._override or self.said
+            self._register = self._place.window(driver.function).register32(self._place.offset)
         except BaseException:
             self._leave(failing=True)
             raise
@@ -182,20 +182,15 @@ class Doorbell:
         """
         from rcdrv.epf_test.causes import Symptom, hint
 
-        part = self._driver.part
         message = "the endpoint could not enable its doorbell (DOORBELL_ENABLE_FAIL)"
-        if after != NO_BAR:
-            message, advice = f"{message}: it got none", hint(Symptom.REFUSED, part)
-        elif before is None:
-            message += ": it probably got one and could not map it into a BAR"
-            advice = hint(Symptom.NOT_MAPPED, part)
+        # If before is NO_BAR, from an earlier DISABLE, a doorbell could at least be allocated then.
+        symptom = Symptom.REFUSED if after != NO_BAR else Symptom.NOT_MAPPED
+        if symptom is Symptom.REFUSED:
+            message += ": it got none"
         elif before != NO_BAR:
-            message += ": it got one and could not map it into a BAR"
-            advice = hint(Symptom.NOT_MAPPED, part)
-        else:
-            # NO_BAR is from an earlier DISABLE, so a doorbell could be allocated then.
-            advice = hint(Symptom.NOT_MAPPED, part)
-        return NotPassed(Reason.ENABLE_FAILED, message, hint=advice)
+            probably = "probably " if before is None else ""
+            message += f": it {probably}got one and could not map it into a BAR"
+        return NotPassed(Reason.ENABLE_FAILED, message, hint=hint(symptom, self._driver.part))
 
     def _send_enable(self) -> Answer:
         answer = self._driver.command(Command.ENABLE_DOORBELL)
@@ -305,21 +300,18 @@ class Doorbell:
 
     def write(self) -> None:
         """Ring: one 32-bit write, no other access."""
-        assert self._register is not None, "not entered"
-        assert self.location is not None, "not entered"
         self._driver.unanswered += 1
-        self._register[0] = self.location.data
+        self._register[0] = self._place.data
 
     def burst(self, count: int) -> None:
         """Ring ``count`` times as fast as possible without waiting for answers. Not interruptible.
 
         The endpoint may acknowledge several rings at once: its interrupt is a single pending bit.
         """
-        assert self.location is not None, "not entered"
         self._driver.unanswered += count
-        window = self.location.window(self._driver.function)
+        window = self._place.window(self._driver.function)
         barrier()
-        window.burst32(self.location.offset, self.location.data, count)
+        window.burst32(self._place.offset, self._place.data, count)
 
     def ring(self) -> Answer:
         """Ring once and wait for the acknowledgement.
@@ -332,12 +324,25 @@ class Doorbell:
         driver.write(Reg.STATUS, 0)
         driver.drop_interrupts()
         barrier()
-        driver.trace(f"ring  {self.location}")
+        driver.trace(f"ring  {self._place}")
         start = driver.function.clock.now_ns()
         self.write()
         answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
         if answer.answered and not answer.irq_lost:
             driver.unanswered -= 1
+        return answer
+
+    def acknowledged(self, what: str = "") -> Answer:
+        """Ring once and return the acknowledgement.
+
+        :param what: the ring, in the message of a failure
+        :raises NotPassed: there is none
+        """
+        answer = self.ring()
+        failure = self.judge(answer)
+        if failure is not None:
+            failure.message = f"{what}: {failure.message}" if what else failure.message
+            raise failure
         return answer
 
     def settle(self) -> None:
@@ -350,9 +355,8 @@ class Doorbell:
 
         :raises DeviceLost: the whole device is gone
         """
-        assert self.location is not None, "not entered"
-        window = self.location.window(self._driver.function)
-        if window.read32(self.location.offset) != ALL_ONES or window.read32(0) != ALL_ONES:
+        window = self._place.window(self._driver.function)
+        if window.read32(self._place.offset) != ALL_ONES or window.read32(0) != ALL_ONES:
             return False
         self._driver.function.check_alive()
         return True
@@ -386,8 +390,7 @@ class Doorbell:
     def _cut_off(self) -> str:
         """Return the hint for silence in a BAR above 4 GiB: the endpoint truncates the offset to 32
         bits (cpu_to_le32() in pci_epf_test_enable_doorbell())."""
-        assert self.location is not None, "not entered"
-        bar = self.location.bar
+        bar = self._place.bar
         size = self._driver.function.bar(bar).size
         if self._override is not None or size <= 1 << 32:
             return ""

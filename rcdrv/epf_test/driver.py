@@ -34,8 +34,6 @@ from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason, skip
 from rcdrv.wait import Deadline
 
-_IRQ_KINDS = {IrqType.INTX: IrqKind.INTX, IrqType.MSI: IrqKind.MSI, IrqType.MSIX: IrqKind.MSIX}
-
 # Seconds from the answer in STATUS until a missing interrupt counts as lost. The endpoint writes
 # STATUS before it raises the interrupt, which crosses a link in microseconds. With a long time-out,
 # as for a busy emulator, it is a tenth of the time-out, at most _LONGEST_GRACE.
@@ -161,15 +159,11 @@ class EpfTest(RegisterBlock):
             return IrqType[choice.name], kind
         # The order of pci_endpoint_test_set_irq() for IRQ_TYPE_AUTO: what CAPS announces; MSI if
         # an older endpoint announces nothing.
-        caps = (
-            (IrqType.MSI, Caps.MSI),
-            (IrqType.MSIX, Caps.MSIX),
-            (IrqType.INTX, Caps.INTX),
-        )
-        announced = [irq for irq, cap in caps if self.announces(cap)]
+        order = (IrqType.MSI, IrqType.MSIX, IrqType.INTX)
+        announced = [irq for irq in order if self.announces(Caps[irq.name])]
         for irq in [*announced, IrqType.MSI, IrqType.MSIX]:
-            if device.irq_count(_IRQ_KINDS[irq]):
-                return irq, _IRQ_KINDS[irq]
+            if device.irq_count(IrqKind[irq.name]):
+                return irq, IrqKind[irq.name]
         return IrqType.MSI, None
 
     @property

@@ -9,11 +9,6 @@ from rcdrv.function import Function
 from rcdrv.mmio import Window
 
 
-def find_register_bar(function: Function) -> int:
-    """Return the BAR with the test registers: see :func:`find_registers`."""
-    return find_registers(function)[0]
-
-
 def find_registers(function: Function) -> tuple[int, int | None]:
     """Return the BAR with the test registers, and CAPS if it was recognised there.
 

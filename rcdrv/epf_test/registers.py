@@ -126,8 +126,6 @@ def swapped_caps(value: int) -> Caps | None:
 
 
 class Flags(IntFlag):
-    """FLAGS."""
-
     USE_DMA = 1 << 0
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from rcdrv.epf_test.doorbell import LOST_BAR_HINT, Doorbell, Location
-from rcdrv.epf_test.driver import Answer, EpfTest
-from rcdrv.epf_test.probe import find_register_bar
+from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.probe import find_registers
 from rcdrv.epf_test.registers import Status
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
@@ -74,7 +74,6 @@ class RingReport:
     """The endpoint may still have its doorbell enabled."""
 
     def note(self, ring: Ring) -> None:
-        """Count a ring."""
         self.count += 1
         self.failed += ring.failure is not None
         self.unwatched = ring.acknowledged is None
@@ -118,8 +117,6 @@ class RingReport:
 
 @record
 class RingPlan:
-    """Parameters of a run of rings."""
-
     bar: int | None = None
     """BAR in which the doorbell must be; None accepts any."""
     count: int = 1
@@ -241,14 +238,11 @@ class RingRun:
             ring = Ring(number)
         else:
             answer = doorbell.ring()
-            ring = self._assess(number, answer, doorbell.judge(answer))
+            failure, vector = doorbell.judge(answer), min(answer.vectors, default=None)
+            latency = answer.latency_ns
+            ring = Ring(number, failure is None, latency, answer.status, vector, failure)
         self.report.note(ring)
         self._on_ring(ring)
-
-    @staticmethod
-    def _assess(number: int, answer: Answer, failure: NotPassed | None) -> Ring:
-        vector = min(answer.vectors) if answer.vectors else None
-        return Ring(number, failure is None, answer.latency_ns, answer.status, vector, failure)
 
 
 def ring_blind(
@@ -264,7 +258,7 @@ def ring_blind(
     :raises UsageError: there is no such location in the function's BARs
     """
     window = where.window(function)
-    if where.bar == (find_register_bar(function) if reg_bar is None else reg_bar):
+    if where.bar == (find_registers(function)[0] if reg_bar is None else reg_bar):
         raise UsageError(f"BAR{where.bar} holds the test registers; a doorbell is never there")
     register = window.register32(where.offset)
     number = 0

@@ -36,7 +36,6 @@ class Part:
     latencies: Histogram = field(default_factory=Histogram)
 
     def note(self, ring: Ring) -> None:
-        """Count a ring."""
         self.failed += ring.failure is not None
         if ring.acknowledged and ring.latency_ns is not None:
             self.latencies.add(ring.latency_ns)
@@ -67,8 +66,6 @@ class Drift(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Resources of this process."""
-
     descriptors: int
     mappings: int
     """Lines of /proc/self/maps."""

@@ -7,7 +7,7 @@ Names, order and selection follow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -39,8 +39,6 @@ _DOORBELL = "pcie_ep_doorbell"
 
 @dataclass(frozen=True)
 class Case:
-    """One test."""
-
     name: CaseName
     body: Body
     summary: str
@@ -48,8 +46,6 @@ class Case:
 
 @dataclass(frozen=True)
 class Options:
-    """Parameters of the cases."""
-
     placements: Callable[[EpfTest], Sequence[Placement]] = lambda _driver: transfer.PLACEMENTS
     """Sizes and alignments of the transfers; default those of the kselftest."""
     stretches: bars.Stretches = bars.sampled
@@ -165,10 +161,7 @@ DESTRUCTIVE = {
 
 def _doorbell(driver: EpfTest, _progress: Progress) -> str:
     with Doorbell(driver) as doorbell:
-        answer = doorbell.ring()
-        failure = doorbell.judge(answer)
-        if failure is not None:
-            raise failure
+        answer = doorbell.acknowledged()
         doorbell.settle()
         if driver.stray:
             raise NotPassed(Reason.IRQ_TWICE, f"{driver.stray} interrupts too many for one ring")
@@ -284,30 +277,26 @@ def run_cases(
             driver.function.mark("case", str(case.name))
             begun = driver.function.clock.now()
             if lost is None:
-                verdict, reason, message, hint, lost = _run_one(driver, case, observer)
+                result, lost = _run_one(driver, case, observer)
             else:
-                verdict, reason = Verdict.LOST, Reason.DEVICE_LOST
-                message, hint = "the device was lost before", lost.hint
-            passed = verdict in (Verdict.PASS, Verdict.SKIP)
+                message = "the device was lost before"
+                result = CaseResult(case.name, Verdict.LOST, Reason.DEVICE_LOST, message, lost.hint)
             errors = [f"AER: the endpoint logged {name}" for name in logged.risen()]
-            result = CaseResult(
-                case.name,
-                verdict,
-                reason,
-                message,
-                "" if passed else hint,
-                (*host_errors(), *errors),
-                driver.function.clock.now() - begun,
+            result = replace(
+                result,
+                diagnostics=(*host_errors(), *errors),
+                seconds=driver.function.clock.now() - begun,
             )
             if run.baseline is not None:
                 result = run.baseline.judge(result)
             run.results.append(result)
-            driver.function.mark("verdict", verdict.value, reason.value if reason else "-")
+            reason = result.reason.value if result.reason else "-"
+            driver.function.mark("verdict", result.verdict.value, reason)
             observer.case_finished(result)
-            if reason in (Reason.SILENT, Reason.STUCK_COMMAND):
+            if result.reason in (Reason.SILENT, Reason.STUCK_COMMAND):
                 _unwedge(driver)
                 logged.risen()  # not the next case's
-            if lost is not None and verdict is Verdict.LOST and case is not chosen[-1]:
+            if lost is not None and case is not chosen[-1]:
                 again = reconnect(lost)
                 if again is not None:
                     driver, lost = again, None
@@ -319,19 +308,19 @@ def run_cases(
 
 def _run_one(
     driver: EpfTest, case: Case, observer: Observer
-) -> tuple[Verdict, Reason | None, str, str, DeviceLost | None]:
+) -> tuple[CaseResult, DeviceLost | None]:
     def progress(done: int, total: int) -> None:
         observer.progress(case.name, done, total, case.summary)
 
     try:
-        return Verdict.PASS, None, case.body(driver, progress), "", None
-    except DeviceLost as lost:
-        return Verdict.LOST, Reason.DEVICE_LOST, lost.message, lost.hint, lost
+        return CaseResult(case.name, Verdict.PASS, message=case.body(driver, progress)), None
     except Interrupted:
         raise
     except RcdrvError as error:
         verdict, reason = classify(error)
-        return verdict, reason, error.message, error.hint, None
+        hint = "" if verdict is Verdict.SKIP else error.hint
+        result = CaseResult(case.name, verdict, reason, error.message, hint)
+        return result, error if isinstance(error, DeviceLost) else None
 
 
 def _unwedge(driver: EpfTest) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rcdrv.device import PhysicalDma
 from rcdrv.dma import DmaBuffer
@@ -36,7 +36,9 @@ ADDRESS_BITS = 48
 LARGEST = 4 << 20
 """Bytes; above it the endpoint's kernel warns about its allocation, or panics (panic_on_warn)."""
 
-_SLOWEST = 1_000_000.0  # bytes per second below which a transfer times out
+SLOWEST = 1_000_000.0
+"""Bytes per second below which a transfer times out."""
+
 _LATEST = 20_000.0  # bytes per second down to which a late answer is awaited, to report its delay
 
 
@@ -50,8 +52,6 @@ class Buffer(Protocol):
 
 
 class Direction(Enum):
-    """Direction of the data."""
-
     READ = "READ"
     """Endpoint to root complex."""
     WRITE = "WRITE"
@@ -60,8 +60,7 @@ class Direction(Enum):
     """Root complex to root complex, through the endpoint."""
 
 
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(NamedTuple):
     command: Command
     success: Status
     failure: Status
@@ -77,6 +76,15 @@ _KINDS = {
 def crc32(data: bytes | memoryview) -> int:
     """Return the kernel's ``crc32_le(~0, data)``, without inversion at the end."""
     return zlib.crc32(data) ^ 0xFFFFFFFF
+
+
+def need_iommu(driver: EpfTest, without: str) -> None:
+    """Skip with this message where bus addresses are those of this host's memory.
+
+    :raises NotPassed: a skip
+    """
+    if isinstance(driver.function.device, PhysicalDma):
+        raise skip(Reason.HOST, without)
 
 
 def default_align(driver: EpfTest) -> int:
@@ -152,7 +160,9 @@ Allocate = Callable[[EpfTest, int, int], AbstractContextManager[Buffer]]
 """Makes a buffer of so many bytes at a multiple of so many."""
 
 
-def _in_one_piece(driver: EpfTest, size: int, align: int) -> DmaBuffer:
+def dma_buffer(driver: EpfTest, size: int, align: int = 1) -> DmaBuffer:
+    """Allocate a buffer in one piece, at addresses that the endpoint reaches."""
+    align = max(align, default_align(driver))
     return driver.function.dma_buffer(size, align=align, address_bits=ADDRESS_BITS)
 
 
@@ -162,7 +172,7 @@ def transfers(
     direction: Direction,
     dma: bool,
     placements: Sequence[Placement],
-    allocate: Allocate = _in_one_piece,
+    allocate: Allocate = dma_buffer,
 ) -> Iterator[Callable[[Placement], Answer]]:
     """Provide a callable that runs and verifies one transfer, with buffers for all placements.
 
@@ -228,20 +238,20 @@ def _transfer(
     size, shift = placement.size, placement.shift
     inside = slice(shift, shift + size)
     data = b""
-    parameters = {Reg.SIZE: size, Reg.CHECKSUM: 0}
+    parameters: dict[Reg, int] = {Reg.SIZE: size, Reg.CHECKSUM: 0}
     if source is not None:
         data = driver.function.random_bytes(size)
         source.memory[inside] = data
-        parameters.update(_address(Reg.SRC_ADDR_LOW, source.iova + shift))
+        parameters |= address_registers(Reg.SRC_ADDR_LOW, source.iova + shift)
     if target is not None:
-        parameters.update(_address(Reg.DST_ADDR_LOW, target.iova + shift))
+        parameters |= address_registers(Reg.DST_ADDR_LOW, target.iova + shift)
     if direction is Direction.WRITE:
         parameters[Reg.CHECKSUM] = crc32(data)
     answer = driver.command(
         _KINDS[direction].command,
         parameters,
         flags=Flags.USE_DMA if dma else Flags(0),
-        timeout=driver.timeout + size / _SLOWEST,
+        timeout=driver.timeout + size / SLOWEST,
     )
     what = f"{direction.value} of {size} bytes" + (f" at +{shift:#x}" if shift else "")
     if not answer.answered and not answer.command_left and not answer.status:
@@ -297,10 +307,9 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
 
     :raises NotPassed: another outcome, or ordinary transfers fail afterwards
     """
-    if isinstance(driver.function.device, PhysicalDma):
-        raise skip(Reason.HOST, "no IOMMU is in use here that could refuse")
+    need_iommu(driver, "no IOMMU is in use here that could refuse")
     data = driver.function.random_bytes(1024)
-    with driver.function.dma_buffer(_PAGE, address_bits=ADDRESS_BITS) as buffer:
+    with dma_buffer(driver, _PAGE) as buffer:
         unmapped = buffer.iova
         # An access that is not refused finds this data, with the right CHECKSUM.
         buffer.memory[: len(data)] = data
@@ -310,7 +319,7 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
         (Direction.READ, Reg.DST_ADDR_LOW, Status.WRITE_SUCCESS | Status.WRITE_FAIL),
     ):
         parameters = {
-            **_address(low, unmapped),
+            **address_registers(low, unmapped),
             Reg.SIZE: len(data),
             Reg.CHECKSUM: crc32(data),
         }
@@ -330,7 +339,7 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
     return ", ".join(outcomes)
 
 
-def _address(low: Reg, address: int) -> dict[Reg, int]:
+def address_registers(low: Reg, address: int) -> dict[Reg, int]:
     """Return SRC or DST as two registers, as neither is 8-byte aligned."""
     return {low: address & 0xFFFFFFFF, Reg(low + 4): address >> 32}
 

@@ -20,11 +20,10 @@ from rcdrv.epf_test.registers import Caps
 from rcdrv.epf_test.suite import Case, cases, run_cases
 from rcdrv.errors import DeviceLost, HostError, UsageError
 from rcdrv.function import Function
-from rcdrv.fuzz.campaign import Table
+from rcdrv.fuzz.shrink import Table
 from rcdrv.fuzz.trial import Finding
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import Run
-from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel, Deadline
 
 CONFIGFS = "/sys/kernel/config/pci_ep"
@@ -178,42 +177,28 @@ class Seen(NamedTuple):
 
 @dataclass
 class BoardReport:
-    """Progress of a campaign on a board."""
-
     settings: int = 0
     """Number of layouts set."""
     findings: list[tuple[Finding, Table]] = field(default_factory=list)
 
 
+@dataclass
 class Board:
-    """A board, set up again for each layout.
+    """A board, set up again for each layout."""
 
-    :param shell: runs scripts on the endpoint
-    :param root: configfs folder, :data:`CONFIGFS` on a board
-    :param returned: waits for the function to reappear, and opens it
-    """
-
-    def __init__(
-        self,
-        shell: Shell,
-        returned: Callable[[], Function],
-        *,
-        root: str = CONFIGFS,
-        reg_bar: int | None = None,
-        irq: IrqChoice = IrqChoice.AUTO,
-        timeout: float = 1.0,
-    ) -> None:
-        self._shell = shell
-        self._root = root
-        self._returned = returned
-        self._reg_bar = reg_bar
-        self._irq = irq
-        self._timeout = timeout
+    shell: Shell
+    """Runs scripts on the endpoint."""
+    returned: Callable[[], Function]
+    """Waits for the function to reappear, and opens it."""
+    root: str = CONFIGFS
+    """configfs folder."""
+    reg_bar: int | None = None
+    irq: IrqChoice = IrqChoice.AUTO
+    timeout: float = 1.0
 
     def settings(self) -> dict[str, int]:
-        """Read the settings from configfs."""
         found = {}
-        for line in self._shell.run(show_script(self._root)):
+        for line in self.shell.run(show_script(self.root)):
             key, _, value = line.partition(" ")
             try:
                 found[key] = int(value, 0)
@@ -222,27 +207,20 @@ class Board:
         return found
 
     def apply(self, settings: Settings) -> None:
-        """Set up the endpoint."""
-        self._shell.run(apply_script(settings, self._root))
+        self.shell.run(apply_script(settings, self.root))
 
     def look(self) -> Seen:
-        """Run the cases from the root complex."""
-        with self._returned() as function:
-            driver = EpfTest(function, reg_bar=self._reg_bar, irq=self._irq, timeout=self._timeout)
+        with self.returned() as function:
+            driver = EpfTest(function, reg_bar=self.reg_bar, irq=self.irq, timeout=self.timeout)
             run = run_cases(driver, _cases(), Run("fuzz"), Observer())
             msi, msix = function.config.msi(), function.config.msix()
-            outcomes = {}
-            for result in run.results:
-                words = [result.verdict.value, result.reason.value if result.reason else ""]
-                passed = result.verdict is Verdict.PASS
-                outcomes[str(result.name)] = words[0] if passed else " ".join(words).strip()
             return Seen(
                 tuple(bar.size if bar else 0 for bar in function.bars),
                 msi.vectors if msi else 0,
                 msix.vectors if msix else 0,
                 driver.reg_bar,
                 tuple(i for i in range(6) if driver.caps & Caps.BAR0_RESERVED << i),
-                outcomes,
+                {str(result.name): result.outcome for result in run.results},
             )
 
     @contextmanager
@@ -252,7 +230,7 @@ class Board:
         try:
             yield before
         finally:
-            with self._shell.cancel.deferred():
+            with self.shell.cancel.deferred():
                 self.apply(before)
 
 
@@ -343,11 +321,10 @@ def campaign(
         for settings in layouts:
             findings = try_it(settings)
             report.settings += 1
-            known = {(found.kind, found.what) for found, _ in report.findings}
+            known = {found.key for found, _ in report.findings}
             for finding in findings:
-                key = finding.kind, finding.what
-                if key not in known:
-                    small = _shrink(settings, key, try_it)
+                if finding.key not in known:
+                    small = _shrink(settings, finding.key, try_it)
                     report.findings.append((finding, as_table(small)))
             on_layout(report)
     return report
@@ -359,13 +336,12 @@ def _shrink(
     """Drop keys that do not matter: each once, as a try takes a restart of the link."""
     for name in list(settings):
         without = {other: value for other, value in settings.items() if other != name}
-        if any((found.kind, found.what) == key for found in try_it(without)):
+        if any(found.key == key for found in try_it(without)):
             settings = without
     return settings
 
 
 def as_table(settings: Settings) -> Table:
-    """Convert settings to a layout's table."""
     table: Table = {}
     for key, value in settings.items():
         if key.endswith("_size"):

@@ -33,11 +33,9 @@ from rcdrv.files import (
 )
 from rcdrv.fuzz.coverage import Coverage
 from rcdrv.fuzz.saved import save
-from rcdrv.fuzz.shrink import shrink
+from rcdrv.fuzz.shrink import Table, shrink
 from rcdrv.fuzz.trial import Finding, Report, run_layout
 from rcdrv.sim.layout import parse_layout
-
-Table = dict[str, Any]
 
 BLOCK = 50
 """Examples per block."""
@@ -51,8 +49,6 @@ LARGEST_WHOLE = 4 << 20
 
 @dataclass(frozen=True)
 class Plan:
-    """Parameters of a campaign."""
-
     seed: int = 0
     examples: int | None = None
     """Maximum number of examples, rounded up to whole blocks."""
@@ -81,8 +77,6 @@ class Plan:
 
 @dataclass(frozen=True)
 class Example:
-    """One layout with its outcomes and findings."""
-
     table: Table
     outcomes: dict[str, str]
     findings: list[Finding]
@@ -90,8 +84,6 @@ class Example:
 
 @dataclass
 class Shrunk:
-    """A shrunk finding."""
-
     finding: Finding
     table: Table
     path: Path | None = None
@@ -99,8 +91,6 @@ class Shrunk:
 
 @dataclass
 class Progress:
-    """Progress of a campaign."""
-
     examples: int = 0
     resumed: int = 0
     """Examples taken from the record of an earlier run."""
@@ -180,13 +170,12 @@ def run(plan: Plan, on_block: Callable[[Progress], None] = lambda _progress: Non
 
 
 def _take(plan: Plan, progress: Progress, finding: Finding, table: Table) -> None:
-    key = finding.kind, finding.what
-    if any((known.finding.kind, known.finding.what) == key for known in progress.findings):
+    if any(known.finding.key == finding.key for known in progress.findings):
         return
 
     def shown(candidate: Table) -> Finding | None:
         found = try_table(candidate, real_time=plan.real_time).findings
-        return next((other for other in found if (other.kind, other.what) == key), None)
+        return next((other for other in found if other.key == finding.key), None)
 
     small = shrink(table, lambda candidate: shown(candidate) is not None)
     shrunk = Shrunk(shown(small) or finding, small)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from rcdrv.sim.layout import BarType, DoorbellBackend
+from rcdrv.sim.description import BarType, DoorbellBackend
 
 _TYPES = [kind.value for kind in BarType if kind is not BarType.DISABLED]
 _BACKENDS = [backend.value for backend in DoorbellBackend]

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from rcdrv.device import Area, Device, IrqKind, RegionInfo, SetIrqs
 from rcdrv.errors import HostError
 from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.description import Layout
 from rcdrv.sim.endpoint import SimEndpoint
-from rcdrv.sim.layout import Layout
 from rcdrv.vfio_user.served import DmaFault
 from rcdrv.wait import Clock
 

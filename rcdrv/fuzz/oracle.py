@@ -13,8 +13,8 @@ from functools import cached_property
 from rcdrv import parts
 from rcdrv.epf_test.suite import Case
 from rcdrv.fuzz.sampling import covers
+from rcdrv.sim.description import BarLayout, BarType, Dma, DoorbellBackend, Intx, Layout, Reset
 from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
-from rcdrv.sim.layout import BarLayout, BarType, Dma, DoorbellBackend, Intx, Layout, Reset
 
 Outcome = str
 """``pass``, or verdict and reason: ``fail data-mismatch``."""
@@ -79,8 +79,6 @@ class Place:
 
 
 class Oracle:
-    """Predictions for one layout."""
-
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.faults = Faults(layout.faults)

@@ -14,17 +14,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rcdrv.errors import UsageError
 from rcdrv.files import make_folder, read_text, replace_file
+from rcdrv.fuzz.shrink import Table
 from rcdrv.fuzz.trial import Finding
-
-Table = dict[str, Any]
 
 
 def dump_table(table: Table) -> str:
-    """Return a layout's table as TOML."""
     lines = [
         f"{key} = {_value(value)}" for key, value in table.items() if key not in _tables(table)
     ]
@@ -44,7 +41,6 @@ def _value(value: object) -> str:
 
 
 def save(folder: Path, finding: Finding, table: Table) -> Path:
-    """Write a finding to a file named after its kind."""
     make_folder(folder)
     path = folder / f"{slug(finding.kind, finding.what)}.toml"
     reason = " ".join(finding.message.split())

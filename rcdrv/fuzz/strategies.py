@@ -16,9 +16,8 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
+from rcdrv.fuzz.shrink import Table
 from rcdrv.sim.faults import FAULTS
-
-Table = dict[str, Any]
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 

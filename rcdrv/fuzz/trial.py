@@ -36,9 +36,8 @@ from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
+from rcdrv.sim.description import Layout
 from rcdrv.sim.endpoint import SimEndpoint
-from rcdrv.sim.layout import Layout
-from rcdrv.verdict import Verdict
 from rcdrv.wait import MONOTONIC
 
 TIMEOUT, REAL_TIMEOUT = 0.3, 1.0
@@ -54,8 +53,6 @@ MOST_ACCESSES = 30_000
 
 @dataclass(frozen=True)
 class Finding:
-    """One violation."""
-
     kind: str
     """``verdict``, ``crash``, ``hang``, ``access`` or ``left``."""
     what: str
@@ -63,11 +60,14 @@ class Finding:
     message: str
     """One line for the user."""
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Equal for findings of one fault."""
+        return self.kind, self.what
+
 
 @dataclass
 class Report:
-    """Outcome of one layout."""
-
     outcomes: dict[str, str] = field(default_factory=dict)
     """Outcomes by case; names of the second session end in ``again``."""
     findings: list[Finding] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Report:
 
     def find(self, kind: str, what: str, message: str) -> None:
         finding = Finding(kind, what, message)
-        if all((found.kind, found.what) != (kind, what) for found in self.findings):
+        if all(found.key != finding.key for found in self.findings):
             self.findings.append(finding)
 
 
@@ -164,7 +164,10 @@ def _all_cases(whole: bool) -> tuple[Case, ...]:
     )
 
 
-def _cases(layout: Layout, *, real_time: bool, whole: bool) -> tuple[Case, ...]:
+def _sessions(
+    layout: Layout, *, real_time: bool, whole: bool
+) -> Iterator[tuple[bool, tuple[Case, ...]]]:
+    """Yield the cases of both sessions; the flag is true for the second."""
     chosen = []
     for case in _all_cases(whole):
         if case.name.fixture == "pci_ep_basic" and str(case.name) != CONSECUTIVE_TEST:
@@ -176,7 +179,8 @@ def _cases(layout: Layout, *, real_time: bool, whole: bool) -> tuple[Case, ...]:
             if bar is not None and WHOLE < bar.size <= LARGEST_SUBRANGE:
                 continue  # the endpoint fills all of it
         chosen.append(case)
-    return tuple(chosen)
+    yield False, tuple(chosen)
+    yield True, tuple(one for one in chosen if str(one.name) in (CONSECUTIVE_TEST, DOORBELL_TEST))
 
 
 @contextmanager
@@ -223,12 +227,10 @@ def run_layout(layout: Layout, *, real_time: bool = False, whole: bool = False) 
         endpoint = device.endpoint
         watch.virtual = True
     watch.endpoint = endpoint
-    first = _cases(layout, real_time=real_time, whole=whole)
-    second = [case for case in first if str(case.name) in (CONSECUTIVE_TEST, DOORBELL_TEST)]
     try:
-        for again, chosen in ((False, first), (True, second)):
+        for again, chosen in _sessions(layout, real_time=real_time, whole=whole):
             opened = _direct(device) if device is not None else _served(endpoint)
-            _session(report, oracle, opened, tuple(chosen), again)
+            _session(report, oracle, opened, chosen, again)
             _check_rest(report, oracle, watch, device)
     finally:
         endpoint.close()
@@ -246,12 +248,10 @@ def run_elsewhere(layout: Layout, opened: Callable[[], Function]) -> Report:
     """
     report = Report()
     oracle = Oracle(layout)
-    first = _cases(layout, real_time=True, whole=False)
-    second = [case for case in first if str(case.name) in (CONSECUTIVE_TEST, DOORBELL_TEST)]
-    for again, chosen in ((False, first), (True, second)):
+    for again, chosen in _sessions(layout, real_time=True, whole=False):
         with opened() as function:
             _check_presented(oracle, function)
-            _session(report, oracle, nullcontext(function), tuple(chosen), again)
+            _session(report, oracle, nullcontext(function), chosen, again)
     return report
 
 
@@ -317,10 +317,7 @@ def _session(
 
 def _judge(report: Report, expected: Outcomes, result: CaseResult, suffix: str) -> None:
     """Compare the outcome of a case with the acceptable ones."""
-    outcome = result.verdict.value
-    if result.verdict is not Verdict.PASS and result.reason is not None:
-        outcome += f" {result.reason.value}"
-    name = f"{result.name}{suffix}"
+    name, outcome = f"{result.name}{suffix}", result.outcome
     report.outcomes[name] = outcome
     if len(expected) != 1:
         report.open.add(name)

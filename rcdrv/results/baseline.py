@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rcdrv.errors import UsageError
 from rcdrv.files import parse_json, read_file
-from rcdrv.results.result import Baseline, Before, CaseResult, Change, Run
+from rcdrv.results.result import Baseline, Before, Change, Run
 from rcdrv.results.summary import CASE_VERDICTS, not_run
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
@@ -106,12 +106,11 @@ def differences(run: Run) -> Iterator[str]:
         return
     known = 0
     for result in run.results:
-        now = f"{result.verdict.value} {result.reason.value if result.reason else ''}".rstrip()
         if result.change in (Change.WORSE, Change.BETTER):
             assert result.change is not None
-            yield f"{result.change.value}: {result.name}: {now}, before {result.before}"
+            yield f"{result.change.value}: {result.name}: {result.outcome}, before {result.before}"
         elif result.change is Change.NEW:
-            yield f"new: {result.name}: {now}, not in the baseline"
+            yield f"new: {result.name}: {result.outcome}, not in the baseline"
         elif result.known_failure:
             known += 1
     missing = baseline.missing(run)
@@ -120,34 +119,3 @@ def differences(run: Run) -> Iterator[str]:
     worse = sum(result.failed for result in run.results) + len(not_run(run))
     said = f"{worse} worse" if worse else "nothing is worse"
     yield f"baseline {baseline.name}: {said}, known failures: {known}"
-
-
-def case_document(result: CaseResult) -> dict[str, Any]:
-    """Return the members that a baseline adds to a result in the JSON document."""
-    if result.change is None:
-        return {}
-    return {
-        "change": result.change.value,
-        "before": result.before or None,
-        "known_failure": result.known_failure,
-    }
-
-
-def run_document(run: Run) -> dict[str, Any]:
-    """Return the members that a baseline adds to the run in the JSON document."""
-    if run.baseline is None:
-        return {}
-
-    def names(change: Change) -> list[str]:
-        return [str(result.name) for result in run.results if result.change is change]
-
-    return {
-        "baseline": {
-            "name": run.baseline.name,
-            "worse": names(Change.WORSE),
-            "better": names(Change.BETTER),
-            "new": names(Change.NEW),
-            "missing": list(run.baseline.missing(run)),
-            "known_failures": [str(one.name) for one in run.results if one.known_failure],
-        }
-    }

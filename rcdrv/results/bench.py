@@ -49,7 +49,6 @@ class Result:
         """Whether the endpoint's doorbell may still be enabled."""
 
     def find(self, name: str) -> Series | None:
-        """Return the series of that name, if any."""
         return next((series for series in self.series if series.name == name), None)
 
 

@@ -28,12 +28,10 @@ class Distribution:
 
     @classmethod
     def of(cls, samples: Sequence[int]) -> Distribution:
-        """Return the distribution of single durations."""
         return cls(Counter(samples).items())
 
     @property
     def count(self) -> int:
-        """Number of durations."""
         return self._ranks[-1]
 
     @property
@@ -94,7 +92,6 @@ class Histogram:
         """How many durations there are."""
 
     def add(self, value: int) -> None:
-        """Count a duration."""
         self.counts[_rounded(value, 3)] += 1
         self.count += 1
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rcdrv.results.baseline import case_document, run_document
-from rcdrv.results.result import CaseResult, Run
+from rcdrv.results.result import CaseResult, Change, Run
 from rcdrv.results.summary import not_run, overall, totals
 
 
@@ -32,19 +31,30 @@ def to_document(run: Run) -> dict[str, Any]:
     ``known_failures``; and in each result ``change`` (``same``, ``better``, ``worse``, ``new``),
     ``before`` (verdict and reason in the baseline, or null) and ``known_failure``.
     """
-    return {
+    document = {
         "device": run.device,
         "description": run.description,
         "results": [_result(result) for result in run.results],
         "not_run": [str(name) for name in not_run(run)],
         "totals": {verdict.value: count for verdict, count in totals(run).items()},
         "verdict": overall(run).value,
-        **run_document(run),
     }
+    if run.baseline is not None:
+        names = {
+            change.value: [str(one.name) for one in run.results if one.change is change]
+            for change in (Change.WORSE, Change.BETTER, Change.NEW)
+        }
+        document["baseline"] = {
+            "name": run.baseline.name,
+            **names,
+            "missing": list(run.baseline.missing(run)),
+            "known_failures": [str(one.name) for one in run.results if one.known_failure],
+        }
+    return document
 
 
 def _result(result: CaseResult) -> dict[str, Any]:
-    return {
+    document = {
         "name": str(result.name),
         "fixture": result.name.fixture,
         "variant": result.name.variant,
@@ -55,5 +65,9 @@ def _result(result: CaseResult) -> dict[str, Any]:
         "hint": result.hint,
         "diagnostics": list(result.diagnostics),
         "seconds": result.seconds,
-        **case_document(result),
     }
+    if result.change is not None:
+        document["change"] = result.change.value
+        document["before"] = result.before or None
+        document["known_failure"] = result.known_failure
+    return document

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 
 class Region(NamedTuple):
-    """A named part of a BAR."""
-
     offset: int
     size: int
     name: str
@@ -31,7 +29,6 @@ TEST_REGISTERS = Region(0, 0x80, "test registers", "registers")
 
 
 def msix_regions(vectors: int, table: int, pba: int) -> list[Region]:
-    """Return the regions of the MSI-X table and the PBA."""
     return [
         Region(table, vectors * 16, "MSI-X table", "msix"),
         Region(pba, -(-vectors // 64) * 8, "PBA", "msix"),

@@ -43,8 +43,6 @@ class Change(str, Enum):
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Outcome of one case."""
-
     name: CaseName
     verdict: Verdict
     """Any but UNVERIFIED."""
@@ -61,6 +59,11 @@ class CaseResult:
     """None without a baseline."""
     before: str = ""
     """Verdict and reason in the baseline, such as ``fail irq-lost``; empty if it has none."""
+
+    @property
+    def outcome(self) -> str:
+        """``pass``, or verdict and reason: ``fail irq-lost``."""
+        return f"{self.verdict.value} {self.reason.value if self.reason else ''}".rstrip()
 
     @property
     def failed(self) -> bool:

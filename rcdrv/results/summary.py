@@ -16,7 +16,6 @@ def not_run(run: Run) -> tuple[CaseName, ...]:
 
 
 def totals(run: Run) -> dict[Verdict, int]:
-    """Return the number of cases of each verdict."""
     return {verdict: run.count(verdict) for verdict in CASE_VERDICTS}
 
 

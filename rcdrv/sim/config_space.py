@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rcdrv.sim.description import BarLayout, BarType, Layout, Reset
 from rcdrv.sim.faults import Faults
-from rcdrv.sim.layout import BarLayout, BarType, Layout, Reset
 
 SIZE = 4096
 

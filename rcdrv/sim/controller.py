@@ -17,10 +17,7 @@ from rcdrv.device import Area, IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, SimConfigSpace
-from rcdrv.sim.doorbell import RegisterPage, SimDoorbells, bus_accesses
-from rcdrv.sim.faults import CAP_LISTS, Faults
-from rcdrv.sim.functions import doorbell_place
-from rcdrv.sim.layout import (
+from rcdrv.sim.description import (
     EP_PAGE,
     MSIX_ENTRY_SIZE,
     BarLayout,
@@ -28,6 +25,9 @@ from rcdrv.sim.layout import (
     DoorbellBackend,
     Layout,
 )
+from rcdrv.sim.doorbell import RegisterPage, SimDoorbells, bus_accesses
+from rcdrv.sim.faults import CAP_LISTS, Faults
+from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
 from rcdrv.sim.msix import MsixTable
 from rcdrv.sim.outbound import SimOutbound
@@ -75,7 +75,7 @@ class SimController(SimOutbound):
         # had and lost: no host finds them any more.
         self._configured: set[int] = set()
         self._gone: set[int] = set()
-        self._doorbells = doorbells
+        self.doorbells = doorbells
         self._spoiler = Spoiler(faults)
         self._memory = {
             index: BarMemory(index, bar.size)
@@ -115,7 +115,7 @@ class SimController(SimOutbound):
 
     def _alias_memory(self) -> None:
         """Apply the fault bar-alias: a BAR shows the memory of another one of the same size."""
-        if "bar-alias" not in self._faults:
+        if "bar-alias" not in self.faults:
             return
         bars = [n for n in self._memory if n != self.layout.register_bar]
         pairs = [
@@ -124,7 +124,7 @@ class SimController(SimOutbound):
             for other in bars
             if one < other and self._memory[one].size == self._memory[other].size
         ]
-        chosen = self._faults.get("bar-alias", pairs[0][1] if pairs else -1)
+        chosen = self.faults.get("bar-alias", pairs[0][1] if pairs else -1)
         for one, other in pairs:
             if other == chosen:
                 self._memory[other].close()
@@ -135,7 +135,7 @@ class SimController(SimOutbound):
         """Find registers that a BAR always shows: a page in a reserved BAR; in any other BAR
         memory surrounds the doorbell."""
         doorbell = self.layout.doorbell
-        page = self._doorbells.page
+        page = self.doorbells.page
         if page is None or doorbell.backend is not DoorbellBackend.EXPOSED:
             return {}
         start, end = doorbell.offset, doorbell.offset + 4
@@ -250,9 +250,7 @@ class SimController(SimOutbound):
     def _write_page(self, shown: _Shown, bar: int, offset: int, data: bytes) -> bool:
         if not shown.start <= offset < shown.end:
             return False
-        if "doorbell-dead" not in self._faults and not shown.page.write(
-            offset - shown.offset, data
-        ):
+        if "doorbell-dead" not in self.faults and not shown.page.write(offset - shown.offset, data):
             self._stray(bar, offset, data)
         return True
 
@@ -290,7 +288,7 @@ class SimController(SimOutbound):
                 memory.fill(0, min(64, memory.size), 0)
 
     def _stray(self, bar: int, offset: int, data: bytes) -> None:
-        self._log.event(
+        self.log.event(
             "stray", bar=bar, offset=offset, size=len(data), value=int.from_bytes(data, "little")
         )
 
@@ -353,7 +351,7 @@ class SimController(SimOutbound):
             self._shown.pop(bar, None)
             self._memory[bar].forget()
             self._find(bar, present=False)
-            self._log.event("inbound", bar=bar, shows="nothing")
+            self.log.event("inbound", bar=bar, shows="nothing")
 
     def _find(self, bar: int, *, present: bool) -> None:
         layout = self._seen[bar]
@@ -381,9 +379,9 @@ class SimController(SimOutbound):
             raise OSError(errno.EINVAL, f"{base:#x} is not a multiple of {self.layout.align:#x}")
         self._windows[bar] = 0
         self._take_windows(bar, 1)
-        page = self._doorbells.page
+        page = self.doorbells.page
         assert page is not None, "only a doorbell is ever mapped"
-        offset = page.base - base - self._faults.window_off(self.layout.bar(bar).size)
+        offset = page.base - base - self.faults.window_off(self.layout.bar(bar).size)
         self._show(bar, REGISTERS, _Shown(page, offset, offset, offset + EP_PAGE))
 
     def _take_windows(self, bar: int, count: int) -> None:
@@ -404,21 +402,20 @@ class SimController(SimOutbound):
             self._shown[bar] = shown
         if changed:
             what = "registers" if shown else "memory" if len(order) == 1 else "parts"
-            self._log.event("inbound", bar=bar, shows=what)
+            self.log.event("inbound", bar=bar, shows=what)
         if stray is not None:
-            self._log.event("stray", bar=bar, offset=stray, hidden=True)
+            self.log.event("stray", bar=bar, offset=stray, hidden=True)
 
     def _spoilt(self, size: int, order: tuple[int, ...]) -> tuple[int, ...]:
         """Apply faults to the two halves of a BAR."""
-        if "subrange-straight" in self._faults:
+        if "subrange-straight" in self.faults:
             return (0, 1)
-        if "window-off" not in self._faults:
+        if "window-off" not in self.faults:
             return order
-        off = self._faults.window_off(size)
+        off = self.faults.window_off(size)
         count = size // off
         return tuple((part + count // 2 + 1) % count for part in range(count))
 
     def close(self) -> None:
-        """Free the BARs' memory."""
         for memory in set(self._memory.values()):
             memory.close()

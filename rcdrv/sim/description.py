@@ -1,16 +1,18 @@
 """Data classes of an endpoint: its controller, its BARs and its endpoint function.
 
-:mod:`rcdrv.sim.layout` reads them from TOML, writes them to it, and exports them.
+:mod:`rcdrv.sim.layout` reads them from TOML.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
 from rcdrv.errors import UsageError
+from rcdrv.sim.checks import Check, boolean, choice, integer, power_of_two, text
+from rcdrv.sim.faults import parse_fault
 
 K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
@@ -109,12 +111,27 @@ class Trap(str, Enum):
     ALL = "all"
 
 
+def _faults(value: object, path: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise UsageError(f"{path}: {value!r} is not a list of strings")
+    for index, fault in enumerate(value):
+        parse_fault(text(fault, f"{path}[{index}]"), f"{path}[{index}]")
+    return tuple(value)
+
+
+def _key(default: Any, check: Check) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+_ADDRESS = integer(0, (1 << 64) - 1)
+
+
 @dataclass(frozen=True)
 class BarLayout:
     """One BAR. ``size`` is in bytes, a power of two from 16."""
 
     type: BarType = BarType.PROGRAMMABLE
-    size: int = 0
+    size: int = _key(0, power_of_two(16, 64 * T))
     wide: bool = False
     """A 64-bit BAR: the next BAR register is its upper half."""
     prefetchable: bool = False
@@ -125,15 +142,15 @@ class DoorbellLayout:
     """The doorbell register, in the endpoint's own address space or in a reserved BAR."""
 
     backend: DoorbellBackend = DoorbellBackend.NONE
-    address: int = 0
+    address: int = _key(0, _ADDRESS)
     """Physical address of the 32-bit register on the endpoint, if mapped on demand."""
-    iova: int = 0
+    iova: int = _key(0, _ADDRESS)
     """The address used instead with ``ep_iommu``; 0: in the last page below 4 GiB."""
-    data: int = 0
+    data: int = _key(0, integer(0, 0xFFFF_FFFF))
     """Value that rings: the MSI data (first event number), or 0 for an embedded doorbell."""
-    bar: int = 0
+    bar: int = _key(0, integer(0, 5))
     """BAR of an exposed doorbell; its offset follows."""
-    offset: int = 0
+    offset: int = _key(0, integer(0, 0xFFFF_FFFC))
 
 
 @dataclass(frozen=True)
@@ -144,35 +161,36 @@ class Layout:
     function: str = "epf_test"
     """The endpoint function behind the controller."""
 
-    vendor: int = 0x104C
-    device: int = 0xB500
-    class_code: int = 0xFF00
+    vendor: int = _key(0x104C, integer(0, 0xFFFE))
+    device: int = _key(0xB500, integer(0, 0xFFFF))
+    class_code: int = _key(0xFF00, integer(0, 0xFFFF))
     """Base class and subclass."""
-    intx_pin: int = 1
+    intx_pin: int = _key(1, integer(0, 4))
     """Config space INTERRUPT_PIN: 0 none, 1-4 INTA-INTD. pci-epf-test always announces INTA."""
-    link_speed: int = 3
+    link_speed: int = _key(3, integer(1, 6))
     """PCIe generation."""
-    link_width: int = 1
+    link_width: int = _key(1, power_of_two(1, 16))
 
-    msi: int = 0
-    """MSI vectors; 0 leaves the capability out. The host sees the next power of two."""
-    msix: int = 0
-    """MSI-X vectors, likewise."""
-    msix_bar: int = -1
+    msi: int = _key(0, integer(0, 32))
+    """MSI vectors (pci_epc_set_msi()); 0 leaves the capability out. The host sees the next power of
+    two."""
+    msix: int = _key(0, integer(0, 2048))
+    """MSI-X vectors (pci_epc_set_msix()), likewise."""
+    msix_bar: int = _key(-1, integer(-1, 5))
     """BAR of the MSI-X table and PBA; -1: behind the registers, in the register BAR."""
-    msix_table: int = -1
-    msix_pba: int = -1
+    msix_table: int = _key(-1, integer(-1, 0xFFFF_FFF8))
+    msix_pba: int = _key(-1, integer(-1, 0xFFFF_FFF8))
     msix_masked: MaskedVector = MaskedVector.DROPPED
     intx: Intx = Intx.NONE
     announce_intx: bool = False
     """CAPS has INTX (struct pci_epc_features.intx_capable)."""
 
     bars: tuple[BarLayout | None, ...] = (None,) * 6
-    register_bar: int = -1
+    register_bar: int = _key(-1, integer(-1, 5))
     """-1: the first usable BAR, as pci-epf-test chooses."""
-    align: int = 4 * K
+    align: int = _key(4 * K, power_of_two(4, 1 * G))
     """Granularity of inbound windows: their targets and sizes are multiples of it."""
-    inbound_windows: int = 16
+    inbound_windows: int = _key(16, integer(1, 256))
     """One for each BAR that is not reserved, two while it is mapped in halves."""
     dynamic_inbound: bool = True
     """CAPS has DYNAMIC_INBOUND_MAPPING."""
@@ -180,16 +198,16 @@ class Layout:
     """A BAR can be mapped in pieces; CAPS has SUBRANGE_MAPPING."""
     unaligned_access: bool = True
     """The controller driver aligns outbound addresses itself; CAPS has UNALIGNED_ACCESS."""
-    outbound_align: int = 4 * K
+    outbound_align: int = _key(4 * K, power_of_two(4, 1 * G))
     """Granularity of outbound windows. Without ``unaligned_access``, lower address bits are
     lost."""
-    outbound_size: int = 64 * M
+    outbound_size: int = _key(64 * M, integer(4 * K, 1 * T))
     """The endpoint's address space for all its outbound windows together."""
     dma: Dma = Dma.NONE
     ats: bool = False
     """Config space announces Address Translation Services."""
     reset: Reset = Reset.FLR
-    caps: int = -1
+    caps: int = _key(-1, integer(-1, 0xFFFF_FFFF))
     """-1: CAPS is derived from other keys. Else its value, for endpoints with older kernels."""
 
     doorbell: DoorbellLayout = field(default_factory=DoorbellLayout)
@@ -198,11 +216,12 @@ class Layout:
     ep_iommu: bool = False
     """The endpoint's own IOMMU translates what its PCIe controller accesses."""
 
-    hz: int = 1000
-    """CONFIG_HZ of the endpoint's kernel. A 1 ms delayed work takes one to two jiffies, so a
-    command is taken within 2 ms at 1000 and within 8 ms at 250, the default of arm64."""
+    hz: int = _key(1000, integer(1, 10_000))
+    """CONFIG_HZ of the endpoint's kernel: 100, 250, 300 or 1000. A 1 ms delayed work takes one to
+    two jiffies, so a command is taken within 2 ms at 1000 and within 8 ms at 250, the default of
+    arm64."""
     trap: Trap = Trap.AUTO
-    faults: tuple[str, ...] = ()
+    faults: tuple[str, ...] = _key((), _faults)
     """NAME or NAME=ARGUMENT, as :mod:`rcdrv.sim.faults` lists them."""
 
     def bar(self, index: int) -> BarLayout:
@@ -241,6 +260,19 @@ class Layout:
         if not self.ep_iommu:
             return doorbell.address
         return doorbell.iova or _IOVA_TOP | doorbell.address % EP_PAGE
+
+
+def checks_of(kind: type) -> dict[str, Check]:
+    """Return the check of each key of a table in a file: its own, or that of its default's type."""
+    found = {}
+    for one in fields(kind):
+        if "check" in one.metadata:
+            found[one.name] = one.metadata["check"]
+        elif isinstance(one.default, Enum):
+            found[one.name] = choice(type(one.default))
+        elif isinstance(one.default, bool | str):
+            found[one.name] = boolean if isinstance(one.default, bool) else text
+    return found
 
 
 def pba_size(vectors: int) -> int:

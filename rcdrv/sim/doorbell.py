@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.layout import EP_PAGE, DoorbellBackend, Layout
+from rcdrv.sim.description import EP_PAGE, DoorbellBackend, Layout
 
 Handler = Callable[[], None]
 
@@ -44,9 +44,16 @@ class RegisterPage(ABC):
     def read(self, offset: int, size: int) -> bytes:
         """Read registers at ``offset`` in the page."""
 
-    @abstractmethod
     def write(self, offset: int, data: bytes) -> bool:
         """Write 1, 2 or 4 bytes. Return False if they are not for the doorbell's register."""
+        if offset // 4 * 4 != self._register:
+            return False
+        self._ring(offset, data)
+        return True
+
+    @abstractmethod
+    def _ring(self, offset: int, data: bytes) -> None:
+        """Take a write of the register or a part of it."""
 
     def _unheard(self, data: bytes, why: str) -> None:
         value = int.from_bytes(data, "little")
@@ -69,9 +76,7 @@ class EdmaPage(RegisterPage):
         page[self._CONTROL : self._CONTROL + 4] = self._CHANNELS.to_bytes(4, "little")
         return bytes(page[offset : offset + size])
 
-    def write(self, offset: int, data: bytes) -> bool:
-        if offset // 4 * 4 != self._register:
-            return False
+    def _ring(self, _offset: int, data: bytes) -> None:
         if not self.handlers:
             # dw_edma_interrupt_emulated() acknowledges it; there is no handler.
             self._unheard(data, "no doorbell is enabled")
@@ -79,7 +84,6 @@ class EdmaPage(RegisterPage):
             self._unheard(data, "not a 32-bit write: rings nevertheless")
         for handler in tuple(self.handlers):
             handler()
-        return True
 
 
 class ItsPage(RegisterPage):
@@ -96,9 +100,7 @@ class ItsPage(RegisterPage):
     def read(self, offset: int, size: int) -> bytes:
         return bytes(size)
 
-    def write(self, offset: int, data: bytes) -> bool:
-        if offset // 4 * 4 != self._register:
-            return False
+    def _ring(self, offset: int, data: bytes) -> None:
         event = int.from_bytes(data, "little") - self._first_event
         if offset != self._register or len(data) == 1:
             self._unheard(data, "neither a 16-bit nor a 32-bit write")
@@ -106,7 +108,6 @@ class ItsPage(RegisterPage):
             self._unheard(data, "no such event")
         else:
             self.handlers[event]()
-        return True
 
 
 class SimDoorbells:
@@ -147,7 +148,6 @@ class SimDoorbells:
         return [SimDoorbell(doorbell.data + step * n, address) for n in range(len(handlers))]
 
     def free(self) -> None:
-        """Free all doorbells, if any."""
         if self.page is not None:
             self.page.handlers = ()
 

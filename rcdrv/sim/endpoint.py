@@ -10,11 +10,10 @@ from rcdrv.device import CONFIG_REGION, IrqKind, RegionFlag
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import SimController
+from rcdrv.sim.description import Layout, Reset, Trap
 from rcdrv.sim.doorbell import SimDoorbells
-from rcdrv.sim.epf_test.function import SimEpfTest
 from rcdrv.sim.faults import RESET_LOSES, Faults
 from rcdrv.sim.functions import FUNCTIONS
-from rcdrv.sim.layout import Layout, Reset, Trap
 from rcdrv.vfio_user.served import Peer, ServedDevice, ServedRegion
 
 
@@ -36,18 +35,16 @@ class SimEndpoint(ServedDevice):
         self._log = log if log is not None else AccessLog()
         self._log.clock = clock
         self._faults = Faults(layout.faults)
-        doorbells = self._doorbells = SimDoorbells(layout, self._log)
         trap_all = layout.trap is Trap.ALL or (layout.trap is Trap.AUTO and self._log.enabled)
         self.controller = SimController(
             layout,
-            doorbells,
+            SimDoorbells(layout, self._log),
             self._faults,
             self._log,
             clock,
             trap_all=trap_all or self._faults.traps,
         )
-        function = FUNCTIONS[layout.function]
-        self._function = function.build(self.controller, doorbells, self._faults, self._log, clock)
+        self.function = FUNCTIONS[layout.function].build(self.controller)
         self._attached = False
         self._vanished = False
         self._accesses = 0
@@ -80,8 +77,7 @@ class SimEndpoint(ServedDevice):
 
     @property
     def doorbell_enabled(self) -> bool:
-        """Whether a doorbell is allocated now."""
-        return self._doorbells.allocated
+        return self.controller.doorbells.allocated
 
     # -- the client -------------------------------------------------------------------------------
 
@@ -113,19 +109,9 @@ class SimEndpoint(ServedDevice):
         self._log.event("reset", kind=self.layout.reset.value)
         self.controller.reset()
         if self.layout.reset is Reset.BUS:
-            self._function.stop()
-            self._function.set_up()
-            self._function.start()
-
-    def unbind(self) -> None:
-        """Unlink pci-epf-test from its controller in the endpoint's configfs."""
-        assert isinstance(self._function, SimEpfTest)
-        self._function.unbind()
-
-    def bind(self) -> None:
-        """Link it again, with the same directory and so the same struct pci_epf."""
-        assert isinstance(self._function, SimEpfTest)
-        self._function.bind()
+            self.function.stop()
+            self.function.set_up()
+            self.function.start()
 
     def irqs_changed(self, kind: IrqKind) -> None:
         if kind is IrqKind.INTX:
@@ -146,7 +132,7 @@ class SimEndpoint(ServedDevice):
             data = self.controller.config.read(offset, size)
         else:
             data = self.controller.read_bar(region, offset, size)
-            data = self._function.answer(region, offset, data)
+            data = self.function.answer(region, offset, data)
         self._log.access("read", region, offset, data)
         return data
 
@@ -175,7 +161,7 @@ class SimEndpoint(ServedDevice):
         """Return whether a fault drops this access."""
         if self._accesses > self._vanishes:
             self._vanished = True
-            self._function.stop()
+            self.function.stop()
             return True
         return self._accesses > self._goes_silent and region != CONFIG_REGION
 
@@ -184,7 +170,7 @@ class SimEndpoint(ServedDevice):
     def next_event(self) -> float | None:
         if not self._attached:
             return None
-        one, other = self.controller.next_event(), self._function.next_event()
+        one, other = self.controller.next_event(), self.function.next_event()
         if one is None or other is None:
             return other if one is None else one
         return min(one, other)
@@ -192,18 +178,13 @@ class SimEndpoint(ServedDevice):
     @property
     def idle(self) -> bool:
         """Whether nothing happens until the host acts."""
-        return self.controller.next_event() is None and self._function.idle
+        return self.controller.next_event() is None and self.function.idle
 
     def run(self) -> None:
         self.controller.run()
-        self._function.run()
-
-    @property
-    def wake_fd(self) -> int:
-        """See :attr:`SimFunction.wake_fd`."""
-        return self._function.wake_fd
+        self.function.run()
 
     def close(self) -> None:
         """Free the BARs' memory and the function's resources."""
-        self._function.close()
+        self.function.close()
         self.controller.close()

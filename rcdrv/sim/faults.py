@@ -15,8 +15,6 @@ from rcdrv.errors import UsageError, did_you_mean
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of misbehaviour."""
-
     summary: str
     argument: str = ""
     """Meaning of the argument; empty if there is none."""

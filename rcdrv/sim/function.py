@@ -61,32 +61,22 @@ class EndpointFunction(ABC):
     def regions(self, layout: Layout, doorbell: tuple[int, int] | None) -> dict[int, list[Region]]:
         """Return the known regions of each BAR, for a picture."""
 
-    def build(self, *parts: Any) -> SimFunction:
-        """Build and start the function.
-
-        :param parts: the controller, the doorbells, the faults, the log and the clock
-        """
-        function: SimFunction = resolve_name(self.runs)(*parts)
+    def build(self, controller: Any) -> SimFunction:
+        """Build and start the function."""
+        function: SimFunction = resolve_name(self.runs)(controller)
         return function
 
 
 class SimFunction(ABC):
     """A running endpoint function. Times are seconds of the endpoint's clock."""
 
-    def __init__(
-        self,
-        controller: Any,  # imports this module by way of the layout
-        doorbells: Any,
-        faults: Faults,
-        log: AccessLog,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, controller: Any) -> None:  # SimController, which imports this module
         self._controller = controller
         self._layout: Layout = controller.layout
-        self._doorbells = doorbells
-        self.faults = faults
-        self._log = log
-        self.clock = clock
+        self._doorbells = controller.doorbells
+        self.faults: Faults = controller.faults
+        self._log: AccessLog = controller.log
+        self.clock: Callable[[], float] = controller.clock
         self._due: float | None = None
 
     @property

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from rcdrv.device import IrqKind
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import SimConfigSpace
+from rcdrv.sim.description import Intx, Layout
 from rcdrv.sim.faults import COMMANDS, DOORBELL, Faults
-from rcdrv.sim.layout import Intx, Layout
 from rcdrv.vfio_user.served import Peer
 
 PULSE_SECONDS = 0.0015
@@ -28,9 +28,9 @@ class SimInterrupts:
     ) -> None:
         self.layout = layout
         self.config = config
-        self._faults = faults
-        self._log = log
-        self._clock = clock
+        self.faults = faults
+        self.log = log
+        self.clock = clock
         self._peer: Peer | None = None
         self._msi_lost = False
         # INTx: the line, whether the host has seen it asserted, and the end of a pulse.
@@ -57,17 +57,17 @@ class SimInterrupts:
         :param doorbell: it answers a ring, which only faults distinguish
         """
         which = DOORBELL if doorbell else COMMANDS
-        self._log.event("interrupt", kind=kind.name.lower(), number=number)
-        if self._faults.hits("irq-lost", which):
+        self.log.event("interrupt", kind=kind.name.lower(), number=number)
+        if self.faults.hits("irq-lost", which):
             return
-        if kind is IrqKind.MSIX and "msix-dead" in self._faults:
+        if kind is IrqKind.MSIX and "msix-dead" in self.faults:
             return
         if kind is not IrqKind.INTX and self._msi_lost:
             return
         vector = number - 1
-        if self._faults.hits("irq-wrong-vector", which):
+        if self.faults.hits("irq-wrong-vector", which):
             vector += 1
-        twice = self._faults.hits("irq-twice", which)
+        twice = self.faults.hits("irq-twice", which)
         if kind is IrqKind.INTX:
             self._raise_intx(again=twice)
             return
@@ -88,7 +88,7 @@ class SimInterrupts:
             self._failed(kind, f"the host has no vector {vector}")
 
     def _failed(self, kind: IrqKind, reason: str) -> None:
-        self._log.event("irq-failed", kind=kind.name.lower(), reason=reason)
+        self.log.event("irq-failed", kind=kind.name.lower(), reason=reason)
 
     def _raise_intx(self, *, again: bool) -> None:
         if self.layout.intx is Intx.NONE:
@@ -101,7 +101,7 @@ class SimInterrupts:
         self._repeat = again
         self.config.set_interrupt_status(True)
         if self.layout.intx is Intx.PULSE:
-            self._pulse_end = self._clock() + PULSE_SECONDS
+            self._pulse_end = self.clock() + PULSE_SECONDS
         self._deliver_intx()
 
     def _deliver_intx(self) -> None:
@@ -135,8 +135,7 @@ class SimInterrupts:
         return self._pulse_end
 
     def run(self) -> None:
-        """End a pulse that is due."""
-        if self._pulse_end is None or self._clock() < self._pulse_end:
+        if self._pulse_end is None or self.clock() < self._pulse_end:
             return
         self._pulse_end = None
         if not (self._delivered and self._masked):

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
-from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,68 +19,26 @@ from typing import Any
 from rcdrv.errors import UsageError, did_you_mean, missing_module
 from rcdrv.files import read_text
 from rcdrv.sim.checks import parse_table, unknown_key
-from rcdrv.sim.description import (
-    EP_PAGE,
-    MSIX_ENTRY_SIZE,
-    BarLayout,
-    BarType,
-    Dma,
-    DoorbellBackend,
-    DoorbellLayout,
-    G,
-    Intx,
-    K,
-    Layout,
-    M,
-    MaskedVector,
-    Reset,
-    Trap,
-)
+from rcdrv.sim.description import BarLayout, BarType, DoorbellLayout, Layout, checks_of
 from rcdrv.sim.functions import FUNCTIONS, TABLES
 from rcdrv.sim.rules import resolve
-from rcdrv.sim.schema import (
-    BAR_KEYS,
-    BAR_SCHEMA,
-    DOORBELL_SCHEMA,
-    SCHEMA,
-)
 
-__all__ = [
-    "EP_PAGE",
-    "MSIX_ENTRY_SIZE",
-    "BarLayout",
-    "BarType",
-    "Dma",
-    "DoorbellBackend",
-    "DoorbellLayout",
-    "G",
-    "Intx",
-    "K",
-    "Layout",
-    "M",
-    "MaskedVector",
-    "Reset",
-    "Trap",
-    "dump_layout",
-    "load_layout",
-    "parse_layout",
-    "preset_names",
-]
+BAR_KEYS = [f"bar{index}" for index in range(6)]
+SCHEMA, BAR_SCHEMA, DOORBELL_SCHEMA = map(checks_of, (Layout, BarLayout, DoorbellLayout))
 
 
 def preset_names() -> list[str]:
-    """Return the names of the presets in this package."""
     from importlib.resources import files
 
     names = (entry.name for entry in files("rcdrv.sim").joinpath("presets").iterdir())
     return sorted(name[: -len(".toml")] for name in names if name.endswith(".toml"))
 
 
-def load_layout(spec: str, overrides: Mapping[str, object] | None = None) -> Layout:
+def load_layout(spec: str) -> Layout:
     """Load ``PRESET`` or ``FILE.toml``, with ``,key=value`` appended any number of times.
 
-    :param overrides: more keys, applied last. A key of a table is dotted (``bar2.size``);
-        ``fault`` adds one fault, ``faults`` replaces all. Values may be text, as on a command line.
+    A key of a table is dotted (``bar2.size``); ``fault`` adds one fault, ``faults`` replaces all.
+
     :raises UsageError: no such preset or file, or the first error in its contents
     """
     name, *assignments = spec.split(",")
@@ -94,8 +50,6 @@ def load_layout(spec: str, overrides: Mapping[str, object] | None = None) -> Lay
                 f"{spec!r}: {assignment!r} is not key=value", hint="for example rk3588,hz=250"
             )
         _override(table, key, value)
-    for key, override in (overrides or {}).items():
-        _override(table, key, override)
     return parse_layout(table, name)
 
 
@@ -123,53 +77,11 @@ def parse_layout(table: Mapping[str, object], source: str = "layout") -> Layout:
             values[key] = SCHEMA[key](value, path)
         else:
             raise unknown_key(path, [*SCHEMA, *BAR_KEYS, "doorbell", *TABLES])
-    values = {**FUNCTIONS[values.get("function", Layout.function)].defaults, **values}
+    name = values.get("function", Layout.function)
+    if name not in FUNCTIONS:
+        raise UsageError(f"{source}: function: {name!r} is not one of {', '.join(FUNCTIONS)}")
+    values = {**FUNCTIONS[name].defaults, **values}
     return resolve(Layout(**values, bars=tuple(bars), tables=tables), source)
-
-
-def dump_layout(layout: Layout) -> str:
-    """Return a TOML document from which :func:`parse_layout` makes an equal layout."""
-    lines = _dump_fields(layout, Layout(**FUNCTIONS[layout.function].defaults))
-    if layout.function != Layout.function:
-        lines.insert(0, f'function = "{layout.function}"')
-    for index, bar in enumerate(layout.bars):
-        if bar is not None:
-            lines += [
-                f"\n[bar{index}]",
-                f'type = "{bar.type.value}"',
-                *_dump_fields(bar, BarLayout()),
-            ]
-    lines += ["\n[doorbell]", *_dump_fields(layout.doorbell, DoorbellLayout())]
-    for name, settings in layout.tables.items():
-        if settings != TABLES[name].settings():
-            lines += [f"\n[{name}]", *_dump_fields(settings, TABLES[name].settings())]
-    return "\n".join(lines) + "\n"
-
-
-def _dump_fields(one: Any, default: Any) -> list[str]:
-    lines = []
-    for entry in fields(one):
-        value = getattr(one, entry.name)
-        if value == getattr(default, entry.name) or isinstance(value, DoorbellLayout):
-            continue
-        if entry.name not in ("bars", "function", "tables", "type"):
-            lines.append(f"{entry.name} = {_dump_value(value)}")
-    return lines
-
-
-def _dump_value(value: object) -> str:
-    if isinstance(value, Enum):
-        return _dump_value(value.value)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value) if value < 1024 else hex(value)
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_dump_value, value)) + "]"
-    # JSON's escapes are a subset of TOML's, which has to escape DEL too.
-    import json
-
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _read(name: str) -> dict[str, object]:
@@ -207,13 +119,15 @@ def _parse_toml(text: str, name: str) -> dict[str, object]:
     return document
 
 
-def _override(table: dict[str, object], key: str, value: object) -> None:
-    if isinstance(value, str):
-        value = _from_text(key, value)
+def _override(table: dict[str, object], key: str, text: str) -> None:
+    value: object = text
     if key == "fault":
         faults = table.get("faults", [])
-        table["faults"] = [*(faults if isinstance(faults, list | tuple) else []), value]
-        return
+        key, value = "faults", [*(faults if isinstance(faults, list) else []), text]
+    elif key == "faults":
+        value = [name for name in text.split("+") if name]
+    elif key != "description":
+        value = {"true": True, "false": False}.get(text, text)
     *tables, leaf = key.split(".")
     for name in tables:
         inner = table.setdefault(name, {})
@@ -221,11 +135,3 @@ def _override(table: dict[str, object], key: str, value: object) -> None:
             raise UsageError(f"{key}: {name} is not a table")
         table = inner
     table[leaf] = value
-
-
-def _from_text(key: str, text: str) -> object:
-    if key in ("fault", "description"):
-        return text
-    if key == "faults":
-        return [name for name in text.split("+") if name]
-    return {"true": True, "false": False}.get(text, text)

@@ -37,32 +37,22 @@ class BarMemory:
         self._view = mmap.mmap(self.fd, self._length)
         self.window = MappedWindow(self._view, size, f"BAR{index}")
         """The same memory, for exact-width accesses by the endpoint's processor."""
-        self._bytes = memoryview(self._view)
-        self._order: tuple[int, ...] = STRAIGHT
+        self.raw = memoryview(self._view)
+        """What the BAR shows, for reading by system calls."""
+        self.order: tuple[int, ...] = STRAIGHT
+        """Part of the memory that each equal part of the BAR shows; :data:`REGISTERS`: none."""
         # The endpoint's memory while the view differs from it.
         self._store = -1
-
-    @property
-    def raw(self) -> memoryview:
-        """What the BAR shows, for reading by system calls."""
-        return self._bytes
 
     # -- accesses that arrive as messages ---------------------------------------------------
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read from the BAR's view."""
-        return bytes(self._bytes[offset : offset + size])
+        return bytes(self.raw[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write to the BAR's view."""
-        self._bytes[offset : offset + len(data)] = data
+        self.raw[offset : offset + len(data)] = data
 
     # -- what the BAR shows -----------------------------------------------------------------
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """Part of the memory that each equal part of the BAR shows; :data:`REGISTERS`: none."""
-        return self._order
 
     def show(self, order: Sequence[int]) -> int | None:
         """Let equal part i of the BAR show part ``order[i]`` of the memory, or none of it.
@@ -71,16 +61,16 @@ class BarMemory:
 
         :returns: the offset of the first byte written while the BAR showed registers, if any
         """
-        if tuple(order) == self._order:
+        if tuple(order) == self.order:
             return None
         stray = self._save()
-        self._order = tuple(order)
+        self.order = tuple(order)
         self._load()
         return stray
 
     def _save(self) -> int | None:
         """Update the endpoint's memory with the writes into the view."""
-        if self._order == REGISTERS:
+        if self.order == REGISTERS:
             return _first_nonzero(self.fd, self.size)
         if self._store < 0:
             self._store = sealed_memory("rcdrv-hidden", self._length)
@@ -93,15 +83,15 @@ class BarMemory:
         self._view.madvise(mmap.MADV_REMOVE)
         for view, memory, size in self._parts():
             _copy(self._store, memory, self.fd, view, size)
-        if self._order == STRAIGHT:
+        if self.order == STRAIGHT:
             os.close(self._store)
             self._store = -1
 
     def _parts(self) -> Iterator[tuple[int, int, int]]:
         """Yield (offset in the BAR, offset in the memory, size) of each part."""
-        if self._order:
-            size = self.size // len(self._order)
-            for index, part in enumerate(self._order):
+        if self.order:
+            size = self.size // len(self.order)
+            for index, part in enumerate(self.order):
                 yield index * size, part * size, size
 
     def forget(self) -> None:
@@ -110,7 +100,7 @@ class BarMemory:
             os.close(self._store)
             self._store = -1
         self._view.madvise(mmap.MADV_REMOVE)
-        self._order = STRAIGHT
+        self.order = STRAIGHT
 
     def fill(self, offset: int, size: int, value: int) -> None:
         """Fill endpoint memory with the byte ``value``, wherever the BAR shows it now."""
@@ -123,7 +113,7 @@ class BarMemory:
 
     def close(self) -> None:
         """Free the memory. Clients keep their mappings."""
-        self._bytes.release()
+        self.raw.release()
         self.window.close()
         os.close(self.fd)
         if self._store >= 0:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rcdrv.sim.description import MSIX_ENTRY_SIZE, Layout, MaskedVector
 from rcdrv.sim.faults import Faults
-from rcdrv.sim.layout import MSIX_ENTRY_SIZE, Layout, MaskedVector
 from rcdrv.sim.memory import BarMemory
 
 _CONTROL = 12

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from rcdrv.sim.description import EP_PAGE
 from rcdrv.sim.interrupts import SimInterrupts
-from rcdrv.sim.layout import EP_PAGE
 from rcdrv.vfio_user.served import DmaFault
 
 
@@ -39,26 +39,26 @@ class SimOutbound(SimInterrupts):
     def write_host(self, address: int, data: bytes | memoryview) -> None:
         """Write host memory through an outbound window; lost if the host refuses (posted)."""
         self._transfer(address, len(data), data)
-        if "writes-beside" in self._faults and len(data) > 1024:
+        if "writes-beside" in self.faults and len(data) > 1024:
             self._transfer(address + len(data), 4, b"\xe5" * 4)
 
     def _transfer(self, address: int, size: int, data: bytes | memoryview | None) -> bytes | None:
         if not self.layout.unaligned_access:
             # The window begins at an aligned address, whatever was requested.
             address -= address % self.layout.outbound_align
-        if "high-address-cut" in self._faults:
+        if "high-address-cut" in self.faults:
             address &= 0xFFFF_FFFF
         op = "read" if data is None else "write"
-        self._log.event("dma", op=op, address=address, size=size)
-        if "link-slows" in self._faults:
+        self.log.event("dma", op=op, address=address, size=size)
+        if "link-slows" in self.faults:
             self.config.slow_link()
-        if "link-errors" in self._faults:
+        if "link-errors" in self.faults:
             self.config.log_bad_tlp()
         try:
             if self._peer is None or not self.config.masters:
                 raise DmaFault("bus mastering is off")
             below = -address % EP_PAGE
-            if "crosses-4k" in self._faults and 0 < below < size:
+            if "crosses-4k" in self.faults and 0 < below < size:
                 page = address + below - EP_PAGE
                 if data is None:
                     whole = self._peer.dma_read(address, size)
@@ -66,7 +66,7 @@ class SimOutbound(SimInterrupts):
                 self._peer.dma_write(address, data[:below])
                 self._peer.dma_write(page, data[below : below + EP_PAGE])
                 return None
-            if "one-translation" in self._faults:
+            if "one-translation" in self.faults:
                 size = self._peer.dma_reach(address, size)
                 if data is None:
                     return self._peer.dma_read(address, size)
@@ -75,5 +75,5 @@ class SimOutbound(SimInterrupts):
                 return self._peer.dma_read(address, size)
             self._peer.dma_write(address, data)
         except DmaFault as fault:
-            self._log.event("dma-fault", op=op, address=address, size=size, reason=fault.message)
+            self.log.event("dma-fault", op=op, address=address, size=size, reason=fault.message)
         return None

@@ -7,8 +7,9 @@ from typing import Any
 
 from rcdrv.errors import UsageError
 from rcdrv.results.layout import Bar
+from rcdrv.sim.description import BarType, DoorbellBackend, Layout
 from rcdrv.sim.functions import FUNCTIONS, doorbell_place
-from rcdrv.sim.layout import BarType, DoorbellBackend, Layout, parse_layout
+from rcdrv.sim.layout import parse_layout
 
 
 def picture(table: Any, where: str) -> tuple[Sequence[Bar], str] | None:

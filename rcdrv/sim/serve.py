@@ -13,8 +13,8 @@ from rcdrv.errors import UsageError
 from rcdrv.files import open_output
 from rcdrv.interrupts import allow_descriptors
 from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.description import Layout
 from rcdrv.sim.endpoint import SimEndpoint
-from rcdrv.sim.layout import Layout
 from rcdrv.vfio_user.listen import listen
 from rcdrv.vfio_user.server import Server
 from rcdrv.wait import heeded
@@ -49,10 +49,13 @@ def serve(
         raise UsageError("serve a socket path or a connected socket: one of the two")
     allow_descriptors(layout.msi + layout.msix)
     with contextlib.ExitStack() as stack:
-        endpoint = SimEndpoint(layout, stack.enter_context(_open_log(access_log)))
+        log = AccessLog()
+        if access_log is not None:
+            log = AccessLog(stack.enter_context(open_output(Path(access_log))))
+        endpoint = SimEndpoint(layout, log)
         stack.callback(endpoint.close)
         sock = stack.enter_context(_inherited(fd)) if path is None else None
-        server = Server(endpoint, wake=endpoint.wake_fd)
+        server = Server(endpoint, wake=endpoint.function.wake_fd)
         stack.callback(server.close)
         stack.enter_context(_signals(server, interactive=sock is None or not owned))
         stack.enter_context(_ticks())
@@ -89,15 +92,6 @@ def _inherited(fd: int) -> socket.socket:
         raise wrong
     sock.set_inheritable(False)
     return sock
-
-
-@contextlib.contextmanager
-def _open_log(path: str | Path | None) -> Iterator[AccessLog]:
-    if path is None:
-        yield AccessLog()
-        return
-    with contextlib.ExitStack() as stack:
-        yield AccessLog(stack.enter_context(open_output(Path(path))))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from rcdrv.epf_vntb import registers as epf_vntb
 from rcdrv.errors import UsageError
 from rcdrv.host.doctor import ROWS
 from rcdrv.manual.grammar import command_tree
-from rcdrv.sim import layout, schema
+from rcdrv.sim import layout
 from rcdrv.sim.functions import TABLES
 from rcdrv.verdict import EXIT_STATUS, Reason, Verdict
 from tools.docs import __main__ as docs
@@ -252,9 +252,9 @@ def test_every_row_of_the_doctor_is_explained() -> None:
 @pytest.mark.parametrize(
     ("head", "table"),
     [
-        ("key", schema.SCHEMA),
-        ("key of a BAR", schema.BAR_SCHEMA),
-        ("key of the doorbell", schema.DOORBELL_SCHEMA),
+        ("key", layout.SCHEMA),
+        ("key of a BAR", layout.BAR_SCHEMA),
+        ("key of the doorbell", layout.DOORBELL_SCHEMA),
     ],
 )
 def test_every_key_of_a_layout_is_explained(head: str, table: dict[str, object]) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from rcdrv import parts
 from rcdrv.pci import Bar
-from rcdrv.sim.layout import BarType, Layout, load_layout, preset_names
+from rcdrv.sim.description import BarType, Layout
+from rcdrv.sim.layout import load_layout, preset_names
 
 PRESETS = [
     (name, layout)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from rcdrv.sim.layout import Dma, load_layout
+from rcdrv.sim.description import Dma
+from rcdrv.sim.layout import load_layout
 from tools.compare.outcome import Outcome, from_document, from_tap, stamped
 from tools.compare.rows import Row, lacking, rows_of
 from tools.lab.channel import Result

@@ -22,18 +22,18 @@ from rcdrv.epf_test.more import (
 MORE = (
     *bars.CASES,
     *config.CASES,
-    *link.CASES,
+    link.load,
     *interrupts.CASES,
     *doorbell.CASES,
     *transfers.CASES,
-    several.CASE,
+    several.alone,
 )
 """Harmless cases: they treat an endpoint as the 23 cases do."""
 
 DESTRUCTIVE_MORE = {
-    "bus-master": (master.CASE,),
-    "link": link.DESTRUCTIVE_CASES,
-    "power": power.CASES,
+    "bus-master": (master.bus_master,),
+    "link": (link.retrain,),
+    "power": (power.d3hot,),
     "reset": reset.CASES,
 }
 """Cases that may crash or reset an endpoint, by the name that selects them."""

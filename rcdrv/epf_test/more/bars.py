@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import zlib
-from array import array
 from functools import partial
 
-from rcdrv.epf_test.bars import check_writable, is_reserved, sampled, testable_size, widen
+from rcdrv.epf_test.bars import (
+    check_writable,
+    counting,
+    sampled,
+    testable_bars,
+    testable_size,
+    verify,
+    widen,
+)
 from rcdrv.epf_test.driver import ALL_ONES, EpfTest
-from rcdrv.epf_test.mismatch import compare
-from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
+from rcdrv.epf_test.more.case import Progress, case, skip
 from rcdrv.epf_test.registers import Command
 from rcdrv.mmio import Window, first_difference
 from rcdrv.verdict import NotPassed, Reason
@@ -20,11 +25,12 @@ from rcdrv.verdict import NotPassed, Reason
 _INVERTED = bytes(255 - value for value in range(256))
 _REST = 1.0
 """Seconds for which data must be retained."""
-_TWO = 2
 _TURNS = 64
 _ROUNDS = 4
 _SIDE_BY_SIDE = 256 << 10
 """Bytes of a BAR that each thread writes and reads."""
+
+_WRITES = "writes patterns to the BAR, as BAR_TEST does: of the register BAR only MAGIC"
 
 
 def _window(index: int, driver: EpfTest) -> tuple[Window, int]:
@@ -94,19 +100,7 @@ def walking_ones(index: int, driver: EpfTest, _progress: Progress) -> str:
 def _addresses(offset: int, length: int) -> bytes:
     """Return words that hold their own offset, little endian; above 4 GiB folded into 32 bits."""
     base = ((offset >> 16 ^ offset >> 32) & 0xFFFF) << 16 | offset & 0xFFFF
-    words = array("I", range(base, base + length, 4))
-    if sys.byteorder == "big":
-        words.byteswap()
-    return words.tobytes()
-
-
-def _verify(driver: EpfTest, index: int, offset: int, expected: bytes, what: str) -> None:
-    found = driver.function.bar(index).read_block(offset, len(expected))
-    mismatch = compare(expected, found, base=offset, others=dict)
-    if mismatch is None:
-        return
-    driver.function.check_alive()
-    raise NotPassed(Reason.DATA_MISMATCH, f"BAR{index} {mismatch}", hint=what)
+    return counting(base, length)
 
 
 def address_in_address(index: int, driver: EpfTest, progress: Progress) -> str:
@@ -123,7 +117,7 @@ def address_in_address(index: int, driver: EpfTest, progress: Progress) -> str:
                     window.write_block(offset, data)
                 else:
                     hint = "two offsets of the BAR reach the same memory, or a bit is stuck"
-                    _verify(driver, index, offset, data, hint)
+                    verify(driver, index, offset, data, hint=hint)
                 done += length
                 progress(done, total)
     return f"{size:#x} bytes" if total == 4 * size else f"{total // 4:#x} of {size:#x} bytes"
@@ -147,7 +141,7 @@ def widths(index: int, driver: EpfTest, _progress: Progress) -> str:
                 window.write(width, at, int.from_bytes(value, "little"))
                 expected[at - place : at - place + step] = value
                 hint = f"a write of {width} bits: does the path to the BAR keep byte enables?"
-                _verify(driver, index, place, bytes(expected), hint)
+                verify(driver, index, place, bytes(expected), hint=hint)
                 for read in (8, 16, 32, 64):
                     for start in range(0, unit, read // 8) if read // 8 <= unit else ():
                         wanted = int.from_bytes(expected[start : start + read // 8], "little")
@@ -173,13 +167,10 @@ def order(index: int, driver: EpfTest, _progress: Progress) -> str:
     return "64 writes, each read back at once"
 
 
+@case("bar.RETENTION", "BARs keep what was written, also while a command runs", risk=_WRITES)
 def retention(driver: EpfTest, progress: Progress) -> str:
     """Fill all BARs, run a command, wait a second, then verify all BARs."""
-    bars = [
-        bar.index
-        for bar in driver.function.bars
-        if bar is not None and bar.is_memory and not is_reserved(driver, bar.index)
-    ]
+    bars = testable_bars(driver)
     stretches = [(n, *part) for n in bars for part in sampled(_window(n, driver)[1])]
     for index, offset, length in stretches:
         driver.function.check()
@@ -193,26 +184,25 @@ def retention(driver: EpfTest, progress: Progress) -> str:
         driver.function.check()
         if zlib.crc32(driver.function.bar(index).read_block(offset, length)) != sums[done]:
             hint = "it was another a second ago: who else on the endpoint writes there?"
-            _verify(driver, index, offset, _addresses(offset, length), hint)
+            verify(driver, index, offset, _addresses(offset, length), hint=hint)
             raise NotPassed(Reason.DATA_MISMATCH, f"BAR{index}+{offset:#x} changes", hint=hint)
         progress(done + 1, len(stretches))
     return f"{' '.join(f'BAR{index}' for index in bars)} after {_REST:g} s and a command"
 
 
+@case(
+    "bar.TOGETHER",
+    "BARs that are accessed in turns, or by threads at once, do not disturb each other",
+    risk=_WRITES,
+    needs="two BARs besides that of the registers, not reserved by CAPS",
+)
 def together(driver: EpfTest, progress: Progress) -> str:
     """Write and read several BARs alternately, then the mapped ones in parallel, a thread each.
 
     The threads' copies release Python's lock, so they do run in parallel.
     """
-    bars = [
-        bar.index
-        for bar in driver.function.bars
-        if bar is not None
-        and bar.is_memory
-        and bar.index != driver.reg_bar
-        and not is_reserved(driver, bar.index)
-    ]
-    if len(bars) < _TWO:
+    bars = [index for index in testable_bars(driver) if index != driver.reg_bar]
+    if len(bars) < 2:
         raise skip(Reason.BAR_DISABLED, "fewer than two BARs besides that of the registers")
     windows = {index: _window(index, driver)[0] for index in bars}
     words = {index: [0x0100_0000 * (index + 1) + n for n in range(_TURNS)] for index in bars}
@@ -231,11 +221,11 @@ def together(driver: EpfTest, progress: Progress) -> str:
                 "written in turns with other BARs: do their inbound windows overlap?",
             )
     mapped = {index: area for index in bars if (area := _largest_area(driver, index))}
-    if len(mapped) >= _TWO:
+    if len(mapped) >= 2:
         _by_threads(driver, mapped)
     progress(1, 1)
     said = f"{' '.join(f'BAR{index}' for index in bars)} in turns"
-    return f"{said}, {len(mapped)} of them by threads" if len(mapped) >= _TWO else said
+    return f"{said}, {len(mapped)} of them by threads" if len(mapped) >= 2 else said
 
 
 def _largest_area(driver: EpfTest, index: int) -> tuple[int, int] | None:
@@ -276,6 +266,7 @@ def _by_threads(driver: EpfTest, areas: dict[int, tuple[int, int]]) -> None:
         )
 
 
+@case("bar.PRESENT", "the BARs that the part has are there, of their size", needs="a known part")
 def present(driver: EpfTest, _progress: Progress) -> str:
     """Compare the BARs present with those of the part (struct pci_epc_features)."""
     part, bars = driver.part, driver.function.bars
@@ -302,49 +293,21 @@ def present(driver: EpfTest, _progress: Progress) -> str:
     return " ".join(f"BAR{bar.index}" for bar in bars if bar is not None)
 
 
-_WRITES = "writes patterns to the BAR, as BAR_TEST does: of the register BAR only MAGIC"
-_ONE = "the BAR, not reserved by CAPS"
 _EACH = (
     ("WALKING_ONES", walking_ones, "no data line and no address line is stuck"),
     ("ADDRESS", address_in_address, "every word of the BAR has memory of its own"),
     ("WIDTH", widths, "byte, word, dword and qword accesses merge, up to the last byte"),
     ("ORDER", order, "a read does not overtake the write before it"),
 )
+_NEEDS = "the BAR, not reserved by CAPS"
 
-CASES: tuple[MoreCase, ...] = (
-    case(
-        "bar",
-        "PRESENT",
-        present,
-        "the BARs that the part has are there, of their size",
-        needs="a known part",
-    ),
+CASES = (
+    present,
     *(
-        case(
-            "bar",
-            test,
-            partial(body, index),
-            proves,
-            variant=f"BAR{index}",
-            risk=_WRITES,
-            needs=_ONE,
-        )
+        case(f"bar.BAR{index}.{test}", proves, risk=_WRITES, needs=_NEEDS)(partial(body, index))
         for index in range(6)
         for test, body, proves in _EACH
     ),
-    case(
-        "bar",
-        "RETENTION",
-        retention,
-        "BARs keep what was written, also while a command runs",
-        risk=_WRITES,
-    ),
-    case(
-        "bar",
-        "TOGETHER",
-        together,
-        "BARs that are accessed in turns, or by threads at once, do not disturb each other",
-        risk=_WRITES,
-        needs="two BARs besides that of the registers, not reserved by CAPS",
-    ),
+    retention,
+    together,
 )

@@ -1,14 +1,17 @@
-"""Description of a case of the second suite."""
+"""What the cases of the second suite share: their description, and how they pass on a failure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rcdrv.epf_test.bars import Progress as Progress
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.suite import Case
+from rcdrv.epf_test.suite import Body, Case
+from rcdrv.errors import EndpointError
 from rcdrv.results.result import CaseName
+from rcdrv.verdict import NotPassed, Reason
 from rcdrv.verdict import skip as skip
 
 
@@ -23,19 +26,45 @@ class MoreCase(Case):
 
 
 def case(
-    group: str,
-    test: str,
-    body: Callable[[EpfTest, Progress], str],
-    proves: str,
-    *,
-    variant: str = "",
-    risk: str = "nothing",
-    needs: str = "nothing",
-) -> MoreCase:
-    """Return a case of ``more_GROUP``, which starts with the interrupt kind of the user or CAPS."""
+    name: str, proves: str, *, risk: str = "nothing", needs: str = "nothing"
+) -> Callable[[Body], MoreCase]:
+    """Make a body a case, which starts with the interrupt kind of the user or CAPS.
 
-    def run(driver: EpfTest, progress: Progress) -> str:
-        driver.use_irq(driver.irq_choice)
-        return body(driver, progress)
+    :param name: ``GROUP.TEST`` or ``GROUP.VARIANT.TEST``
+    """
+    group, *variant, test = name.split(".")
 
-    return MoreCase(CaseName(f"more_{group}", variant, f"{test}_TEST"), run, proves, risk, needs)
+    def made(body: Body) -> MoreCase:
+        def run(driver: EpfTest, progress: Progress) -> str:
+            driver.use_irq(driver.irq_choice)
+            return body(driver, progress)
+
+        full = CaseName(f"more_{group}", "".join(variant), f"{test}_TEST")
+        return MoreCase(full, run, proves, risk, needs)
+
+    return made
+
+
+@contextlib.contextmanager
+def during(what: str) -> Iterator[None]:
+    """Begin the message of a failure with ``what``."""
+    try:
+        yield
+    except NotPassed as error:
+        error.message = f"{what}: {error.message}"
+        raise
+
+
+@contextlib.contextmanager
+def judged(words: str) -> Iterator[None]:
+    """Skip with ``words``, which name the case that judges it, where something fails.
+
+    A capability list that cannot be walked is left to CAPABILITIES_TEST.
+    """
+    try:
+        yield
+    except NotPassed as why:
+        raise skip(why.reason, words) from None
+    except EndpointError as why:
+        message = f"CAPABILITIES_TEST judges the list: {why.message}"
+        raise skip(Reason.BAD_CONFIG, message) from None

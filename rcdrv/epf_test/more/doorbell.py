@@ -6,9 +6,9 @@ from rcdrv.device import IrqKind
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import ALL_ONES, EpfTest
 from rcdrv.epf_test.explain import explain
-from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
+from rcdrv.epf_test.more.case import Progress, case, during, skip
 from rcdrv.epf_test.registers import Command, Flags, Reg, Status
-from rcdrv.epf_test.transfer import ADDRESS_BITS, crc32, default_align
+from rcdrv.epf_test.transfer import address_registers, crc32, dma_buffer
 from rcdrv.verdict import NotPassed, Reason
 
 _BURSTS = (1, 2, 10, 100, 1000)
@@ -19,8 +19,6 @@ _AT_ONCE = 1000
 _CYCLES = 16
 _TRANSFERS = 8
 _TRANSFER_SIZE = 1 << 16
-_BOTH = 2
-"""Interrupts: one for the transfer and one for the ring."""
 _LOOK = 0.0002
 """Seconds between polls of an expected event."""
 _AT_ANY_RATE = 0.02
@@ -29,6 +27,9 @@ _QUIET = 0.05
 """Seconds without an acknowledgement after which a burst has ended."""
 _TAIL = 10
 """Limit of a burst's end in time-outs, however slow the acknowledgements are."""
+
+_RINGS = "enables its doorbell and rings, as DOORBELL_TEST does"
+_DOORBELL = "a doorbell that CAPS announces"
 
 
 def _works(driver: EpfTest) -> None:
@@ -46,13 +47,13 @@ def _works(driver: EpfTest) -> None:
         raise skip(why.reason, message) from None
 
 
-def _ring(doorbell: Doorbell, what: str) -> None:
-    failure = doorbell.judge(doorbell.ring())
-    if failure is not None:
-        failure.message = f"{what}: {failure.message}"
-        raise failure
-
-
+@case(
+    "doorbell.BURST",
+    "up to 1000 rings at once, 10^5 in a mapped BAR, are acknowledged 1 to as many times,"
+    " and it rings on",
+    risk=f"{_RINGS}: up to 111113 rings",
+    needs=_DOORBELL,
+)
 def bursts(driver: EpfTest, progress: Progress) -> str:
     """Ring many times without a pause: expect 1 to N acknowledgements and a working next ring.
 
@@ -88,7 +89,7 @@ def bursts(driver: EpfTest, progress: Progress) -> str:
                 raise NotPassed(
                     Reason.IRQ_TWICE, f"{acknowledged} acknowledgements for {count} rings at once"
                 )
-            _ring(doorbell, f"a ring after {count} at once")
+            doorbell.acknowledged(f"a ring after {count} at once")
             doorbell.settle()
             seen.append(f"{acknowledged}/{count}")
             progress(done, len(plan))
@@ -103,6 +104,12 @@ def _is_mapped(driver: EpfTest, doorbell: Doorbell) -> bool:
     return any(area.offset <= offset < area.offset + area.size for area in areas)
 
 
+@case(
+    "doorbell.DURING_TRANSFER",
+    "a ring while a transfer runs is answered, and so is the transfer, with the right data",
+    risk=f"{_RINGS}, and writes this host's buffers",
+    needs=_DOORBELL,
+)
 def during_transfer(driver: EpfTest, progress: Progress) -> str:
     """Ring while the endpoint writes to this host: expect both answers and correct data.
 
@@ -112,16 +119,8 @@ def during_transfer(driver: EpfTest, progress: Progress) -> str:
     """
     _works(driver)
     function, seen = driver.function, False
-    with (
-        function.dma_buffer(
-            _TRANSFER_SIZE, align=default_align(driver), address_bits=ADDRESS_BITS
-        ) as buffer,
-        Doorbell(driver) as doorbell,
-    ):
-        address = {
-            Reg.DST_ADDR_LOW: buffer.iova & ALL_ONES,
-            Reg.DST_ADDR_HIGH: buffer.iova >> 32,
-        }
+    with dma_buffer(driver, _TRANSFER_SIZE) as buffer, Doorbell(driver) as doorbell:
+        address = address_registers(Reg.DST_ADDR_LOW, buffer.iova)
         for done in range(1, _TRANSFERS + 1):
             what = f"transfer {done} of {_TRANSFERS}, with a ring"
             driver.count_strays()
@@ -138,8 +137,8 @@ def during_transfer(driver: EpfTest, progress: Progress) -> str:
             driver.unanswered = 0  # so that stray counts the ring's
             doorbell.settle()
             interrupts = sum(answer.vectors.values()) + driver.stray
-            seen = seen or answered or interrupts == _BOTH or _rung(driver.read(Reg.STATUS))
-            if interrupts > _BOTH and driver.irq_kind is not IrqKind.INTX:
+            seen = seen or answered or interrupts == 2 or _rung(driver.read(Reg.STATUS))
+            if interrupts > 2 and driver.irq_kind is not IrqKind.INTX:
                 raise NotPassed(Reason.IRQ_TWICE, f"{what}: {interrupts} interrupts for the two")
             if driver.read(Reg.CHECKSUM) != crc32(buffer.memory):
                 raise NotPassed(Reason.DATA_MISMATCH, f"{what}: its data is wrong")
@@ -152,7 +151,7 @@ def during_transfer(driver: EpfTest, progress: Progress) -> str:
             )
         function.pause(_QUIET)  # for rings handled late
         driver.drop_interrupts()
-        _ring(doorbell, "a ring after the transfers")
+        doorbell.acknowledged("a ring after the transfers")
         doorbell.settle()
     return f"{_TRANSFERS} transfers of {_TRANSFER_SIZE} bytes, a ring in each"
 
@@ -173,6 +172,12 @@ def _rung(status: int) -> bool:
     return status != ALL_ONES and bool(status & Status.DOORBELL_SUCCESS)
 
 
+@case(
+    "doorbell.IN_FLIGHT",
+    "it can be disabled right behind a ring, and then enabled and rung",
+    risk=_RINGS,
+    needs=_DOORBELL,
+)
 def in_flight(driver: EpfTest, progress: Progress) -> str:
     """Disable immediately after a ring, many times; the doorbell must then work as before.
 
@@ -181,24 +186,26 @@ def in_flight(driver: EpfTest, progress: Progress) -> str:
     """
     _works(driver)
     for number in range(1, _CYCLES + 1):
-        try:
-            with Doorbell(driver) as doorbell:
-                driver.request_irq()
-                driver.write(Reg.STATUS, 0)
-                doorbell.write()
-        except NotPassed as error:
-            error.message = f"round {number} of {_CYCLES}, disabled behind a ring: {error.message}"
-            raise
+        what = f"round {number} of {_CYCLES}, disabled behind a ring"
+        with during(what), Doorbell(driver) as doorbell:
+            driver.request_irq()
+            driver.write(Reg.STATUS, 0)
+            doorbell.write()
         progress(number, _CYCLES)
     with Doorbell(driver) as doorbell:
         doorbell.settle()
-        _ring(doorbell, "a ring after that")
+        doorbell.acknowledged("a ring after that")
         doorbell.settle()
     return f"{_CYCLES} rings, each with DISABLE_DOORBELL behind it"
 
 
+@case(
+    "doorbell.VECTORS",
+    "a ring is answered by the vector asked for",
+    risk=_RINGS,
+    needs=f"{_DOORBELL}, MSI or MSI-X",
+)
 def vectors(driver: EpfTest, progress: Progress) -> str:
-    """Request each vector as the answer to a ring."""
     if driver.irq_kind not in (IrqKind.MSI, IrqKind.MSIX):
         raise skip(Reason.NO_VECTORS, f"{driver.irq_name} has no vectors to choose from")
     _works(driver)
@@ -225,6 +232,12 @@ def vectors(driver: EpfTest, progress: Progress) -> str:
     return f"{ready} vectors"
 
 
+@case(
+    "doorbell.CYCLES",
+    f"it can be enabled and disabled {_CYCLES} times",
+    risk=_RINGS,
+    needs=_DOORBELL,
+)
 def cycles(driver: EpfTest, progress: Progress) -> str:
     """Enable, ring and disable many times, to find resources that the endpoint leaks."""
     _works(driver)
@@ -232,7 +245,7 @@ def cycles(driver: EpfTest, progress: Progress) -> str:
         what = f"round {number} of {_CYCLES}"
         try:
             with Doorbell(driver) as doorbell:
-                _ring(doorbell, what)
+                doorbell.acknowledged(what)
                 doorbell.settle()
         except NotPassed as error:
             if error.reason is Reason.ENABLE_FAILED:
@@ -244,49 +257,4 @@ def cycles(driver: EpfTest, progress: Progress) -> str:
     return f"{_CYCLES} rounds"
 
 
-_RINGS = "enables its doorbell and rings, as DOORBELL_TEST does"
-_DOORBELL = "a doorbell that CAPS announces"
-
-CASES: tuple[MoreCase, ...] = (
-    case(
-        "doorbell",
-        "BURST",
-        bursts,
-        "up to 1000 rings at once, 10^5 in a mapped BAR, are acknowledged 1 to as many times,"
-        " and it rings on",
-        risk=f"{_RINGS}: up to 111113 rings",
-        needs=_DOORBELL,
-    ),
-    case(
-        "doorbell",
-        "VECTORS",
-        vectors,
-        "a ring is answered by the vector asked for",
-        risk=_RINGS,
-        needs=f"{_DOORBELL}, MSI or MSI-X",
-    ),
-    case(
-        "doorbell",
-        "CYCLES",
-        cycles,
-        f"it can be enabled and disabled {_CYCLES} times",
-        risk=_RINGS,
-        needs=_DOORBELL,
-    ),
-    case(
-        "doorbell",
-        "DURING_TRANSFER",
-        during_transfer,
-        "a ring while a transfer runs is answered, and so is the transfer, with the right data",
-        risk=f"{_RINGS}, and writes this host's buffers",
-        needs=_DOORBELL,
-    ),
-    case(
-        "doorbell",
-        "IN_FLIGHT",
-        in_flight,
-        "it can be disabled right behind a ring, and then enabled and rung",
-        risk=_RINGS,
-        needs=_DOORBELL,
-    ),
-)
+CASES = (bursts, vectors, cycles, during_transfer, in_flight)

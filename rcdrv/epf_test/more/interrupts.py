@@ -6,7 +6,7 @@ from rcdrv.device import IrqKind
 from rcdrv.epf_test.driver import ALL_ONES, EpfTest, IrqChoice
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.irqs import raise_vector
-from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
+from rcdrv.epf_test.more.case import Progress, case, judged, skip
 from rcdrv.epf_test.registers import Command
 from rcdrv.pci import Command as ConfigCommand
 from rcdrv.verdict import NotPassed, Reason
@@ -17,6 +17,12 @@ _UNMASKED = 0.05
 """Seconds in which an unmasked pending vector must fire."""
 
 
+@case(
+    "irq.INTX_DISABLE",
+    "INTX_DISABLE keeps INTx from arriving",
+    risk="raises INTx, as LEGACY_IRQ_TEST does",
+    needs="INTx that arrives",
+)
 def intx_disable(driver: EpfTest, _progress: Progress) -> str:
     """Raise INTx while COMMAND has INTX_DISABLE, and again without.
 
@@ -24,10 +30,8 @@ def intx_disable(driver: EpfTest, _progress: Progress) -> str:
     """
     config = driver.function.config
     driver.use_irq(IrqChoice.INTX)
-    try:
+    with judged("no INTx arrives at all, which LEGACY_IRQ_TEST judges"):
         raise_vector(driver, IrqChoice.INTX, 0)
-    except NotPassed as why:
-        raise skip(why.reason, "no INTx arrives at all, which LEGACY_IRQ_TEST judges") from None
     config.command |= ConfigCommand.INTX_DISABLE
     try:
         answer = driver.command(Command.RAISE_INTX_IRQ)
@@ -47,6 +51,12 @@ def intx_disable(driver: EpfTest, _progress: Progress) -> str:
     return "none while disabled, one before and one after"
 
 
+@case(
+    "irq.MSIX_MASK",
+    "a masked MSI-X vector does not arrive; if its pending bit is set, it does when unmasked",
+    risk="masks one vector in the MSI-X table and unmasks it",
+    needs="MSI-X whose table this host shows",
+)
 def msix_mask(driver: EpfTest, _progress: Progress) -> str:
     """Raise a vector that is masked in the MSI-X table, read its pending bit, and unmask it.
 
@@ -58,10 +68,8 @@ def msix_mask(driver: EpfTest, _progress: Progress) -> str:
     if found is None or not function.device.irq_count(IrqKind.MSIX):
         raise skip(Reason.NO_VECTORS, "no MSI-X")
     driver.use_irq(IrqChoice.MSIX)
-    try:
+    with judged("no MSI-X arrives at all, which MSIX_TEST judges"):
         raise_vector(driver, IrqChoice.MSIX, 0)
-    except NotPassed as why:
-        raise skip(why.reason, "no MSI-X arrives at all, which MSIX_TEST judges") from None
     table, pba = function.bar(found.table_bar), function.bar(found.pba_bar)
     control = found.table_offset + _VECTOR_CONTROL
     if control + 4 > table.size or found.pba_offset + 4 > pba.size:
@@ -110,21 +118,4 @@ def msix_mask(driver: EpfTest, _progress: Progress) -> str:
     return "dropped while masked (dw_pcie_ep_raise_msix_irq() does that), and sent again unmasked"
 
 
-CASES: tuple[MoreCase, ...] = (
-    case(
-        "irq",
-        "INTX_DISABLE",
-        intx_disable,
-        "INTX_DISABLE keeps INTx from arriving",
-        risk="raises INTx, as LEGACY_IRQ_TEST does",
-        needs="INTx that arrives",
-    ),
-    case(
-        "irq",
-        "MSIX_MASK",
-        msix_mask,
-        "a masked MSI-X vector does not arrive; if its pending bit is set, it does when unmasked",
-        risk="masks one vector in the MSI-X table and unmasks it",
-        needs="MSI-X whose table this host shows",
-    ),
-)
+CASES = (intx_disable, msix_mask)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 
-from rcdrv.epf_test.bars import is_reserved, testable_size
+from rcdrv.epf_test.bars import testable_bars, testable_size
 from rcdrv.epf_test.doorbell import stale_doorbell
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.logged import LoggedErrors
-from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
-from rcdrv.epf_test.more.state import LINK, Snapshot, first_failure, working
-from rcdrv.epf_test.transfer import Direction, Placement, transfer_test
+from rcdrv.epf_test.more.case import Progress, case, during, judged, skip
+from rcdrv.epf_test.more.state import LINK, Snapshot, use, working
+from rcdrv.epf_test.more.transfers import pass_plainly
+from rcdrv.epf_test.transfer import Direction, Placement
 from rcdrv.errors import EndpointError, HostError
 from rcdrv.host.port import port_above
 from rcdrv.pci import ConfigSpace, Express
@@ -25,33 +26,30 @@ _CURE = (
 )
 
 
+@case(
+    "link.LOAD",
+    "the link keeps its speed and width under load, and no error is logged (AER)",
+    risk="reads the BARs but those that are reserved, and reads and writes this host's buffers",
+    needs="a PCI Express capability that names the link's speed",
+)
 def load(driver: EpfTest, progress: Progress) -> str:
     """Read BARs and transfer both ways; compare the link and the log of errors before and after."""
     config = driver.function.config
-    try:
+    with judged("CAPABILITIES_TEST judges the list"):
         before = config.express()
-    except EndpointError as error:
-        message = f"CAPABILITIES_TEST judges the list: {error.message}"
-        raise skip(Reason.BAD_CONFIG, message) from None
     if before is None or not before.speed:
         raise skip(Reason.NO_CAPS, "the function does not say what its link does")
     errors = LoggedErrors(config)
     known = errors.names
     for done in range(_ROUNDS):
-        for bar in driver.function.bars:
+        for index in testable_bars(driver):
             driver.function.check()
-            if bar is None or not bar.is_memory or is_reserved(driver, bar.index):
-                continue
             # It would show an interrupt controller or a DMA engine.
-            if not {bar.index} & {stale_doorbell(driver), *driver.not_memory}:
-                size = min(_SIZE, testable_size(driver, bar.index))
-                driver.function.bar(bar.index).read_block(0, size)
+            if index not in {stale_doorbell(driver), *driver.not_memory}:
+                size = min(_SIZE, testable_size(driver, index))
+                driver.function.bar(index).read_block(0, size)
         for direction in (Direction.READ, Direction.WRITE):
-            try:
-                transfer_test(direction, False, lambda _: [Placement(_SIZE)], driver)
-            except NotPassed as why:
-                message = f"transfers fail, which {direction.value}_SIZES_TEST judges"
-                raise skip(why.reason, message) from None
+            pass_plainly(driver, direction, [Placement(_SIZE)])
         progress(done + 1, _ROUNDS)
     after, risen = config.express(), errors.risen()
     driver.function.check_alive()
@@ -69,6 +67,14 @@ def load(driver: EpfTest, progress: Progress) -> str:
     return f"{_rate(before)} of {_rate(most)}, {logged}"
 
 
+@case(
+    "destructive.RETRAIN",
+    f"the link, config space, BARs, interrupts, transfers and the doorbell outlive {_ROUNDS}"
+    " trainings of the link",
+    risk="a link that does not come back is lost, with all that is on it; the endpoint then has"
+    " to be restarted",
+    needs="kernel VFIO, root, a PCI Express port above, and no other driver on the link",
+)
 def retrain(driver: EpfTest, progress: Progress) -> str:
     """Have the port above train the link anew, then compare config space and use everything.
 
@@ -89,26 +95,21 @@ def retrain(driver: EpfTest, progress: Progress) -> str:
         driver.disarm()
         before, link = Snapshot(driver), _link(config)
         for done in range(1, _ROUNDS + 1):
-            which = f"after training {done} of {_ROUNDS}"
             with function.cancel.deferred():
                 back = port.retrain(function.clock)
             function.check_alive()
-            if not back:
-                message = f"{which}: the link does not come back within a second"
-                raise NotPassed(Reason.BAD_LINK, message, hint=_CURE)
-            now = _link(config)
-            if link and now and (now.speed < link.speed or now.width < link.width):
-                message = f"{which}: the link ran at {_rate(link)}, and now at {_rate(now)}"
-                raise NotPassed(Reason.BAD_LINK, message, hint=_CURE)
-            lost = before.lost(but=LINK)
-            if lost is not None:
-                lost.message = f"{which}: {lost.message}"
-                raise lost
+            with during(f"after training {done} of {_ROUNDS}"):
+                if not back:
+                    message = "the link does not come back within a second"
+                    raise NotPassed(Reason.BAD_LINK, message, hint=_CURE)
+                now = _link(config)
+                if link and now and (now.speed < link.speed or now.width < link.width):
+                    message = f"the link ran at {_rate(link)}, and now at {_rate(now)}"
+                    raise NotPassed(Reason.BAD_LINK, message, hint=_CURE)
+                before.compare(but=LINK)
             progress(done, _ROUNDS)
-    lost = first_failure(driver, checks)
-    if lost is not None:
-        lost.message = f"after {_ROUNDS} trainings: {lost.message}"
-        raise lost
+    with during(f"after {_ROUNDS} trainings"):
+        use(driver, checks)
     said = "" if port.seen else ", of which the port showed none"
     return f"all is there after {_ROUNDS} trainings by {port.address}{said}"
 
@@ -123,28 +124,3 @@ def _link(config: ConfigSpace) -> Express | None:
 
 def _rate(link: Express) -> str:
     return f"{link.speed:g} GT/s x{link.width}"
-
-
-CASES: tuple[MoreCase, ...] = (
-    case(
-        "link",
-        "LOAD",
-        load,
-        "the link keeps its speed and width under load, and no error is logged (AER)",
-        risk="reads the BARs but those that are reserved, and reads and writes this host's buffers",
-        needs="a PCI Express capability that names the link's speed",
-    ),
-)
-
-DESTRUCTIVE_CASES: tuple[MoreCase, ...] = (
-    case(
-        "destructive",
-        "RETRAIN",
-        retrain,
-        f"the link, config space, BARs, interrupts, transfers and the doorbell outlive {_ROUNDS}"
-        " trainings of the link",
-        risk="a link that does not come back is lost, with all that is on it; the endpoint then has"
-        " to be restarted",
-        needs="kernel VFIO, root, a PCI Express port above, and no other driver on the link",
-    ),
-)

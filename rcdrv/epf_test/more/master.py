@@ -5,34 +5,30 @@ from __future__ import annotations
 from rcdrv.epf_test.driver import SETTLE, EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.more.case import Progress, case
+from rcdrv.epf_test.more.state import transfer
 from rcdrv.epf_test.registers import Command, Reg
-from rcdrv.epf_test.transfer import (
-    ADDRESS_BITS,
-    Direction,
-    Placement,
-    default_align,
-    transfer_test,
-)
+from rcdrv.epf_test.transfer import address_registers, dma_buffer
 from rcdrv.pci import Command as ConfigCommand
 from rcdrv.verdict import NotPassed, Reason
 
 _SIZE = 1024
 
 
+@case(
+    "destructive.BUS_MASTER",
+    "nothing leaves the function while bus mastering is off",
+    risk="a write of the endpoint's processor may end in an external abort there: its kernel may"
+    " crash",
+)
 def bus_master(driver: EpfTest, _progress: Progress) -> str:
     """Have the endpoint write to this host's memory while COMMAND lacks BUS_MASTER."""
     function = driver.function
     config = function.config
-    with function.dma_buffer(
-        _SIZE, align=default_align(driver), address_bits=ADDRESS_BITS
-    ) as buffer:
+    with dma_buffer(driver, _SIZE) as buffer:
         driver.arm()
         config.command &= ~ConfigCommand.BUS_MASTER
         try:
-            address = {
-                Reg.DST_ADDR_LOW: buffer.iova & 0xFFFFFFFF,
-                Reg.DST_ADDR_HIGH: buffer.iova >> 32,
-            }
+            address = address_registers(Reg.DST_ADDR_LOW, buffer.iova)
             answer = driver.command(Command.WRITE, {**address, Reg.SIZE: _SIZE, Reg.CHECKSUM: 0})
             function.pause(SETTLE)
             arrived = any(bytes(buffer.memory))
@@ -48,15 +44,5 @@ def bus_master(driver: EpfTest, _progress: Progress) -> str:
         )
     if not answer.good:
         raise explain(driver, answer, "WRITE with bus mastering off")
-    transfer_test(Direction.READ, False, lambda _: [Placement(_SIZE)], driver)
+    transfer(driver)
     return "nothing arrived, and all does since it is on again"
-
-
-CASE = case(
-    "destructive",
-    "BUS_MASTER",
-    bus_master,
-    "nothing leaves the function while bus mastering is off",
-    risk="a write of the endpoint's processor may end in an external abort there: its kernel may"
-    " crash",
-)

@@ -9,9 +9,8 @@ an unsupported request, or SIGBUS if the BAR is mapped.
 from __future__ import annotations
 
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
-from rcdrv.epf_test.more.state import Snapshot, first_failure, working
-from rcdrv.errors import EndpointError
+from rcdrv.epf_test.more.case import Progress, case, during, judged, skip
+from rcdrv.epf_test.more.state import Snapshot, use, working
 from rcdrv.mmio import Window
 from rcdrv.pci import CapId
 from rcdrv.verdict import NotPassed, Reason
@@ -24,14 +23,18 @@ _SETTLES = 0.010
 """Seconds that a function may take for either transition (PCIe 5.9, PCI_PM_D3HOT_WAIT)."""
 
 
+@case(
+    "destructive.D3HOT",
+    "config space, BARs, interrupts, transfers and the doorbell outlive D3hot, and"
+    " No_Soft_Reset says the truth",
+    risk="puts the function to sleep: an endpoint that resets itself then loses its set-up",
+    needs="a Power Management capability",
+)
 def d3hot(driver: EpfTest, progress: Progress) -> str:
     """Enter D3hot and return to D0, compare config space, then use all features."""
     function, config = driver.function, driver.function.config
-    try:
+    with judged("CAPABILITIES_TEST judges the list"):
         found = config.find(CapId.PM)
-    except EndpointError as error:
-        message = f"CAPABILITIES_TEST judges the list: {error.message}"
-        raise skip(Reason.BAD_CONFIG, message) from None
     if found is None:
         raise skip(Reason.NO_CAPS, "no Power Management capability")
     at = found.offset + _PMCSR
@@ -76,10 +79,8 @@ def d3hot(driver: EpfTest, progress: Progress) -> str:
             lost.hint += "; a host that believes No_Soft_Reset restores nothing: the endpoint's"
             lost.hint += " controller has to clear the bit, or to keep what it promises"
         raise lost
-    lost = first_failure(driver, checks)
-    if lost is not None:
-        lost.message = f"after D3hot: {lost.message}"
-        raise lost
+    with during("after D3hot"):
+        use(driver, checks)
     kept = "keeps everything (No_Soft_Reset)" if keeps else "config space was restored by the host"
     return f"all is there after {took * 1e3:.0f} ms in D3hot; {kept}"
 
@@ -91,16 +92,3 @@ def _move(driver: EpfTest, window: Window, at: int, state: int) -> bool:
     window.write16(at, control & ~(_STATE | 1 << 15) | state)
     driver.function.pause(_SETTLES)
     return window.read16(at) & _STATE == state
-
-
-CASES: tuple[MoreCase, ...] = (
-    case(
-        "destructive",
-        "D3HOT",
-        d3hot,
-        "config space, BARs, interrupts, transfers and the doorbell outlive D3hot, and"
-        " No_Soft_Reset says the truth",
-        risk="puts the function to sleep: an endpoint that resets itself then loses its set-up",
-        needs="a Power Management capability",
-    ),
-)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
-from rcdrv.epf_test.more.state import Snapshot, first_failure, working
+from rcdrv.epf_test.more.case import Progress, case, during, skip
+from rcdrv.epf_test.more.state import Snapshot, use, working
 from rcdrv.errors import HostError
 from rcdrv.host.reset_method import reset_by
 from rcdrv.sysfs import canonical_address, is_address
-from rcdrv.verdict import NotPassed, Reason
+from rcdrv.verdict import Reason
 
 _RESETS = 8
+_RISK = "resets the function: many endpoints lose their set-up and have to be restarted"
+_NEEDS = "a reset that the kernel offers"
 
 
 def _resets(count: int, driver: EpfTest, progress: Progress, *, doubtful: bool = False) -> str:
@@ -29,9 +31,8 @@ def _resets(count: int, driver: EpfTest, progress: Progress, *, doubtful: bool =
     before = Snapshot(driver)
     took = []
     for number in range(1, count + 1):
-        which = f"after reset {number} of {count}" if count > 1 else "after the reset"
         begun = function.clock.now()
-        try:
+        with during(f"after reset {number} of {count}" if count > 1 else "after the reset"):
             try:
                 function.reset()
             except HostError as error:
@@ -39,34 +40,43 @@ def _resets(count: int, driver: EpfTest, progress: Progress, *, doubtful: bool =
                     raise
                 refused = error
             took.append(f"{(function.clock.now() - begun) * 1e3:.0f}")
-            lost = before.lost()
-            if lost is not None:
-                before.put_back()
-                raise lost
-        except NotPassed as error:
-            error.message = f"{which}: {error.message}"
-            raise
+            before.compare(put_back=True)
         progress(number, count)
-    lost = first_failure(driver, checks)
-    if lost is not None:
-        lost.message = f"after {'the reset' if count == 1 else f'{count} resets'}: {lost.message}"
-        raise lost
+    with during("after the reset" if count == 1 else f"after {count} resets"):
+        use(driver, checks)
     said = f"all is there after {', '.join(took)} ms"
     if refused is not None:
         raise skip(Reason.HOST, f"{said}, but the kernel takes it for failed: {refused.message}")
     return said
 
 
+@case(
+    "destructive.RESET",
+    "config space, BARs, interrupts, transfers and the doorbell outlive a reset",
+    risk=_RISK,
+    needs=_NEEDS,
+)
 def reset(driver: EpfTest, progress: Progress) -> str:
     """Reset once, by the method that the kernel chooses (VFIO_DEVICE_RESET): FLR, else the bus."""
     return _resets(1, driver, progress)
 
 
+@case(
+    "destructive.RESETS",
+    f"they outlive {_RESETS} resets in a row; each is timed",
+    risk=_RISK,
+    needs=_NEEDS,
+)
 def resets(driver: EpfTest, progress: Progress) -> str:
-    """Reset several times in a row without a pause."""
     return _resets(_RESETS, driver, progress)
 
 
+@case(
+    "destructive.BUS_RESET",
+    "they outlive a reset of the link",
+    risk="takes the link down: many endpoints lose their set-up and have to be restarted",
+    needs="kernel VFIO, root, and no other function on the bus",
+)
 def bus_reset(driver: EpfTest, progress: Progress) -> str:
     """Reset the link by a secondary bus reset of its port, which an FLR of the part supersedes.
 
@@ -83,32 +93,4 @@ def bus_reset(driver: EpfTest, progress: Progress) -> str:
         return _resets(1, driver, progress, doubtful=True)
 
 
-_RISK = "resets the function: many endpoints lose their set-up and have to be restarted"
-_NEEDS = "a reset that the kernel offers"
-
-CASES: tuple[MoreCase, ...] = (
-    case(
-        "destructive",
-        "RESET",
-        reset,
-        "config space, BARs, interrupts, transfers and the doorbell outlive a reset",
-        risk=_RISK,
-        needs=_NEEDS,
-    ),
-    case(
-        "destructive",
-        "RESETS",
-        resets,
-        f"they outlive {_RESETS} resets in a row; each is timed",
-        risk=_RISK,
-        needs=_NEEDS,
-    ),
-    case(
-        "destructive",
-        "BUS_RESET",
-        bus_reset,
-        "they outlive a reset of the link",
-        risk="takes the link down: many endpoints lose their set-up and have to be restarted",
-        needs="kernel VFIO, root, and no other function on the bus",
-    ),
-)
+CASES = (reset, resets, bus_reset)

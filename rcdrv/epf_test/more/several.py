@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from rcdrv.device import PhysicalDma
@@ -19,7 +18,7 @@ from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.more.case import Progress, case, skip
 from rcdrv.epf_test.more.transfers import pass_plainly
 from rcdrv.epf_test.suite import Case
-from rcdrv.epf_test.transfer import ADDRESS_BITS, Direction, Placement, transfers
+from rcdrv.epf_test.transfer import Direction, Placement, dma_buffer, transfers
 from rcdrv.errors import HostError
 from rcdrv.function import Function
 from rcdrv.verdict import NotPassed, Reason, Verdict
@@ -70,8 +69,16 @@ class Meeting:
         return len(there) - 1 if min(self._seen[:]) >= which else 0
 
 
+_several = case(
+    "transfer.SEVERAL",
+    "transfers of several endpoints at a time stay apart",
+    risk="reads or writes this host's buffers, as the 23 cases do",
+    needs="several devices in one run, and an IOMMU group each",
+)
+
+
+@_several
 def alone(_driver: EpfTest, _progress: Progress) -> str:
-    """Skip: there is one endpoint only."""
     raise skip(Reason.NOT_VERIFIED, "one endpoint is driven, and this needs several")
 
 
@@ -108,20 +115,10 @@ def _same_place(driver: EpfTest, size: int, align: int) -> DmaBuffer:
     if not isinstance(function.device, PhysicalDma):
         with contextlib.suppress(HostError):
             return function.dma_buffer(size, align=max(align, _PLACE), address_bits=32)
-    return function.dma_buffer(size, align=align, address_bits=ADDRESS_BITS)
-
-
-CASE = case(
-    "transfer",
-    "SEVERAL",
-    alone,
-    "transfers of several endpoints at a time stay apart",
-    risk="reads or writes this host's buffers, as the 23 cases do",
-    needs="several devices in one run, and an IOMMU group each",
-)
+    return dma_buffer(driver, size, align)
 
 
 def meet(chosen: Sequence[Case], meeting: Meeting, number: int) -> tuple[Case, ...]:
     """Return the cases as participant ``number`` of a meeting runs them."""
-    body = case("transfer", "SEVERAL", partial(several, meeting, number), "").body
-    return tuple(replace(one, body=body) if one.name == CASE.name else one for one in chosen)
+    together = _several(partial(several, meeting, number))
+    return tuple(together if one.name == together.name else one for one in chosen)

@@ -128,6 +128,14 @@ class Snapshot:
         )
         return NotPassed(Reason.LOST_BY_RESET, f"lost: {', '.join(named)}", hint=hint)
 
+    def compare(self, *, but: str = "", put_back: bool = False) -> None:
+        """Raise what :meth:`lost` returns, and with ``put_back`` restore it first."""
+        lost = self.lost(but=but)
+        if lost is not None:
+            if put_back:
+                self.put_back()
+            raise lost
+
     def put_back(self) -> None:
         """Restore the fields that the host writes, as pci_restore_state() does: COMMAND last."""
         for one, before in zip(reversed(self._fields), reversed(self._values), strict=True):
@@ -175,18 +183,20 @@ def working(driver: EpfTest, progress: Progress) -> list[Check]:
     return checks
 
 
-def first_failure(driver: EpfTest, checks: Sequence[Check]) -> NotPassed | None:
-    """Return the verdict for the first feature that no longer works; None if all work."""
+def use(driver: EpfTest, checks: Sequence[Check]) -> None:
+    """Use all features that worked before.
+
+    :raises NotPassed: ``lost-by-reset``: the first that no longer works
+    """
     for name, check in checks:
         why = _fails(driver, check)
         if why is not None:
             hint = f"{why.hint}; " if why.hint else ""
-            return NotPassed(
+            raise NotPassed(
                 Reason.LOST_BY_RESET,
                 f"{name}: {why.message}",
                 hint=f"{hint}config space is as before, so that rcdrv rescan does not cure it",
             )
-    return None
 
 
 def _checks(driver: EpfTest, progress: Progress) -> list[Check]:
@@ -239,14 +249,12 @@ def _interrupt(driver: EpfTest) -> None:
             raise_vector(driver, choice, vector)
 
 
-def transfer(driver: EpfTest, size: int = 1024) -> str:
+def transfer(driver: EpfTest) -> str:
     """Run one READ by the endpoint's processor."""
-    return transfer_test(Direction.READ, False, lambda _: [Placement(size)], driver)
+    return transfer_test(Direction.READ, False, lambda _: [Placement(1024)], driver)
 
 
 def _ring(driver: EpfTest) -> None:
     with Doorbell(driver) as doorbell:
-        failure = doorbell.judge(doorbell.ring())
-        if failure is not None:
-            raise failure
+        doorbell.acknowledged()
         doorbell.settle()

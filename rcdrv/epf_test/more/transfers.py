@@ -11,14 +11,14 @@ import mmap
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from rcdrv.device import PhysicalDma
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
+from rcdrv.epf_test.more.case import Progress, case, judged, skip
 from rcdrv.epf_test.transfer import (
     ADDRESS_BITS,
     Direction,
     Placement,
     default_align,
+    need_iommu,
     transfer_test,
     transfers,
 )
@@ -28,6 +28,8 @@ from rcdrv.verdict import NotPassed, Reason
 _BOUNDARIES = (128, 256, 512, 4096, 65536)
 """Bytes: payloads and read requests (MPS, MRRS), pages of a host and of an endpoint."""
 _HIGH = 1 << 33
+_NO_CHOICE = "without an IOMMU bus addresses cannot be chosen"
+_AS_23 = "reads or writes this host's buffers, as the 23 cases do"
 
 
 def around(driver: EpfTest) -> Sequence[Placement]:
@@ -51,10 +53,15 @@ def sizes(direction: Direction, driver: EpfTest, progress: Progress) -> str:
     return f"{len(around(driver))} transfers"
 
 
+@case(
+    "transfer.HIGH_ADDRESS",
+    "bus addresses above 4 GiB are reached",
+    risk=f"{_AS_23}; an endpoint that cuts addresses off meets the IOMMU",
+    needs="an IOMMU",
+)
 def high(driver: EpfTest, progress: Progress) -> str:
-    """Transfer at multiples of 8 GiB, which 32-bit addresses do not reach."""
-    if isinstance(driver.function.device, PhysicalDma):
-        raise skip(Reason.HOST, "without an IOMMU bus addresses cannot be chosen")
+    """Transfer at multiples of 8 GiB."""
+    need_iommu(driver, _NO_CHOICE)
     function = driver.function
     try:
         for direction in Direction:
@@ -141,20 +148,22 @@ def pass_plainly(driver: EpfTest, direction: Direction, placements: Sequence[Pla
 
     :raises NotPassed: a skip
     """
-    try:
+    with judged(f"transfers fail, which {direction.value}_SIZES_TEST judges"):
         transfer_test(direction, False, lambda _: placements, driver)
-    except NotPassed as why:
-        message = f"transfers fail, which {direction.value}_SIZES_TEST judges"
-        raise skip(why.reason, message) from None
 
 
+@case(
+    "transfer.SCATTERED",
+    "each page of a transfer goes where the IOMMU has that page, and to no other memory",
+    risk=_AS_23,
+    needs="an IOMMU",
+)
 def scattered(driver: EpfTest, progress: Progress) -> str:
     """Transfers over pages that this host's IOMMU puts together.
 
     Buffers in one piece hide a path that translates only the first page of a burst.
     """
-    if isinstance(driver.function.device, PhysicalDma):
-        raise skip(Reason.HOST, "without an IOMMU bus addresses cannot be chosen")
+    need_iommu(driver, _NO_CHOICE)
     page, align = mmap.PAGESIZE, default_align(driver)
     over = (
         Placement(8, page - 4),
@@ -179,34 +188,16 @@ def scattered(driver: EpfTest, progress: Progress) -> str:
     return f"{len(Direction) * len(chosen)} transfers over up to 17 pages"
 
 
-_AS_23 = "reads or writes this host's buffers, as the 23 cases do"
-
-CASES: tuple[MoreCase, ...] = (
+CASES = (
     *(
         case(
-            "transfer",
-            f"{direction.value}_SIZES",
-            partial(sizes, direction),
+            f"transfer.{direction.value}_SIZES",
             f"{direction.value} is right around 128 to 512 bytes, 4 KiB and 64 KiB, and nothing"
             " beside it is written",
             risk=_AS_23,
-        )
+        )(partial(sizes, direction))
         for direction in Direction
     ),
-    case(
-        "transfer",
-        "SCATTERED",
-        scattered,
-        "each page of a transfer goes where the IOMMU has that page, and to no other memory",
-        risk=_AS_23,
-        needs="an IOMMU",
-    ),
-    case(
-        "transfer",
-        "HIGH_ADDRESS",
-        high,
-        "bus addresses above 4 GiB are reached",
-        risk=f"{_AS_23}; an endpoint that cuts addresses off meets the IOMMU",
-        needs="an IOMMU",
-    ),
+    scattered,
+    high,
 )

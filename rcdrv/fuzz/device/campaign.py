@@ -7,7 +7,7 @@ import random
 import re
 import shlex
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,19 +20,18 @@ from rcdrv.fuzz.device.draw import Draw
 from rcdrv.fuzz.device.facts import Wrong
 from rcdrv.fuzz.device.harm import check_sense, harm_of
 from rcdrv.fuzz.device.model import Model
+from rcdrv.fuzz.device.session import STEPS as STEPS
 from rcdrv.fuzz.device.session import Opener, Session
+from rcdrv.fuzz.device.session import Options as Options
 from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import Irq, Step
 from rcdrv.fuzz.direct import Direct, Hang
 from rcdrv.fuzz.saved import slug
 from rcdrv.fuzz.trial import describe_crash
 from rcdrv.sim.access_log import AccessLog
-from rcdrv.sim.layout import Layout
+from rcdrv.sim.description import Layout
 from rcdrv.verdict import NotPassed, classify
 from rcdrv.wait import Cancel
-
-STEPS = 30
-"""Maximum number of steps in a sequence."""
 
 LONGEST = 600.0
 """Virtual seconds after which a sequence counts as hung: all its waits are bounded."""
@@ -48,8 +47,6 @@ _MOST_SECONDS = 120.0
 
 
 class Target(NamedTuple):
-    """The endpoint."""
-
     open: Opener
     address: str
     """Address, as given."""
@@ -81,34 +78,8 @@ class Software:
         self.device.endpoint.close()
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of a campaign."""
-
-    steps: int = STEPS
-    destructive: Collection[str] = ()
-    reg_bar: int | None = None
-    timeout: float = 1.0
-    """Bound of every wait in seconds."""
-    irq: IrqChoice = IrqChoice.AUTO
-    trace: Callable[[str], None] | None = None
-
-    def words(self) -> list[str]:
-        """Return the options as command-line words."""
-        words = [f"--destructive={name}" for name in self.destructive]
-        if self.reg_bar is not None:
-            words.append(f"--reg-bar={self.reg_bar}")
-        if self.timeout != Options.timeout:
-            words.append(f"--timeout={self.timeout:g}")
-        if self.irq is not IrqChoice.AUTO:
-            words.append(f"--irq={self.irq.value}")
-        return words
-
-
 @dataclass
 class Campaign:
-    """Progress and finding."""
-
     sequences: int = 0
     steps: int = 0
     found: Found | None = None
@@ -124,12 +95,12 @@ class _Run:
     found: Found | None = None
 
 
+@dataclass
 class DeviceFuzzer:
     """Run sequences on ``target``."""
 
-    def __init__(self, target: Target, options: Options = Options()) -> None:
-        self._target = target
-        self._options = options
+    target: Target
+    options: Options = field(default_factory=Options)
 
     def run(
         self,
@@ -150,7 +121,7 @@ class DeviceFuzzer:
         while examples is None or campaign.sequences < examples:
             if seconds is not None and time.monotonic() - begun > seconds:
                 break
-            draw = Draw(random.Random(f"{seed}/{campaign.sequences}"), self._options.destructive)
+            draw = Draw(random.Random(f"{seed}/{campaign.sequences}"), self.options.destructive)
             done = self._sequence(lambda model: self._drawn(draw, model))  # noqa: B023 - used now
             on_sequence(campaign.sequences, done.steps, done.found)
             campaign.sequences += 1
@@ -170,7 +141,7 @@ class DeviceFuzzer:
     # -- one sequence -----------------------------------------------------------------------------
 
     def _drawn(self, draw: Draw, model: Model) -> Iterator[Step]:
-        for _ in range(self._options.steps):
+        for _ in range(self.options.steps):
             yield draw.next(model)
             if model.tainted:  # its effect shows now or never
                 yield Step("disable")
@@ -186,16 +157,10 @@ class DeviceFuzzer:
 
     def _sequence(self, choose: Callable[[Model], Iterator[Step]]) -> _Run:
         """Run the steps that ``choose`` returns, up to the first fault."""
-        options, run, dead = self._options, _Run(), False
-        self._target.renew()
+        options, run, dead = self.options, _Run(), False
+        self.target.renew()
         try:
-            with Session(
-                self._target.open,
-                reg_bar=options.reg_bar,
-                timeout=options.timeout,
-                irq=options.irq,
-                trace=options.trace,
-            ) as session:
+            with Session(self.target.open, options) as session:
                 model = Model(session.facts, session.registers())
                 for step in choose(model):
                     self._check(step, model)
@@ -203,10 +168,13 @@ class DeviceFuzzer:
                     if options.trace is not None:
                         options.trace(f"step  {step}")
                     try:
-                        self._step(session, model, step)
+                        seen = session.do(step)
+                        model.judge(step, seen)
                     except (Wrong, NotPassed):
                         dead = session.takes_nothing()
                         raise
+                    if step.verb in ("reset", "reopen") and not session.facts.keeps_state:
+                        model.restart(seen.registers)
         except Wrong as wrong:
             run.found = _found(run.steps, wrong.kind, str(wrong), dead)
         except (Interrupted, HostError, UsageError):
@@ -222,18 +190,12 @@ class DeviceFuzzer:
 
     def _check(self, step: Step, model: Model) -> None:
         harm = harm_of(step, model)
-        if harm and harm not in self._options.destructive:
+        if harm and harm not in self.options.destructive:
             raise UsageError(
                 f"{step} may harm the endpoint here",
                 hint=f"`destructive={harm}` permits it",
             )
         check_sense(step, model)
-
-    def _step(self, session: Session, model: Model, step: Step) -> None:
-        seen = session.do(step)
-        model.judge(step, seen)
-        if step.verb in ("reset", "reopen") and not model.facts.keeps_state:
-            model.restart(seen.registers)
 
     # -- shortening -------------------------------------------------------------------------------
 
@@ -292,7 +254,6 @@ def save(folder: Path, found: Found, text: str) -> Path:
 
 
 def record(number: int, steps: Sequence[Step], found: Found | None) -> str:
-    """Return a sequence as a line of JSON."""
     return json.dumps(
         {
             "sequence": number,

@@ -11,7 +11,7 @@ from rcdrv.errors import UsageError
 from rcdrv.fuzz.device.facts import LARGEST_SIZE
 from rcdrv.fuzz.device.harm import check_sense, harm_of
 from rcdrv.fuzz.device.model import Model
-from rcdrv.fuzz.device.steps import Irq, Step, command_of
+from rcdrv.fuzz.device.steps import VERBS, Irq, Step, command_of
 from rcdrv.mmio import WIDTHS
 
 _SIZES = (0, 1, 2, 3, 4, 7, 8, 64, 1023, 1024, 1025, 4095, 4096, 4097, 8191, 65537)
@@ -20,26 +20,6 @@ _NO_BARS = (6, 7, 0xFF, 0x7FFFFFFF)
 _KNOWN_COMMANDS = sum(int(command) for command in Command)
 _EVERY_STATUS = sum(int(bit) for bit in Status)
 
-# Verbs with their weights; a senseless step is drawn again.
-_WEIGHTS = {
-    "enable": 8,
-    "disable": 8,
-    "ring": 12,
-    "threads": 3,
-    "cycle": 3,
-    "expect": 2,
-    "setup": 8,
-    "clear": 8,
-    "read": 5,
-    "write": 5,
-    "copy": 5,
-    "raise": 10,
-    "command": 2,
-    "peek": 14,
-    "poke": 14,
-    "reset": 2,
-    "reopen": 2,
-}
 _DESTRUCTIVE_WEIGHT = 10
 _ATTEMPTS = 1000
 
@@ -58,8 +38,8 @@ class Draw:
 
     def next(self, model: Model) -> Step:
         """Draw a step for an endpoint in the state of ``model``."""
-        verbs, weights = list(_WEIGHTS), list(_WEIGHTS.values())
-        for _ in range(_ATTEMPTS):
+        verbs, weights = list(VERBS), [verb.weight for verb in VERBS.values()]
+        for _ in range(_ATTEMPTS):  # a senseless step is drawn again
             if self._harmful and self._rng.randrange(100) < _DESTRUCTIVE_WEIGHT:
                 step = self._rng.choice(self._harmful)(self, model)
             else:

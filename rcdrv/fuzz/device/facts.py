@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rcdrv.epf_test.driver import IrqChoice
 from rcdrv.epf_test.registers import Caps, Reg
+from rcdrv.epf_test.transfer import crc32
 from rcdrv.fuzz.device.steps import Step
 
 LARGEST_SIZE = 4 << 20
@@ -25,8 +25,6 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about the endpoint before the first step."""
-
     bars: Mapping[int, int]
     """Size in bytes of each memory BAR, by number."""
     reg_bar: int
@@ -58,8 +56,6 @@ class Facts:
 
 @dataclass
 class Seen:
-    """Observed result of a step."""
-
     registers: Mapping[Reg, int] = field(default_factory=dict)
     """All registers afterwards; empty if the step does not concern them."""
     answered: bool = False
@@ -87,8 +83,7 @@ class Seen:
         if step.verb == "copy" and received != self.sent[inside]:
             raise Wrong("data", f"{step.size} bytes were copied, and are not the same")
         if step.verb == "read":
-            # crc32_le(~0, data) has no inversion at the end
-            checksum = zlib.crc32(received) ^ 0xFFFFFFFF
+            checksum = crc32(received)
             if self.registers[Reg.CHECKSUM] != checksum:
                 raise Wrong("data", f"the data has the CRC {checksum:#x}, which CHECKSUM is not")
         if step.verb != "write" and any(self.received[: step.shift] + self.received[inside.stop :]):

@@ -20,8 +20,6 @@ _Test = Callable[[Step, Model], object]
 
 
 class Harm(NamedTuple):
-    """A class of harm."""
-
     what: str
     done_by: _Test
     """Returns whether a step would do it now."""

@@ -322,9 +322,8 @@ class Model:
         self._interrupt(step, seen, most=rings)
         self._check_registers(step, seen)
 
-    def _cycle(self, step: Step, seen: Seen) -> None:
+    def _cycle(self, _step: Step, seen: Seen) -> None:
         """Check ``rcdrv ring``, which recovers a doorbell that was left enabled."""
-        del step
         self._whole_doorbell(seen, ["pass"])
 
     def _expect(self, step: Step, seen: Seen) -> None:
@@ -405,7 +404,7 @@ class Model:
 
     # -- the rest ---------------------------------------------------------------------------------
 
-    def _kept(self, step: Step, seen: Seen) -> None:
+    def _kept(self, _step: Step, seen: Seen) -> None:
         """Check that a function level reset keeps the registers; :meth:`restart` follows others."""
         if self.facts.keeps_state:
             self._compare(seen)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from rcdrv.device import IrqKind
-from rcdrv.dma import DmaBuffer
 from rcdrv.epf_test.bars import is_reserved
 from rcdrv.epf_test.doorbell import (
     LEFT_ENABLED_HINT,
@@ -25,7 +24,7 @@ from rcdrv.epf_test.driver import SETTLE, EpfTest, IrqChoice
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.registers import ANSWERS, Caps, Command, IrqType, Reg, Status
 from rcdrv.epf_test.ring import RingPlan, RingRun
-from rcdrv.epf_test.transfer import ADDRESS_BITS, default_align
+from rcdrv.epf_test.transfer import SLOWEST, address_registers, crc32, default_align, dma_buffer
 from rcdrv.errors import AccessError, HostError, RcdrvError
 from rcdrv.function import Function
 from rcdrv.fuzz.device.facts import Facts, Seen
@@ -40,32 +39,46 @@ _QUIET = 0.02
 """Seconds after which no further answer arrives: two ticks of the slowest endpoint, and the time of
 its doorbell thread for a ring that it did not merge."""
 
-_SLOWEST = 1_000_000.0  # lowest rate of a transfer, in bytes per second
 _PAGE = 4096
+STEPS = 30
 _ANSWERS = {int(command): status for command, status in ANSWERS.items()}
+
+
+@dataclass(frozen=True)
+class Options:
+    steps: int = STEPS
+    """Maximum number of steps in a sequence."""
+    destructive: Collection[str] = ()
+    reg_bar: int | None = None
+    timeout: float = 1.0
+    """Bound of every wait in seconds."""
+    irq: IrqChoice = IrqChoice.AUTO
+    """The only interrupt kind to use; AUTO for all."""
+    trace: Callable[[str], None] | None = None
+
+    def words(self) -> list[str]:
+        """Return the options as command-line words."""
+        words = [f"--destructive={name}" for name in self.destructive]
+        if self.reg_bar is not None:
+            words.append(f"--reg-bar={self.reg_bar}")
+        if self.timeout != Options.timeout:
+            words.append(f"--timeout={self.timeout:g}")
+        if self.irq is not IrqChoice.AUTO:
+            words.append(f"--irq={self.irq.value}")
+        return words
 
 
 class Session:
     """The endpoint, open.
 
     :param opener: called again for every ``reopen``
-    :param irq: the only interrupt kind to use; AUTO for all
     :raises RcdrvError: it cannot be opened, or does not answer
     """
 
-    def __init__(
-        self,
-        opener: Opener,
-        *,
-        reg_bar: int | None = None,
-        timeout: float = 1.0,
-        irq: IrqChoice = IrqChoice.AUTO,
-        trace: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, opener: Opener, options: Options = Options()) -> None:
         self._opener = opener
-        self._reg_bar = reg_bar
-        self._timeout = timeout
-        self._trace = trace
+        self._options = options
+        self._timeout = options.timeout
         self._swallows_dma = False
         self._lacks_intx = False
         # Place of a doorbell whose DB_BAR was overwritten, and whether its BAR still shows it
@@ -77,7 +90,7 @@ class Session:
         try:
             self._revive()
             self.clean()
-            self.facts = self._look(irq)
+            self.facts = self._look(options.irq)
         except BaseException:
             self._stack.close()
             raise
@@ -85,7 +98,10 @@ class Session:
     def _open(self) -> None:
         self.function = self._stack.enter_context(self._opener())
         self.driver = EpfTest(
-            self.function, reg_bar=self._reg_bar, timeout=self._timeout, trace=self._trace
+            self.function,
+            reg_bar=self._options.reg_bar,
+            timeout=self._timeout,
+            trace=self._options.trace,
         )
 
     def _look(self, irq: IrqChoice) -> Facts:
@@ -123,13 +139,16 @@ class Session:
     def _revive(self) -> None:
         """Clear a COMMAND that an earlier run left, by a reset if the endpoint honours it."""
         driver = self.driver
-        deadline = self.function.deadline(self._timeout)
-        while driver.read(Reg.COMMAND) and not deadline.expired:
-            self.function.pause(0.001)
+        self._await_taken()
         if driver.read(Reg.COMMAND) and self.function.device.can_reset():
             driver.disarm()
             self.function.reset()
             driver.write(Reg.COMMAND, 0)
+
+    def _await_taken(self) -> None:
+        deadline = self.function.deadline(self._timeout)
+        while self.driver.read(Reg.COMMAND) and not deadline.expired:
+            self.function.pause(0.001)
 
     def clean(self) -> None:
         """Disable the doorbell and clear subrange mappings, also those of another driver.
@@ -285,7 +304,7 @@ class Session:
                 Command(command_of(step)),
                 parameters,
                 vector=irq.number - 1,
-                timeout=self._timeout + step.size / _SLOWEST,
+                timeout=self._timeout + step.size / SLOWEST,
             )
             vectors, answered, left = answer.vectors, answer.answered, answer.command_left
         else:
@@ -311,25 +330,28 @@ class Session:
         for register, value in parameters.items():
             driver.write(register, value)
         driver.write(Reg.FLAGS, step.dma | step.flags)
+        command = command_of(step)
+        start = self._request(step, irq)
+        driver.write(Reg.COMMAND, command)
+        self._await_taken()
+        # COMMAND is cleared first, also of a command that is swallowed; only one that may still be
+        # answered gets the whole time-out.
+        swallowed = step.verb == "command" or (step.dma and self._swallows_dma)
+        patience = _QUIET if swallowed else self._timeout + step.size / SLOWEST
+        answer = driver.wait_answer(start, _ANSWERS.get(command), patience)
+        if step.dma and not answer.answered:
+            self._swallows_dma = True
+        return answer.vectors, answer.answered, driver.read(Reg.COMMAND) != 0
+
+    def _request(self, step: Step, irq: Irq) -> int:
+        """Write what the endpoint reads for its answer, and return the time."""
+        driver = self.driver
         driver.write(Reg.IRQ_NUMBER, irq.number)
         driver.write(Reg.IRQ_TYPE, driver.irq_type if step.type < 0 else step.type)
         driver.write(Reg.STATUS, step.stale)
         driver.drop_interrupts()
         barrier()
-        command = command_of(step)
-        start = self.function.clock.now_ns()
-        driver.write(Reg.COMMAND, command)
-        deadline = self.function.deadline(self._timeout)
-        while driver.read(Reg.COMMAND) and not deadline.expired:
-            self.function.pause(0.001)
-        # COMMAND is cleared first, also of a command that is swallowed; only one that may still be
-        # answered gets the whole time-out.
-        swallowed = step.verb == "command" or (step.dma and self._swallows_dma)
-        patience = _QUIET if swallowed else self._timeout + step.size / _SLOWEST
-        answer = driver.wait_answer(start, _ANSWERS.get(command), patience)
-        if step.dma and not answer.answered:
-            self._swallows_dma = True
-        return answer.vectors, answer.answered, driver.read(Reg.COMMAND) != 0
+        return self.function.clock.now_ns()
 
     def _settled(
         self,
@@ -361,19 +383,21 @@ class Session:
     # -- transfers --------------------------------------------------------------------------------
 
     def _transfer(self, step: Step) -> Seen:
-        with self._buffer(step) as source, self._buffer(step) as target:
+        # With a guard page behind it.
+        room = step.shift + step.size + _PAGE
+        with (
+            dma_buffer(self.driver, room, _PAGE) as source,
+            dma_buffer(self.driver, room, _PAGE) as target,
+        ):
             inside = slice(step.shift, step.shift + step.size)
             source.memory[inside] = data = os.urandom(step.size)
             sent = bytes(source.memory)
-            checksum = zlib.crc32(data) ^ 0xFFFFFFFF ^ step.bad
-            parameters = {
+            parameters: dict[Reg, int] = {
                 Reg.SIZE: step.size,
-                Reg.CHECKSUM: checksum if step.verb == "write" else 0,
+                Reg.CHECKSUM: crc32(data) ^ step.bad if step.verb == "write" else 0,
+                **address_registers(Reg.SRC_ADDR_LOW, source.iova + step.shift),
+                **address_registers(Reg.DST_ADDR_LOW, target.iova + step.shift),
             }
-            for low, buffer in ((Reg.SRC_ADDR_LOW, source), (Reg.DST_ADDR_LOW, target)):
-                address = buffer.iova + step.shift
-                parameters[low] = address & 0xFFFFFFFF
-                parameters[Reg(low + 4)] = address >> 32
             if step.unmapped:
                 source.close()
                 target.close()
@@ -383,14 +407,6 @@ class Session:
             if not step.unmapped:
                 seen.received = bytes(target.memory)
             return seen
-
-    @contextlib.contextmanager
-    def _buffer(self, step: Step) -> Iterator[DmaBuffer]:
-        """Allocate a buffer with a guard page behind it."""
-        size = step.shift + step.size + _PAGE
-        align = max(self.facts.align, _PAGE)
-        with self.function.dma_buffer(size, align=align, address_bits=ADDRESS_BITS) as buffer:
-            yield buffer
 
     # -- rings ------------------------------------------------------------------------------------
 
@@ -402,12 +418,6 @@ class Session:
             driver.read(register) for register in (Reg.DB_BAR, Reg.DB_OFFSET, Reg.DB_DATA)
         )
         window = self.function.bar(bar)
-        # As the endpoint's handler finds them.
-        driver.write(Reg.IRQ_NUMBER, irq.number)
-        driver.write(Reg.IRQ_TYPE, driver.irq_type if step.type < 0 else step.type)
-        driver.write(Reg.STATUS, step.stale)
-        driver.drop_interrupts()
-        barrier()
         # A connection takes one message at a time, so the threads take turns there.
         mapped = self.function.device.backend not in ("direct", "vfio-user")
         turn: contextlib.AbstractContextManager[object] = (
@@ -419,7 +429,7 @@ class Session:
                 with turn:
                     window.write32(offset, data)
 
-        start = self.function.clock.now_ns()
+        start = self._request(step, irq)
         if step.verb == "threads":
             other = threading.Thread(target=ring)
             other.start()

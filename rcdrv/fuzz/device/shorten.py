@@ -31,7 +31,6 @@ class Found:
 
     @property
     def lost(self) -> bool:
-        """Whether the device is lost."""
         return self.kind == "device-lost"
 
 
@@ -81,7 +80,6 @@ def _leave_out_pairs(found: Found, shows: Shows) -> Found:
 
 
 def _simplify(found: Found, shows: Shows) -> Found:
-    """Simplify each step."""
     index = 0
     while index < len(found.steps):
         for simpler in _simpler(found.steps[index]):

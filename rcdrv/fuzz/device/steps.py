@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.epf_test.irqs import COMMANDS
 from rcdrv.epf_test.registers import Command
 from rcdrv.errors import UsageError
 
@@ -60,42 +61,49 @@ class Step:
 
     def __str__(self) -> str:
         words = [self.verb]
-        for key in VERBS[self.verb]:
+        for key in VERBS[self.verb].arguments:
             words.append(f"{key}={_text(key, getattr(self, key))}")
         for key, default in _OPTIONS.items():
             value = getattr(self, key)
-            if value != default and key not in VERBS[self.verb]:
+            if value != default and key not in VERBS[self.verb].arguments:
                 words.append(key if value is True else f"{key}={_text(key, value)}")
         return ",".join(words)
 
     def but(self, **changes: object) -> Step:
-        """Return the step with some arguments changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-VERBS: dict[str, tuple[str, ...]] = {
-    "enable": (),
-    "disable": (),
-    "ring": ("count",),
-    "threads": ("count",),
-    "cycle": (),
-    "expect": ("bar",),
-    "setup": ("bar",),
-    "clear": ("bar",),
-    "read": ("size",),
-    "write": ("size",),
-    "copy": ("size",),
-    "raise": (),
-    "command": ("value",),
-    "db_bar": ("value",),
-    "peek": ("bar", "offset", "width"),
-    "poke": ("bar", "offset", "width", "value"),
-    "reset": (),
-    "reopen": (),
-}
-"""Verbs with their required arguments.
+class Verb(NamedTuple):
+    weight: int
+    """How often it is drawn; 0: only with consent to the harm that it does."""
+    arguments: tuple[str, ...] = ()
+    """Those that it needs."""
+    command: int = 0
+    """COMMAND, if it has a fixed one."""
 
-``enable``, ``disable``: the doorbell's commands alone. ``ring``: write the enabled doorbell.
+
+VERBS = {
+    "enable": Verb(8, command=Command.ENABLE_DOORBELL),
+    "disable": Verb(8, command=Command.DISABLE_DOORBELL),
+    "ring": Verb(12, ("count",)),
+    "threads": Verb(3, ("count",)),
+    "cycle": Verb(3),
+    "expect": Verb(2, ("bar",)),
+    "setup": Verb(8, ("bar",), Command.BAR_SUBRANGE_SETUP),
+    "clear": Verb(8, ("bar",), Command.BAR_SUBRANGE_CLEAR),
+    # The endpoint's commands are named from its side.
+    "read": Verb(5, ("size",), Command.WRITE),
+    "write": Verb(5, ("size",), Command.READ),
+    "copy": Verb(5, ("size",), Command.COPY),
+    "raise": Verb(10),
+    "command": Verb(2, ("value",)),
+    "db_bar": Verb(0, ("value",)),
+    "peek": Verb(14, ("bar", "offset", "width")),
+    "poke": Verb(14, ("bar", "offset", "width", "value")),
+    "reset": Verb(2),
+    "reopen": Verb(2),
+}
+"""``enable``, ``disable``: the doorbell's commands alone. ``ring``: write the enabled doorbell.
 ``threads``: from two threads at once. ``cycle``: as ``rcdrv ring``; ``expect``: the same with
 ``bar``, without a ring. ``setup``, ``clear``: BAR_SUBRANGE. ``read``, ``write``,
 ``copy``: a transfer, named as in ``rcdrv test``. ``raise``: an interrupt. ``command``: an invalid
@@ -108,35 +116,16 @@ _OPTIONS = {
 }  # in the order in which they are written
 _HEXADECIMAL = ("offset", "value", "stale", "flags")
 
-COMMANDS = {
-    "enable": Command.ENABLE_DOORBELL,
-    "disable": Command.DISABLE_DOORBELL,
-    "setup": Command.BAR_SUBRANGE_SETUP,
-    "clear": Command.BAR_SUBRANGE_CLEAR,
-    # The endpoint's commands are named from its side.
-    "read": Command.WRITE,
-    "write": Command.READ,
-    "copy": Command.COPY,
-}
-"""COMMAND of each verb with a fixed one."""
-
 TRANSFERS = ("read", "write", "copy")
-
-_RAISE = {
-    IrqChoice.INTX: Command.RAISE_INTX_IRQ,
-    IrqChoice.MSI: Command.RAISE_MSI_IRQ,
-    IrqChoice.MSIX: Command.RAISE_MSIX_IRQ,
-    IrqChoice.POLL: Command.RAISE_MSI_IRQ,
-}
 
 
 def command_of(step: Step) -> int:
     """Return the step's COMMAND; 0 if it has none of its own."""
     if step.verb == "raise":
-        return _RAISE[step.irq.choice if step.irq else IrqChoice.POLL]
+        return COMMANDS[step.irq.choice if step.irq else IrqChoice.POLL]
     if step.verb == "command":
         return step.value
-    return COMMANDS.get(step.verb, 0)
+    return VERBS[step.verb].command
 
 
 def _text(key: str, value: object) -> str:
@@ -161,7 +150,9 @@ def parse_step(text: str) -> Step:
             step = step.but(**{key: _value(key, value if equals else None)})
         except ValueError:
             raise UsageError(f"{text!r}: {word!r} is not a value of {key}") from None
-    missing = [key for key in VERBS[verb] if not any(w.startswith(f"{key}=") for w in words)]
+    missing = [
+        key for key in VERBS[verb].arguments if not any(w.startswith(f"{key}=") for w in words)
+    ]
     if missing:
         raise UsageError(f"{text!r}: {verb} needs {', '.join(missing)}")
     return step

@@ -12,10 +12,10 @@ import math
 import os
 import zlib
 from collections.abc import Generator
-from typing import Any
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.controller import SWAPPED, SimController
+from rcdrv.sim.description import BarType, Dma
 from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_test.registers import (
     KMALLOC_MAX,
@@ -29,7 +29,6 @@ from rcdrv.sim.epf_test.registers import (
     SimStatus,
 )
 from rcdrv.sim.function import SimFunction
-from rcdrv.sim.layout import BarType, Dma
 from rcdrv.sim.memory import STRAIGHT
 
 _WRITE_SETTLES = 0.0015
@@ -54,8 +53,8 @@ class SimEpfTest(SimFunction):
     _controller: SimController
     _doorbells: SimDoorbells
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
+    def __init__(self, controller: SimController) -> None:
+        super().__init__(controller)
         self._regs = self._controller.window(self._layout.register_bar)
         self._steps: _Steps | None = None
         # Changes with every reset, so that a transfer notices one during its wait.
@@ -109,7 +108,8 @@ class SimEpfTest(SimFunction):
                 self._controller.lose_bar(index)
 
     def unbind(self) -> None:
-        """Stop polling, and free all BARs and their memory (pci_epf_test_unbind()).
+        """Stop polling, and free all BARs and their memory (pci_epf_test_unbind()), as unlinking it
+        from its controller in configfs does.
 
         A doorbell, its interrupt and subrange mappings stay allocated.
         """
@@ -122,7 +122,10 @@ class SimEpfTest(SimFunction):
         self._log.event("unbind")
 
     def bind(self) -> None:
-        """Bind and set up with new memory, which reads zero (pci_epf_test_bind())."""
+        """Bind and set up with new memory, which reads zero (pci_epf_test_bind()).
+
+        The directory in configfs is the same, and so is its struct pci_epf.
+        """
         self._bound = True
         self._log.event("bind")
         self._allocated = self._alloc_space()
@@ -142,7 +145,6 @@ class SimEpfTest(SimFunction):
         self._late_rings.clear()
 
     def next_event(self) -> float | None:
-        """Time of the next :meth:`run`."""
         if not self._late_rings:
             return self._due
         return min(self._late_rings[0], math.inf if self._due is None else self._due)

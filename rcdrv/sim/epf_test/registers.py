@@ -44,8 +44,6 @@ class SimCommand(IntEnum):
 
 
 class SimStatus(IntFlag):
-    """Bits of STATUS."""
-
     READ_SUCCESS = 1 << 0
     READ_FAIL = 1 << 1
     WRITE_SUCCESS = 1 << 2

@@ -16,12 +16,12 @@ from typing import Any
 from rcdrv.device import IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.controller import SimController
+from rcdrv.sim.description import DoorbellBackend
 from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_vntb import VNTB_CONTROL_SIZE, VntbPeer, settings
 from rcdrv.sim.epf_vntb.peer import Netdev, Peer, PingPong, Tool
 from rcdrv.sim.epf_vntb.tap import TapNetdev
 from rcdrv.sim.function import SimFunction
-from rcdrv.sim.layout import DoorbellBackend
 
 
 class SimControl(IntEnum):

@@ -16,6 +16,7 @@ from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
 from rcdrv.verdict import Reason, Verdict
 from tests.unit.epf_test import virtual
+from tests.unit.sim.host import epf_test
 
 SMALL = "generic,bar1.size=16K,bar2.size=16K"
 
@@ -65,8 +66,8 @@ def test_a_case_after_a_rebind_passes(irq: str) -> None:
     with virtual.endpoint(SMALL) as device, opened(device, irq=irq) as endpoint:
         names = ("MSI_TEST", "*.memcpy.READ_TEST", "*.dma.READ_TEST", "DOORBELL_TEST")
         assert endpoint.test(*names).passed
-        device.endpoint.unbind()
-        device.endpoint.bind()
+        epf_test(device.endpoint).unbind()
+        epf_test(device.endpoint).bind()
         for name in names:
             assert endpoint.test(name).passed, name
 

@@ -18,6 +18,7 @@ from rcdrv.function import Function
 from rcdrv.parts import KNOWN_PARTS, UNKNOWN_PART
 from rcdrv.verdict import NotPassed, Reason
 from tests.unit.epf_test.virtual import endpoint
+from tests.unit.sim.host import epf_test
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -56,8 +57,8 @@ def enable(spec: str, *, rebind: bool = False) -> NotPassed:
             earlier = EpfTest(function)
             earlier.command(Command.ENABLE_DOORBELL)
             earlier.disarm()
-            device.endpoint.unbind()
-            device.endpoint.bind()
+            epf_test(device.endpoint).unbind()
+            epf_test(device.endpoint).bind()
         with pytest.raises(NotPassed) as caught, Doorbell(EpfTest(function)):
             pass
         assert caught.value.reason is Reason.ENABLE_FAILED

@@ -218,7 +218,7 @@ def test_load_reads_no_bar_that_shows_a_doorbell(monkeypatch: pytest.MonkeyPatch
         driver = EpfTest(function)
         driver.command(Command.ENABLE_DOORBELL)
         monkeypatch.setattr(Window, "read_block", noted)
-        load(driver, lambda _done, _total: None)
+        load.body(driver, lambda _done, _total: None)
         bar = driver.read(Reg.DB_BAR)
         driver.command(Command.DISABLE_DOORBELL)
     assert read
@@ -296,7 +296,7 @@ def test_what_another_endpoint_writes_here_is_found(when: int, said: str) -> Non
     with endpoint("generic") as device:
         meeting = Neighbour(device, when)
         with Function(device.attach(), clock=device.clock) as function:
-            (case,) = meet([several.CASE], meeting, 0)
+            (case,) = meet([several.alone], meeting, 0)
             (result,) = run_cases(EpfTest(function), [case], Run("test"), Observer()).results
         assert meeting._seen[0] == 255  # nobody waits for it any more
     if when > 1:
@@ -314,7 +314,7 @@ def test_nobody_waits_for_ever_for_another_endpoint() -> None:
         # One that does not come; one that takes turns with the only other.
         for meeting, longest in ((Meeting(3, [1]), 120), (Meeting(2, [0]), 0)):
             begun = device.clock.time
-            chosen = meet([several.CASE], meeting, 0)
+            chosen = meet([several.alone], meeting, 0)
             (result,) = run_cases(driver, chosen, Run("test"), Observer()).results
             assert result.verdict.value == "skip", result
             assert longest <= device.clock.time - begun < longest + 5
@@ -354,7 +354,7 @@ def test_no_reset_to_the_rescue_while_a_doorbell_is_enabled(doorbell: bool, rese
         driver = EpfTest(function)
         if doorbell:
             driver.command(Command.ENABLE_DOORBELL)
-        device.endpoint._function._silent = True  # type: ignore[attr-defined]
+        device.endpoint.function._silent = True  # type: ignore[attr-defined]
         (result,) = run_cases(driver, [case], Run("test"), Observer()).results
         assert result.reason in (Reason.SILENT, Reason.STUCK_COMMAND)
         assert function.resets == resets

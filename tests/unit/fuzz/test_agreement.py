@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rcdrv.fuzz.campaign import Plan, Table, run_block
+from rcdrv.fuzz.campaign import Plan, run_block
+from rcdrv.fuzz.shrink import Table
 from rcdrv.fuzz.trial import run_layout
 from rcdrv.sim.layout import load_layout, parse_layout, preset_names
 

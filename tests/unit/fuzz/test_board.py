@@ -57,12 +57,12 @@ class Configfs:
         assert self.link.resolve() == self.function
         values = self.values()
         plain = load_layout(self.preset)
-        overrides: dict[str, object] = {"msi": values["msi_interrupts"]}
+        spec = f"{self.preset},msi={values['msi_interrupts']}"
         for index, bar in enumerate(plain.bars):
             ours = index in self.ignored or index == plain.register_bar
             if bar is not None and bar.type.value == "programmable" and not ours:
-                overrides[f"bar{index}.size"] = values[f"bar{index}_size"]
-        device = Direct(load_layout(self.preset, overrides))
+                spec += f",bar{index}.size={values[f'bar{index}_size']}"
+        device = Direct(load_layout(spec))
         self._open.append(device)
         return Function(device.attach(), clock=device.clock)
 

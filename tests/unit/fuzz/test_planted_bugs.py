@@ -14,8 +14,8 @@ from rcdrv.epf_test.doorbell import Doorbell, Location
 from rcdrv.epf_test.driver import Answer, EpfTest
 from rcdrv.epf_test.registers import Command, Flags, Reg
 from rcdrv.function import Function
-from rcdrv.fuzz.campaign import Plan, Table, run_block, try_table
-from rcdrv.fuzz.shrink import shrink
+from rcdrv.fuzz.campaign import Plan, run_block, try_table
+from rcdrv.fuzz.shrink import Table, shrink
 from rcdrv.fuzz.trial import Finding
 from rcdrv.sim.controller import SimController
 from rcdrv.sim.epf_test import function as sim_epf_test

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 
 from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.description import BarType, Layout
 from rcdrv.sim.functions import doorbell_place
-from rcdrv.sim.layout import BarType, Layout
 
 COMMAND, SIZE, IRQ_TYPE, IRQ_NUMBER = 0x04, 0x1C, 0x24, 0x28
 CAPS, DB_BAR, DB_OFFSET = 0x30, 0x34, 0x38

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from enum import Enum
 from typing import Any
 
 from rcdrv.device import CONFIG_REGION, IrqKind
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
+from rcdrv.sim.description import Layout
 from rcdrv.sim.endpoint import SimEndpoint
+from rcdrv.sim.epf_test.function import SimEpfTest
 from rcdrv.sim.epf_test.registers import SimRegister, SimStatus
-from rcdrv.sim.layout import Layout, load_layout
+from rcdrv.sim.layout import load_layout
 from rcdrv.vfio_user.served import DmaFault
 
 MEMORY_BASE = 0x1_4000_0000
@@ -20,12 +23,27 @@ alive: list[Host] = []
 """Their endpoints are closed after each test."""
 
 
+def epf_test(endpoint: SimEndpoint) -> SimEpfTest:
+    """Its pci-epf-test, which somebody at the endpoint may unbind and bind again."""
+    assert isinstance(endpoint.function, SimEpfTest)
+    return endpoint.function
+
+
+def _text(value: object) -> str:
+    """A key's value as in a layout's address."""
+    if isinstance(value, list | tuple):
+        return "+".join(value)
+    value = value.value if isinstance(value, Enum) else value
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 class Host:
     """Attached to the endpoint of ``layout``, as a client would be; bus mastering is on."""
 
     def __init__(self, layout: Layout | str, **overrides: object) -> None:
         if isinstance(layout, str):
-            layout = load_layout(layout, overrides)
+            changes = "".join(f",{key}={_text(value)}" for key, value in overrides.items())
+            layout = load_layout(layout + changes)
         self.layout = layout
         self.now = 1000.0
         self._log = io.StringIO()

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcdrv.sim import config_space as cs
-from rcdrv.sim.layout import BarType, Layout, load_layout, parse_layout, preset_names
+from rcdrv.sim.description import BarType, Layout
+from rcdrv.sim.layout import load_layout, parse_layout, preset_names
 
 PRESETS = preset_names()
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.config_space import COMMAND_INTX_DISABLE, STATUS, STATUS_INTERRUPT
+from rcdrv.sim.description import K, M
 from rcdrv.sim.epf_test.registers import SimCommand, SimRegister, SimStatus
 from rcdrv.sim.functions import doorbell_place
-from rcdrv.sim.layout import K, M
 
 from .host import MEMORY_BASE, Host
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcdrv.device import IrqKind
+from rcdrv.sim.description import K, M
 from rcdrv.sim.epf_test.function import crc32_le
 from rcdrv.sim.epf_test.registers import NO_BAR, USE_DMA, SimCommand, SimRegister, SimStatus
-from rcdrv.sim.layout import K, M, parse_layout
+from rcdrv.sim.layout import parse_layout
 
-from .host import MEMORY_BASE, Host
+from .host import MEMORY_BASE, Host, epf_test
 
 KNOWN = [int(command) for command in SimCommand]
 
@@ -412,8 +413,8 @@ def test_a_bus_reset_between_setup_and_clear_costs_the_bar() -> None:
     assert host.read_config(0x14, 4) == 0
     assert host.endpoint.regions()[1].size == 0
     assert host.command(SimCommand.BAR_SUBRANGE_CLEAR, size=1) & SimStatus.BAR_SUBRANGE_CLEAR_FAIL
-    host.endpoint.unbind()
-    host.endpoint.bind()
+    epf_test(host.endpoint).unbind()
+    epf_test(host.endpoint).bind()
     host.attach()
     assert host.endpoint.regions()[1].size == 0  # a rebind has the same struct pci_epf
     assert host.endpoint.regions()[2].size
@@ -435,9 +436,9 @@ def test_unbinding_with_a_doorbell_on_costs_the_doorbell(preset: str) -> None:
     new registers have a DB_BAR of 0."""
     host = Host(preset)
     host.command(SimCommand.ENABLE_DOORBELL)
-    host.endpoint.unbind()
+    epf_test(host.endpoint).unbind()
     assert host.get(SimRegister.DB_BAR) == 0xFFFF_FFFF  # no BAR
-    host.endpoint.bind()
+    epf_test(host.endpoint).bind()
     host.attach()
     for _ in range(2):
         assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_FAIL
@@ -449,7 +450,7 @@ def test_a_ring_while_nothing_is_bound_is_a_null_pointer() -> None:
     """pci_epf_test_doorbell_handler() with epf_test->reg[] NULL."""
     host = Host("rk3588")
     host.command(SimCommand.ENABLE_DOORBELL)
-    host.endpoint.unbind()
+    epf_test(host.endpoint).unbind()
     host.fired.clear()
     host.write(4, 0xA0, 0)
     assert host.events("oops")
@@ -460,8 +461,8 @@ def test_unbinding_after_disable_costs_nothing() -> None:
     host = Host("rk3588")
     host.command(SimCommand.ENABLE_DOORBELL)
     host.command(SimCommand.DISABLE_DOORBELL)
-    host.endpoint.unbind()
-    host.endpoint.bind()
+    epf_test(host.endpoint).unbind()
+    epf_test(host.endpoint).bind()
     host.attach()
     assert host.command(SimCommand.ENABLE_DOORBELL) & SimStatus.DOORBELL_ENABLE_SUCCESS
     host.ring()

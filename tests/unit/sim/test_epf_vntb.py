@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from rcdrv.device import IrqKind
@@ -16,7 +14,7 @@ from rcdrv.sim.epf_vntb.function import (
     SimControl,
     SimVntbCommand,
 )
-from rcdrv.sim.layout import dump_layout, load_layout
+from rcdrv.sim.layout import load_layout
 
 from .host import MEMORY_BASE, Host
 
@@ -302,11 +300,3 @@ def test_windows_that_no_bar_is_left_for_are_given_up() -> None:
     assert (settings(layout).num_mws, settings(layout).mw_bars) == (2, (2, -1)), (
         "the second one is NO_BAR"
     )
-
-
-@pytest.mark.parametrize("preset", [POLLED, EMBEDDED, "rk3588-vntb"])
-def test_dump(preset: str, tmp_path: Path) -> None:
-    layout = load_layout(preset, {"hz": 1000})
-    copy = tmp_path / "copy.toml"
-    copy.write_text(dump_layout(layout))
-    assert load_layout(str(copy)) == layout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rcdrv.device import IrqKind
+from rcdrv.sim.description import K, M
 from rcdrv.sim.epf_test.registers import (
     NO_BAR,
     USE_DMA,
@@ -14,7 +15,7 @@ from rcdrv.sim.epf_test.registers import (
     SimStatus,
 )
 from rcdrv.sim.functions import doorbell_place
-from rcdrv.sim.layout import K, M, load_layout, preset_names
+from rcdrv.sim.layout import load_layout, preset_names
 
 from .host import MEMORY_BASE, Host
 
@@ -156,7 +157,7 @@ def test_subrange(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", CAPS)
 def test_everything_that_may_be_mapped_is_plain_memory(preset: str) -> None:
-    layout = load_layout(preset, {"trap": "sparse"})
+    layout = load_layout(f"{preset},trap=sparse")
     host = Host(layout)
     place = doorbell_place(layout)
     for index, region in enumerate(host.endpoint.regions()[:6]):

@@ -17,7 +17,7 @@ from rcdrv.epf_test.registers import Reg
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import SimConfigSpace
-from rcdrv.sim.layout import BarLayout, BarType, Reset
+from rcdrv.sim.description import BarLayout, BarType, Reset
 from rcdrv.vfio_user.served import DmaFault, Peer, ServedDevice, ServedRegion
 
 if TYPE_CHECKING:

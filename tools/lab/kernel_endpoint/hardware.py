@@ -20,7 +20,7 @@ from rcdrv.mmio import MappedWindow
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.config_space import SimConfigSpace
-from rcdrv.sim.layout import (
+from rcdrv.sim.description import (
     BarLayout,
     BarType,
     Dma,

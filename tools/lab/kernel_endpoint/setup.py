@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 
+from rcdrv.sim.description import BarType, Layout
 from rcdrv.sim.epf_vntb import VntbLayout, VntbPeer
 from rcdrv.sim.epf_vntb import settings as vntb_settings
-from rcdrv.sim.layout import BarType, Layout
 from tools.lab.kernel_endpoint.build import MODULES
 
 FOLDER = "/opt/endpoint"
