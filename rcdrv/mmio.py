@@ -502,44 +502,41 @@ class SplitWindow(Window):
         self._trapped = trapped
         self._parts = tuple(parts)
 
-    def _locate(self, offset: int) -> tuple[int, int, Window]:
-        """(start, end, window) of the stretch that holds ``offset``."""
-        start = 0
+    def _locate(self, offset: int) -> tuple[Window, int, int]:
+        """(window, offset in it, bytes from there to its end) of what serves ``offset``."""
         for base, window in self._parts:
             if offset < base:
-                return start, base, self._trapped
+                return self._trapped, offset, base - offset
             if offset < base + window.size:
-                return base, base + window.size, window
-            start = base + window.size
-        return start, self.size, self._trapped
+                return window, offset - base, base + window.size - offset
+        return self._trapped, offset, self.size - offset
 
     def read(self, width: int, offset: int) -> int:
         self._check(width, offset)
-        start, _, window = self._locate(offset)
-        return window.read(width, offset if window is self._trapped else offset - start)
+        window, inside, _ = self._locate(offset)
+        return window.read(width, inside)
 
     def write(self, width: int, offset: int, value: int) -> None:
         self._check(width, offset)
-        start, _, window = self._locate(offset)
-        window.write(width, offset if window is self._trapped else offset - start, value)
+        window, inside, _ = self._locate(offset)
+        window.write(width, inside, value)
 
     def post32(self, offset: int, value: int) -> None:
         self._check(32, offset)
-        start, _, window = self._locate(offset)
-        window.post32(offset if window is self._trapped else offset - start, value)
+        window, inside, _ = self._locate(offset)
+        window.post32(inside, value)
 
     def register32(self, offset: int) -> Register:
         self._check(32, offset)
-        start, _, window = self._locate(offset)
-        return window.register32(offset if window is self._trapped else offset - start)
+        window, inside, _ = self._locate(offset)
+        return window.register32(inside)
 
     def _stretches(self, offset: int, size: int) -> Iterator[tuple[Window, int, int, int]]:
         """Split a run: (window, offset in it, offset in the run, size)."""
         done = 0
         while done < size:
-            start, end, window = self._locate(offset + done)
-            step = min(end - offset - done, size - done)
-            inside = offset + done - (0 if window is self._trapped else start)
+            window, inside, left = self._locate(offset + done)
+            step = min(left, size - done)
             yield window, inside, done, step
             done += step
 

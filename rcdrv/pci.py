@@ -45,17 +45,14 @@ class CapId(IntEnum):
 
     PM = 0x01
     MSI = 0x05
-    VENDOR = 0x09
     EXP = 0x10
     MSIX = 0x11
-    AF = 0x13
 
 
 class ExtCapId(IntEnum):
     """Extended capability IDs (config offset 0x100 on) that rcdrv looks into."""
 
     AER = 0x01
-    DSN = 0x03
     ATS = 0x0F
     REBAR = 0x15
 
