@@ -7,10 +7,11 @@ import errno
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rcdrv.errors import HostError
+from rcdrv.sysfs import Paths
 
 Write = Callable[[Path, str], None]
 """Writes a text to a sysfs file; raises the kernel's OSError."""
@@ -79,3 +80,25 @@ def modprobe(module: str) -> None:
         subprocess.run(
             ["modprobe", module], stdin=subprocess.DEVNULL, capture_output=True, timeout=30
         )
+
+
+@contextlib.contextmanager
+def reset_by(address: str, method: str, paths: Paths | None = None) -> Iterator[str]:
+    """Restrict the kernel to one reset method of a function; restore the methods at the end.
+
+    :param method: a value of reset_method in Documentation/ABI/testing/sysfs-bus-pci
+    :returns: the error if the kernel refuses the method, else an empty string
+    """
+    file = (paths or Paths()).function(address) / "reset_method"
+    try:
+        before = file.read_text()
+        file.write_text(method)
+    except OSError as error:
+        # reset_method_store(): EINVAL if the method's probe refuses the function
+        yield f"{file}: {os.strerror(error.errno or 0)}"
+        return
+    try:
+        yield ""
+    finally:
+        with contextlib.suppress(OSError):  # the function is gone
+            file.write_text(before if before.strip() else "\n")

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from rcdrv.errors import HostError, UsageError
 from rcdrv.host import kernel
 from rcdrv.host.binding import UNBIND_WITHIN, Binder, Say, read_note
-from rcdrv.host.find import functions
-from rcdrv.host.function import HostFunction
+from rcdrv.host.function import HostFunction, functions
 from rcdrv.sysfs import DRIVER, Paths, name_a_port, ports
 from rcdrv.wait import Cancel, Deadline
 

@@ -29,14 +29,6 @@ class Diagnosis:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    diagnosis: Diagnosis
-
-
-@dataclass(frozen=True)
 class User:
     """The user who runs rcdrv, with permissions and limits."""
 
@@ -58,8 +50,6 @@ class Subject:
     function: HostFunction | None
     read_caps: Callable[[str], str]
     """Opens the function and describes its endpoint's capabilities."""
-    missing_modules: tuple[str, ...] = ()
-    """Modules of the standard library that rcdrv uses, and this Python lacks."""
 
     def text(self, path: Path) -> str:
         """Return the contents of a file; empty if it cannot be read."""

@@ -32,6 +32,7 @@ from rcdrv.sysfs import (
     device_name,
     group_of,
     handover_steps,
+    has_capability,
     is_noiommu,
 )
 from rcdrv.vfio import uapi
@@ -41,7 +42,7 @@ from rcdrv.vfio.ioctl import call
 from rcdrv.vfio.iommufd import Ioas, attach, bind
 from rcdrv.vfio.refusals import in_use, not_given, open_node, refused, rivals
 
-_CAP_SYS_RAWIO = 1 << 17  # as in the CapEff line of /proc/<pid>/status
+_SYS_RAWIO = 17  # the number of a capability
 _PRESENT, _FRAME = 1 << 63, (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
 
 Locate = Callable[[mmap.mmap], tuple[int, int]]
@@ -181,9 +182,7 @@ def open_noiommu(bdf: str, paths: Paths, token: str | None = None) -> NoIommuDev
     if group is None and name is None:
         raise _not_enabled(paths, bdf)
     check_bound(paths, bdf)
-    status = Path("/proc/self/status").read_text()
-    effective = re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)
-    if effective is None or not int(effective[1], 16) & _CAP_SYS_RAWIO:
+    if not has_capability(_SYS_RAWIO):
         raise HostError(
             f"{bdf}: only root may use it, as it has no IOMMU",
             hint="run as root (CAP_SYS_RAWIO)",

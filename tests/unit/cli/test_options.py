@@ -165,6 +165,6 @@ def test_a_document_names_the_option(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RCDRV_DEVICE", raising=False)
-    monkeypatch.setattr("rcdrv.host.find.candidates", list)
+    monkeypatch.setattr("rcdrv.host.function.candidates", list)
     assert main(["info", "--json"]) == 3
     assert "--device ADDRESS" in json.loads(capsys.readouterr().out)["hint"]
