@@ -54,7 +54,6 @@ class Ioas:
         self._mapped: dict[int, int] = {}
 
     def ranges(self) -> Sequence[tuple[int, int]]:
-        """Return the usable IOVAs as ascending (first, last) pairs, both inclusive."""
         room = 16
         while room <= _MOST_RANGES:
             found = (ctypes.c_uint64 * (2 * room))()
@@ -73,13 +72,6 @@ class Ioas:
         raise HostError(f"iommufd reports {room} ranges of usable addresses")
 
     def map(self, iova: int, address: int, size: int) -> None:
-        """Map ``size`` bytes at ``address`` of this process for reads and writes of the device.
-
-        All numbers are multiples of the page size.
-
-        :raises UsageError: partial pages, outside :meth:`ranges`, or mapped already
-        :raises HostError: too much locked memory, or too many mappings
-        """
         self._map(uapi.IoasMap(flags=uapi.MapFlag.FIXED_IOVA, iova=iova), address, size)
 
     def map_anywhere(self, address: int, size: int) -> int:
@@ -99,10 +91,6 @@ class Ioas:
         self._mapped[request.iova] = size
 
     def unmap(self, iova: int, size: int) -> None:
-        """Remove a mapping made with exactly these numbers.
-
-        :raises UsageError: there is none
-        """
         if self._mapped.get(iova) != size:
             raise UsageError(f"no DMA mapping of {size:#x} bytes at IOVA {iova:#x}")
         request = uapi.IoasUnmap(ioas_id=self.id, iova=iova, length=size)
@@ -125,7 +113,6 @@ class Ioas:
         return request.out_phys, request.length
 
     def close(self) -> None:
-        """Close the descriptor, which removes every mapping. Closing twice is harmless."""
         if self._iommufd >= 0:
             fd, self._iommufd = self._iommufd, -1
             os.close(fd)

@@ -76,11 +76,9 @@ class PhysicalMemory:
         self._blocks: list[_Block] = []
 
     def ranges(self) -> Sequence[tuple[int, int]]:
-        """Return all addresses: the kernel chooses among them."""
-        return [(0, (1 << 64) - 1)]
+        return [(0, (1 << 64) - 1)]  # the kernel chooses among them
 
     def map(self, iova: int, address: int, size: int) -> None:
-        """Raise :class:`UsageError`: without an IOMMU nothing maps memory to an address."""
         raise UsageError("without an IOMMU no address can be chosen: use dma_allocate")
 
     def allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
@@ -132,10 +130,7 @@ class PhysicalMemory:
         return address, memory
 
     def unmap(self, iova: int, size: int) -> None:
-        """Free a buffer for reuse, given exactly its numbers.
-
-        :raises UsageError: there is none
-        """
+        """Free a buffer for reuse, given exactly its numbers."""
         for block in self._blocks:
             if (block.address, block.size, block.lent) == (iova, size, True):
                 block.lent = False
@@ -143,7 +138,6 @@ class PhysicalMemory:
         raise UsageError(f"no DMA buffer of {size:#x} bytes at {iova:#x}")
 
     def close(self) -> None:
-        """Free everything. Closing twice is harmless."""
         close, self._close = self._close, None
         if close is None:
             return
@@ -160,7 +154,6 @@ class NoIommuDevice(VfioDevice, PhysicalDma):
         self._memory = memory
 
     def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
-        """See :class:`PhysicalDma`; :meth:`dma_unmap` frees the memory."""
         return self._memory.allocate(size, align, limit)
 
 
