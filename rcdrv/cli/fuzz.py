@@ -190,12 +190,12 @@ def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
 def _rescan(address: str, cancel: Cancel) -> None:
     from rcdrv.fuzz.board import LINK_TIMEOUT
     from rcdrv.host.binding import Binder
-    from rcdrv.host.replug import Rescan, port_above
+    from rcdrv.host.replug import port_above, rescan
     from rcdrv.sysfs import Paths
 
-    paths = Paths()
-    rescan = Rescan(port_above(address, paths), paths, Binder(paths, say_nothing), say_nothing)
-    rescan.run(address, within=LINK_TIMEOUT, cancel=cancel)
+    port = port_above(address, Paths())
+    binder = Binder(port.paths, say_nothing)
+    rescan(port, binder, say_nothing, address, within=LINK_TIMEOUT, cancel=cancel)
 
 
 def _board_end(args: argparse.Namespace, address: str, report: Any) -> int:
