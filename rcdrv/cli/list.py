@@ -71,7 +71,6 @@ def describe(function: HostFunction) -> dict[str, Any]:
 
 
 def host_lines(host: dict[str, Any]) -> list[str]:
-    """Return the lines that show it."""
     others = ", ".join(
         f"{member['address']} ({member['driver'] or 'no driver'})"
         for member in host["group_members"]

@@ -12,8 +12,6 @@ from rcdrv.sysfs import Paths
 
 
 class State(Enum):
-    """State of a row."""
-
     OK = "ok"
     NOT_OK = "not ok"
     NOT_APPLICABLE = "not applicable"
@@ -72,15 +70,12 @@ class Subject:
 
 
 def ok(detail: str) -> Diagnosis:
-    """Return the diagnosis of a row without a problem."""
     return Diagnosis(State.OK, detail)
 
 
 def bad(detail: str, cure: str) -> Diagnosis:
-    """Return the diagnosis of a row with a problem, and its fix."""
     return Diagnosis(State.NOT_OK, detail, cure)
 
 
 def skip(detail: str) -> Diagnosis:
-    """Return the diagnosis of a row that does not apply to this host."""
     return Diagnosis(State.NOT_APPLICABLE, detail)

@@ -103,7 +103,6 @@ complete -F _rcdrv rcdrv
 
 
 def completion(tree: Command) -> str:
-    """Return the script."""
     return _SCRIPT.format(
         words="\n".join(_words(tree)),
         values="\n".join(_values(tree)),

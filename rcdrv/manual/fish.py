@@ -64,7 +64,6 @@ complete -c rcdrv -f
 
 
 def completion(tree: Command) -> str:
-    """Return the script."""
     valued = [
         f"{command.name} {flag}"
         for command in tree.walk()

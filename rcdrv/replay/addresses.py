@@ -17,7 +17,6 @@ class Addresses:
         self._upper: tuple[int, int, int, int] | None = None
 
     def add(self, iova: int, size: int) -> int:
-        """Add a buffer; return its number."""
         number, self.count = self.count, self.count + 1
         self.buffers[number] = iova, size
         return number

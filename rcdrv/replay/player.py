@@ -63,7 +63,6 @@ class Player(Device):
 
     @property
     def summary(self) -> dict[str, object]:
-        """Summary of the recording."""
         return self.recording.summary()
 
     # -- the recorded order ---------------------------------------------------------------------

@@ -315,7 +315,6 @@ def register(place: tuple[int, int, int], word: str | None) -> str:
 
 
 def told(op: str, fields: tuple[str, ...]) -> str:
-    """Describe an event."""
     if op in "rwRW":
         region, offset, size = (int(field, 16) for field in fields[:3])
         place = "config space" if region == CONFIG_REGION else f"BAR{region}"

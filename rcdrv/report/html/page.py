@@ -81,7 +81,6 @@ def page(sources: Sequence[Source], made: datetime) -> str:
 
 
 def _benches(sources: Sequence[Source]) -> dict[str, list[Source]]:
-    """Group the results by benchmark."""
     found: dict[str, list[Source]] = {}
     for source in sources:
         if source.kind == "bench":
