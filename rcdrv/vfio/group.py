@@ -98,11 +98,7 @@ class Container:
 
 
 def open_group(bdf: str, paths: Paths, token: str | None = None) -> VfioDevice:
-    """Open a PCI function through its IOMMU group, given its canonical address.
-
-    :param token: VF token, if the kernel requires one
-    :raises HostError: the host is not ready; the hint names the fix
-    """
+    """Open a PCI function through its IOMMU group."""
     number = iommu_group(paths, bdf)
     node = paths.group_node(number)
     with contextlib.ExitStack() as undo:

@@ -119,11 +119,7 @@ class Ioas:
 
 
 def open_iommufd(bdf: str, paths: Paths, token: str | None = None) -> VfioDevice:
-    """Open a PCI function through its own device node, given its canonical address.
-
-    :param token: VF token, if the kernel requires one
-    :raises HostError: the host is not ready; the hint names the fix
-    """
+    """Open a PCI function through its own device node."""
     iommu_group(paths, bdf)  # raises if the function is absent, not bound, or without an IOMMU
     name = device_name(paths, bdf)
     if name is None:
@@ -151,11 +147,7 @@ def use_node(
     iommufd: int,
     token: str | None = None,
 ) -> VfioDevice:
-    """Return the function of an open device node.
-
-    :param device: descriptor of ``node``
-    :raises HostError: the kernel refuses; the descriptors stay the caller's
-    """
+    """Return the function of ``device``, an open ``node``; the caller keeps both if it raises."""
     try:
         bind(device, iommufd, token)
     except OSError as error:

@@ -158,13 +158,7 @@ class NoIommuDevice(VfioDevice, PhysicalDma):
 
 
 def open_noiommu(bdf: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
-    """Open a PCI function without an IOMMU, given its canonical address.
-
-    Logs a warning, which by default is printed on stderr.
-
-    :param token: VF token, if the kernel requires one
-    :raises HostError: the host is not ready; the hint names the fix
-    """
+    """Open a PCI function without an IOMMU; log a warning, by default on stderr."""
     check_present(paths, bdf)
     group, name = group_of(paths, bdf), device_name(paths, bdf)
     if group is not None and not is_noiommu(paths, group):
@@ -192,11 +186,7 @@ def open_noiommu(bdf: str, paths: Paths, token: str | None = None) -> NoIommuDev
 
 
 def open_by_node(bdf: str, name: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
-    """Open a function by its own node; iommufd pins its memory (since Linux 7.3).
-
-    :param name: VFIO's name of the node
-    :raises HostError: the kernel refuses
-    """
+    """Open a function by its own node; iommufd pins its memory (since Linux 7.3)."""
     node = paths.device_node(name)
     with contextlib.ExitStack() as undo:
         iommufd = open_node(paths, bdf, paths.iommufd_node, undo)
@@ -223,10 +213,7 @@ def open_by_node(bdf: str, name: str, paths: Paths, token: str | None = None) ->
 
 
 def open_by_group(bdf: str, group: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
-    """Open a function by the group that VFIO created for it.
-
-    :raises HostError: the kernel refuses
-    """
+    """Open a function by the group that VFIO created for it."""
     with contextlib.ExitStack() as undo:
         container = open_node(paths, bdf, paths.container_node, undo)
         check_container(container, uapi.NOIOMMU_IOMMU)
@@ -274,10 +261,7 @@ def look_up(memory: mmap.mmap) -> tuple[int, int]:
 
 
 def huge_page_size() -> int:
-    """Return the size of this host's huge pages in bytes.
-
-    :raises HostError: the kernel has none
-    """
+    """Return the size of this host's huge pages in bytes."""
     found = re.search(r"^Hugepagesize:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     if found is None:
         raise HostError(

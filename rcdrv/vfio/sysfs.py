@@ -248,10 +248,7 @@ class SysfsDevice(Device, PhysicalDma):
 
 
 def open_sysfs(bdf: str, paths: Paths) -> SysfsDevice:
-    """Open a PCI function without VFIO, given its canonical address.
-
-    :raises HostError: the host is not ready; the hint names the fix
-    """
+    """Open a PCI function without VFIO."""
     check_present(paths, bdf)
     folder = paths.function(bdf)
     driver = driver_of(folder)
