@@ -125,9 +125,9 @@ def default_address() -> str:
     named = os.environ.get("RCDRV_DEVICE")
     if named:
         return named
-    from rcdrv.host import find
+    from rcdrv.host.function import candidates
 
-    found = find.candidates()
+    found = candidates()
     if len(found) == 1:
         return found[0].address
     listed = "".join(f"\n  {candidate}" for candidate in found)

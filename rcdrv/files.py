@@ -48,17 +48,7 @@ def replace_file(path: Path, content: bytes, mode: int | None = None) -> None:
     :param mode: permissions; default those of the user's earlier file, else by the umask
     :raises HostError: it cannot be written there
     """
-    with _named(path):
-        _replace(path, content, mode)
-
-
-def _replace(path: Path, content: bytes, mode: int | None) -> None:
-    before = _lstat(path)
-    if before is not None and not stat.S_ISREG(before.st_mode):
-        with os.fdopen(_open(path, os.O_TRUNC), "wb") as stream:
-            stream.write(content)
-        return
-    os.close(_put(path, before, content, mode))
+    os.close(begin_file(path, content, mode))
 
 
 def _put(path: Path, before: os.stat_result | None, content: bytes, mode: int | None) -> int:
@@ -86,17 +76,12 @@ def _write_all(fd: int, content: bytes) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def begin_file(path: Path, content: bytes) -> int:
-    """Write the beginning of a file, in one step; the rest is written to the descriptor returned.
-
-    A symbolic link is followed, under the rules for links.
-
-    :raises HostError: it cannot be written there
-    """
+def begin_file(path: Path, content: bytes, mode: int | None = None) -> int:
+    """Write a file as :func:`replace_file` does, and return it open, for more to be written."""
     with _named(path):
         before = _lstat(path)
         if before is None or stat.S_ISREG(before.st_mode):
-            return _put(path, before, content, None)
+            return _put(path, before, content, mode)
         fd = _open(path, os.O_TRUNC)
         try:
             _write_all(fd, content)

@@ -162,8 +162,8 @@ class Window(ABC):
     def read_into(self, offset: int, out: memoryview) -> None:
         """As :meth:`read_block`, into bytes of the caller's, and as many as they are."""
         self._check_range(offset, len(out))
-        for width, start, count in _aligned_runs(offset, len(out), self.bulk):
-            self._read_run(width, start, count, out[start - offset :])
+        for width, start, size in _aligned_runs(offset, len(out), self.bulk):
+            self._read_run(width, start, out[start - offset : start - offset + size])
 
     def _read_bytes(self, offset: int, size: int) -> bytearray:
         self._check_range(offset, size)
@@ -175,9 +175,8 @@ class Window(ABC):
         """Copy ``data`` into the device; the accesses are those of :meth:`read_block`."""
         source = memoryview(data).cast("B")
         self._check_range(offset, len(source))
-        for width, start, count in _aligned_runs(offset, len(source), self.bulk):
-            first = start - offset
-            self._write_run(width, start, source[first : first + count * width // 8])
+        for width, start, size in _aligned_runs(offset, len(source), self.bulk):
+            self._write_run(width, start, source[start - offset : start - offset + size])
 
     def fill(self, offset: int, size: int, value: int) -> None:
         """Set ``size`` bytes to the byte ``value``, with the accesses of :meth:`read_block`."""
@@ -239,18 +238,19 @@ class Window(ABC):
         step = kind.itemsize
         self._check(8 * step, offset)
         self._check_range(offset, count * step)
-        return np.frombuffer(self._read_elements(8 * step, offset, count), kind)
-
-    def _read_elements(self, width: int, offset: int, count: int) -> bytearray:
-        step = width // 8
         data = bytearray(count * step)
-        for start in range(0, len(data), step):
-            data[start : start + step] = self.read(width, offset + start).to_bytes(step, "little")
-        return data
+        self._read_each(8 * step, offset, memoryview(data))
+        return np.frombuffer(data, kind)
+
+    def _read_each(self, width: int, offset: int, out: memoryview) -> None:
+        """Fill ``out`` with naturally aligned words of ``width`` bits, one access a word."""
+        step = width // 8
+        for at in range(0, len(out), step):
+            out[at : at + step] = self.read(width, offset + at).to_bytes(step, "little")
 
     @abstractmethod
-    def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
-        """Read ``count`` naturally aligned words of ``width`` bits into ``out``."""
+    def _read_run(self, width: int, offset: int, out: memoryview) -> None:
+        """Fill ``out`` with whole naturally aligned words of ``width`` bits."""
 
     @abstractmethod
     def _write_run(self, width: int, offset: int, data: memoryview) -> None:
@@ -384,12 +384,11 @@ class MappedWindow(Window):
         copy_words(memoryview(data), self._bytes[offset : offset + size], step)
         return data
 
-    def _read_elements(self, width: int, offset: int, count: int) -> bytearray:
-        if width >= 32:
-            data = bytearray(count * width // 8)
-            self._read_run(width, offset, count, memoryview(data))
-            return data
-        return super()._read_elements(width, offset, count)
+    def _read_each(self, width: int, offset: int, out: memoryview) -> None:
+        if width < 32:
+            super()._read_each(width, offset, out)
+        else:
+            copy_words(out, self._bytes[offset : offset + len(out)], width // 8)
 
     def fill(self, offset: int, size: int, value: int) -> None:
         step = self.bulk // 8
@@ -399,23 +398,16 @@ class MappedWindow(Window):
         self._check_range(offset, size)
         copy_words(self._bytes[offset : offset + size], _repeated(value, size), step)
 
-    def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
-        step = width // 8
-        if width < 32:
-            for index in range(count):
-                word = self.read(width, offset + index * step)
-                out[index * step : (index + 1) * step] = word.to_bytes(step, "little")
-            return
-        copy_words(out[: step * count], self._bytes[offset : offset + step * count], step)
+    def _read_run(self, width: int, offset: int, out: memoryview) -> None:
+        self._read_each(width, offset, out)
 
     def _write_run(self, width: int, offset: int, data: memoryview) -> None:
         step = width // 8
-        if width < 32:
-            for index in range(len(data) // step):
-                word = int.from_bytes(data[index * step : (index + 1) * step], "little")
-                self.write(width, offset + index * step, word)
+        if width >= 32:
+            copy_words(self._bytes[offset : offset + len(data)], data, step)
             return
-        copy_words(self._bytes[offset : offset + len(data)], data, step)
+        for at in range(0, len(data), step):
+            self.write(width, offset + at, int.from_bytes(data[at : at + step], "little"))
 
     def close(self) -> None:
         if self.size == 0:
@@ -473,10 +465,9 @@ class TrappedWindow(Window):
         exact = width == 32 and (size == 8 or not self._messages)
         return 4 if exact else max(1, size)
 
-    def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
-        size = count * width // 8
-        step = self._step(width, size)
-        for at in range(0, size, step):
+    def _read_run(self, width: int, offset: int, out: memoryview) -> None:
+        step = self._step(width, len(out))
+        for at in range(0, len(out), step):
             out[at : at + step] = self._io.read(offset + at, step)
 
     def _write_run(self, width: int, offset: int, data: memoryview) -> None:
@@ -502,51 +493,47 @@ class SplitWindow(Window):
         self._trapped = trapped
         self._parts = tuple(parts)
 
-    def _locate(self, offset: int) -> tuple[int, int, Window]:
-        """(start, end, window) of the stretch that holds ``offset``."""
-        start = 0
+    def _locate(self, offset: int) -> tuple[Window, int, int]:
+        """(window, offset in it, bytes from there to its end) of what serves ``offset``."""
         for base, window in self._parts:
             if offset < base:
-                return start, base, self._trapped
+                return self._trapped, offset, base - offset
             if offset < base + window.size:
-                return base, base + window.size, window
-            start = base + window.size
-        return start, self.size, self._trapped
+                return window, offset - base, base + window.size - offset
+        return self._trapped, offset, self.size - offset
 
     def read(self, width: int, offset: int) -> int:
         self._check(width, offset)
-        start, _, window = self._locate(offset)
-        return window.read(width, offset if window is self._trapped else offset - start)
+        window, inside, _ = self._locate(offset)
+        return window.read(width, inside)
 
     def write(self, width: int, offset: int, value: int) -> None:
         self._check(width, offset)
-        start, _, window = self._locate(offset)
-        window.write(width, offset if window is self._trapped else offset - start, value)
+        window, inside, _ = self._locate(offset)
+        window.write(width, inside, value)
 
     def post32(self, offset: int, value: int) -> None:
         self._check(32, offset)
-        start, _, window = self._locate(offset)
-        window.post32(offset if window is self._trapped else offset - start, value)
+        window, inside, _ = self._locate(offset)
+        window.post32(inside, value)
 
     def register32(self, offset: int) -> Register:
         self._check(32, offset)
-        start, _, window = self._locate(offset)
-        return window.register32(offset if window is self._trapped else offset - start)
+        window, inside, _ = self._locate(offset)
+        return window.register32(inside)
 
     def _stretches(self, offset: int, size: int) -> Iterator[tuple[Window, int, int, int]]:
         """Split a run: (window, offset in it, offset in the run, size)."""
         done = 0
         while done < size:
-            start, end, window = self._locate(offset + done)
-            step = min(end - offset - done, size - done)
-            inside = offset + done - (0 if window is self._trapped else start)
+            window, inside, left = self._locate(offset + done)
+            step = min(left, size - done)
             yield window, inside, done, step
             done += step
 
-    def _read_run(self, width: int, offset: int, count: int, out: memoryview) -> None:
-        step = width // 8
-        for window, inside, done, size in self._stretches(offset, count * step):
-            window._read_run(width, inside, size // step, out[done : done + size])
+    def _read_run(self, width: int, offset: int, out: memoryview) -> None:
+        for window, inside, done, size in self._stretches(offset, len(out)):
+            window._read_run(width, inside, out[done : done + size])
 
     def _write_run(self, width: int, offset: int, data: memoryview) -> None:
         for window, inside, done, size in self._stretches(offset, len(data)):
@@ -560,7 +547,7 @@ class SplitWindow(Window):
 
 
 def _aligned_runs(offset: int, size: int, bulk: int) -> Iterator[tuple[int, int, int]]:
-    """Cut a byte range into runs of naturally aligned words: (width in bits, offset, count).
+    """Cut a byte range into runs of naturally aligned words: (width in bits, offset, bytes).
 
     :param bulk: width of the widest, 32 or 64
     """
@@ -569,17 +556,17 @@ def _aligned_runs(offset: int, size: int, bulk: int) -> Iterator[tuple[int, int,
     for width in narrower:
         step = width // 8
         if offset % (2 * step) and offset + step <= end:
-            yield width, offset, 1
+            yield width, offset, step
             offset += step
     step = bulk // 8
-    words = (end - offset) // step if offset % step == 0 else 0
-    if words:
-        yield bulk, offset, words
-        offset += words * step
+    whole = (end - offset) // step * step if offset % step == 0 else 0
+    if whole:
+        yield bulk, offset, whole
+        offset += whole
     for width in reversed(narrower):
         step = width // 8
         if offset % step == 0 and offset + step <= end:
-            yield width, offset, 1
+            yield width, offset, step
             offset += step
 
 

@@ -45,17 +45,14 @@ class CapId(IntEnum):
 
     PM = 0x01
     MSI = 0x05
-    VENDOR = 0x09
     EXP = 0x10
     MSIX = 0x11
-    AF = 0x13
 
 
 class ExtCapId(IntEnum):
     """Extended capability IDs (config offset 0x100 on) that rcdrv looks into."""
 
     AER = 0x01
-    DSN = 0x03
     ATS = 0x0F
     REBAR = 0x15
 
@@ -111,17 +108,6 @@ class Capability:
 
 
 @record
-class Msi:
-    """The MSI capability."""
-
-    vectors: int
-    """Vectors that the function requests: 1, 2, 4, 8, 16 or 32."""
-    is_64bit: bool
-    maskable: bool
-    enabled: bool
-
-
-@record
 class Msix:
     """The MSI-X capability: where the table and the pending bits are."""
 
@@ -130,7 +116,6 @@ class Msix:
     table_offset: int
     pba_bar: int
     pba_offset: int
-    enabled: bool
 
     @property
     def place(self) -> tuple[int, int]:
@@ -323,19 +308,22 @@ class ConfigSpace:
 
     # -- single capabilities ------------------------------------------------------------------
 
-    def msi(self) -> Msi | None:
-        """The MSI capability; None without one, or when it reads all ones."""
+    def msi_vectors(self) -> int:
+        """Vectors that the function requests by its MSI capability: 1, 2, 4, 8, 16 or 32.
+
+        0 without the capability, or when it reads all ones.
+        """
         cap = self.find(CapId.MSI)
         if cap is None:
-            return None
+            return 0
         self._room(cap, 10)
         control = self.window.read16(cap.offset + 2)
         if control == 0xFFFF:  # the device went away midway
-            return None
+            return 0
         log2 = control >> 1 & 7
         if log2 > 5:
             raise EndpointError(f"the MSI capability asks for 2^{log2} vectors; 32 is the most")
-        return Msi(1 << log2, bool(control & 0x80), bool(control & 0x100), bool(control & 1))
+        return 1 << log2
 
     def msix(self) -> Msix | None:
         """The MSI-X capability; None without one, or when it reads all ones."""
@@ -357,7 +345,6 @@ class ConfigSpace:
             table_offset=table & ~7,
             pba_bar=pba & 7,
             pba_offset=pba & ~7,
-            enabled=bool(control & 0x8000),
         )
 
     def express(self) -> Express | None:

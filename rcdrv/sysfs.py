@@ -14,6 +14,7 @@ from rcdrv.errors import HostError, UsageError
 from rcdrv.record import record
 
 DRIVER = "vfio-pci"
+_IPC_LOCK = 14
 
 _ADDRESS = re.compile(
     r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([01]?[0-9a-f])\.([0-7])", re.IGNORECASE
@@ -238,6 +239,25 @@ def holders_of(paths: Paths, bdf: str) -> list[str]:
         prefix = "noiommu-" if is_noiommu(paths, group) else ""
         nodes.append(paths.group_node(prefix + group))
     return sorted({holder for node in nodes for holder in holders(paths, node)})
+
+
+def process_status() -> dict[str, str]:
+    """Return the fields of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return dict(line.split(":", 1) for line in lines)
+
+
+def has_capability(bit: int) -> bool:
+    """Whether this process has a capability of include/uapi/linux/capability.h."""
+    return bool(int(process_status()["CapEff"], 16) >> bit & 1)
+
+
+def lockable_memory() -> int | None:
+    """Return how many bytes of memory this process may lock; None without a limit."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if limit == resource.RLIM_INFINITY or has_capability(_IPC_LOCK) else limit
 
 
 def _leads_to(link: Path, node: Path) -> bool:

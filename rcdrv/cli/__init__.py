@@ -207,7 +207,6 @@ def exit_status(error: RcdrvError, cancel: Cancel) -> int:
 
 
 def report_error(args: argparse.Namespace, error: RcdrvError) -> None:
-    """Report an error in the requested format."""
     if args.json:
         from rcdrv.cli.common import error_document, print_json
 

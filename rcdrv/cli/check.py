@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if len(args.devices) > 1:
         return each(args, cancel, run, mixed=False)
-    shown = _show if not args.json else _quiet
+    shown = _show if not args.json else lambda _layer: None
     args.device = args.device or default_address()
     try:
         function = open_function(args, cancel)
@@ -63,10 +63,6 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         _conclude(result)
     failure = None if result.broken is None else result.broken.error
     return 0 if failure is None else exit_status(failure, cancel)
-
-
-def _quiet(_layer: LayerResult) -> None:
-    """Print nothing, as the document has it."""
 
 
 def _show(one: LayerResult) -> None:

@@ -79,10 +79,6 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a command line; the hint for an invalid one is the help of its command.
-
-    :raises UsageError: an invalid command line
-    """
     args, left = parser.parse_known_args(arguments)
     if not left:
         return args
@@ -184,10 +180,6 @@ def common_options(names: Sequence[str] = ENDPOINT, *, top: bool = False) -> Par
 
 
 def refuse_unused(args: argparse.Namespace) -> None:
-    """Refuse common options before a command that does not use them.
-
-    :raises UsageError: names the first of them
-    """
     command = " ".join(filter(None, (args.command, getattr(args, "action", None))))
     for name in _common():
         if name not in args.common_options and getattr(args, name) != _default(name):
@@ -198,10 +190,6 @@ def refuse_unused(args: argparse.Namespace) -> None:
 
 
 def refuse_several(args: argparse.Namespace, command: ModuleType) -> None:
-    """Refuse several devices before a command that drives one.
-
-    :raises UsageError: the command is not for several
-    """
     if len(args.devices) > 1 and not getattr(command, "SEVERAL", False):
         raise UsageError(
             f"{args.command} takes one --device, not {len(args.devices)}",
@@ -237,7 +225,6 @@ def number(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """Parse a number of at least 1."""
     value = number(text)
     if not value:
         raise argparse.ArgumentTypeError(f"{text} is not at least one")
@@ -253,7 +240,6 @@ def bar_number(text: str) -> int:
 
 
 def word32(text: str) -> int:
-    """Parse an unsigned 32-bit number."""
     value = number(text)
     if value > 0xFFFFFFFF:
         raise argparse.ArgumentTypeError(f"{text} does not fit in 32 bits")
@@ -289,7 +275,6 @@ def pause(text: str) -> float:
 
 
 def open_function(args: argparse.Namespace, cancel: Cancel) -> Function:
-    """Open the function that the command line names."""
     address = args.device or default_address()
     record = getattr(args, "record", None)
     if record is not None and getattr(args, "reconnect", False):
@@ -342,7 +327,6 @@ def guard(args: argparse.Namespace, address: str) -> None:
 
 
 def endpoint(args: argparse.Namespace, function: Function) -> Endpoint:
-    """Return the endpoint of the Python API with the options of the command line."""
     from rcdrv.api import Endpoint
 
     return Endpoint(

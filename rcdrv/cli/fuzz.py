@@ -20,6 +20,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
+from rcdrv.address import default_address, open_function, scheme_of
 from rcdrv.cli.common import (
     FUNCTION,
     HOST,
@@ -33,7 +34,8 @@ from rcdrv.cli.common import (
     seconds,
     tracer,
 )
-from rcdrv.errors import HostError, UsageError
+from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.errors import DeviceLost, HostError, UsageError
 from rcdrv.files import make_folder, open_output, replace_file
 from rcdrv.function import Function
 from rcdrv.wait import Cancel
@@ -130,8 +132,7 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
 
     def on_block(progress: campaign.Progress) -> None:
         cancel.check()
-        if sys.stderr.isatty():
-            print(f"\r{_line(progress)} ", end="", file=sys.stderr, flush=True)
+        _show_progress(_line(progress))
 
     progress = campaign.run(plan, on_block)
     if sys.stderr.isatty():
@@ -149,8 +150,6 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
-    from rcdrv.address import default_address, open_function, scheme_of
-    from rcdrv.epf_test.driver import IrqChoice
     from rcdrv.fuzz import board
 
     layouts = board.draw_settings(args.seed, args.examples or 20)
@@ -172,9 +171,7 @@ def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
 
     def on_layout(report: Any) -> None:
         cancel.check()
-        if sys.stderr.isatty():
-            done = f"{report.settings} layouts, {len(report.findings)} findings"
-            print(f"\r{done} ", end="", file=sys.stderr, flush=True)
+        _show_progress(f"{report.settings} layouts, {len(report.findings)} findings")
 
     one = board.Board(
         shell,
@@ -190,12 +187,12 @@ def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
 def _rescan(address: str, cancel: Cancel) -> None:
     from rcdrv.fuzz.board import LINK_TIMEOUT
     from rcdrv.host.binding import Binder
-    from rcdrv.host.replug import Rescan, port_above
+    from rcdrv.host.replug import port_above, rescan
     from rcdrv.sysfs import Paths
 
-    paths = Paths()
-    rescan = Rescan(port_above(address, paths), paths, Binder(paths, say_nothing), say_nothing)
-    rescan.run(address, within=LINK_TIMEOUT, cancel=cancel)
+    port = port_above(address, Paths())
+    binder = Binder(port.paths, say_nothing)
+    rescan(port, binder, say_nothing, address, within=LINK_TIMEOUT, cancel=cancel)
 
 
 def _board_end(args: argparse.Namespace, address: str, report: Any) -> int:
@@ -212,6 +209,11 @@ def _board_end(args: argparse.Namespace, address: str, report: Any) -> int:
     else:
         print(f"{report.settings} layouts, {len(documents)} findings")
     return 1 if documents else 0
+
+
+def _show_progress(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{line} ", end="", file=sys.stderr, flush=True)
 
 
 def _line(progress: Any) -> str:
@@ -256,7 +258,7 @@ def _document(plan: Any, progress: Any) -> dict[str, Any]:
 def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.device:
         return _replay_elsewhere(args, cancel)
-    from rcdrv.fuzz.saved import reason_of, saved_files
+    from rcdrv.fuzz.saved import saved_files
     from rcdrv.fuzz.trial import run_layout
     from rcdrv.sim.layout import load_layout
 
@@ -267,25 +269,28 @@ def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
             raise UsageError(f"{path}: a saved layout is a .toml file")
         layout = load_layout(str(path))
         report = run_layout(layout, real_time=args.real_time, whole=args.real_time)
-        findings = [f"{finding.kind}: {finding.message}" for finding in report.findings]
-        documents.append(
-            {
-                "file": str(path),
-                "saved": reason_of(path),
-                "outcomes": report.outcomes,
-                "findings": findings,
-            }
-        )
-        if not args.json:
-            print(f"{path}: {'; '.join(findings) or 'nothing wrong'}")
+        documents.append(_replayed(args, path, report))
     if args.json:
         print_json({"replayed": documents})
     return 1 if any(document["findings"] for document in documents) else 0
 
 
-def _replay_elsewhere(args: argparse.Namespace, cancel: Cancel) -> int:
-    from rcdrv.address import open_function, scheme_of
+def _replayed(args: argparse.Namespace, path: Path, report: Any) -> dict[str, Any]:
+    """Return the document of a layout that was run again, and show its findings."""
     from rcdrv.fuzz.saved import reason_of
+
+    findings = [f"{finding.kind}: {finding.message}" for finding in report.findings]
+    if not args.json:
+        print(f"{path}: {'; '.join(findings) or 'nothing wrong'}")
+    return {
+        "file": str(path),
+        "saved": reason_of(path),
+        "outcomes": report.outcomes,
+        "findings": findings,
+    }
+
+
+def _replay_elsewhere(args: argparse.Namespace, cancel: Cancel) -> int:
     from rcdrv.fuzz.trial import NotPresented, Report, run_elsewhere
     from rcdrv.sim.layout import load_layout
 
@@ -298,39 +303,31 @@ def _replay_elsewhere(args: argparse.Namespace, cancel: Cancel) -> int:
         )
     layout = load_layout(str(args.where))
     guard(args, args.device)
-    presented, reason = True, ""
-    report = Report()
+    more = {"device": args.device, "presented": True, "reason": None}
     try:
         report = run_elsewhere(layout, partial(open_function, args.device, cancel=cancel))
     except NotPresented as error:
-        presented, reason = False, error.message
-    findings = [f"{finding.kind}: {finding.message}" for finding in report.findings]
+        if args.json:
+            document = _replayed(args, args.where, Report())
+            print_json({**document, **more, "presented": False, "reason": error.message})
+        else:
+            print(f"{args.where}: not presentable: {error.message}")
+        return HostError.exit_status
+    document = _replayed(args, args.where, report)
     if args.json:
-        print_json(
-            {
-                "file": str(args.where),
-                "saved": reason_of(args.where),
-                "device": args.device,
-                "presented": presented,
-                "reason": reason or None,
-                "outcomes": report.outcomes,
-                "findings": findings,
-            }
-        )
-    elif not presented:
-        print(f"{args.where}: not presentable: {reason}")
-    else:
-        print(f"{args.where}: {'; '.join(findings) or 'nothing wrong'}")
-    return 1 if findings else 0 if presented else HostError.exit_status
+        print_json({**document, **more})
+    return 1 if document["findings"] else 0
 
 
 def _device(args: argparse.Namespace, cancel: Cancel) -> int:
-    from rcdrv.epf_test.driver import IrqChoice
     from rcdrv.fuzz.device import campaign
+    from rcdrv.fuzz.device.harm import CLASSES
     from rcdrv.fuzz.device.steps import parse_step
 
     if "list" in args.destructive:
-        return _list_harm()
+        for name, what in CLASSES.items():
+            print(f"{name:23} {what}")
+        return 0
     steps = [parse_step(text) for text in args.do]
     options = campaign.Options(
         steps=args.length or campaign.STEPS,
@@ -357,7 +354,6 @@ def _device(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _target(args: argparse.Namespace, cancel: Cancel, stack: ExitStack) -> Any:
-    from rcdrv.address import default_address, open_function, scheme_of
     from rcdrv.fuzz.device.campaign import Software, Target
     from rcdrv.sim.layout import load_layout
 
@@ -375,18 +371,9 @@ def _harm_classes(names: list[str]) -> tuple[str, ...]:
 
     for name in names:
         if name not in CLASSES:
-            raise UsageError(
-                f"--destructive: no class {name!r}", hint=f"one of {', '.join(CLASSES)}"
-            )
+            hint = f"one of {', '.join(CLASSES)}"
+            raise UsageError(f"--destructive: no class {name!r}", hint=hint)
     return tuple(dict.fromkeys(names))
-
-
-def _list_harm() -> int:
-    from rcdrv.fuzz.device.harm import CLASSES
-
-    for name, what in CLASSES.items():
-        print(f"{name:23} {what}")
-    return 0
 
 
 def _sequence_log(folder: Path | None, stack: ExitStack) -> Callable[..., None]:
@@ -405,7 +392,6 @@ def _sequence_log(folder: Path | None, stack: ExitStack) -> Callable[..., None]:
 
 
 def _device_end(args: argparse.Namespace, address: str, options: Any, done: Any) -> int:
-    from rcdrv.errors import DeviceLost
     from rcdrv.fuzz.device.campaign import save, script
 
     found, text, path = done.found, "", None

@@ -21,10 +21,7 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 
 def named_address(args: argparse.Namespace) -> str:
-    """Return the canonical PCI address that the command line names.
-
-    :raises UsageError: not a PCI address
-    """
+    """Return the canonical PCI address that the command line names."""
     return canonical_address(args.address or args.device or default_address())
 
 

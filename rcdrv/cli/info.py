@@ -51,7 +51,6 @@ def _host(address: str) -> dict[str, Any] | None:
 
 
 def _show_closed(args: argparse.Namespace, error: HostError) -> int:
-    """Show a function that cannot be opened."""
     host = _host(args.device or default_address())
     if host is None:
         raise error
@@ -114,7 +113,6 @@ def print_text(info: dict[str, Any]) -> None:
 
 
 def _print_recording(recording: dict[str, Any]) -> None:
-    """Print the recorded command and its outcome."""
     command = " ".join(recording["command"])
     print(f"recorded   {command or 'no command'}, by rcdrv {recording['rcdrv']}")
     print(f"           {recording['events']} events in {recording['seconds']:.3f} s")

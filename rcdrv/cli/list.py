@@ -10,8 +10,7 @@ import sys
 from typing import Any
 
 from rcdrv.cli.common import HOST, print_json
-from rcdrv.host import find
-from rcdrv.host.function import HostFunction
+from rcdrv.host.function import HostFunction, candidates, functions
 from rcdrv.results.units import size_text
 from rcdrv.wait import Cancel
 
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     del cancel  # there are no waits
-    found = find.functions() if args.all else find.candidates()
+    found = functions() if args.all else candidates()
     if args.json:
         print_json({"functions": [describe(function) for function in found]})
         return 0
@@ -72,7 +71,6 @@ def describe(function: HostFunction) -> dict[str, Any]:
 
 
 def host_lines(host: dict[str, Any]) -> list[str]:
-    """Return the lines that show it."""
     others = ", ".join(
         f"{member['address']} ({member['driver'] or 'no driver'})"
         for member in host["group_members"]

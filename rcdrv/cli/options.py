@@ -32,7 +32,7 @@ OPTIONS = {
     "chunk": "--chunk",
     "mtu": "--transport-mtu",
     "peer_ip": "--peer-ip",
-    # host: Binder.bind, Rescan.run
+    # host: Binder.bind, rescan
     "whole_group": "--group",
     "within": "--wait",
     # fuzz: Plan, board.Shell; bench.plot.draw

@@ -29,7 +29,6 @@ _WANDERING = 0.012 * 1.6180339887
 
 
 def ping(args: argparse.Namespace, cancel: Cancel) -> int:
-    """Ping one endpoint."""
     count = 10 if args.count is None else args.count
     interval = 0.2 if args.interval is None else args.interval
     report = PingReport()

@@ -57,7 +57,6 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def read_all(driver: EpfTest) -> dict[Reg, int]:
-    """Read every register once, in address order."""
     return {register: driver.read(register) for register in Reg}
 
 

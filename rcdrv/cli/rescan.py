@@ -11,7 +11,8 @@ import argparse
 from rcdrv.cli.common import FUNCTION, seconds
 from rcdrv.cli.host import Steps, add_address, named_address
 from rcdrv.host.binding import Binder
-from rcdrv.host.replug import Rescan, port_above
+from rcdrv.host.replug import port_above
+from rcdrv.host.replug import rescan as rescan_behind
 from rcdrv.sysfs import Paths
 from rcdrv.wait import Cancel
 
@@ -34,8 +35,15 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     steps, paths = Steps(args), Paths()
     address = named_address(args)
     port = port_above(address, paths)
-    rescan = Rescan(port, paths, Binder(paths, steps), steps)
     wanted = None if port.address == address else address
-    found = rescan.run(wanted, within=args.wait, cancel=cancel, force=args.force)
+    found = rescan_behind(
+        port,
+        Binder(paths, steps),
+        steps,
+        wanted,
+        within=args.wait,
+        cancel=cancel,
+        force=args.force,
+    )
     steps.finish(found, port=port.address)
     return 0

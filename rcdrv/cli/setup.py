@@ -121,10 +121,6 @@ def _folder(variable: str, default: str) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file completely or not at all.
-
-    :raises HostError: it cannot be written
-    """
     try:
         make_folder(path.parent)
         replace_file(path, text.encode("utf-8"), mode=0o644)

@@ -323,7 +323,6 @@ class _Process:
             time.sleep(_LOOK)  # a stopped process, or one blocked in the kernel, is left behind
 
     def end(self) -> int:
-        """Wait for it; return its exit status."""
         status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         ended = outcome(self._address, status)
         if isinstance(ended, DeviceLost):

@@ -31,7 +31,6 @@ MTU_HELP = f"ntb_transport's parameter transport_mtu on the endpoint (default {M
 
 
 def add_tap(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `rcdrv ntb tap`."""
     add = parser.add_argument
     add(
         "--name",

@@ -13,7 +13,6 @@ from rcdrv.function import Function
 
 
 def bar_options() -> argparse.ArgumentParser:
-    """Return the options for the BARs of a vNTB."""
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("where the parts are (default: by the ID)")
     group.add_argument("--ctrl-bar", type=bar_number, metavar="N", help="control block")

@@ -213,10 +213,10 @@ class Board:
         with self.returned() as function:
             driver = EpfTest(function, reg_bar=self.reg_bar, irq=self.irq, timeout=self.timeout)
             run = run_cases(driver, _cases(), Run("fuzz"), Observer())
-            msi, msix = function.config.msi(), function.config.msix()
+            msix = function.config.msix()
             return Seen(
                 tuple(bar.size if bar else 0 for bar in function.bars),
-                msi.vectors if msi else 0,
+                function.config.msi_vectors(),
                 msix.vectors if msix else 0,
                 driver.reg_bar,
                 tuple(i for i in range(6) if driver.caps & Caps.BAR0_RESERVED << i),

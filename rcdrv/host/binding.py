@@ -22,9 +22,6 @@ from rcdrv.sysfs import DRIVER, Paths
 
 Say = Callable[[str], None]
 
-UNBIND_WITHIN = 5.0
-"""Seconds for a process that has the function open to close it."""
-
 # Classes that a running system may depend on.
 _PRECIOUS = {0x01: "storage", 0x02: "network"}
 
@@ -80,24 +77,13 @@ class Binder:
     """Bind and unbind functions.
 
     :param say: called with each change, one line
-    :param write: writes a sysfs file
-    :param unbind: the same for writes that block while a process has the function open
     """
 
-    def __init__(
-        self,
-        paths: Paths,
-        say: Say,
-        *,
-        write: kernel.Write = kernel.write,
-        unbind: kernel.Write | None = None,
-        modprobe: Callable[[str], None] = kernel.modprobe,
-    ) -> None:
+    def __init__(self, paths: Paths, say: Say) -> None:
         self._paths = paths
         self._say = say
-        self._write = write
-        self._unbind = unbind or kernel.write_within(UNBIND_WITHIN)
-        self._modprobe = modprobe
+        self._drivers = paths.sys / "bus/pci/drivers"
+        self._probe = paths.sys / "bus/pci/drivers_probe"
 
     # -- to vfio-pci --------------------------------------------------------------------------
 
@@ -119,7 +105,7 @@ class Binder:
         taken = [function, *(self._others(function) if whole_group else [])]
         self._check(function, taken, force)
         if not (self._drivers / DRIVER).exists():
-            self._modprobe(DRIVER)
+            kernel.modprobe(DRIVER)
             if not (self._drivers / DRIVER).exists():
                 raise HostError(
                     f"the kernel has no {DRIVER} driver, and modprobe does not load it",
@@ -132,10 +118,6 @@ class Binder:
                 self._take(one, no_reset, undo)
             undo.pop_all()
         return taken
-
-    @property
-    def _drivers(self) -> Path:
-        return self._paths.sys / "bus" / "pci" / "drivers"
 
     def _others(self, function: HostFunction) -> list[HostFunction]:
         others = (HostFunction(one, self._paths) for one, _ in function.others_in_group)
@@ -191,12 +173,7 @@ class Binder:
         if before:
             self._release(function, before)
             self._say(f"{address}: taken from {before}")
-        self._do(
-            f"{DRIVER} does not take {address}",
-            self._write,
-            self._paths.sys / "bus/pci/drivers_probe",
-            address,
-        )
+        kernel.change(f"{DRIVER} does not take {address}", self._probe, address)
         # The kernel does not report a failed probe here.
         if function.driver != DRIVER:
             raise HostError(
@@ -248,8 +225,7 @@ class Binder:
         note_path(self._paths, address).unlink(missing_ok=True)
         if note is None:
             # Bound by something else, perhaps a udev rule: any driver that matches may probe it.
-            probe = self._paths.sys / "bus/pci/drivers_probe"
-            self._do(f"cannot probe {address}", self._write, probe, address)
+            kernel.change(f"cannot probe {address}", self._probe, address)
         elif note.driver:
             self._return_to(function, note.driver)
         self._say(f"{address}: {'back to ' + function.driver if function.driver else 'no driver'}")
@@ -258,7 +234,7 @@ class Binder:
         address = function.address
         what = f"cannot take {address} from {driver}"
         try:
-            self._do(what, self._unbind, function.path / "driver" / "unbind", address)
+            kernel.change(what, function.path / "driver/unbind", address, blocks=True)
         except TimeoutError:
             raise HostError(
                 f"{address} is still in use by {', '.join(function.holders) or 'somebody'}",
@@ -273,7 +249,7 @@ class Binder:
             self._say(f"{function.address}: its driver {driver} is no longer loaded")
             return
         what = f"{driver} does not take {function.address} back"
-        self._do(what, self._write, folder / "bind", function.address)
+        kernel.change(what, folder / "bind", function.address)
 
     # -- resets -------------------------------------------------------------------------------
 
@@ -298,17 +274,6 @@ class Binder:
             note.reset_method = None
             _write_note(self._paths, address, note)
 
-    # -- writing ------------------------------------------------------------------------------
-
-    def _set(self, function: HostFunction, name: str, text: str) -> None:
-        what = f"cannot set {name} of {function.address}"
-        self._do(what, self._write, function.path / name, text)
-
     @staticmethod
-    def _do(what: str, write: kernel.Write, path: Path, text: str) -> None:
-        try:
-            write(path, text)
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise kernel.refused(what, error) from error
+    def _set(function: HostFunction, name: str, text: str) -> None:
+        kernel.change(f"cannot set {name} of {function.address}", function.path / name, text)

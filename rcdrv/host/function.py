@@ -1,4 +1,4 @@
-"""A PCI function as sysfs shows it, without opening it.
+"""A PCI function as sysfs shows it, without opening it; and those that may be endpoints.
 
 The files are those of Documentation/ABI/testing/sysfs-bus-pci. A value that is
 missing, unreadable or malformed is None, 0 or empty: a function may disappear at any time.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcdrv import parts, pci
+from rcdrv.errors import HostError
 from rcdrv.mmio import TrappedWindow
 from rcdrv.sysfs import (
     DRIVER,
@@ -263,6 +264,26 @@ class HostFunction:
     def __str__(self) -> str:
         driver = f"driver {self.driver}" if self.driver else "no driver"
         return f"{self.address}  {self.vendor:04x}:{self.device:04x}  {self.part.name}, {driver}"
+
+
+def functions(paths: Paths | None = None) -> list[HostFunction]:
+    """Return the functions of this host except bridges, by address."""
+    paths = paths or Paths()
+    devices = paths.sys / "bus" / "pci" / "devices"
+    found = []
+    for path in sorted(devices.iterdir()) if devices.is_dir() else []:
+        try:
+            function = HostFunction(path.name, paths)
+        except HostError:
+            continue  # it has just disappeared
+        if not function.is_bridge:
+            found.append(function)
+    return found
+
+
+def candidates(paths: Paths | None = None) -> list[HostFunction]:
+    """Return the functions that may be endpoints, by address."""
+    return [function for function in functions(paths) if function.may_be_endpoint]
 
 
 def _gigatransfers(text: str) -> float:

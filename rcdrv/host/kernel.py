@@ -7,13 +7,30 @@ import errno
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from rcdrv.errors import HostError
+from rcdrv.sysfs import Paths
 
-Write = Callable[[Path, str], None]
-"""Writes a text to a sysfs file; raises the kernel's OSError."""
+WITHIN = 5.0
+"""Seconds for a process that has a function open to close it."""
+
+
+def change(what: str, path: Path, text: str, *, blocks: bool = False) -> None:
+    """Write to a file of sysfs.
+
+    :param what: the error, if the kernel refuses
+    :param blocks: the write blocks while a process has the function open
+    :raises HostError: the kernel refuses
+    :raises TimeoutError: see :func:`write_within`
+    """
+    try:
+        (write_within if blocks else write)(path, text)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise refused(what, error) from error
 
 
 def write(path: Path, text: str) -> None:
@@ -25,43 +42,39 @@ def write(path: Path, text: str) -> None:
         os.close(fd)
 
 
-def write_within(seconds: float) -> Write:
-    """Return :func:`write` with a time limit; after TimeoutError the write continues.
+def write_within(path: Path, text: str, seconds: float = WITHIN) -> None:
+    """Write with a time limit; after TimeoutError the write continues.
 
     Unbinding from vfio-pci and removing a function block, unkillably, until every process closes
     the function (vfio_unregister_group_dev() in drivers/vfio/vfio_main.c). So a child process
     writes, and may outlive this one.
     """
-
-    def bounded(path: Path, text: str) -> None:
-        child = os.fork()
-        if child == 0:
-            status = 0
-            try:
-                # A signal for this command must not abort the write, and the child must not keep
-                # the command's pipes open.
-                os.setsid()
-                null = os.open(os.devnull, os.O_RDWR)
-                for fd in (0, 1, 2):
-                    os.dup2(null, fd)
-                write(path, text)
-            except OSError as error:
-                status = error.errno or errno.EIO
-            finally:
-                os._exit(status)
-        deadline = time.monotonic() + seconds
-        while True:
-            ended, how = os.waitpid(child, os.WNOHANG)
-            if ended:
-                break
-            if time.monotonic() >= deadline:
-                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), str(path))
-            time.sleep(0.005)
-        code = os.waitstatus_to_exitcode(how)
-        if code:
-            raise OSError(code, os.strerror(code), str(path))
-
-    return bounded
+    child = os.fork()
+    if child == 0:
+        status = 0
+        try:
+            # A signal for this command must not abort the write, and the child must not keep
+            # the command's pipes open.
+            os.setsid()
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            write(path, text)
+        except OSError as error:
+            status = error.errno or errno.EIO
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + seconds
+    while True:
+        ended, how = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        if time.monotonic() >= deadline:
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), str(path))
+        time.sleep(0.005)
+    code = os.waitstatus_to_exitcode(how)
+    if code:
+        raise OSError(code, os.strerror(code), str(path))
 
 
 def refused(what: str, error: OSError) -> HostError:
@@ -79,3 +92,25 @@ def modprobe(module: str) -> None:
         subprocess.run(
             ["modprobe", module], stdin=subprocess.DEVNULL, capture_output=True, timeout=30
         )
+
+
+@contextlib.contextmanager
+def reset_by(address: str, method: str, paths: Paths | None = None) -> Iterator[str]:
+    """Restrict the kernel to one reset method of a function; restore the methods at the end.
+
+    :param method: a value of reset_method in Documentation/ABI/testing/sysfs-bus-pci
+    :returns: the error if the kernel refuses the method, else an empty string
+    """
+    file = (paths or Paths()).function(address) / "reset_method"
+    try:
+        before = file.read_text()
+        file.write_text(method)
+    except OSError as error:
+        # reset_method_store(): EINVAL if the method's probe refuses the function
+        yield f"{file}: {os.strerror(error.errno or 0)}"
+        return
+    try:
+        yield ""
+    finally:
+        with contextlib.suppress(OSError):  # the function is gone
+            file.write_text(before if before.strip() else "\n")

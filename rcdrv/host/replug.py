@@ -12,9 +12,8 @@ from collections.abc import Callable
 
 from rcdrv.errors import HostError, UsageError
 from rcdrv.host import kernel
-from rcdrv.host.binding import UNBIND_WITHIN, Binder, Say, read_note
-from rcdrv.host.find import functions
-from rcdrv.host.function import HostFunction
+from rcdrv.host.binding import Binder, Say, read_note
+from rcdrv.host.function import HostFunction, functions
 from rcdrv.sysfs import DRIVER, Paths, name_a_port, ports
 from rcdrv.wait import Cancel, Deadline
 
@@ -71,109 +70,87 @@ def link_is_up(port: HostFunction) -> bool:
     return link is None or bool(link.speed and link.width)
 
 
-class Rescan:
-    """Remove and rescan the functions behind one port, and nothing else.
+def rescan(
+    port: HostFunction,
+    binder: Binder,
+    say: Say,
+    wanted: str | None,
+    *,
+    within: float,
+    cancel: Cancel,
+    force: bool = False,
+) -> list[HostFunction]:
+    """Remove what is behind one port, then scan there until ``wanted`` (None: any) appears.
 
     :param binder: binds the functions that were bound to vfio-pci
     :param say: called with each change, one line
-    :param write: writes a sysfs file
-    :param remove: the same for writes that block while a process has the function open
+    :param within: seconds to wait for link and function
+    :param force: also when a driver or a process uses one of the functions
+    :returns: the functions behind the port now
+    :raises HostError: it is in use, or does not come back in time
     """
+    before = behind(port)
+    _refuse_used(port, before, force, "end or unbind it, or let `force` remove it")
+    bound = {one.address for one in before if one.driver == DRIVER}
+    for one in before:
+        _remove(one)
+        say(f"{one.address}: removed")
+    found = _scan(port, wanted, within, cancel)
+    for one in found:
+        say(f"{one.address}: found, {one.vendor:04x}:{one.device:04x} {one.part.name}")
+        # The note of a function that vanished by itself remains: it was bound by rcdrv, too.
+        note = read_note(port.paths, one.address)
+        if note is not None or one.address in bound:
+            binder.bind(one, no_reset=note is not None and note.reset_method is not None)
+    return found
 
-    def __init__(
-        self,
-        port: HostFunction,
-        paths: Paths,
-        binder: Binder,
-        say: Say,
-        *,
-        write: kernel.Write = kernel.write,
-        remove: kernel.Write | None = None,
-    ) -> None:
-        self.port = port
-        self._paths = paths
-        self._binder = binder
-        self._say = say
-        self._write = write
-        self._remove = remove or kernel.write_within(UNBIND_WITHIN)
 
-    def run(
-        self, wanted: str | None, *, within: float, cancel: Cancel, force: bool = False
-    ) -> list[HostFunction]:
-        """Remove, then scan until ``wanted`` (None: any function) appears.
+def _refuse_used(port: HostFunction, members: list[HostFunction], force: bool, cure: str) -> None:
+    used = in_use(members)
+    if used and not force:
+        raise HostError(f"behind {port.address} is in use: {', '.join(used)}", hint=cure)
 
-        :param within: seconds to wait for link and function
-        :param force: also when a driver or a process uses one of the functions
-        :returns: the functions behind the port now
-        :raises HostError: it is in use, or does not come back in time
-        """
-        before = behind(self.port)
-        used = in_use(before)
-        if used and not force:
-            raise HostError(
-                f"behind {self.port.address} is in use: {', '.join(used)}",
-                hint="end or unbind it, or let `force` remove it",
-            )
-        bound = {one.address for one in before if one.driver == DRIVER}
-        for one in before:
-            self._take_off(one)
-        found = self._scan(wanted, within, cancel)
-        for one in found:
-            self._say(f"{one.address}: found, {one.vendor:04x}:{one.device:04x} {one.part.name}")
-            # The note of a function that vanished by itself remains: it was bound by rcdrv, too.
-            note = read_note(self._paths, one.address)
-            if note is not None or one.address in bound:
-                no_reset = note is not None and note.reset_method is not None
-                self._binder.bind(one, no_reset=no_reset)
-        return found
 
-    def _take_off(self, function: HostFunction) -> None:
-        try:
-            self._remove(function.path / "remove", "1")
-        except TimeoutError:
-            holders = ", ".join(function.holders) or "somebody"
-            raise HostError(
-                f"{function.address} is still in use by {holders}",
-                hint="the kernel removes it as soon as that process closes it",
-            ) from None
-        except OSError as error:
-            raise kernel.refused(f"cannot remove {function.address}", error) from error
-        self._say(f"{function.address}: removed")
+def _remove(function: HostFunction) -> None:
+    try:
+        what = f"cannot remove {function.address}"
+        kernel.change(what, function.path / "remove", "1", blocks=True)
+    except TimeoutError:
+        holders = ", ".join(function.holders) or "somebody"
+        raise HostError(
+            f"{function.address} is still in use by {holders}",
+            hint="the kernel removes it as soon as that process closes it",
+        ) from None
 
-    def _scan(self, wanted: str | None, within: float, cancel: Cancel) -> list[HostFunction]:
-        # bus_rescan_store() in drivers/pci/pci-sysfs.c scans the bus behind the port; the port's
-        # own file "rescan" would scan the bus that the port is on.
-        rescan = next(self.port.path.glob("pci_bus/*/rescan"), None)
-        if rescan is None:
-            raise HostError(f"{self.port.address} has no bus behind it")
-        deadline = Deadline(within)
-        while True:
-            if link_is_up(self.port):
-                try:
-                    self._write(rescan, "1")
-                except OSError as error:
-                    raise kernel.refused(f"cannot scan behind {self.port.address}", error) from (
-                        error
-                    )
-                found = behind(self.port)
-                if any(wanted in (None, one.address) for one in found):
-                    return found
-            if deadline.expired:
-                raise self._missing(wanted, within)
-            cancel.sleep(min(_LOOK_AGAIN, deadline.remaining + 0.001))
 
-    def _missing(self, wanted: str | None, within: float) -> HostError:
-        port, what = self.port.address, wanted or "a function"
-        if not link_is_up(self.port):
-            return HostError(
-                f"waited {within:g} s for {what}: the link of {port} is down",
-                hint="is the endpoint powered, and its controller started? `within` is how long"
-                " to wait",
-            )
-        return HostError(
-            f"waited {within:g} s for {what}: the link of {port} is up, and nothing answers",
+def _scan(
+    port: HostFunction, wanted: str | None, within: float, cancel: Cancel
+) -> list[HostFunction]:
+    # bus_rescan_store() in drivers/pci/pci-sysfs.c scans the bus behind the port; the port's own
+    # file "rescan" would scan the bus that the port is on.
+    file = next(port.path.glob("pci_bus/*/rescan"), None)
+    if file is None:
+        raise HostError(f"{port.address} has no bus behind it")
+    deadline = Deadline(within)
+    while True:
+        if link_is_up(port):
+            kernel.change(f"cannot scan behind {port.address}", file, "1")
+            found = behind(port)
+            if any(wanted in (None, one.address) for one in found):
+                return found
+        if deadline.expired:
+            break
+        cancel.sleep(min(_LOOK_AGAIN, deadline.remaining + 0.001))
+    waited = f"waited {within:g} s for {wanted or 'a function'}: the link of {port.address} is"
+    if link_is_up(port):
+        raise HostError(
+            f"{waited} up, and nothing answers",
             hint="has the endpoint a function bound and started? `within` is how long to wait",
         )
+    raise HostError(
+        f"{waited} down",
+        hint="is the endpoint powered, and its controller started? `within` is how long to wait",
+    )
 
 
 def bus_reset(
@@ -181,7 +158,6 @@ def bus_reset(
     paths: Paths,
     *,
     show: Callable[[list[HostFunction]], None],
-    write: kernel.Write = kernel.write,
     force: bool = False,
 ) -> list[HostFunction]:
     """Reset the secondary bus of the port above (hot reset), with everything behind it.
@@ -192,12 +168,7 @@ def bus_reset(
     port = port_above(function.address, paths)
     members = behind(port)
     show(members)
-    used = in_use(members)
-    if used and not force:
-        raise HostError(
-            f"behind {port.address} is in use: {', '.join(used)}",
-            hint="end or unbind it, or let `force` reset it anyway",
-        )
+    _refuse_used(port, members, force, "end or unbind it, or let `force` reset it anyway")
     # reset_subordinate_store() in drivers/pci/pci-sysfs.c: saves and restores config space.
     file = port.path / "reset_subordinate"
     if not file.exists():
@@ -206,7 +177,7 @@ def bus_reset(
             hint="Linux 6.13 and later can; rcdrv reset ADDRESS resets the function alone",
         )
     try:
-        write(file, "1")
+        kernel.write(file, "1")
     except OSError as error:
         if error.errno == errno.ENOTTY:
             # pci_bridge_wait_for_secondary_bus() in drivers/pci/pci.c: one error for a link that

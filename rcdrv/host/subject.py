@@ -12,8 +12,6 @@ from rcdrv.sysfs import Paths
 
 
 class State(Enum):
-    """State of a row."""
-
     OK = "ok"
     NOT_OK = "not ok"
     NOT_APPLICABLE = "not applicable"
@@ -26,14 +24,6 @@ class Diagnosis:
     state: State
     detail: str
     cure: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    diagnosis: Diagnosis
 
 
 @dataclass(frozen=True)
@@ -58,8 +48,6 @@ class Subject:
     function: HostFunction | None
     read_caps: Callable[[str], str]
     """Opens the function and describes its endpoint's capabilities."""
-    missing_modules: tuple[str, ...] = ()
-    """Modules of the standard library that rcdrv uses, and this Python lacks."""
 
     def text(self, path: Path) -> str:
         """Return the contents of a file; empty if it cannot be read."""
@@ -82,15 +70,12 @@ class Subject:
 
 
 def ok(detail: str) -> Diagnosis:
-    """Return the diagnosis of a row without a problem."""
     return Diagnosis(State.OK, detail)
 
 
 def bad(detail: str, cure: str) -> Diagnosis:
-    """Return the diagnosis of a row with a problem, and its fix."""
     return Diagnosis(State.NOT_OK, detail, cure)
 
 
 def skip(detail: str) -> Diagnosis:
-    """Return the diagnosis of a row that does not apply to this host."""
     return Diagnosis(State.NOT_APPLICABLE, detail)

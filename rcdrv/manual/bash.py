@@ -103,7 +103,6 @@ complete -F _rcdrv rcdrv
 
 
 def completion(tree: Command) -> str:
-    """Return the script."""
     return _SCRIPT.format(
         words="\n".join(_words(tree)),
         values="\n".join(_values(tree)),
@@ -124,16 +123,12 @@ def _values(tree: Command) -> Iterator[str]:
     for command in tree.walk():
         for number, argument in enumerate(command.arguments, start=1):
             # Any number of arguments: the following ones are the same.
-            pattern = "*" if argument.repeated else str(number)
-            yield _answer(f"{shlex.quote(f'{command.name} ')}{_digits(pattern)}", argument)
+            pattern = "[1-9]*" if argument.repeated else str(number)
+            yield _answer(f"{shlex.quote(f'{command.name} ')}{pattern}", argument)
         for option in (*command.options, *command.common):
             if option.metavar:
                 names = "|".join(shlex.quote(f"{command.name} {flag}") for flag in option.flags)
                 yield _answer(names, option)
-
-
-def _digits(pattern: str) -> str:
-    return "[1-9]*" if pattern == "*" else pattern
 
 
 def _answer(pattern: str, parameter: Parameter) -> str:

@@ -64,7 +64,6 @@ complete -c rcdrv -f
 
 
 def completion(tree: Command) -> str:
-    """Return the script."""
     valued = [
         f"{command.name} {flag}"
         for command in tree.walk()
@@ -84,7 +83,7 @@ def completion(tree: Command) -> str:
 def _lines(tree: Command) -> Iterator[str]:
     for command in tree.walk():
         for child in command.children:
-            yield _line(f"{command.name}", f"-a {child.path[-1]}", child.summary, "0")
+            yield _line(command.name, f"-a {child.path[-1]}", child.summary, "0")
         for number, argument in enumerate(command.arguments):
             where = f"{number}+" if argument.repeated else str(number)
             if argument.kind is not Kind.PLAIN:
@@ -99,7 +98,7 @@ def _lines(tree: Command) -> Iterator[str]:
 
 
 def _line(command: str, what: str, description: str, number: str = "") -> str:
-    condition = _quoted(f"__rcdrv_in {_inner(command)} {number}".rstrip())
+    condition = _quoted(f'__rcdrv_in "{command}" {number}'.rstrip())
     return f"complete -c rcdrv -n {condition} {what.rstrip()} -d {_quoted(description)}"
 
 
@@ -118,7 +117,3 @@ def _value(parameter: Parameter) -> str:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _inner(text: str) -> str:
-    return f'"{text}"'

@@ -7,7 +7,7 @@ internals (``_actions``, ``_action_groups``).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +32,10 @@ class Kind(Enum):
     """Argument of ``rcdrv sim``: a preset or a TOML file."""
 
 
+Font = Callable[[str], str]
+"""Sets a text in the font of what is typed as it stands, or of what stands for something."""
+
+
 class Parameter(NamedTuple):
     """An option; without flags, a positional argument."""
 
@@ -50,16 +54,18 @@ class Parameter(NamedTuple):
     group: str = ""
     """Its heading, if not argparse's own."""
 
-    @property
-    def values(self) -> str:
-        """Value as in a usage line: ``N``, ``[ADDRESS]``, ``[NAME...]``."""
-        text = f"{self.metavar}..." if self.repeated else self.metavar
+    def value(self, literal: Font = str, variable: Font = str) -> str:
+        """Return its value as in a usage line: ``N``, ``[ADDRESS]``, ``[NAME...]``."""
+        text = variable(self.metavar) if self.metavar else ""
+        if self.kind is Kind.WORDS and self.metavar == "|".join(self.words):
+            text = "|".join(map(literal, self.words))
+        text += "..." * self.repeated
         return f"[{text}]" if self.optional and text else text
 
-    @property
-    def usage(self) -> str:
-        """Parameter as in a usage line: ``[--bar N]``, ``ADDRESS``."""
-        text = " ".join(filter(None, (*self.flags[-1:], self.values)))
+    def usage(self, literal: Font = str, variable: Font = str) -> str:
+        """Return it as in a usage line: ``[--bar N]``, ``ADDRESS``."""
+        flag = map(literal, self.flags[-1:])
+        text = " ".join(filter(None, (*flag, self.value(literal, variable))))
         return f"[{text}]" if self.flags and not self.required else text
 
 
@@ -91,7 +97,7 @@ class Command(NamedTuple):
     @property
     def synopsis(self) -> tuple[str, ...]:
         """Return its name, and one item for each of its own options and arguments."""
-        return (self.name, *(one.usage for one in (*self.options, *self.arguments)))
+        return (self.name, *(one.usage() for one in (*self.options, *self.arguments)))
 
     @property
     def shared(self) -> tuple[Parameter, ...]:

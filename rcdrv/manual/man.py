@@ -96,21 +96,7 @@ def _document(lines: Iterable[str]) -> str:
 
 def _synopsis(command: Command) -> str:
     parameters = (*command.options, *command.arguments)
-    return " ".join((_bold(command.name), *map(_usage, parameters)))
-
-
-def _usage(parameter: Parameter) -> str:
-    flag = _bold(parameter.flags[-1]) if parameter.flags else ""
-    text = " ".join(filter(None, (flag, _value(parameter))))
-    return f"[{text}]" if flag and not parameter.required else text
-
-
-def _value(parameter: Parameter) -> str:
-    if parameter.kind.value == "words" and parameter.metavar == "|".join(parameter.words):
-        return "|".join(map(_bold, parameter.words))
-    text = _italic(parameter.metavar) if parameter.metavar else ""
-    text += "..." * parameter.repeated
-    return f"[{text}]" if parameter.optional and text else text
+    return " ".join((_bold(command.name), *(one.usage(_bold, _italic) for one in parameters)))
 
 
 def _parameters(parameters: Sequence[Parameter]) -> list[str]:
@@ -125,7 +111,7 @@ def _parameters(parameters: Sequence[Parameter]) -> list[str]:
 def _term(parameter: Parameter) -> str:
     """Format the term of a parameter: ``-v, --verbose``, ``--bar N``."""
     flags = ", ".join(map(_bold, parameter.flags))
-    return " ".join(filter(None, (flags, _value(parameter))))
+    return " ".join(filter(None, (flags, parameter.value(_bold, _italic))))
 
 
 def _exit_status() -> list[str]:

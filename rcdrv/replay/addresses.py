@@ -17,14 +17,15 @@ class Addresses:
         self._upper: tuple[int, int, int, int] | None = None
 
     def add(self, iova: int, size: int) -> int:
-        """Add a buffer; return its number."""
         number, self.count = self.count, self.count + 1
         self.buffers[number] = iova, size
         return number
 
-    def find(self, iova: int) -> int:
-        """Return the number of the buffer that starts at an address; -1 if there is none."""
-        return next((n for n, (at, _) in self.buffers.items() if at == iova), -1)
+    def remove(self, iova: int) -> int:
+        """Remove the buffer that starts at an address; return its number, -1 if there is none."""
+        number = next((n for n, (at, _) in self.buffers.items() if at == iova), -1)
+        self.buffers.pop(number, None)
+        return number
 
     def spell(self, region: int, offset: int, size: int, value: int) -> str:
         """Return the text of a register write: a number, or an address in a buffer.

@@ -22,8 +22,7 @@ from rcdrv.replay.addresses import Addresses
 from rcdrv.replay.clock import VirtualClock
 from rcdrv.replay.contents import Written, digest, pieces, stream, unpack
 from rcdrv.replay.order import FARTHEST, Order
-from rcdrv.replay.recording import Event, Recording, error_of
-from rcdrv.replay.words import register, told
+from rcdrv.replay.recording import Event, Recording, error_of, register, told
 
 _COMMAND = 4
 _CUT_OFF = {(): "at its largest size", ("killed",): "as the run was killed"}
@@ -64,7 +63,6 @@ class Player(Device):
 
     @property
     def summary(self) -> dict[str, object]:
-        """Summary of the recording."""
         return self.recording.summary()
 
     # -- the recorded order ---------------------------------------------------------------------
@@ -374,9 +372,8 @@ class Player(Device):
 
     def dma_unmap(self, iova: int, size: int) -> None:
         del size
-        number = self._addresses.find(iova)
+        number = self._addresses.remove(iova)
         self._memory.pop(number, None)
-        self._addresses.buffers.pop(number, None)
         self._take_quietly("u", max(number, 0))
 
     def random_bytes(self, size: int) -> bytes:

@@ -297,9 +297,8 @@ class Recorder:
         self._note("m", number, size)
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        number = self._addresses.find(iova)
+        number = self._addresses.remove(iova)
         self._memory.pop(number, None)
-        self._addresses.buffers.pop(number, None)
         self._call(lambda: self._device.dma_unmap(iova, size), "u", max(number, 0))
 
     def random_bytes(self, size: int) -> bytes:

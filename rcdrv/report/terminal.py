@@ -57,7 +57,6 @@ class Plain(Observer):
         self._summary(run)
 
     def _summary(self, run: Run) -> None:
-        """Print the totals."""
         for line in differences(run):
             self._print((one_line(line), ""))
         counts = ", ".join(f"{count} {what}" for what, count in tally(run).items())

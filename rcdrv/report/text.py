@@ -30,7 +30,6 @@ def headline(result: CaseResult) -> str:
 
 
 def details(result: CaseResult) -> Iterator[str]:
-    """Yield the diagnostics and the hint."""
     for text in result.diagnostics:
         yield from map(one_line, text.splitlines())
     if result.hint:

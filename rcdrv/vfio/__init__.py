@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 BACKENDS = ("group", "iommufd", "noiommu", "sysfs")
+"""Each is a module with ``open_NAME()``, which takes a canonical address, the paths and, where
+there is one, the checked VF token; it raises as :func:`open_device` does."""
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 

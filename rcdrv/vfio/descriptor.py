@@ -23,14 +23,7 @@ _NODES = "/dev/vfio/devices/vfio<n>"
 def take_descriptor(
     device: int, iommufd: int, paths: Paths, token: str | None = None
 ) -> VfioDevice:
-    """Return the function behind a descriptor, and own the descriptors from now on.
-
-    :param device: descriptor of ``/dev/vfio/devices/vfio<n>``, not yet bound to an iommufd
-    :param iommufd: descriptor of ``/dev/iommu``; -1 opens it here
-    :param token: VF token, if the kernel requires one
-    :raises UsageError: a descriptor of something else
-    :raises HostError: the kernel refuses
-    """
+    """Return the function behind a descriptor: see :func:`rcdrv.vfio.open_descriptor`."""
     found = _sysfs(paths, device, "vfio-dev", _NODES)
     bdf = _function_of(found)
     if found.name.startswith("noiommu-"):
@@ -52,10 +45,7 @@ def take_descriptor(
 
 
 def function_of(device: int, paths: Paths) -> str:
-    """Return the PCI address of the function behind a descriptor, which stays the caller's.
-
-    :raises UsageError: it is something else
-    """
+    """Return the PCI address of the function behind a descriptor, which stays the caller's."""
     return _function_of(_sysfs(paths, device, "vfio-dev", _NODES))
 
 

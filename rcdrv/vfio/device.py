@@ -36,7 +36,11 @@ else:
 
 
 class AddressSpace(Protocol):
-    """Translation of the device's DMA addresses to memory of this process."""
+    """Translation of the device's DMA addresses to memory of this process.
+
+    All numbers are multiples of the page size. A fault of the caller (partial pages, no such
+    mapping, or one that is there already) is a UsageError, and a limit of the host a HostError.
+    """
 
     def ranges(self) -> Sequence[tuple[int, int]]:
         """Return the usable IOVAs as ascending (first, last) pairs, both inclusive."""
@@ -48,7 +52,7 @@ class AddressSpace(Protocol):
         """Remove a mapping made with exactly these numbers."""
 
     def close(self) -> None:
-        """Release the address space with its mappings. Called after the device is closed."""
+        """Release the address space with its mappings, after the device. Twice is harmless."""
 
 
 class VfioDevice(Device):
@@ -80,10 +84,6 @@ class VfioDevice(Device):
     # -- regions ------------------------------------------------------------------------------
 
     def region(self, index: int) -> RegionInfo:
-        """Return one region; a region that the device lacks has size 0.
-
-        :raises HostError: the kernel's description is inconsistent
-        """
         return self._region(index)[0]
 
     def _region(self, index: int) -> tuple[RegionInfo, int]:
@@ -114,15 +114,12 @@ class VfioDevice(Device):
         return RegionInfo(index, info.size, flags, tuple(areas)), info.offset
 
     def read(self, region: int, offset: int, size: int) -> bytes:
-        """Read a region: one aligned access when ``size`` is 1, 2, 4 or 8.
+        """Read a region by the kernel, which makes accesses of at most 4 bytes to config space.
 
-        The kernel makes the access. It returns EIO instead of touching a BAR while memory decoding
-        is off. Accesses to config space have at most 4 bytes. Older kernels (such as 6.1) split an
-        access of 8 bytes to a BAR into two of 4.
+        It returns EIO instead of touching a BAR while memory decoding is off. Older kernels (such
+        as 6.1) split an access of 8 bytes to a BAR into two of 4.
 
         :raises AccessError: outside the region
-        :raises HostError: memory decoding is off, or the kernel refuses
-        :raises DeviceLost: the device no longer answers
         """
         position = self._position(region, offset, size)
         try:
@@ -137,7 +134,6 @@ class VfioDevice(Device):
         return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
-        """Write a region. Accesses and errors are those of :meth:`read`."""
         position = self._position(region, offset, len(data))
         try:
             written = os.pwrite(self._fd, data, position)
@@ -175,13 +171,11 @@ class VfioDevice(Device):
         return self._failure(where, error)
 
     def map(self, region: int, area: Area) -> mmap.mmap:
-        """Map one of the region's areas, readable and writable, shared.
+        """Map an area of a region. The mapping keeps the device open: close it before the device.
 
-        The mapping keeps the device open: close it before the device. An access while memory
-        decoding is off is SIGBUS, which ends the process.
+        An access while memory decoding is off is SIGBUS, which ends the process.
 
         :raises AccessError: the region has no such area
-        :raises HostError: the kernel refused
         """
         info, start = self._region(region)
         if area not in info.areas:
@@ -203,7 +197,6 @@ class VfioDevice(Device):
     # -- interrupts ---------------------------------------------------------------------------
 
     def irq_count(self, kind: IrqKind) -> int:
-        """Return the number of vectors of this kind; 0 if the device has none."""
         try:
             info, _ = query(self._fd, uapi.DEVICE_GET_IRQ_INFO, uapi.IrqInfo(index=kind))
         except OSError as error:
@@ -215,14 +208,6 @@ class VfioDevice(Device):
     def set_irqs(
         self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
     ) -> int:
-        """Arm, trigger, mask or disable interrupts (VFIO_DEVICE_SET_IRQS).
-
-        -1 in ``eventfds`` disarms that vector. DATA_NONE with count 0 disables the kind, and
-        succeeds if it is disabled already.
-
-        :returns: 0, or the number of vectors that are available instead; then none is armed
-        :raises HostError: the host cannot provide the interrupts, or the kernel refuses
-        """
         data = array("i", eventfds).tobytes()
         head = uapi.IrqSet(
             ctypes.sizeof(uapi.IrqSet) + len(data), flags, index=kind, start=start, count=count
@@ -231,7 +216,7 @@ class VfioDevice(Device):
             return call(self._fd, uapi.DEVICE_SET_IRQS, bytearray(head) + data)
         except OSError as error:
             if error.errno == errno.EINVAL and not count and flags & SetIrqs.DATA_NONE:
-                return 0
+                return 0  # disabled already
             raise self._irq_failure(kind, count, error) from error
 
     def _irq_failure(self, kind: IrqKind, count: int, error: OSError) -> RcdrvError:
@@ -258,20 +243,14 @@ class VfioDevice(Device):
     # -- DMA ----------------------------------------------------------------------------------
 
     def dma_ranges(self) -> Sequence[tuple[int, int]]:
-        """Return the usable IOVAs as ascending (first, last) pairs, both inclusive."""
         return self._space.ranges()
 
     def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int = -1) -> None:
-        """Map the first ``size`` bytes of ``memory`` at ``iova`` for the device.
-
-        :raises HostError: too much locked memory, or too many mappings
-        """
         # The ctypes object must be temporary: the mapping cannot be closed while it exists.
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         self._space.map(iova, address, size)
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        """Remove a mapping made with exactly these numbers."""
         self._space.unmap(iova, size)
 
     # -- the whole device ---------------------------------------------------------------------
@@ -281,10 +260,7 @@ class VfioDevice(Device):
         return self._can_reset
 
     def reset(self) -> None:
-        """Reset the function (VFIO_DEVICE_RESET). The kernel restores config space only.
-
-        :raises HostError: the function has no reset, or another reset is in progress
-        """
+        """Reset the function. The kernel restores config space only."""
         try:
             call(self._fd, uapi.DEVICE_RESET)
         except OSError as error:

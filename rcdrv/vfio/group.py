@@ -46,10 +46,6 @@ class Container:
         self._group = group
 
     def ranges(self) -> Sequence[tuple[int, int]]:
-        """Return the usable IOVAs as ascending (first, last) pairs, both inclusive.
-
-        :raises HostError: the kernel does not report them (before 5.4)
-        """
         body = self._capability(uapi.IommuCap.IOVA_RANGE)
         if body is None:
             raise HostError(
@@ -75,13 +71,6 @@ class Container:
         return None
 
     def map(self, iova: int, address: int, size: int) -> None:
-        """Map ``size`` bytes at ``address`` of this process for reads and writes of the device.
-
-        All numbers are multiples of the page size.
-
-        :raises UsageError: partial pages, outside :meth:`ranges`, or mapped already
-        :raises HostError: too much locked memory, or too many mappings
-        """
         what = f"cannot map {size:#x} bytes at IOVA {iova:#x}"
         flags = DmaFlag.READ | DmaFlag.WRITE
         request = uapi.DmaMap(ctypes.sizeof(uapi.DmaMap), flags, address, iova, size)
@@ -91,10 +80,6 @@ class Container:
             raise cannot_map(what, size, error, counter="VmLck", room=_ENTRY_LIMIT) from error
 
     def unmap(self, iova: int, size: int) -> None:
-        """Remove a mapping made with exactly these numbers.
-
-        :raises UsageError: there is none
-        """
         request = uapi.DmaUnmap(ctypes.sizeof(uapi.DmaUnmap), 0, iova, size)
         try:
             call(self._container, uapi.IOMMU_UNMAP_DMA, request)
@@ -106,7 +91,6 @@ class Container:
             raise UsageError(f"no DMA mapping of {size:#x} bytes at IOVA {iova:#x}")
 
     def close(self) -> None:
-        """Close both descriptors, which removes every mapping. Closing twice is harmless."""
         descriptors = [fd for fd in (self._group, self._container) if fd >= 0]
         self._group = self._container = -1
         for fd in descriptors:
@@ -114,11 +98,7 @@ class Container:
 
 
 def open_group(bdf: str, paths: Paths, token: str | None = None) -> VfioDevice:
-    """Open a PCI function through its IOMMU group, given its canonical address.
-
-    :param token: VF token, if the kernel requires one
-    :raises HostError: the host is not ready; the hint names the fix
-    """
+    """Open a PCI function through its IOMMU group."""
     number = iommu_group(paths, bdf)
     node = paths.group_node(number)
     with contextlib.ExitStack() as undo:

@@ -54,7 +54,6 @@ class Ioas:
         self._mapped: dict[int, int] = {}
 
     def ranges(self) -> Sequence[tuple[int, int]]:
-        """Return the usable IOVAs as ascending (first, last) pairs, both inclusive."""
         room = 16
         while room <= _MOST_RANGES:
             found = (ctypes.c_uint64 * (2 * room))()
@@ -73,13 +72,6 @@ class Ioas:
         raise HostError(f"iommufd reports {room} ranges of usable addresses")
 
     def map(self, iova: int, address: int, size: int) -> None:
-        """Map ``size`` bytes at ``address`` of this process for reads and writes of the device.
-
-        All numbers are multiples of the page size.
-
-        :raises UsageError: partial pages, outside :meth:`ranges`, or mapped already
-        :raises HostError: too much locked memory, or too many mappings
-        """
         self._map(uapi.IoasMap(flags=uapi.MapFlag.FIXED_IOVA, iova=iova), address, size)
 
     def map_anywhere(self, address: int, size: int) -> int:
@@ -99,10 +91,6 @@ class Ioas:
         self._mapped[request.iova] = size
 
     def unmap(self, iova: int, size: int) -> None:
-        """Remove a mapping made with exactly these numbers.
-
-        :raises UsageError: there is none
-        """
         if self._mapped.get(iova) != size:
             raise UsageError(f"no DMA mapping of {size:#x} bytes at IOVA {iova:#x}")
         request = uapi.IoasUnmap(ioas_id=self.id, iova=iova, length=size)
@@ -125,18 +113,13 @@ class Ioas:
         return request.out_phys, request.length
 
     def close(self) -> None:
-        """Close the descriptor, which removes every mapping. Closing twice is harmless."""
         if self._iommufd >= 0:
             fd, self._iommufd = self._iommufd, -1
             os.close(fd)
 
 
 def open_iommufd(bdf: str, paths: Paths, token: str | None = None) -> VfioDevice:
-    """Open a PCI function through its own device node, given its canonical address.
-
-    :param token: VF token, if the kernel requires one
-    :raises HostError: the host is not ready; the hint names the fix
-    """
+    """Open a PCI function through its own device node."""
     iommu_group(paths, bdf)  # raises if the function is absent, not bound, or without an IOMMU
     name = device_name(paths, bdf)
     if name is None:
@@ -164,11 +147,7 @@ def use_node(
     iommufd: int,
     token: str | None = None,
 ) -> VfioDevice:
-    """Return the function of an open device node.
-
-    :param device: descriptor of ``node``
-    :raises HostError: the kernel refuses; the descriptors stay the caller's
-    """
+    """Return the function of ``device``, an open ``node``; the caller keeps both if it raises."""
     try:
         bind(device, iommufd, token)
     except OSError as error:

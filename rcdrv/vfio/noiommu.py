@@ -32,6 +32,7 @@ from rcdrv.sysfs import (
     device_name,
     group_of,
     handover_steps,
+    has_capability,
     is_noiommu,
 )
 from rcdrv.vfio import uapi
@@ -41,7 +42,7 @@ from rcdrv.vfio.ioctl import call
 from rcdrv.vfio.iommufd import Ioas, attach, bind
 from rcdrv.vfio.refusals import in_use, not_given, open_node, refused, rivals
 
-_CAP_SYS_RAWIO = 1 << 17  # as in the CapEff line of /proc/<pid>/status
+_SYS_RAWIO = 17  # the number of a capability
 _PRESENT, _FRAME = 1 << 63, (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
 
 Locate = Callable[[mmap.mmap], tuple[int, int]]
@@ -75,11 +76,9 @@ class PhysicalMemory:
         self._blocks: list[_Block] = []
 
     def ranges(self) -> Sequence[tuple[int, int]]:
-        """Return all addresses: the kernel chooses among them."""
-        return [(0, (1 << 64) - 1)]
+        return [(0, (1 << 64) - 1)]  # the kernel chooses among them
 
     def map(self, iova: int, address: int, size: int) -> None:
-        """Raise :class:`UsageError`: without an IOMMU nothing maps memory to an address."""
         raise UsageError("without an IOMMU no address can be chosen: use dma_allocate")
 
     def allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
@@ -131,10 +130,7 @@ class PhysicalMemory:
         return address, memory
 
     def unmap(self, iova: int, size: int) -> None:
-        """Free a buffer for reuse, given exactly its numbers.
-
-        :raises UsageError: there is none
-        """
+        """Free a buffer for reuse, given exactly its numbers."""
         for block in self._blocks:
             if (block.address, block.size, block.lent) == (iova, size, True):
                 block.lent = False
@@ -142,7 +138,6 @@ class PhysicalMemory:
         raise UsageError(f"no DMA buffer of {size:#x} bytes at {iova:#x}")
 
     def close(self) -> None:
-        """Free everything. Closing twice is harmless."""
         close, self._close = self._close, None
         if close is None:
             return
@@ -159,18 +154,11 @@ class NoIommuDevice(VfioDevice, PhysicalDma):
         self._memory = memory
 
     def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
-        """See :class:`PhysicalDma`; :meth:`dma_unmap` frees the memory."""
         return self._memory.allocate(size, align, limit)
 
 
 def open_noiommu(bdf: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
-    """Open a PCI function without an IOMMU, given its canonical address.
-
-    Logs a warning, which by default is printed on stderr.
-
-    :param token: VF token, if the kernel requires one
-    :raises HostError: the host is not ready; the hint names the fix
-    """
+    """Open a PCI function without an IOMMU; log a warning, by default on stderr."""
     check_present(paths, bdf)
     group, name = group_of(paths, bdf), device_name(paths, bdf)
     if group is not None and not is_noiommu(paths, group):
@@ -181,9 +169,7 @@ def open_noiommu(bdf: str, paths: Paths, token: str | None = None) -> NoIommuDev
     if group is None and name is None:
         raise _not_enabled(paths, bdf)
     check_bound(paths, bdf)
-    status = Path("/proc/self/status").read_text()
-    effective = re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)
-    if effective is None or not int(effective[1], 16) & _CAP_SYS_RAWIO:
+    if not has_capability(_SYS_RAWIO):
         raise HostError(
             f"{bdf}: only root may use it, as it has no IOMMU",
             hint="run as root (CAP_SYS_RAWIO)",
@@ -200,11 +186,7 @@ def open_noiommu(bdf: str, paths: Paths, token: str | None = None) -> NoIommuDev
 
 
 def open_by_node(bdf: str, name: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
-    """Open a function by its own node; iommufd pins its memory (since Linux 7.3).
-
-    :param name: VFIO's name of the node
-    :raises HostError: the kernel refuses
-    """
+    """Open a function by its own node; iommufd pins its memory (since Linux 7.3)."""
     node = paths.device_node(name)
     with contextlib.ExitStack() as undo:
         iommufd = open_node(paths, bdf, paths.iommufd_node, undo)
@@ -231,10 +213,7 @@ def open_by_node(bdf: str, name: str, paths: Paths, token: str | None = None) ->
 
 
 def open_by_group(bdf: str, group: str, paths: Paths, token: str | None = None) -> NoIommuDevice:
-    """Open a function by the group that VFIO created for it.
-
-    :raises HostError: the kernel refuses
-    """
+    """Open a function by the group that VFIO created for it."""
     with contextlib.ExitStack() as undo:
         container = open_node(paths, bdf, paths.container_node, undo)
         check_container(container, uapi.NOIOMMU_IOMMU)
@@ -282,10 +261,7 @@ def look_up(memory: mmap.mmap) -> tuple[int, int]:
 
 
 def huge_page_size() -> int:
-    """Return the size of this host's huge pages in bytes.
-
-    :raises HostError: the kernel has none
-    """
+    """Return the size of this host's huge pages in bytes."""
     found = re.search(r"^Hugepagesize:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     if found is None:
         raise HostError(

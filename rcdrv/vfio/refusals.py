@@ -8,9 +8,15 @@ import os
 from pathlib import Path
 
 from rcdrv.errors import HostError, UsageError
-from rcdrv.sysfs import DRIVER, Paths, driver_of, group_members, holders_of
-
-_CAP_IPC_LOCK = 1 << 14  # as in the CapEff line of /proc/<pid>/status
+from rcdrv.sysfs import (
+    DRIVER,
+    Paths,
+    driver_of,
+    group_members,
+    holders_of,
+    lockable_memory,
+    process_status,
+)
 
 
 def open_node(paths: Paths, bdf: str, node: Path, undo: contextlib.ExitStack) -> int:
@@ -144,12 +150,9 @@ def cannot_map(
 
 def _locked_memory(what: str, size: int, counter: str, error: OSError) -> HostError:
     # Memory mapped for a device is pinned, and counts as locked.
-    import resource
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    needed = (int(status[counter].split()[0]) << 10) + size
-    if limit == resource.RLIM_INFINITY or int(status["CapEff"], 16) & _CAP_IPC_LOCK:
+    limit = lockable_memory()
+    needed = (int(process_status()[counter].split()[0]) << 10) + size
+    if limit is None:
         return refused(what, error)
     others = ""
     if needed <= limit:

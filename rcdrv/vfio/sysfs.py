@@ -28,7 +28,7 @@ from rcdrv.device import (
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
 from rcdrv.mmio import MappedWindow
 from rcdrv.sysfs import DRIVER, Paths, check_present, driver_of, group_of
-from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.verdict import Reason, skip
 from rcdrv.vfio.noiommu import PhysicalMemory, look_up
 
 _COMMAND = 4  # offset in config space, 16 bits
@@ -80,11 +80,7 @@ class SysfsDevice(Device, PhysicalDma):
         return RegionInfo(index, size, flags | RegionFlag.MMAP, (Area(0, size),))
 
     def read(self, region: int, offset: int, size: int) -> bytes:
-        """Read a region: one aligned access of 1, 2, 4 or 8 bytes; config space in any size.
-
-        :raises HostError: the BAR cannot be mapped, or the kernel refuses
-        :raises DeviceLost: the device is gone
-        """
+        """Read a BAR by one aligned access of 1, 2, 4 or 8 bytes, or config space in any size."""
         self._check(region, offset, size)
         if region != CONFIG_REGION:
             return self._window(region).read(8 * size, offset).to_bytes(size, "little")
@@ -100,7 +96,6 @@ class SysfsDevice(Device, PhysicalDma):
         return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
-        """Write a region. Accesses and errors are those of :meth:`read`."""
         self._check(region, offset, len(data))
         if region != CONFIG_REGION:
             window, value = self._window(region), int.from_bytes(data, "little")
@@ -136,10 +131,6 @@ class SysfsDevice(Device, PhysicalDma):
         return self._windows[index]
 
     def map(self, region: int, area: Area) -> mmap.mmap:
-        """Map a BAR, readable and writable, shared.
-
-        :raises HostError: it is an I/O BAR or shares a page, or the kernel refuses
-        """
         info = self.region(region)
         if area not in info.areas:
             if region < len(self._lines) and self._lines[region][2] & _IO:
@@ -175,16 +166,14 @@ class SysfsDevice(Device, PhysicalDma):
     # -- interrupts: none -----------------------------------------------------------------------
 
     def irq_count(self, kind: IrqKind) -> int:
-        """Return 0: sysfs delivers no interrupt."""
         del kind
         return 0
 
     def set_irqs(
         self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()
     ) -> int:
-        """Accept that a kind is disabled; refuse anything else."""
         del flags, start, eventfds
-        if count:
+        if count:  # else it is disabled, as it is anyway
             raise HostError(
                 f"{self.address}: sysfs delivers no {kind.name}", hint="use polling: `irq`"
             )
@@ -193,7 +182,6 @@ class SysfsDevice(Device, PhysicalDma):
     # -- DMA ----------------------------------------------------------------------------------
 
     def dma_ranges(self) -> Sequence[tuple[int, int]]:
-        """Return all addresses if DMA is possible, else none."""
         return [] if self._no_dma() else [(0, (1 << 64) - 1)]
 
     def _no_dma(self) -> str:
@@ -210,39 +198,28 @@ class SysfsDevice(Device, PhysicalDma):
         return "" if kind == "identity" else f"an IOMMU (group {group}) blocks it without VFIO"
 
     def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
-        """See :class:`PhysicalDma`; the memory is that of the noiommu backend.
-
-        :raises NotPassed: skip: an IOMMU blocks the function's DMA
-        """
         reason = self._no_dma()
         if reason:
-            raise NotPassed(
+            raise skip(
                 Reason.HOST,
                 f"no DMA through sysfs: {reason}",
-                verdict=Verdict.SKIP,
                 hint="use VFIO: rcdrv doctor; or boot with iommu.passthrough=1",
             )
         return self._memory.allocate(size, align, limit)
 
     def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int = -1) -> None:
-        """Raise :class:`UsageError`: nothing maps memory to an address."""
         self._memory.map(iova, 0, size)
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        """Free memory of :meth:`dma_allocate`."""
         self._memory.unmap(iova, size)
 
     # -- the whole device ---------------------------------------------------------------------
 
     def can_reset(self) -> bool:
-        """Return whether the kernel can reset the function."""
         return (self._folder / "reset").exists()
 
     def reset(self) -> None:
-        """Reset the function. The kernel saves and restores config space.
-
-        :raises HostError: it has no reset, or the kernel refuses
-        """
+        """Reset the function. The kernel saves and restores config space."""
         try:
             (self._folder / "reset").write_text("1")
         except OSError as error:
@@ -271,10 +248,7 @@ class SysfsDevice(Device, PhysicalDma):
 
 
 def open_sysfs(bdf: str, paths: Paths) -> SysfsDevice:
-    """Open a PCI function without VFIO, given its canonical address.
-
-    :raises HostError: the host is not ready; the hint names the fix
-    """
+    """Open a PCI function without VFIO."""
     check_present(paths, bdf)
     folder = paths.function(bdf)
     driver = driver_of(folder)

@@ -87,8 +87,8 @@ def test_the_capabilities_that_drivers_need() -> None:
             + (2 | 1 << 5 | 1 << 8).to_bytes(4, "little"),
         }
     )
-    assert space.msi() == pci.Msi(32, True, True, True)
-    assert space.msix() == pci.Msix(32, 2, 0x80, 2, 0x280, False)
+    assert space.msi_vectors() == 32
+    assert space.msix() == pci.Msix(32, 2, 0x80, 2, 0x280)
     express = space.express()
     assert express == pci.Express(True, True, 5.0, 2, 8.0, 4)
     assert space.resizable_bars() == (pci.ResizableBar(2, (1 << 20, 2 << 20, 4 << 20), 2 << 20),)
@@ -103,7 +103,7 @@ def test_the_capabilities_that_drivers_need() -> None:
 def test_a_function_without_capabilities_has_none() -> None:
     space = config({})
     assert list(space.capabilities()) == []
-    assert (space.msi(), space.msix(), space.express()) == (None, None, None)
+    assert (space.msi_vectors(), space.msix(), space.express()) == (0, None, None)
     assert space.resizable_bars() == ()
 
 
@@ -132,7 +132,7 @@ def test_no_config_space_hangs_or_crashes_the_walk(data: bytes, has_list: bool) 
     space = ConfigSpace(TrappedWindow(Bytes(memory), len(memory)))
     for look in (
         lambda: list(space.capabilities()),
-        space.msi,
+        space.msi_vectors,
         space.msix,
         space.express,
         space.resizable_bars,

@@ -94,7 +94,7 @@ def _table(rows: Iterable[tuple[object, str]]) -> Iterable[str]:
 
 
 def _term(parameter: Parameter) -> str:
-    return " ".join(filter(None, (", ".join(parameter.flags), parameter.values)))
+    return " ".join(filter(None, (", ".join(parameter.flags), parameter.value())))
 
 
 def _cell(text: str) -> str:

@@ -36,7 +36,7 @@ def capabilities(driver: EpfTest, _progress: Progress) -> str:
     """
     config = driver.function.config
     found = list(config.capabilities())
-    config.msi(), config.msix(), config.resizable_bars()
+    config.msi_vectors(), config.msix(), config.resizable_bars()
     express = config.express()
     if express is None or not express.is_endpoint:
         raise _bad(

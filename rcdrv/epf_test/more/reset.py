@@ -6,7 +6,7 @@ from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.more.case import Progress, case, during, skip
 from rcdrv.epf_test.more.state import Snapshot, use, working
 from rcdrv.errors import HostError
-from rcdrv.host.reset_method import reset_by
+from rcdrv.host.kernel import reset_by
 from rcdrv.sysfs import canonical_address, is_address
 from rcdrv.verdict import Reason
 

@@ -8,7 +8,6 @@ from rcdrv.report.html.source import Node, Source
 
 
 def section(source: Source) -> Section:
-    """Return the section of ``check``. :raises UsageError: malformed"""
     node = source.node
     broken, side = node.said("broken"), node.said("side")
     device = node["device"].text

@@ -18,7 +18,6 @@ _MAPS = 40
 
 
 def campaign(source: Source) -> Section:
-    """Return the section of ``fuzz layout``. :raises UsageError: malformed"""
     node = source.node
     findings = [
         (one["kind"].text, one["message"].text, one["layout"], one.said("file"))
@@ -98,10 +97,7 @@ def _lines(node: Node) -> list[Markup]:
 
 
 def examples(source: Source) -> Section:
-    """Return the section of a campaign's ``examples.jsonl``: outcomes of each case.
-
-    :raises UsageError: malformed
-    """
+    """Return the section of a campaign's ``examples.jsonl``: outcomes of each case."""
     outcomes: dict[str, Counter[str]] = {}
     found: dict[tuple[str, str], tuple[str, str, Node, str]] = {}
     for line in source.lines:
@@ -134,7 +130,6 @@ def examples(source: Source) -> Section:
 
 
 def replay(source: Source) -> Section:
-    """Return the section of ``fuzz replay``. :raises UsageError: malformed"""
     rows, findings, replayed = [], [], 0
     for one in source.node["replayed"]:
         replayed += 1
@@ -161,7 +156,6 @@ def replay(source: Source) -> Section:
 
 
 def device(source: Source) -> Section:
-    """Return the section of ``fuzz device``. :raises UsageError: malformed"""
     node = source.node
     message, script = node.said("finding"), node.said("script")
     lines = [element("span", line) for line in script.splitlines()]

@@ -23,7 +23,6 @@ from rcdrv.verdict import Verdict
 
 
 def ring(source: Source) -> Section:
-    """Return the section of ``ring``. :raises UsageError: malformed"""
     node = source.node
     device = node.said("device")
     points, told = [], []
@@ -108,7 +107,6 @@ def _judged(node: Node) -> list[Child]:
 
 
 def bench(source: Source) -> Section:
-    """Return the section of ``bench``. :raises UsageError: malformed"""
     node = source.node
     what, device = node["bench"].text, node["device"].text
     series, sizes = [], []
@@ -146,10 +144,7 @@ def _distribution(entry: Node) -> Distribution:
 
 
 def compared_benches(sources: Sequence[Source]) -> Markup:
-    """Compare a benchmark's series in several files, as ratios to the first.
-
-    :raises UsageError: malformed
-    """
+    """Compare a benchmark's series in several files, as ratios to the first."""
     runs = [
         {entry["name"].text: _distribution(entry) for entry in source.node["series"]}
         for source in sources
@@ -201,7 +196,6 @@ def _median(series: Series) -> str:
 
 
 def ping(source: Source) -> Section:
-    """Return the section of ``ntb ping``. :raises UsageError: malformed"""
     node = source.node
     device = node.said("device")
     series = _trips(node, "round trip")
@@ -244,7 +238,6 @@ def _ping_course(node: Node, device: str) -> Markup | None:
 
 
 def compared_pings(source: Source) -> Section:
-    """Return the section of two compared ``ntb ping``. :raises UsageError: malformed"""
     node = source.node
     series = [
         found for end in node["endpoints"] if (found := _trips(end, end["device"].text)) is not None

@@ -37,10 +37,7 @@ class Piece(NamedTuple):
 
 
 def of_info(info: Node, doorbell: Region | None = None, doorbell_bar: int = -1) -> Sequence[Bar]:
-    """Return the BARs of ``rcdrv info --json``, with the doorbell found by a ring of the device.
-
-    :raises UsageError: malformed
-    """
+    """Return the BARs of ``rcdrv info --json``, with the doorbell found by a ring of the device."""
     found: dict[int, list[Region]] = {}
     table = info.find("msix_table")
     if table is not None:

@@ -34,7 +34,10 @@ def page(sources: Sequence[Source], made: datetime) -> str:
     :param made: date and version line
     :raises UsageError: malformed document; the message names the place
     """
-    sections = [_SECTIONS[source.kind](source, sources) for source in sources]
+    sections = [
+        _info(source, sources) if source.kind == "info" else _SECTIONS[source.kind](source)
+        for source in sources
+    ]
     verdicts = [one.verdict for one in sections if one.verdict is not None]
     worst = next((verdict for verdict in _WORST if verdict in verdicts), None)
     devices = list(dict.fromkeys(one.device for one in sections if one.device))
@@ -81,7 +84,6 @@ def page(sources: Sequence[Source], made: datetime) -> str:
 
 
 def _benches(sources: Sequence[Source]) -> dict[str, list[Source]]:
-    """Group the results by benchmark."""
     found: dict[str, list[Source]] = {}
     for source in sources:
         if source.kind == "bench":
@@ -208,7 +210,7 @@ def _info(source: Source, sources: Sequence[Source]) -> Section:
     )
 
 
-def _error(source: Source, _sources: Sequence[Source]) -> Section:
+def _error(source: Source) -> Section:
     """Return the section of a command that failed before it began."""
     node = source.node
     device = node.said("device")
@@ -223,21 +225,17 @@ def _error(source: Source, _sources: Sequence[Source]) -> Section:
     )
 
 
-def _alone(make: Callable[[Source], Section]) -> Callable[[Source, Sequence[Source]], Section]:
-    return lambda source, _sources: make(source)
-
-
-_SECTIONS: dict[str, Callable[[Source, Sequence[Source]], Section]] = {
-    "check": _alone(check.section),
-    "test": _alone(suite.section),
-    "ring": _alone(latency.ring),
-    "bench": _alone(latency.bench),
-    "ping": _alone(latency.ping),
-    "ping compare": _alone(latency.compared_pings),
-    "fuzz layout": _alone(fuzzed.campaign),
-    "fuzz examples": _alone(fuzzed.examples),
-    "fuzz replay": _alone(fuzzed.replay),
-    "fuzz device": _alone(fuzzed.device),
-    "info": _info,
+_SECTIONS: dict[str, Callable[[Source], Section]] = {
+    "check": check.section,
+    "test": suite.section,
+    "ring": latency.ring,
+    "bench": latency.bench,
+    "ping": latency.ping,
+    "ping compare": latency.compared_pings,
+    "fuzz layout": fuzzed.campaign,
+    "fuzz examples": fuzzed.examples,
+    "fuzz replay": fuzzed.replay,
+    "fuzz device": fuzzed.device,
     "error": _error,
 }
+"""Each kind but ``info``, which also shows what others have found."""

@@ -34,8 +34,6 @@ class Series(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One measurement."""
-
     nanoseconds: int | None
     """None if it failed."""
 

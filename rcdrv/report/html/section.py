@@ -65,7 +65,6 @@ def code(text: str) -> Markup:
 
 
 def explanation(reason: str, message: str, hint: str, lines: Sequence[str] = ()) -> list[Child]:
-    """Return reason, message, hint and diagnostics."""
     why = element("span", reason, class_="reason") if reason else None
     return [
         element("p", why, message, class_="message") if reason or message else None,

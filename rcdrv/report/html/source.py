@@ -70,14 +70,12 @@ class Node:
         return self[key]
 
     def items(self) -> Iterator[tuple[str, Node]]:
-        """Yield all members."""
         if not isinstance(self.value, dict):
             self.wrong("an object")
         for key in self.value:
             yield key, self[key]
 
     def __iter__(self) -> Iterator[Node]:
-        """Yield the entries of a list."""
         if not isinstance(self.value, list):
             self.wrong("a list")
         for index, value in enumerate(self.value):

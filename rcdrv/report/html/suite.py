@@ -41,7 +41,6 @@ class _Case(NamedTuple):
 
 
 def section(source: Source) -> Section:
-    """Return the section of ``test``. :raises UsageError: malformed"""
     node = source.node
     cases = [_case(result) for result in node["results"]]
     missing = [name.text for name in node["not_run"]]

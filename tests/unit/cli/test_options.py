@@ -22,7 +22,7 @@ from rcdrv.epf_vntb.transport import QueuePair, TransportPinger
 from rcdrv.errors import UsageError
 from rcdrv.fuzz import board, campaign
 from rcdrv.host.binding import Binder
-from rcdrv.host.replug import Rescan
+from rcdrv.host.replug import rescan
 
 PACKAGE = Path(rcdrv.__file__).parent
 
@@ -35,7 +35,7 @@ SPEAKERS: tuple[Callable[..., object], ...] = (
     TransportPinger,
     perf.measure,
     Binder.bind,
-    Rescan.run,
+    rescan,
     board.Shell,
     campaign.Plan,
     plot.draw,
@@ -165,6 +165,6 @@ def test_a_document_names_the_option(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RCDRV_DEVICE", raising=False)
-    monkeypatch.setattr("rcdrv.host.find.candidates", list)
+    monkeypatch.setattr("rcdrv.host.function.candidates", list)
     assert main(["info", "--json"]) == 3
     assert "--device ADDRESS" in json.loads(capsys.readouterr().out)["hint"]

@@ -29,7 +29,7 @@ from rcdrv.errors import HostError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
 from rcdrv.host import port
-from rcdrv.host.reset_method import reset_by
+from rcdrv.host.kernel import reset_by
 from rcdrv.mmio import Window
 from rcdrv.pci import CapId
 from rcdrv.results.observer import Observer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,20 +22,20 @@ class Bench:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.said: list[str] = []
-        self.binder = Binder(
-            tree.paths,
-            self.said.append,
-            write=tree.write,
-            unbind=tree.write,
-            modprobe=tree.driver,
-        )
+        self.binder = Binder(tree.paths, self.said.append)
 
     def override(self, address: str = ENDPOINT) -> str | None:
         return HostFunction(address, self.tree.paths).text("driver_override")
 
 
 @pytest.fixture
-def bench(tree: Tree) -> Bench:
+def bench(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    for name, stand_in in (
+        ("write", tree.write),
+        ("write_within", tree.write),
+        ("modprobe", tree.driver),
+    ):
+        monkeypatch.setattr(kernel, name, stand_in)
     return Bench(tree)
 
 
@@ -125,10 +126,10 @@ def test_bridges_and_functions_without_iommu(bench: Bench) -> None:
     assert function.driver == "vfio-pci"
 
 
-def test_no_module(tree: Tree) -> None:
-    binder = Binder(tree.paths, print, write=tree.write, modprobe=lambda _module: None)
+def test_no_module(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "modprobe", lambda _module: None)
     with pytest.raises(HostError, match="has no vfio-pci driver") as caught:
-        binder.bind(tree.add())
+        bench.binder.bind(bench.tree.add())
     assert "CONFIG_VFIO_PCI" in caught.value.hint
 
 
@@ -145,7 +146,9 @@ def test_what_fails_midway_is_undone(bench: Bench, failing: str) -> None:
     assert not note_path(bench.tree.paths, ENDPOINT).exists()
 
 
-def test_a_probe_that_fails_is_noticed_and_undone(bench: Bench) -> None:
+def test_a_probe_that_fails_is_noticed_and_undone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     function = bench.tree.add(driver="pci_endpoint_test")
     bench.tree.driver("vfio-pci")
     write = bench.tree.write
@@ -154,9 +157,9 @@ def test_a_probe_that_fails_is_noticed_and_undone(bench: Bench) -> None:
         if path.name != "drivers_probe":
             write(path, text)
 
-    binder = Binder(bench.tree.paths, print, write=no_probe, unbind=write)
+    monkeypatch.setattr(kernel, "write", no_probe)
     with pytest.raises(HostError, match=f"vfio-pci does not take {ENDPOINT}"):
-        binder.bind(function)
+        bench.binder.bind(function)
     assert function.driver == "pci_endpoint_test"
 
 
@@ -198,7 +201,7 @@ def test_unbinding_what_is_not_bound(bench: Bench) -> None:
         bench.binder.unbind(bench.tree.add(driver="nvme"))
 
 
-def test_unbinding_what_is_in_use(bench: Bench) -> None:
+def test_unbinding_what_is_in_use(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     function = bench.tree.add(driver="vfio-pci")
     bench.tree.process(345, "rcdrv", bench.tree.paths.group_node("7"))
     with pytest.raises(HostError, match=r"in use by rcdrv \(pid 345\)") as caught:
@@ -209,9 +212,9 @@ def test_unbinding_what_is_in_use(bench: Bench) -> None:
     def blocked(path: Path, text: str) -> None:
         raise TimeoutError(errno.ETIMEDOUT, "")
 
-    binder = Binder(bench.tree.paths, print, write=bench.tree.write, unbind=blocked)
+    monkeypatch.setattr(kernel, "write_within", blocked)
     with pytest.raises(HostError, match=r"still in use by rcdrv \(pid 345\)"):
-        binder.unbind(function, force=True)
+        bench.binder.unbind(function, force=True)
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
@@ -243,8 +246,8 @@ def test_a_note_that_makes_no_sense_is_none(tree: Tree, text: str) -> None:
 # -- writing --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("write", [kernel.write, kernel.write_within(5)])
-def test_writes(tmp_path: Path, write: kernel.Write) -> None:
+@pytest.mark.parametrize("write", [kernel.write, kernel.write_within])
+def test_writes(tmp_path: Path, write: Callable[[Path, str], None]) -> None:
     file = tmp_path / "file"
     file.write_text("before")
     write(file, "0000:01:00.0")
@@ -257,5 +260,5 @@ def test_a_write_that_blocks_is_not_waited_for(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)  # opening it for writing blocks until somebody reads
     with pytest.raises(TimeoutError):
-        kernel.write_within(0.05)(fifo, "now")
+        kernel.write_within(fifo, "now", 0.05)
     assert fifo.read_text() == "now"  # it goes on by itself

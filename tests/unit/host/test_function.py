@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rcdrv.errors import HostError
-from rcdrv.host import find
-from rcdrv.host.function import HostBar, HostFunction, Link
+from rcdrv.host.function import HostBar, HostFunction, Link, candidates, functions
 from rcdrv.pci import Command
 from tests.unit.host.tree import ENDPOINT, IO, MEM, MEM_64, PORT, UNSET, Tree
 
@@ -88,7 +87,7 @@ def test_endpoints_are_found_and_bridges_are_not(tree: Tree) -> None:
     tree.add("0000:00:02.0", ids=(0x104C, 0xB00D), class_code=0x060400, parent=None)
     gone = tree.add("0000:05:00.0")
     (gone.path / "vendor").unlink()
-    assert [one.address for one in find.candidates(tree.paths)] == [
+    assert [one.address for one in candidates(tree.paths)] == [
         *(ENDPOINT, "0000:02:00.0", "0000:04:00.0")
     ]
-    assert [one.address[5:7] for one in find.functions(tree.paths)] == ["01", "02", "03", "04"]
+    assert [one.address[5:7] for one in functions(tree.paths)] == ["01", "02", "03", "04"]

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from rcdrv.host import modules
+from rcdrv.host import doctor
 
 PACKAGE = Path(__file__).parents[3] / "rcdrv"
 # What any Python is made of, and what only some Pythons have (tomllib: from 3.11 on).
@@ -27,11 +25,5 @@ def imported() -> Iterator[str]:
 
 def test_the_list_is_complete() -> None:
     used = {name.split(".")[0] for name in imported()} & sys.stdlib_module_names - ALWAYS
-    assert used - set(modules.USED.split()) == set()
-    assert set(modules.USED.split()) - {name.split(".")[0] for name in imported()} == set()
-
-
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert modules.missing_modules() == ()
-    monkeypatch.setattr(modules, "USED", "json no_such_module ctypes")
-    assert modules.missing_modules() == ("no_such_module",)
+    assert used - set(doctor.USED.split()) == set()
+    assert set(doctor.USED.split()) - {name.split(".")[0] for name in imported()} == set()

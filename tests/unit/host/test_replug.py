@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from rcdrv.errors import HostError, Interrupted, UsageError
+from rcdrv.host import kernel
 from rcdrv.host.binding import Binder
 from rcdrv.host.function import HostFunction
-from rcdrv.host.replug import Rescan, behind, bus_reset, link_is_up, port_above
+from rcdrv.host.replug import behind, bus_reset, link_is_up, port_above, rescan
 from rcdrv.wait import Cancel
 from tests.unit.host.tree import ENDPOINT, PORT, Tree
 
@@ -27,28 +28,38 @@ class Bench:
         tree.driver("vfio-pci")
         tree.put("sys/bus/pci/devices/" + PORT + "/pci_bus/0000:01/rescan", "")
         tree.put("sys/bus/pci/devices/" + PORT + "/secondary_bus_number", "1\n")
-        self.binder = Binder(tree.paths, self.said.append, write=tree.write, unbind=tree.write)
+        self.binder = Binder(tree.paths, self.said.append)
         self.port = HostFunction(PORT, tree.paths)
-        self.rescan = Rescan(
-            self.port, tree.paths, self.binder, self.said.append, write=self.scan, remove=self.scan
-        )
 
-    def scan(self, path: Path, text: str) -> None:
+    def write(self, path: Path, text: str) -> None:
         if path.name == "remove":
             self.tree.remove(path.parent.name)
+        elif path.name != "rescan":
+            self.tree.write(path, text)
         else:
-            assert (path.name, text) == ("rescan", "1")
+            assert text == "1"
             assert path.parent.parent.parent == self.port.path
             self.scans += 1
             self.comes_back()
 
     def run(self, wanted: str | None = ENDPOINT, *, force: bool = False) -> list[HostFunction]:
-        return self.rescan.run(wanted, within=0.01, cancel=Cancel(), force=force)
+        return self.rescan(wanted, 0.01, Cancel(), force=force)
+
+    def rescan(
+        self, wanted: str | None, within: float, cancel: Cancel, *, force: bool = False
+    ) -> list[HostFunction]:
+        say = self.said.append
+        return rescan(
+            self.port, self.binder, say, wanted, within=within, cancel=cancel, force=force
+        )
 
 
 @pytest.fixture
-def bench(tree: Tree) -> Bench:
-    return Bench(tree)
+def bench(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    bench = Bench(tree)
+    monkeypatch.setattr(kernel, "write", bench.write)
+    monkeypatch.setattr(kernel, "write_within", bench.write)
+    return bench
 
 
 def test_removed_found_and_bound_again(bench: Bench) -> None:
@@ -94,7 +105,7 @@ def test_scans_until_it_is_there(bench: Bench) -> None:
             bench.tree.add()
 
     bench.comes_back = late
-    assert bench.rescan.run(ENDPOINT, within=5, cancel=Cancel())
+    assert bench.rescan(ENDPOINT, 5, Cancel())
     assert bench.scans == 2
 
 
@@ -118,7 +129,7 @@ def test_stops_when_asked_to(bench: Bench) -> None:
     cancel = Cancel()
     cancel.request()
     with pytest.raises(Interrupted):
-        bench.rescan.run(ENDPOINT, within=60, cancel=cancel)
+        bench.rescan(ENDPOINT, 60, cancel)
 
 
 def test_what_is_in_use_stays(bench: Bench) -> None:
@@ -133,17 +144,15 @@ def test_what_is_in_use_stays(bench: Bench) -> None:
     assert bench.run(force=True)
 
 
-def test_a_removal_that_blocks(bench: Bench) -> None:
+def test_a_removal_that_blocks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.tree.add(driver="vfio-pci")
 
     def blocked(path: Path, text: str) -> None:
         raise TimeoutError(errno.ETIMEDOUT, "")
 
-    rescan = Rescan(
-        bench.port, bench.tree.paths, bench.binder, print, write=bench.scan, remove=blocked
-    )
+    monkeypatch.setattr(kernel, "write_within", blocked)
     with pytest.raises(HostError, match="still in use"):
-        rescan.run(ENDPOINT, within=1, cancel=Cancel())
+        bench.rescan(ENDPOINT, 1, Cancel())
 
 
 def test_ports(bench: Bench) -> None:
@@ -175,9 +184,9 @@ def test_hot_reset_shows_first_and_refuses_what_is_in_use(bench: Bench) -> None:
         shown.extend(one.address for one in members)
 
     with pytest.raises(HostError, match=r"0000:01:00.1 \(driver nvme\)"):
-        bus_reset(function, tree.paths, show=show, write=tree.write)
+        bus_reset(function, tree.paths, show=show)
     assert shown == [ENDPOINT, "0000:01:00.1"]
-    bus_reset(function, tree.paths, show=show, write=tree.write, force=True)
+    bus_reset(function, tree.paths, show=show, force=True)
     assert tree.writes == [(f"bus/pci/devices/{PORT}/reset_subordinate", "1")]
 
 
@@ -196,4 +205,4 @@ def test_hot_reset_that_the_kernel_refuses(bench: Bench, code: int, message: str
     tree.put(f"sys/bus/pci/devices/{PORT}/reset_subordinate", "")
     tree.refused["reset_subordinate"] = OSError(code, "")
     with pytest.raises(HostError, match=message):
-        bus_reset(tree.add(), tree.paths, show=lambda _members: None, write=tree.write)
+        bus_reset(tree.add(), tree.paths, show=lambda _members: None)

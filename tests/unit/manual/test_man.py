@@ -69,7 +69,7 @@ def test_every_parameter_is_in_its_page(tree: Command, folder: Path) -> None:
         shown = plain(folder, f"rcdrv-{child.path[1]}.1")
         for command in child.walk():
             for one in command.parameters:
-                term = ", ".join(one.flags) or one.values
+                term = ", ".join(one.flags) or one.value()
                 assert term in shown, (command.name, term)
                 assert one.help in shown, (command.name, one.help)
 
