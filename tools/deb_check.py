@@ -5,7 +5,7 @@ python3 -m tools.deb_check [ROOT]
 Makes a bare root with python3-minimal alone (or takes the one at ROOT), where rcdrv.pyz has to work
 or to name the package that is missing. Then it installs the package that tools.deb builds, rings a
 software endpoint, looks for the group, manual pages and completion, runs lintian, and purges it.
-Needs what tools.fresh needs; ten minutes.
+Needs what tools.fresh needs; two minutes.
 """
 
 from __future__ import annotations

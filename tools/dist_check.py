@@ -100,8 +100,8 @@ def build(folder: Path) -> Path:
     return wheel
 
 
-def installed(python: str, wheel: Path, place: Path) -> None:
-    """Install the wheel and pytest into a new environment."""
+def installed(python: str, package: str | Path, place: Path) -> None:
+    """Install a package and pytest into a new environment."""
     run([python, "-m", "venv", "--without-pip", place])
     pip: list[str | Path] = [
         sys.executable,
@@ -111,7 +111,7 @@ def installed(python: str, wheel: Path, place: Path) -> None:
         "--python",
         place,
     ]
-    run([*pip, "install", "-q", "--no-compile", wheel, "pytest"])
+    run([*pip, "install", "-q", "--no-compile", package, "pytest"])
 
 
 def works(env: Path, folder: Path) -> None:

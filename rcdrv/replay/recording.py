@@ -298,6 +298,8 @@ def _error_of(word: str, message: str) -> RcdrvError | None:
     if word in _ERRORS:
         return _ERRORS[word](message)
     verdict, _, reason = word.partition("/")
+    if verdict not in (Verdict.FAIL.value, Verdict.SKIP.value, Verdict.LOST.value):
+        return None  # no failure, or one of the words above
     try:
         return NotPassed(Reason(reason), message, verdict=Verdict(verdict))
     except ValueError:

@@ -149,7 +149,7 @@ def test_an_old_python_is_told_in_one_line() -> None:
 
 def test_a_module_that_a_distribution_split_off_is_named(archive: Path) -> None:
     """Debian's python3-minimal lacks parts of the standard library; so do Yocto's packages. Each
-    command says so; ``make deb-check`` tries it in such a root."""
+    command says so; tests/lab/test_bare_root.py tries it in such a root."""
     code = """
 import runpy, sys
 sys.modules['mmap'] = None

@@ -173,6 +173,8 @@ def test_too_many_events(tmp_path: Path, lines: list[str]) -> None:
         ("0 r 0 30 4 1ffffffff", "int too big"),
         ("0 r 0 30 4", "line 4 has no result"),
         ("0 r 0 30 4 !nobody", "line 4 is not an event"),
+        ("0 r 0 30 4 !pass/silent", "line 4 is not an event"),
+        ("0 r 0 30 4 !error/usage", "line 4 is not an event"),
         ("0 q", "line 4 is not an event"),
         ("0 t case \x1b[2J", "line 4 is not an event"),
     ],
