@@ -8,6 +8,7 @@ from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.epf_test.more.case import MoreCase, Progress, case, skip
 from rcdrv.epf_test.registers import Command
+from rcdrv.errors import HostError
 from rcdrv.pci import Command as ConfigCommand
 from rcdrv.verdict import NotPassed, Reason
 
@@ -17,17 +18,27 @@ _UNMASKED = 0.05
 """Seconds in which an unmasked pending vector must fire."""
 
 
+def _arrives(driver: EpfTest, choice: IrqChoice, otherwise: str) -> None:
+    """Raise an interrupt of this kind, whatever kind the user chose.
+
+    :raises NotPassed: a skip: it does not arrive, or this host cannot take it
+    """
+    driver.use_irq(choice)
+    try:
+        raise_vector(driver, choice, 0)
+    except NotPassed as why:
+        raise skip(why.reason, otherwise) from None
+    except HostError as why:
+        raise skip(Reason.HOST, why.message) from None
+
+
 def intx_disable(driver: EpfTest, _progress: Progress) -> str:
     """Raise INTx while COMMAND has INTX_DISABLE, and again without.
 
     Under kernel VFIO the bit is virtual: the kernel masks the interrupt with it.
     """
     config = driver.function.config
-    driver.use_irq(IrqChoice.INTX)
-    try:
-        raise_vector(driver, IrqChoice.INTX, 0)
-    except NotPassed as why:
-        raise skip(why.reason, "no INTx arrives at all, which LEGACY_IRQ_TEST judges") from None
+    _arrives(driver, IrqChoice.INTX, "no INTx arrives at all, which LEGACY_IRQ_TEST judges")
     config.command |= ConfigCommand.INTX_DISABLE
     try:
         answer = driver.command(Command.RAISE_INTX_IRQ)
@@ -57,11 +68,7 @@ def msix_mask(driver: EpfTest, _progress: Progress) -> str:
     found = function.config.msix()
     if found is None or not function.device.irq_count(IrqKind.MSIX):
         raise skip(Reason.NO_VECTORS, "no MSI-X")
-    driver.use_irq(IrqChoice.MSIX)
-    try:
-        raise_vector(driver, IrqChoice.MSIX, 0)
-    except NotPassed as why:
-        raise skip(why.reason, "no MSI-X arrives at all, which MSIX_TEST judges") from None
+    _arrives(driver, IrqChoice.MSIX, "no MSI-X arrives at all, which MSIX_TEST judges")
     table, pba = function.bar(found.table_bar), function.bar(found.pba_bar)
     control = found.table_offset + _VECTOR_CONTROL
     if control + 4 > table.size or found.pba_offset + 4 > pba.size:

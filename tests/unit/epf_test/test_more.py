@@ -8,11 +8,12 @@ import mmap
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from rcdrv.api import DESTRUCTIVE_NAMES
-from rcdrv.epf_test.answer import Answer
+from rcdrv.epf_test.answer import Answer, IrqChoice
 from rcdrv.epf_test.bars import check_writable
 from rcdrv.epf_test.doorbell import Doorbell
 from rcdrv.epf_test.driver import EpfTest
@@ -81,6 +82,24 @@ def test_nothing_of_generic_is_skipped_but_what_nobody_knows() -> None:
         "more_destructive.RETRAIN_TEST",
         "more_transfer.SEVERAL_TEST",
     }
+
+
+@pytest.mark.parametrize("irq", [IrqChoice.POLL, IrqChoice.AUTO])
+def test_a_host_without_interrupts(irq: IrqChoice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An arm64 guest of QEMU: SET_IRQS refuses MSI and MSI-X (iommu_dma_prepare_msi())."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise HostError("1 MSI vector cannot be provided by this host")
+
+    monkeypatch.setattr(Function, "interrupts", refuse)
+    names = ("more_bar", "more_irq") if irq is IrqChoice.AUTO else ("more_irq", "more_doorbell")
+    chosen = [case for case in MORE if case.name.fixture in names and not case.name.variant]
+    with endpoint("rk3588") as device, Function(device.attach(), clock=device.clock) as function:
+        results = run_cases(EpfTest(function, irq=irq), chosen, Run("test"), Observer()).results
+    assert len(results) > 4
+    assert {result.verdict.value for result in results} == {"pass", "skip"}, results
+    masked = next(result for result in results if result.name.test == "MSIX_MASK_TEST")
+    assert masked.message == "1 MSI vector cannot be provided by this host"
 
 
 def test_the_names_of_destructive_cases_are_complete() -> None:
