@@ -413,6 +413,7 @@ class Endpoint:
         :param destructive: also reset the function, which may lose what the endpoint has set up
         :param done: called with the result of each layer
         :raises UsageError: the function is no pci-epf-test
+        :raises Departed: the function is a recording of something else
         """
         from rcdrv.epf_test.check import Check, check_endpoint
 

@@ -59,6 +59,10 @@ class DeviceLost(RcdrvError):
     exit_status = 5
 
 
+class Departed(DeviceLost):
+    """A driver departs from the recording that it replays, which says nothing of the device."""
+
+
 class Interrupted(RcdrvError):
     """The user asked to stop (SIGINT, SIGTERM, SIGHUP)."""
 

@@ -20,7 +20,7 @@ from rcdrv.cli.common import ENDPOINT, RECORD, endpoint, open_function, print_js
 from rcdrv.cli.options import spell
 from rcdrv.cli.several import each
 from rcdrv.epf_test.check import Layer, LayerResult
-from rcdrv.errors import DeviceLost, EndpointError
+from rcdrv.errors import Departed, DeviceLost, EndpointError
 from rcdrv.outcomes import CheckResult
 from rcdrv.report.text import one_line
 from rcdrv.verdict import Verdict
@@ -48,6 +48,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     args.device = args.device or default_address()
     try:
         function = open_function(args, cancel)
+    except Departed:
+        raise
     except (DeviceLost, EndpointError) as error:
         result = CheckResult.unopened(args.device, error)
         for layer in result.layers:
@@ -69,14 +71,16 @@ def _show(one: LayerResult) -> None:
     said = one.detail
     if one.error is not None:
         said = one.error.message
-    mark = _MARKS.get(one.verdict, "BROKEN")
-    print(f"{mark:6}  {one.layer.value:12}  {one_line(spell(said))}".rstrip(), flush=True)
+    mark, layer = _MARKS.get(one.verdict, "BROKEN"), one.layer
+    if one.noticed is not None:  # the link has its line already
+        mark, layer = "lost", one.noticed
+    print(f"{mark:6}  {layer.value:12}  {one_line(spell(said))}".rstrip(), flush=True)
     for note in one.notes:
         print(f"{'':22}note: {one_line(spell(note))}", flush=True)
 
 
 def _conclude(result: CheckResult) -> None:
-    done = {one.layer for one in result.layers}
+    done = {one.noticed or one.layer for one in result.layers} | {Layer.LINK}
     for layer in Layer:
         if layer not in done:
             print(f"{'':6}  {layer.value:12}  not reached")

@@ -1,6 +1,8 @@
 """List the PCI functions of this host that may be endpoints: a known ID, the class of pci-epf-test
 (0xff00) or of pci-epf-vntb (0x0500), or bound to vfio-pci. Bridges are never listed: the root ports
 of some parts carry the ID that the part has as an endpoint.
+
+The exit status is 0 also if there is none, as that of lspci; rcdrv doctor judges the host.
 """
 
 from __future__ import annotations

@@ -21,7 +21,14 @@ from rcdrv.epf_test.doorbell import check_may_reset, free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Caps, Reg, decode
 from rcdrv.epf_test.suite import Case, cases, select
-from rcdrv.errors import DeviceLost, EndpointError, Interrupted, RcdrvError, UsageError
+from rcdrv.errors import (
+    Departed,
+    DeviceLost,
+    EndpointError,
+    Interrupted,
+    RcdrvError,
+    UsageError,
+)
 from rcdrv.function import Function, lost_by_reset
 from rcdrv.parts import Part, part_of
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify, skip
@@ -86,6 +93,8 @@ class LayerResult:
     """Observations that are no failure."""
     error: RcdrvError | None = None
     """The failure; None if the layer is not broken."""
+    noticed: Layer | None = None
+    """The later layer that was tried when the link was lost; None if it was not lost later."""
 
 
 @dataclass
@@ -156,7 +165,7 @@ class Check:
                     "name": layer.value,
                     "verdict": one.verdict.value if (one := states.get(layer)) else None,
                     "message": _message(one) if one else "",
-                    "notes": list(one.notes) if one else [],
+                    "notes": _notes(one) if one else [],
                 }
                 for layer in Layer
             ],
@@ -171,6 +180,11 @@ class Check:
 
 def _message(one: LayerResult) -> str:
     return one.detail if one.error is None else one.error.message
+
+
+def _notes(one: LayerResult) -> list[str]:
+    lost = [f"it was lost while this was tried: {one.noticed.value}"] if one.noticed else []
+    return [*one.notes, *lost]
 
 
 Done = Callable[[LayerResult], None]
@@ -191,6 +205,7 @@ def check_endpoint(
     :param reset: also reset the function, which may destroy the endpoint's set-up
     :param done: called with each result
     :raises UsageError: the function is no pci-epf-test
+    :raises Departed: the function is a recording of something else
     :raises Interrupted: the user asked to stop
     """
     config = function.config
@@ -200,6 +215,8 @@ def check_endpoint(
     for layer in Layer:
         function.mark("case", layer.value)
         result = run.layer(layer)
+        if result.noticed is not None:  # the link's pass does not hold any more
+            check.layers = [one for one in check.layers if one.layer is not result.layer]
         check.layers.append(result)
         _, reason = classify(result.error)
         function.mark("verdict", result.verdict.value, reason.value if reason else "-")
@@ -243,7 +260,7 @@ class _Run:
         error: RcdrvError | None = None
         try:
             probe()
-        except (Interrupted, UsageError):
+        except (Departed, Interrupted, UsageError):
             raise
         except RcdrvError as found:
             error = found
@@ -253,8 +270,8 @@ class _Run:
             return LayerResult(layer, verdict, error.message, notes)
         if isinstance(error, DeviceLost):
             # All layers depend on the link, so a loss is the link's failure wherever it is noticed.
-            notes = (*notes, f"it was lost while this was tried: {layer.value}")
-            return LayerResult(Layer.LINK, verdict, "", notes, error)
+            noticed = None if layer is Layer.LINK else layer
+            return LayerResult(Layer.LINK, verdict, "", notes, error, noticed)
         return LayerResult(layer, verdict, detail, notes, error)
 
     # -- the layers ---------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import select
 from collections.abc import Sequence
 
 from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, RegionFlag, RegionInfo, SetIrqs
-from rcdrv.errors import DeviceLost, HostError, UsageError
+from rcdrv.errors import Departed, DeviceLost, HostError, UsageError
 from rcdrv.replay.addresses import Addresses
 from rcdrv.replay.clock import VirtualClock
 from rcdrv.replay.contents import Written, digest, pieces, stream, unpack
@@ -27,10 +27,6 @@ from rcdrv.replay.recording import Event, Recording, error_of, register, told
 _COMMAND = 4
 _CUT_OFF = {(): "at its largest size", ("killed",): "as the run was killed"}
 _GRAIN = 1 << 16  # largest page size: buffers are whole pages
-
-
-class Departed(DeviceLost):
-    """The driver departs from the recording."""
 
 
 class Player(Device):

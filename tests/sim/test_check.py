@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import rcdrv
+from rcdrv.epf_test.check import Layer
 from rcdrv.sim.faults import parse_fault
 from tests.sim.conftest import rcdrv as run
 from tests.verdicts import EXPECTED
 
 EP, EITHER = "endpoint", "either side"
+LAYERS = [layer.value for layer in Layer]
 
 BROKEN = {
     # fault: (layer, reason, side)
@@ -90,6 +94,29 @@ def test_the_picture() -> None:
     )
     assert lines[-2] == "look at: either side"
     assert lines[-1].startswith("hint: ")
+
+
+def test_a_link_that_is_lost_later_has_one_line() -> None:
+    result = run("check", "--device", "sim:rk3588,fault=vanish", "--timeout", "0.5")
+    rows = [(line[:8].strip(), line[8:20].strip()) for line in result.out.splitlines()]
+    rows = [(mark, name) for mark, name in rows if name in LAYERS]
+    assert [name for _, name in rows] == LAYERS
+    assert [mark for mark, _ in rows] == ["ok", "ok", "lost", *[""] * 5]
+    with rcdrv.open("sim:rk3588,fault=vanish", timeout=0.5) as endpoint:
+        layers = endpoint.check().layers
+    assert [one.layer.value for one in layers] == ["config space", "link"]
+    assert layers[-1].noticed is not None
+
+
+def test_a_recording_of_another_command_is_no_broken_link(tmp_path: Path) -> None:
+    recording = str(tmp_path / "ring")
+    assert run("--record", recording, "ring", "--device", "sim:rk3588").status == 0
+    result = run("check", "--device", f"replay:{recording}")
+    assert result.status == 5
+    assert "departs from the recording" in result.err
+    assert [line[:6].strip() for line in result.out.splitlines()[1:3]] == ["ok", "ok"]
+    assert "lost" not in result.out
+    assert "look at" not in result.out
 
 
 def test_a_reset_is_made_only_when_asked_for() -> None:

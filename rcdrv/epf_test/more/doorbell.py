@@ -13,7 +13,9 @@ from rcdrv.verdict import NotPassed, Reason
 
 _BURSTS = (1, 2, 10, 100, 1000)
 _LONG_BURSTS = (10_000, 100_000)
-"""Used if a ring is a store of this processor, not a message or a system call."""
+"""Used if a ring is a store of this processor, not a message or a system call, and a quick one."""
+_LONGEST = 2.0
+"""Expected seconds up to which such a burst is sent: a virtual machine may trap each store."""
 _AT_ONCE = 1000
 """Rings between checks for cancellation."""
 _CYCLES = 16
@@ -49,8 +51,8 @@ def _works(driver: EpfTest) -> None:
 
 @case(
     "doorbell.BURST",
-    "up to 1000 rings at once, 10^5 in a mapped BAR, are acknowledged 1 to as many times,"
-    " and it rings on",
+    "up to 1000 rings at once, 10^5 where a ring is a quick store, are acknowledged 1 to as"
+    " many times, and it rings on",
     risk=f"{_RINGS}: up to 111113 rings",
     needs=_DOORBELL,
 )
@@ -61,18 +63,23 @@ def bursts(driver: EpfTest, progress: Progress) -> str:
     single pending bit.
     """
     _works(driver)
-    seen = []
+    seen, clock, each = [], driver.function.clock, 0.0
     with Doorbell(driver) as doorbell:
         plan = _BURSTS + (_LONG_BURSTS if _is_mapped(driver, doorbell) else ())
         for done, count in enumerate(plan, 1):
+            if count in _LONG_BURSTS and each * count > _LONGEST:
+                seen.append(f"{count} would take {each * count:.0f} s")
+                progress(len(plan), len(plan))
+                break
             driver.request_irq()
             driver.write(Reg.STATUS, 0)
             driver.drop_interrupts()
             driver.count_strays()
-            start = driver.function.clock.now_ns()
+            start, begun = clock.now_ns(), clock.now()
             for _ in range(0, count, _AT_ONCE):
                 doorbell.burst(min(count, _AT_ONCE))
                 driver.function.check()
+            each = (clock.now() - begun) / count
             driver.unanswered = 0  # so that stray counts them all
             answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
             if not answer.answered or answer.irq_lost:

@@ -30,7 +30,7 @@ _AT_A_TIME = 0.3
 """Seconds of transfers in one direction."""
 _SIZE = 1 << 16
 _PLACE = 1 << 28
-_GONE = 255
+_LEFT = 0x80
 _MIXED = (
     "where it passes with one endpoint alone: do outbound windows, a switch or the IOMMU mix up"
     " whose a request is (requester ID, function number)?"
@@ -45,28 +45,43 @@ class Meeting:
     """
 
     def __init__(self, count: int, absent: Sequence[int] = ()) -> None:
-        # A byte for each process: the last meeting that it reached.
+        # A byte for each process: the last meeting that it reached, and whether it has left.
         self._seen = mmap.mmap(-1, count)
         for number in absent:
             self.leave(number)
 
     def leave(self, number: int) -> None:
         """Take process ``number`` out: the others no longer wait for it."""
-        self._seen[number] = _GONE
+        self._seen[number] |= _LEFT
 
     def come(self, number: int, which: int, function: Function) -> int:
         """Wait for the other processes at meeting ``which``, counted from 1.
 
-        :returns: number of others that reached it; 0 if one did not in time
+        :returns: number of others that reached it, also if they have left since; 0 if one that has
+            not left did not in time
         """
-        if self._seen[number] == _GONE:
+        if self._seen[number] & _LEFT:
             return 0
         self._seen[number] = which
         deadline = function.deadline(_LONGEST)
-        while min(self._seen[:]) < which and not deadline.expired:
+        while True:
+            late = deadline.expired
+            seen = self._seen[:]
+            there = [(one & ~_LEFT) >= which for one in seen]
+            if all(here or one & _LEFT for here, one in zip(there, seen, strict=True)):
+                return sum(there) - 1
+            if late:
+                return 0
             function.pause(_LOOK)
-        there = [seen for seen in self._seen[:] if which <= seen < _GONE]
-        return len(there) - 1 if min(self._seen[:]) >= which else 0
+
+    def absence(self, number: int) -> str:
+        """Return why no other process was at the meeting of process ``number``."""
+        seen = self._seen[:]
+        if seen[number] & _LEFT:
+            return "it takes turns with another device of this run (one IOMMU group, or one bus)"
+        if all(one & _LEFT for at, one in enumerate(seen) if at != number):
+            return "no other endpoint is left to transfer at the same time"
+        return "no other endpoint was ready in time"
 
 
 _several = case(
@@ -92,12 +107,15 @@ def several(meeting: Meeting, number: int, driver: EpfTest, progress: Progress) 
             with transfers(driver, direction, False, chosen, _same_place) as transfer:
                 others = meeting.come(number, 2 * done + 1, function)
                 if not others:
-                    raise skip(Reason.NOT_VERIFIED, "no other endpoint was ready in time")
+                    raise skip(Reason.NOT_VERIFIED, meeting.absence(number))
                 end = function.deadline(_AT_A_TIME)
                 while not end.expired:
                     transfer(chosen[0])
                     transferred += 1
-                meeting.come(number, 2 * done + 2, function)  # the buffer is verified after this
+                until_the_end = meeting.come(number, 2 * done + 2, function)
+            # The buffer is verified: others that ended in the middle may have spoiled it.
+            if not until_the_end:
+                raise skip(Reason.NOT_VERIFIED, meeting.absence(number))
             progress(done + 1, len(Direction))
     except NotPassed as error:
         if error.verdict is not Verdict.SKIP:
