@@ -73,15 +73,16 @@ class Fragile:
     """A kernel that crashes of a 7 that comes after a 5, and warns of a 9 after a 5."""
 
     def __init__(self, spec: str) -> None:
-        self.guest = SimpleNamespace(
-            console_since=lambda mark: (self.console[mark:], len(self.console))
-        )
         self.console = ""
+        self.guest = self
         self.spec = spec
         self.layout = SimpleNamespace(function="epf_vntb")
         self.socket = "none"
         self.crashed = ""
         self.written: list[int] = []
+
+    def console_since(self, mark: int) -> tuple[str, int]:
+        return self.console[mark:], len(self.console)
 
     def __enter__(self) -> Fragile:
         return self
