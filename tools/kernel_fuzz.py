@@ -3,8 +3,9 @@
 Guests come one after the other; one that has crashed is left for a new one. On pci-epf-test,
 ``rcdrv fuzz device`` with some of its classes of harm takes turns with pokes: random registers,
 random commands, rings. pci-epf-vntb has pokes alone. A campaign leaves out at random what may
-crash, so that a known crash does not hide what lies behind it. What a poke crashes is made short on
-fresh guests, and printed as a script. The exit status is 1 if anything was found.
+crash, so that a known crash does not hide what lies behind it. What pokes crash, or make the kernel
+warn of, is made short on fresh guests, and printed as a script. The exit status is 1 if anything
+was found.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ _SHORT = (1, 2, 4, 8, 16, 32)
 """How many of the last pokes are tried alone, in this order."""
 _EXTREMES = (0, 1, 2, 5, 6, 7, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
 _SIZES = (0, 1, 3, 4096, 4097, 65536, 1 << 20, 4 << 20, 1 << 28, 0xFFFF_F000)
-_WARNING = re.compile(r"WARNING: ([\w/.-]+:\d+ at \w+)")
+_WARNING = re.compile(
+    r"^(?:.*\[ cut here \].*\n(?:.*\n)?)?.*(?P<name>WARNING: [\w/.-]+:\d+ at \w+)"
+    r"(?P<trace>(?:.*\n)*?.*\[ end trace |)",
+    re.M,
+)
 
 
 class Poke(NamedTuple):
@@ -105,6 +110,23 @@ def name_of(report: str) -> str:
     first = re.sub(r"(?:address: )?\b(?:0x)?[0-9a-f]{8,16}\b|\+0x[0-9a-f]+/0x[0-9a-f]+", "", first)
     place = re.search(r"RIP: 0010:(\w+)", report)
     return " ".join(f"{first} ({place[1]})".split()) if place else " ".join(first.split())
+
+
+class Warnings:
+    """The kernel's warnings after which it goes on, as it says them. Some it says once a boot."""
+
+    def __init__(self, endpoint: KernelEndpoint) -> None:
+        self._guest = endpoint.guest
+        self._mark = self._guest.console_since(0)[1]
+
+    def new(self) -> dict[str, str]:
+        """Reports of the warnings since the last call, by name."""
+        text, end = self._guest.console_since(self._mark)
+        found = list(_WARNING.finditer(text))
+        if not all(one["trace"] for one in found):
+            return {}  # One has only begun: it is told with its end.
+        self._mark = end
+        return {one["name"]: one[0] for one in found}
 
 
 # -- pokes ----------------------------------------------------------------------------------------
@@ -170,6 +192,12 @@ def poke_for(one: KernelEndpoint, rng: random.Random, seconds: float, tally: Tal
     done: list[Poke] = []
     until = time.monotonic() + seconds
     report = ""
+    warnings = Warnings(one)
+
+    def found(what: str, report: str) -> None:
+        script = done if what in tally.found else shorten(one.spec, done, what, debug=tally.debug)
+        tally.add(Finding(what, one.spec, "\n".join(map(str, script)), report))
+
     with open_function(f"vfio-user:{one.socket}") as function:
         pokes = draw_vntb(rng, function) if vntb else draw_test(rng, function)
         for each in takewhile(lambda _: time.monotonic() < until, pokes):
@@ -177,11 +205,10 @@ def poke_for(one: KernelEndpoint, rng: random.Random, seconds: float, tally: Tal
             tally.pokes += 1
             if report := poke(one, function, each) or one.crash():
                 break
-    report = report or one.crash()
-    if report:
-        what = name_of(report)
-        script = done if what in tally.found else shorten(one.spec, done, what, debug=tally.debug)
-        tally.add(Finding(what, one.spec, "\n".join(map(str, script)), report))
+            for what, warning in warnings.new().items():
+                found(what, warning)
+    if report := report or one.crash():
+        found(name_of(report), report)
     return report
 
 
@@ -190,12 +217,13 @@ def shorten(spec: str, done: Sequence[Poke], what: str, *, debug: bool) -> Seque
     for count in _SHORT:
         with booted(spec, debug=debug) as one:
             report = ""
+            warnings = Warnings(one)
             with contextlib.suppress(RcdrvError), open_function(f"vfio-user:{one.socket}") as host:
                 for each in done[-count:]:
                     report = report or poke(one, host, each)
             time.sleep(SETTLE)
             report = report or one.crash()
-            if report and name_of(report) == what:
+            if what in warnings.new() or (report and name_of(report) == what):
                 return done[-count:]
     return done[-_SHORT[-1] :]
 
@@ -208,6 +236,7 @@ def fuzz_for(one: KernelEndpoint, rng: random.Random, seconds: float, tally: Tal
     classes = [f"--destructive={name}" for name in CLASSES if rng.random() < 0.3]
     command = ["fuzz", "device", "--json", "--timeout", "20", *classes]
     command += ["--seed", str(rng.randrange(1 << 30)), "--seconds", str(seconds)]
+    warnings = Warnings(one)
     done = subprocess.run(
         [sys.executable, "-m", "rcdrv", "-d", f"vfio-user:{one.socket}", *command],
         env=environment(),
@@ -216,6 +245,8 @@ def fuzz_for(one: KernelEndpoint, rng: random.Random, seconds: float, tally: Tal
         timeout=900,
         check=False,
     )
+    for what, warning in warnings.new().items():
+        tally.add(Finding(what, one.spec, " ".join(["rcdrv", *command]), warning))
     report = one.crash()
     try:
         document = json.loads(done.stdout)
@@ -246,7 +277,6 @@ def fuzz_guest(spec: str, rng: random.Random, end: float, tally: Tally) -> None:
     with booted(spec, debug=tally.debug) as one:
         tally.guests += 1
         end = min(end, time.monotonic() + ROUND)
-        mark = one.guest.console_since(0)[1]
         while (left := end - time.monotonic()) > 0:
             vntb = one.layout.function == "epf_vntb"
             way = poke_for if vntb or rng.random() < 0.4 else fuzz_for
@@ -259,10 +289,6 @@ def fuzz_guest(spec: str, rng: random.Random, end: float, tally: Tally) -> None:
                 tally.add(Finding(what, spec, "", crashed))
                 crashed = crashed or "lost"
             tally.fuzzed += min(time.monotonic() - begun, CAMPAIGN)
-            said, mark = one.guest.console_since(mark)
-            for where in _WARNING.findall(said):
-                # Which is a panic with panic_on_warn; here the kernel goes on.
-                tally.add(Finding(f"WARNING: {where}", spec, ""))
             if crashed:
                 return
 

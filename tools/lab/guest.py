@@ -21,6 +21,7 @@ from tools.lab.inside.wire import PORT
 from tools.lab.iommufd import MODULES, iommufd
 from tools.lab.iommufd_kernel import iommufd_kernel
 from tools.lab.machine import LINKS_UP, MACHINES, SLOTS, root_port
+from tools.lab.slim import slim
 from tools.lab.toolbox import toolbox
 
 BOOT_TIMEOUT = 300.0
@@ -79,6 +80,7 @@ class Guest:
     :param kernel_source: kernel tree from which to build the functions of KernelEndpoints
     :param log_accesses: let each endpoint write an ``access_log``; its BARs cannot be mapped then,
         unless its spec permits it
+    :param rcdrv: have rcdrv and its needs in the guest; without, it boots sooner
     :param logs: folder in which to keep all logs
     """
 
@@ -96,6 +98,7 @@ class Guest:
         kernel: Path | None = None,
         kernel_source: Path | None = None,
         log_accesses: bool = False,
+        rcdrv: bool = True,
         logs: Path | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
     ) -> None:
@@ -117,6 +120,7 @@ class Guest:
         self._kernel = kernel
         self._kernel_source = kernel_source
         self._log_accesses = log_accesses
+        self._rcdrv = rcdrv
         self._logs = logs
         self._boot_timeout = boot_timeout
         self._folder: Path | None = None
@@ -244,7 +248,8 @@ class Guest:
         for number, spec in enumerate(self._endpoint_specs):
             self.endpoints.append(self._endpoint(spec, number, folder))
         initramfs = folder / "initramfs"
-        self._write_initramfs(initramfs, parts.initramfs, modules)
+        base = parts.initramfs if self._rcdrv else slim(parts)
+        self._write_initramfs(initramfs, base, modules)
         for endpoint in self.endpoints:
             endpoint.wait_ready(deadline)
 
@@ -304,7 +309,7 @@ class Guest:
             places = [(root_port(slot)[1], function) for slot, function in self._places]
             settings = {"functions": places, "bind": self._bind}
             writer.file("lab/settings.json", json.dumps(settings).encode())
-            for source in (REPOSITORY / "rcdrv").rglob("*"):
+            for source in (REPOSITORY / "rcdrv").rglob("*") if self._rcdrv else ():
                 if source.is_file() and "__pycache__" not in source.parts:
                     inner = source.relative_to(REPOSITORY)
                     writer.file(f"{TREE}/{inner}", source.read_bytes())

@@ -39,6 +39,9 @@ _QUIET = 0.02
 """Seconds after which no further answer arrives: two ticks of the slowest endpoint, and the time of
 its doorbell thread for a ring that it did not merge."""
 
+_NO_COMMAND = int(Command.READ | Command.WRITE)
+"""COMMAND that the endpoint takes and ignores: of two bits, so it never becomes a command."""
+
 _PAGE = 4096
 STEPS = 30
 _ANSWERS = {int(command): status for command, status in ANSWERS.items()}
@@ -81,6 +84,7 @@ class Session:
         self._timeout = options.timeout
         self._swallows_dma = False
         self._lacks_intx = False
+        self._armed = IrqChoice.POLL
         # Place of a doorbell whose DB_BAR was overwritten, and whether its BAR still shows it
         # after DISABLE.
         self._overwritten: int | None = None
@@ -111,7 +115,7 @@ class Session:
             count = function.device.irq_count(IrqKind[choice.name])
             if count and irq in (IrqChoice.AUTO, choice):
                 with contextlib.suppress(HostError):  # the host cannot provide this kind
-                    driver.use_irq(choice)
+                    self._use_irq(choice)
                     vectors[choice] = driver.arm(count)
         list(function.config.capabilities())  # raises where they cannot be walked
         express = function.config.express()
@@ -150,13 +154,25 @@ class Session:
         while self.driver.read(Reg.COMMAND) and not deadline.expired:
             self.function.pause(0.001)
 
+    def _use_irq(self, choice: IrqChoice) -> None:
+        """Choose interrupts, once the last command can raise none of them any more.
+
+        pci_epf_test_raise_irq() sets STATUS first, so an interrupt that is enabled meanwhile would
+        count as one too many. A worker takes the commands one after the other.
+        """
+        if choice not in (IrqChoice.POLL, self._armed) and not self.driver.read(Reg.COMMAND):
+            self.driver.write(Reg.COMMAND, _NO_COMMAND)
+            self._await_taken()
+        self.driver.use_irq(choice)
+        self._armed = choice
+
     def clean(self) -> None:
         """Disable the doorbell and clear subrange mappings, also those of another driver.
 
         :raises RcdrvError: the endpoint does not comply
         """
         driver = self.driver
-        driver.use_irq(IrqChoice.POLL)
+        self._use_irq(IrqChoice.POLL)
         if self._overwritten is not None:
             driver.write(Reg.DB_BAR, self._overwritten)
             self._overwritten = None
@@ -230,7 +246,7 @@ class Session:
         """Return whether the endpoint takes no command any more and needs a reboot."""
         driver = self.driver
         try:
-            driver.use_irq(IrqChoice.POLL)
+            self._use_irq(IrqChoice.POLL)
             answer = driver.command(Command.RAISE_MSI_IRQ)
         except NotPassed as error:
             return error.reason is Reason.STUCK_COMMAND
@@ -252,6 +268,7 @@ class Session:
 
     def _reset(self, step: Step) -> Seen:
         self.driver.disarm()
+        self._armed = IrqChoice.POLL
         if step.verb == "reset":
             self.function.reset()
         else:
@@ -264,7 +281,7 @@ class Session:
     def _doorbell(self, step: Step) -> Seen:
         """Ring once, as ``rcdrv ring`` does."""
         choice = step.irq.choice if step.irq else self.facts.default_irq
-        self.driver.use_irq(IrqChoice.POLL if choice is IrqChoice.INTX else choice)
+        self._use_irq(IrqChoice.POLL if choice is IrqChoice.INTX else choice)
         self.driver.awaits_interrupt = True
         error: RcdrvError | None = None
         try:
@@ -283,7 +300,7 @@ class Session:
 
     def _arm(self, step: Step) -> Irq:
         irq = step.irq or Irq(self.facts.default_irq)
-        self.driver.use_irq(irq.choice)
+        self._use_irq(irq.choice)
         # A vector past the end is requested with all vectors armed.
         count = self.facts.vectors[irq.choice]
         self.driver.arm(max(1, min(irq.number, count)))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from rcdrv.device import IrqKind
 from rcdrv.epf_test.driver import IrqChoice
 from rcdrv.errors import UsageError
 from rcdrv.fuzz.device.campaign import (
@@ -34,6 +35,7 @@ from rcdrv.fuzz.device.session import Session
 from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import VERBS, Step, parse_step
 from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.epf_test.function import SimEpfTest
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import load_layout, preset_names
 from tests.unit.fuzz.planted import BUGS
@@ -73,6 +75,29 @@ def test_nothing_is_found(spec: str) -> None:
     assert done.found is None, script(done.found, spec, Options(), "a test")
     assert done.sequences == 5
     assert done.steps > 5 * 30
+
+
+def test_the_interrupt_of_a_polled_command_may_come_after_its_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pci_epf_test_raise_irq() raises it after STATUS; here, just before the next command."""
+    late: list[bool] = []
+    at_once, handler = SimEpfTest._raise_irq, SimEpfTest._cmd_handler
+
+    def later(self: SimEpfTest, *, doorbell: bool = False) -> None:
+        polled = not any(map(self._controller.vectors, (IrqKind.MSI, IrqKind.MSIX)))
+        at_once(self, doorbell=doorbell)
+        late[:] = [True] * (polled and not doorbell)
+
+    def take(self: SimEpfTest, command: int, irq_type: int) -> Iterator[float]:
+        if late and late.pop():
+            at_once(self)
+        return handler(self, command, irq_type)
+
+    monkeypatch.setattr(SimEpfTest, "_raise_irq", later)
+    monkeypatch.setattr(SimEpfTest, "_cmd_handler", take)
+    done = campaign("rk3588", 20)
+    assert done.found is None, script(done.found, "rk3588", Options(), "a test")
 
 
 @pytest.mark.parametrize("device", [0x1AD4, 0x229B], ids=["tegra194", "tegra234"])

@@ -15,7 +15,7 @@ from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
 from rcdrv.sim.layout import load_layout
 from tools import kernel_fuzz
-from tools.kernel_fuzz import Poke, Tally, draw_test, draw_vntb, name_of
+from tools.kernel_fuzz import Poke, Tally, Warnings, draw_test, draw_vntb, name_of
 
 
 def test_one_crash_has_one_name() -> None:
@@ -46,15 +46,43 @@ def test_pokes_are_of_registers_commands_and_rings(spec: str, draw: Any) -> None
     assert str(Poke(0, 4, 128)) == "rcdrv poke 0 0x4 0x80"
 
 
+_WARN = """\
+[   12.1] ------------[ cut here ]------------
+[   12.1] a queue waits for another
+[   12.1] WARNING: kernel/{}.c:3 at check_{}+0x1/0x2, CPU#0: kworker
+[   12.1] Call Trace:
+[   12.1] ---[ end trace 0000000000000000 ]---
+"""
+
+
+def test_a_warning_is_told_once_and_whole() -> None:
+    console = _WARN.format("old", "old")
+    fake = SimpleNamespace(console_since=lambda mark: (console[mark:], len(console)))
+    warnings = Warnings(cast(Any, SimpleNamespace(guest=fake)))
+    assert warnings.new() == {}
+    console += _WARN.format("a", "a") + _WARN.format("b", "b").partition("[   12.1] Call")[0]
+    assert warnings.new() == {}
+    console += _WARN.format("b", "b").partition("CPU#0: kworker\n")[2]
+    new = warnings.new()
+    assert list(new) == ["WARNING: kernel/a.c:3 at check_a", "WARNING: kernel/b.c:3 at check_b"]
+    assert all("a queue waits" in one and "Call Trace" in one for one in new.values())
+    assert warnings.new() == {}
+
+
 class Fragile:
-    """A kernel that crashes of a 7 that comes after a 5."""
+    """A kernel that crashes of a 7 that comes after a 5, and warns of a 9 after a 5."""
 
     def __init__(self, spec: str) -> None:
+        self.console = ""
+        self.guest = self
         self.spec = spec
         self.layout = SimpleNamespace(function="epf_vntb")
         self.socket = "none"
         self.crashed = ""
         self.written: list[int] = []
+
+    def console_since(self, mark: int) -> tuple[str, int]:
+        return self.console[mark:], len(self.console)
 
     def __enter__(self) -> Fragile:
         return self
@@ -71,6 +99,8 @@ class Fragile:
     def write32(self, _offset: int, value: int) -> None:
         if value == 7 and 5 in self.written:
             self.crashed = "[ 1.0] Oops: 0000"
+        if value == 9 and 5 in self.written:
+            self.console += _WARN.format("a", "a")
         self.written.append(value)
 
     def crash(self) -> str:
@@ -89,7 +119,7 @@ def test_what_a_crash_needs_is_what_is_left(
         return booted[-1]
 
     def draw(*_: object) -> Iterator[Poke]:
-        for value in (1, 5, 1, 7, 1):
+        for value in (1, 5, 9, 1, 7, 1):
             yield Poke(0, 8, value)
 
     monkeypatch.setattr(kernel_fuzz, "booted", boot)
@@ -99,9 +129,11 @@ def test_what_a_crash_needs_is_what_is_left(
     tally = Tally(debug=True)
     report = kernel_fuzz.poke_for(cast(Any, boot("a", debug=True)), random.Random(0), 60.0, tally)
     assert report == "[ 1.0] Oops: 0000"
-    # Of the last 1, 2 and 4 pokes before it, the last four do it.
-    assert len(booted) == 4
+    # Of the last 1, 2 and 4 pokes before each, the last two and the last four do it.
+    assert len(booted) == 1 + 2 + 3
     (found,) = tally.found["Oops: 0000"]
-    assert found.script.splitlines() == [f"rcdrv poke 0 0x8 {n:#x}" for n in (1, 5, 1, 7)]
+    assert found.script.splitlines() == [f"rcdrv poke 0 0x8 {n:#x}" for n in (5, 9, 1, 7)]
+    (found,) = tally.found["WARNING: kernel/a.c:3 at check_a"]
+    assert found.script.splitlines() == [f"rcdrv poke 0 0x8 {n:#x}" for n in (5, 9)]
     assert "a: Oops: 0000" in capsys.readouterr().out
-    assert "4 pokes; findings: 1" in tally.summary()
+    assert "5 pokes; findings: 2" in tally.summary()

@@ -189,6 +189,7 @@ class KernelEndpoint(Endpoint):
             files={FOLDER.lstrip("/"): modules},
             append=["intel_iommu=off"],
             bind=False,
+            rcdrv=False,
             kernel=debug_kernel() / "kernel" if self._debug else None,
             logs=self._logs,
             boot_timeout=max(1.0, deadline - time.monotonic()),

@@ -126,6 +126,7 @@ struct epc_device {
 	u32				windows;
 	u8				used[PCI_STD_NUM_BARS];
 	struct dma_device		dma;
+	struct workqueue_struct		*dma_queue;
 	enum epc_dma			dma_kind;
 	struct epc_channel		channels[EPC_CHANNELS];
 };
@@ -571,7 +572,9 @@ static enum dma_status epc_tx_status(struct dma_chan *chan,
 
 static void epc_issue_pending(struct dma_chan *chan)
 {
-	schedule_work(&to_channel(chan)->work);
+	struct epc_channel *channel = to_channel(chan);
+
+	queue_work(channel->epc->dma_queue, &channel->work);
 }
 
 /* One direction a channel, as an eDMA has them. */
@@ -594,6 +597,13 @@ static int epc_dma_register(struct epc_device *ed)
 
 	if (ed->dma_kind == EPC_DMA_NONE)
 		return 0;
+	/* pci-epf-test waits for it on a queue of this kind, so it may not be
+	 * one that waits for memory.
+	 */
+	ed->dma_queue = devm_alloc_workqueue(&ed->pdev->dev, "rcdrv-epc-dma",
+					     WQ_MEM_RECLAIM | WQ_PERCPU, 0);
+	if (!ed->dma_queue)
+		return -ENOMEM;
 	INIT_LIST_HEAD(&dma->channels);
 	dma->dev = &ed->pdev->dev;
 	dma->device_tx_status = epc_tx_status;
