@@ -25,6 +25,8 @@ CHUNK = 1 << 16
 """Bytes per copy. Cancellation is checked between copies: each read of a removed endpoint may take
 a completion time-out of up to 50 ms."""
 
+_PAGE = 4096
+
 WHOLE = 1 << 30
 """Largest BAR in bytes that is tested completely by default."""
 
@@ -59,6 +61,20 @@ def sampled(size: int) -> Iterator[tuple[int, int]]:
         yield offset, CHUNK
         offset *= 2
     yield size - CHUNK, CHUNK
+
+
+def outline(size: int) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last page, and a few words at each power of two between them.
+
+    This covers every address line.
+    """
+    yield 0, min(size, _PAGE)
+    offset = _PAGE
+    while offset < size - _PAGE:
+        yield offset, 64
+        offset *= 2
+    if size > _PAGE:
+        yield size - _PAGE, _PAGE
 
 
 def _how_much(size: int, stretches: Stretches) -> str:

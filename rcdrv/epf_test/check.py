@@ -31,11 +31,10 @@ from rcdrv.errors import (
 )
 from rcdrv.function import Function, lost_by_reset
 from rcdrv.parts import Part, part_of
-from rcdrv.verdict import NotPassed, Reason, Verdict, classify, skip
+from rcdrv.verdict import NotPassed, Reason, Verdict, classify, skip, verdict_document
 
 MSI_VECTORS = 32
 """Vectors raised of each kind: all of MSI. ``rcdrv test`` raises all of MSI-X."""
-_PAGE, _SAMPLE = 4096, 64
 
 
 class Side(str, Enum):
@@ -171,9 +170,7 @@ class Check:
             ],
             "broken": None if broken is None else broken.layer.value,
             "side": None if side is None else side.value,
-            "verdict": (Verdict.PASS if broken is None else broken.verdict).value,
-            "reason": None if self.reason is None else self.reason.value,
-            "message": "" if broken is None else _message(broken),
+            **verdict_document(None if broken is None else broken.error),
             "hint": self.hint,
         }
 
@@ -313,7 +310,7 @@ class _Run:
             )
         self._driver = self.make_driver()
         free_stale_doorbell(self._driver)
-        tested = bars.consecutive_bar_test(self._driver, stretches=_samples)
+        tested = bars.consecutive_bar_test(self._driver, stretches=bars.outline)
         self.passed.append(tested.replace(" ", ", "))
         self.passed.append(f"registers in BAR{self._driver.reg_bar}")
 
@@ -356,13 +353,9 @@ class _Run:
         if driver.irq_choice is not IrqChoice.AUTO:
             yield from () if driver.irq_choice is IrqChoice.POLL else (driver.irq_choice,)
             return
-        silent = not driver.caps & (Caps.INTX | Caps.MSI | Caps.MSIX)
-        announced = {
-            IrqChoice.MSI: silent or bool(driver.caps & Caps.MSI),
-            IrqChoice.MSIX: bool(driver.caps & Caps.MSIX),
-            IrqChoice.INTX: bool(driver.caps & Caps.INTX),
-        }
-        for choice, said in announced.items():
+        silent = not driver.announces(Caps.INTX | Caps.MSI | Caps.MSIX)
+        for choice in (IrqChoice.MSI, IrqChoice.MSIX, IrqChoice.INTX):
+            said = driver.announces(Caps[choice.name]) or (silent and choice is IrqChoice.MSI)
             if said and self.function.device.irq_count(IrqKind[choice.name]):
                 yield choice
 
@@ -414,17 +407,3 @@ class _Run:
 
 def _named(pattern: str) -> Sequence[Case]:
     return select((pattern,), (), cases())
-
-
-def _samples(size: int) -> Iterator[tuple[int, int]]:
-    """Yield the first and last page and a few words at each power of two.
-
-    This covers every address line.
-    """
-    yield 0, min(size, _PAGE)
-    offset = _PAGE
-    while offset < size - _PAGE:
-        yield offset, _SAMPLE
-        offset *= 2
-    if size > _PAGE:
-        yield size - _PAGE, _PAGE

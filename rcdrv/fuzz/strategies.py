@@ -71,27 +71,33 @@ _IDS = st.sampled_from(
 
 _VECTORS = st.sampled_from(list(product([0, 1, 2, 3, 8, 32], [0, 0, 1, 3, 32, 2048])))
 
-_INTX = st.sampled_from(
-    [
-        {key: value for key, value in keys.items() if value is not None}
-        for intx, announced, pin in product(
-            [None, "pulse", "level"], [None, None, None, True], [*[None] * 21, 0, 2, 4]
-        )
-        for keys in [{"intx": intx, "announce_intx": announced, "intx_pin": pin}]
+
+def _combined(**choices: list[Any]) -> list[Table]:
+    """Return every combination of the keys' values; None leaves a key out."""
+    return [
+        {key: value for key, value in zip(choices, values, strict=True) if value is not None}
+        for values in product(*choices.values())
     ]
+
+
+_INTX = st.sampled_from(
+    _combined(
+        intx=[None, "pulse", "level"],
+        announce_intx=[None, None, None, True],
+        intx_pin=[*[None] * 21, 0, 2, 4],
+    )
 )
 
 _TRANSFERS = st.sampled_from(
     [
-        {key: value for key, value in keys.items() if value is not None}
-        for dma, outbound, unaligned in product(
-            ["slave", "slave", None, "memcpy"],
-            [None, None, 4, 256, 1 * K, 64 * K],
-            [None, None, None, False],
+        keys
+        for keys in _combined(
+            dma=["slave", "slave", None, "memcpy"],
+            outbound_align=[None, None, 4, 256, 1 * K, 64 * K],
+            unaligned_access=[None, None, None, False],
         )
         # Without a required alignment, coarser windows depend on the buffers' addresses.
-        if not (outbound == 64 * K and unaligned is False)
-        for keys in [{"dma": dma, "outbound_align": outbound, "unaligned_access": unaligned}]
+        if not (keys.get("outbound_align") == 64 * K and "unaligned_access" in keys)
     ]
 )
 

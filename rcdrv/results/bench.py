@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,20 +34,18 @@ class Series(NamedTuple):
         return self.size / max(1, nanoseconds) * 1e3
 
 
+@dataclass
 class Result:
-    """One run of a benchmark, filled as it runs.
+    """One run of a benchmark, filled as it runs."""
 
-    :param kind: ``ring``, ``mmio``, ``dma`` or ``irq``
-    """
-
-    def __init__(self, kind: str, device: str, setup: Mapping[str, Any]) -> None:
-        self.kind = kind
-        self.device = device
-        self.setup = dict(setup)
-        """Conditions needed to repeat it; see :func:`rcdrv.bench.setup.describe`."""
-        self.series: list[Series] = []
-        self.left_enabled = False
-        """Whether the endpoint's doorbell may still be enabled."""
+    kind: str
+    """``ring``, ``mmio``, ``dma`` or ``irq``."""
+    device: str
+    setup: Mapping[str, Any]
+    """Conditions needed to repeat it; see :func:`rcdrv.bench.setup.describe`."""
+    series: list[Series] = field(default_factory=list)
+    left_enabled: bool = False
+    """Whether the endpoint's doorbell may still be enabled."""
 
     def find(self, name: str) -> Series | None:
         return next((series for series in self.series if series.name == name), None)
@@ -97,7 +96,7 @@ def from_document(document: Any) -> Result:
     :raises ValueError: not such a document
     """
     try:
-        result = Result(document["bench"], document["device"], document["setup"])
+        result = Result(document["bench"], document["device"], dict(document["setup"]))
         for entry in document["series"]:
             counts = [(int(value), int(times)) for value, times in entry["histogram"]]
             result.series.append(

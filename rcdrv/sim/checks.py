@@ -15,7 +15,10 @@ Check = Callable[[object, str], Any]
 def integer(low: int, high: int) -> Check:
     def check(value: object, path: str) -> int:
         if isinstance(value, str):
-            value = parse_integer(value, path)
+            try:
+                value = parse_size(value)
+            except ValueError:
+                raise UsageError(f"{path}: {value!r} is not an integer") from None
         if isinstance(value, bool) or not isinstance(value, int):
             raise UsageError(f"{path}: {value!r} is not an integer")
         if not low <= value <= high:
@@ -63,17 +66,6 @@ def choice(enum: type[Enum]) -> Check:
         raise UsageError(f"{path}: {value!r} is not one of {choices}")
 
     return check
-
-
-def parse_integer(text: str, path: str) -> int:
-    """Parse an integer: decimal, 0x, 0o or 0b, with K, M, G or T for powers of 1024.
-
-    :raises UsageError: not an integer
-    """
-    try:
-        return parse_size(text)
-    except ValueError:
-        raise UsageError(f"{path}: {text!r} is not an integer") from None
 
 
 def parse_table(value: object, path: str, schema: Mapping[str, Check]) -> dict[str, Any]:

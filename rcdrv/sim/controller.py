@@ -270,9 +270,9 @@ class SimController(SimOutbound):
             for vector in self._msix.written(offset, len(data)):
                 self._send(IrqKind.MSIX, vector)
 
-    def msix_armed(self) -> None:
-        """Note that the host has armed or disarmed MSI-X vectors."""
-        if self._msix is not None:
+    def irqs_changed(self, kind: IrqKind) -> None:
+        super().irqs_changed(kind)
+        if kind is IrqKind.MSIX and self._msix is not None:
             self._msix.arm(self.vectors(IrqKind.MSIX))
 
     def _holds_back(self, vector: int) -> bool:

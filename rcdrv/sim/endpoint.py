@@ -114,10 +114,7 @@ class SimEndpoint(ServedDevice):
             self.function.start()
 
     def irqs_changed(self, kind: IrqKind) -> None:
-        if kind is IrqKind.INTX:
-            self.controller.irqs_changed()
-        elif kind is IrqKind.MSIX:
-            self.controller.msix_armed()
+        self.controller.irqs_changed(kind)
 
     def intx_masked(self, masked: bool) -> None:
         self.controller.intx_masked(masked)

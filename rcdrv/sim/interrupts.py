@@ -126,9 +126,10 @@ class SimInterrupts:
             self._deassert()
         self._deliver_intx()
 
-    def irqs_changed(self) -> None:
-        """Note that vectors were armed: an asserted line is seen at once."""
-        self._deliver_intx()
+    def irqs_changed(self, kind: IrqKind) -> None:
+        """Note that vectors were armed or disarmed: an asserted line is seen at once."""
+        if kind is IrqKind.INTX:
+            self._deliver_intx()
 
     def next_event(self) -> float | None:
         """Return the end of a pulse; None if there is none."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from rcdrv.epf_test.bars import bar_test
+from rcdrv.epf_test.bars import bar_test, outline
 from rcdrv.epf_test.doorbell import Doorbell, check_may_reset
 from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.explain import explain
@@ -20,8 +20,6 @@ from rcdrv.verdict import NotPassed, Reason, Verdict
 
 _BACK = 5.0
 """Seconds after which an endpoint whose link was down must take commands."""
-
-_PAGE = 4096
 
 LINK = "the link's speed and width"
 """Name of a part of :class:`Snapshot`."""
@@ -43,31 +41,31 @@ class _Field:
     mask: int = 0xFFFF_FFFF
 
 
-_FIELDS: dict[CapId | ExtCapId, tuple[_Field, ...]] = {
-    CapId.MSI: (
+_FIELDS: dict[tuple[bool, int], tuple[_Field, ...]] = {
+    (False, CapId.MSI): (
         _Field("MSI's control", 2, 16),
         _Field("MSI's address", 4, 32),
         _Field("MSI's upper address, or its data", 8, 32),
     ),
-    CapId.MSIX: (
+    (False, CapId.MSIX): (
         _Field("MSI-X's control", 2, 16),
         _Field("the place of MSI-X's table", 4, 32, by_host=False),
         _Field("the place of MSI-X's PBA", 8, 32, by_host=False),
     ),
-    CapId.EXP: (
+    (False, CapId.EXP): (
         _Field("PCIe's device control", 0x08, 16),
         _Field("PCIe's link control", 0x10, 16),
         # Without link training (PCI_EXP_LNKSTA_LT) and bandwidth notifications.
         _Field(LINK, 0x12, 16, by_host=False, mask=0x03FF),
         _Field("PCIe's device control 2", 0x28, 16),
     ),
-    ExtCapId.AER: (
+    (True, ExtCapId.AER): (
         _Field("AER's uncorrectable mask", 0x08, 32),
         _Field("AER's severity", 0x0C, 32),
         _Field("AER's correctable mask", 0x14, 32),
     ),
     # One entry for each BAR.
-    ExtCapId.REBAR: tuple(
+    (True, ExtCapId.REBAR): tuple(
         field
         for entry in range(6)
         for field in (
@@ -76,6 +74,7 @@ _FIELDS: dict[CapId | ExtCapId, tuple[_Field, ...]] = {
         )
     ),
 }
+"""Fields of a capability, by whether it is extended, and its ID."""
 _HEADER = (
     *(_Field(f"BAR{index}'s address", 0x10 + 4 * index, 32) for index in range(6)),
     _Field("COMMAND", 0x04, 16),
@@ -156,19 +155,15 @@ def _fields(config: ConfigSpace) -> Iterator[_Field]:
     yield _HEADER[-1]
     yield from _HEADER[:-1]
     for cap in _capabilities(config):
-        known: CapId | ExtCapId | None = None
-        if cap.extended and cap.id in list(ExtCapId):
-            known = ExtCapId(cap.id)
-        elif not cap.extended and cap.id in list(CapId):
-            known = CapId(cap.id)
-        fields = _FIELDS.get(known, ()) if known is not None else ()
-        if known is ExtCapId.REBAR and cap.offset + 12 <= config.window.size:
+        key = (cap.extended, cap.id)
+        fields = _FIELDS.get(key, ())
+        if key == (True, ExtCapId.REBAR) and cap.offset + 12 <= config.window.size:
             count = config.window.read32(cap.offset + 8) >> 5 & 7
             fields = fields[: 2 * count]
         for one in fields:
             at = cap.offset + one.offset
             if at + one.width // 8 <= config.window.size:
-                yield _Field(one.name, at, one.width, one.by_host, one.mask)
+                yield replace(one, offset=at)
 
 
 def working(driver: EpfTest, progress: Progress) -> list[Check]:
@@ -222,14 +217,7 @@ def _fails(driver: EpfTest, check: Callable[[EpfTest], object]) -> NotPassed | N
 
 
 def _bar(index: int, progress: Progress, driver: EpfTest) -> None:
-    bar_test(index, driver, progress, stretches=_ends)
-
-
-def _ends(size: int) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last page; BAR_TEST covers the rest."""
-    yield 0, min(size, _PAGE)
-    if size > _PAGE:
-        yield size - _PAGE, _PAGE
+    bar_test(index, driver, progress, stretches=outline)
 
 
 def _command(driver: EpfTest) -> None:
