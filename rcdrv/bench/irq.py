@@ -7,15 +7,15 @@ from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.results.bench import Series
 from rcdrv.results.distribution import Distribution
-from rcdrv.verdict import NotPassed, Reason, Verdict
+from rcdrv.verdict import NotPassed, Reason, skip
 
 
 def choices(driver: EpfTest) -> tuple[IrqChoice, ...]:
     """Return the requested kind, else all that function and endpoint have."""
     if driver.irq_choice is not IrqChoice.AUTO:
         return (driver.irq_choice,)
-    kinds = {IrqKind.MSI: IrqChoice.MSI, IrqKind.MSIX: IrqChoice.MSIX}
-    return tuple(choice for kind, choice in kinds.items() if driver.function.device.irq_count(kind))
+    count = driver.function.device.irq_count
+    return tuple(c for c in (IrqChoice.MSI, IrqChoice.MSIX) if count(IrqKind[c.name]))
 
 
 def loopback(driver: EpfTest, choice: IrqChoice, count: int) -> Series | None:
@@ -26,9 +26,9 @@ def loopback(driver: EpfTest, choice: IrqChoice, count: int) -> Series | None:
 
     :raises NotPassed: ``irq-lost``
     """
-    kind = {IrqChoice.MSI: IrqKind.MSI, IrqChoice.MSIX: IrqKind.MSIX}.get(choice)
-    if kind is None:
+    if choice not in (IrqChoice.MSI, IrqChoice.MSIX):
         return None
+    kind = IrqKind[choice.name]
     function = driver.function
     driver.disarm()
     fire = SetIrqs.DATA_NONE | SetIrqs.ACTION_TRIGGER
@@ -58,10 +58,9 @@ def measure(driver: EpfTest, choice: IrqChoice, vectors: int, count: int) -> Ser
     driver.use_irq(choice)
     ready = driver.arm(vectors)
     if choice is not IrqChoice.POLL and ready < vectors:
-        raise NotPassed(
+        raise skip(
             Reason.NO_VECTORS,
             f"there are {ready} vectors of {choice.value}, not {vectors}",
-            verdict=Verdict.SKIP,
             hint="rcdrv info shows how many there are",
         )
     driver.drop_interrupts()

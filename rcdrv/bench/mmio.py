@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 
-from rcdrv.epf_test.bars import check_writable
+from rcdrv.epf_test.bars import check_writable, testable_bars
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg
 from rcdrv.errors import UsageError
@@ -20,14 +21,11 @@ BLOCK = 1 << 16
 
 def default_bar(driver: EpfTest) -> int | None:
     """Return the first BAR whose memory may be written, except the register BAR."""
-    for bar in driver.function.bars:
-        if bar is None or not bar.is_memory or bar.index == driver.reg_bar:
-            continue
-        try:
-            check_writable(driver, bar.index)
-        except NotPassed:
-            continue
-        return bar.index
+    for index in testable_bars(driver):
+        with suppress(NotPassed):
+            check_writable(driver, index)
+            if index != driver.reg_bar:
+                return index
     return None
 
 

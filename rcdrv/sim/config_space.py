@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rcdrv.sim.description import BarLayout, BarType, Layout, Reset
-from rcdrv.sim.faults import Faults
+from rcdrv.sim.faults import CAP_LISTS, Faults
 
 SIZE = 4096
 
@@ -31,14 +31,14 @@ _INITIATE_FLR = 1 << 15
 _LINK_STATUS = EXPRESS + 0x12
 
 
+_NONE = Faults()
+
+
 class SimConfigSpace:
     """Config space of a layout; offsets and sizes in bytes, data little endian."""
 
-    def __init__(self, layout: Layout, *, loop: str = "", rebar_empty: bool = False) -> None:
-        """:param loop: let the last capability of the ``standard`` or of the ``extended`` list
-            point back at the first
-        :param rebar_empty: let the Resizable BAR capability, which is there then, advertise no size
-        """
+    def __init__(self, layout: Layout, faults: Faults = _NONE) -> None:
+        loop = CAP_LISTS[faults.get("cap-loop", 0)] if "cap-loop" in faults else ""
         self._data = bytearray(SIZE)
         self._writable = bytearray(SIZE)
         self._clears = bytearray(SIZE)
@@ -61,6 +61,7 @@ class SimConfigSpace:
             for index, bar in enumerate(layout.bars)
             if bar is not None and bar.type is BarType.RESIZABLE
         ]
+        rebar_empty = "rebar-empty" in faults
         if rebar_empty and not resizable:
             resizable = [(layout.register_bar, 1 << 20)]
         end = AER if loop == "extended" else 0
@@ -72,24 +73,16 @@ class SimConfigSpace:
             self._set(ATS, 4, 0x000F | 1 << 16 | end << 20)
             self._set(ATS + 4, 2, 1 << 5)  # page-aligned requests
             self._set(ATS + 6, 2, 0, writable=0x801F)
-        self._ignores: tuple[bool, bool] = (False, False)
-        self._layout = layout
-        self._power_on = bytearray(self._data)
-        self._decode()
-
-    def spoil(self, faults: Faults) -> None:
-        """Apply faults of registers."""
         self._ignores = ("master-ignored" in faults, "intx-disable-ignored" in faults)
         if "id-writable" in faults:
             self._writable[2:4] = b"\xff\xff"
         if "bar-mask" in faults:
-            for index, bar in enumerate(self._layout.bars):
+            for index, bar in enumerate(layout.bars):
                 if bar is not None:
                     self._bar(index, replace(bar, size=2 * bar.size))
-        if "msix-outside" in faults and self._layout.msix:
-            bar = self._layout.bar(self._layout.msix_bar)
-            self._set(MSIX + 4, 4, bar.size | self._layout.msix_bar)
-        self._power_on[:] = self._data
+        if "msix-outside" in faults and layout.msix:
+            self._set(MSIX + 4, 4, layout.bar(layout.msix_bar).size | layout.msix_bar)
+        self._power_on = bytearray(self._data)
         self._decode()
 
     # -- accesses -----------------------------------------------------------------------------

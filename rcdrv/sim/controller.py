@@ -26,7 +26,7 @@ from rcdrv.sim.description import (
     Layout,
 )
 from rcdrv.sim.doorbell import RegisterPage, SimDoorbells, bus_accesses
-from rcdrv.sim.faults import CAP_LISTS, Faults
+from rcdrv.sim.faults import Faults
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
 from rcdrv.sim.msix import MsixTable
@@ -65,10 +65,8 @@ class SimController(SimOutbound):
     ) -> None:
         """:param trap_all: no BAR may be mapped by the client"""
         self._trap_all = trap_all
-        loop = CAP_LISTS[faults.get("cap-loop", 0)] if "cap-loop" in faults else ""
         seen = replace(layout, bars=self._seen_bars(layout, faults))
-        config = SimConfigSpace(seen, loop=loop, rebar_empty="rebar-empty" in faults)
-        config.spoil(faults)
+        config = SimConfigSpace(seen, faults)
         super().__init__(layout, config, faults, log, clock)
         self._seen = seen.bars
         # BARs that the endpoint function has configured, as ep_func->epf_bar[], and those that it

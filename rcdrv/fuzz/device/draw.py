@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from rcdrv.epf_test.driver import IrqChoice
-from rcdrv.epf_test.registers import ANSWERS, NO_BAR, Command, Reg, Status
+from rcdrv.epf_test.registers import ANSWERS, Command, Status
 from rcdrv.errors import UsageError
 from rcdrv.fuzz.device.facts import LARGEST_SIZE
-from rcdrv.fuzz.device.harm import check_sense, harm_of
+from rcdrv.fuzz.device.harm import HARMS, check_sense, harm_of
 from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.steps import VERBS, Irq, Step, command_of
 from rcdrv.mmio import WIDTHS
@@ -34,14 +34,14 @@ class Draw:
     def __init__(self, rng: random.Random, destructive: Collection[str] = ()) -> None:
         self._rng = rng
         self._destructive = frozenset(destructive)
-        self._harmful = [_HARMFUL[name] for name in sorted(self._destructive)]
+        self._harms = [HARMS[name] for name in sorted(self._destructive)]
 
     def next(self, model: Model) -> Step:
         """Draw a step for an endpoint in the state of ``model``."""
         verbs, weights = list(VERBS), [verb.weight for verb in VERBS.values()]
         for _ in range(_ATTEMPTS):  # a senseless step is drawn again
-            if self._harmful and self._rng.randrange(100) < _DESTRUCTIVE_WEIGHT:
-                step = self._rng.choice(self._harmful)(self, model)
+            if self._harms and self._rng.randrange(100) < _DESTRUCTIVE_WEIGHT:
+                step = self._rng.choice(self._harms).drawn(self._rng, model)
             else:
                 step = self._step(self._rng.choices(verbs, weights)[0], model)
             if step is not None and self._fits(step, model):
@@ -154,50 +154,3 @@ class Draw:
         value = rng.getrandbits(width)
         step = Step(verb, bar=bar, offset=max(0, offset), width=width)
         return step.but(value=value) if verb == "poke" else step
-
-    # -- harm -------------------------------------------------------------------------------
-
-    def _disable_too_early(self, model: Model) -> Step | None:
-        return None if model.registers[Reg.DB_BAR] == NO_BAR else Step("disable")
-
-    def _subrange_index(self, _model: Model) -> Step:
-        verb = self._rng.choice(("setup", "clear"))
-        return Step(verb, bar=self._rng.choice((0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)))
-
-    def _large_size(self, _model: Model) -> Step:
-        verb = self._rng.choice(("read", "write", "copy"))
-        return Step(verb, size=LARGEST_SIZE + self._rng.choice((1, 4096)))
-
-    def _irq_zero(self, model: Model) -> Step | None:
-        kinds = [one for one in (IrqChoice.MSI, IrqChoice.MSIX) if one in model.facts.vectors]
-        return Step("raise", irq=Irq(self._rng.choice(kinds), 0)) if kinds else None
-
-    def _write_db_bar(self, model: Model) -> Step | None:
-        if not model.enabled:
-            return None
-        # Another BAR than the doorbell's; an index just past the array, far past it, before it.
-        return Step("db_bar", value=self._rng.choice((*range(6), 6, *[0x7FFFFFFF] * 8, NO_BAR)))
-
-    def _doorbell_bar(self, model: Model) -> Step | None:
-        bar = model.doorbell_bar
-        if bar is None or bar in model.facts.reserved:
-            return None
-        offset = self._rng.randrange(0, min(4096, model.facts.bars[bar]), 4)
-        if offset == model.registers[Reg.DB_OFFSET]:
-            return None  # that would ring it
-        return Step(self._rng.choice(("peek", "poke")), bar=bar, offset=offset)
-
-    def _iommu_fault(self, _model: Model) -> Step:
-        verb = self._rng.choice(("read", "write", "copy"))
-        return Step(verb, size=1024, unmapped=True)
-
-
-_HARMFUL: dict[str, Callable[[Draw, Model], Step | None]] = {
-    "disable-without-enable": Draw._disable_too_early,
-    "subrange-index": Draw._subrange_index,
-    "large-size": Draw._large_size,
-    "irq-zero": Draw._irq_zero,
-    "write-db-bar": Draw._write_db_bar,
-    "doorbell-bar": Draw._doorbell_bar,
-    "iommu-fault": Draw._iommu_fault,
-}

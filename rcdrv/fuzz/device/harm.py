@@ -7,6 +7,7 @@ depends on the endpoint's state, hence on the model: DISABLE is harmless after E
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import NamedTuple
 
 from rcdrv.epf_test.driver import IrqChoice
@@ -14,7 +15,7 @@ from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg
 from rcdrv.errors import UsageError
 from rcdrv.fuzz.device.facts import LARGEST_SIZE
 from rcdrv.fuzz.device.model import Model
-from rcdrv.fuzz.device.steps import TRANSFERS, Step, command_of
+from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step, command_of
 
 _Test = Callable[[Step, Model], object]
 
@@ -23,7 +24,27 @@ class Harm(NamedTuple):
     what: str
     done_by: _Test
     """Returns whether a step would do it now."""
+    drawn: Callable[[Random, Model], Step | None]
+    """Draws a step that does it; None where it cannot be done now."""
 
+
+def _irq_zero(rng: Random, model: Model) -> Step | None:
+    kinds = [one for one in (IrqChoice.MSI, IrqChoice.MSIX) if one in model.facts.vectors]
+    return Step("raise", irq=Irq(rng.choice(kinds), 0)) if kinds else None
+
+
+def _doorbell_bar(rng: Random, model: Model) -> Step | None:
+    bar = model.doorbell_bar
+    if bar is None or bar in model.facts.reserved:
+        return None
+    offset = rng.randrange(0, min(4096, model.facts.bars[bar]), 4)
+    if offset == model.registers[Reg.DB_OFFSET]:
+        return None  # that would ring it
+    return Step(rng.choice(("peek", "poke")), bar=bar, offset=offset)
+
+
+# An index just past epf->bar[] as well, far past it, and before it.
+_WRONG_BARS = (*range(6), 6, *[0x7FFFFFFF] * 8, NO_BAR)
 
 HARMS = {
     "disable-without-enable": Harm(
@@ -34,34 +55,43 @@ HARMS = {
             and not model.enabled
             and model.registers[Reg.DB_BAR] != NO_BAR
         ),
+        lambda _rng, model: None if model.registers[Reg.DB_BAR] == NO_BAR else Step("disable"),
     ),
     "subrange-index": Harm(
         "a BAR number of 0x80000000 and more: it indexes an array, signed",
         lambda step, _model: step.verb in ("setup", "clear") and step.bar >= 1 << 31,
+        lambda rng, _model: Step(
+            rng.choice(("setup", "clear")), bar=rng.choice((0x80000000, 0xFFFFFFFE, 0xFFFFFFFF))
+        ),
     ),
     "large-size": Harm(
         "a transfer of more than 4 MiB: its allocation warns, panics with panic_on_warn",
         lambda step, _model: step.verb in TRANSFERS and step.size > LARGEST_SIZE,
+        lambda rng, _model: Step(rng.choice(TRANSFERS), size=LARGEST_SIZE + rng.choice((1, 4096))),
     ),
     "irq-zero": Harm(
         "IRQ_NUMBER 0 with MSI or MSI-X: what precedes the table is used as an entry",
         lambda step, _model: (
             step.irq and not step.irq.number and step.irq.choice is not IrqChoice.INTX
         ),
+        _irq_zero,
     ),
     "write-db-bar": Harm(
         "DB_BAR overwritten: DISABLE_DOORBELL indexes an array with it",
         lambda step, model: step.verb == "db_bar" or (step.verb == "disable" and model.tainted),
+        lambda rng, model: Step("db_bar", value=rng.choice(_WRONG_BARS)) if model.enabled else None,
     ),
     "doorbell-bar": Harm(
         "accesses to a BAR that shows the endpoint's interrupt controller",
         # An always exposed doorbell is in a reserved BAR, which is never accessed.
         lambda step, model: step.verb in ("peek", "poke") and step.bar in model.hidden,
+        _doorbell_bar,
     ),
     "iommu-fault": Harm(
         "a transfer to a bus address that the host refuses: some parts do worse than"
         " to fail it, and DMA has no time-out",
         lambda step, _model: step.verb in TRANSFERS and step.unmapped,
+        lambda rng, _model: Step(rng.choice(TRANSFERS), size=1024, unmapped=True),
     ),
 }
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rcdrv.sim import config_space as cs
 from rcdrv.sim.description import BarType, Layout
+from rcdrv.sim.faults import Faults
 from rcdrv.sim.layout import load_layout, parse_layout, preset_names
 
 PRESETS = preset_names()
@@ -154,12 +155,12 @@ def test_no_vectors_no_capability() -> None:
 
 
 def test_the_fault_cap_loop() -> None:
-    config = cs.SimConfigSpace(load_layout("rk3588"), loop="standard")
+    config = cs.SimConfigSpace(load_layout("rk3588"), Faults(["cap-loop"]))
     with pytest.raises(AssertionError):
         capabilities(config)
     assert extended(config)
     for preset in ("rk3588", "imx8m"):  # with and without resizable BARs
-        config = cs.SimConfigSpace(load_layout(preset), loop="extended")
+        config = cs.SimConfigSpace(load_layout(preset), Faults(["cap-loop=extended"]))
         with pytest.raises(AssertionError):
             extended(config)
         assert capabilities(config)
