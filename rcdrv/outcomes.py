@@ -12,7 +12,6 @@ from rcdrv.epf_test.ring import Ring, RingReport
 from rcdrv.errors import DeviceLost, RcdrvError
 from rcdrv.results.document import to_document
 from rcdrv.results.result import CaseResult, Run
-from rcdrv.results.summary import not_run, overall
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ class SuiteResult(Result):
         """Names and results as in the reports."""
         self.lost = lost
         """Loss of the device outside of a case, which ended the run; None otherwise."""
-        self.verdict = Verdict.LOST if lost is not None else overall(run)
+        self.verdict = Verdict.LOST if lost is not None else run.verdict
         failed = self.failed
         self.reason = None
         self.message = self.hint = ""
@@ -144,7 +143,7 @@ class SuiteResult(Result):
     @property
     def not_run(self) -> Sequence[str]:
         """Full names of the planned cases that did not run."""
-        return tuple(str(name) for name in not_run(self.run))
+        return tuple(str(name) for name in self.run.not_run)
 
     def __getitem__(self, name: str) -> CaseResult:
         """Return the result of the case with this full name."""

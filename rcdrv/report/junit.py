@@ -12,7 +12,6 @@ from rcdrv.report.text import headline
 from rcdrv.results.baseline import differences
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseName, CaseResult, Change, Run
-from rcdrv.results.summary import not_run
 from rcdrv.verdict import Verdict
 
 _OUTCOME = {
@@ -62,7 +61,7 @@ def to_junit(*runs: Run) -> bytes:
 
 
 def _add_run(root: ET.Element, run: Run, name: str) -> None:
-    missing = not_run(run)
+    missing = run.not_run
     count = run.count
     suite = _add(
         root,

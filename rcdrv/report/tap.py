@@ -14,7 +14,6 @@ from rcdrv.report.text import details, headline, one_line
 from rcdrv.results.baseline import differences
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseName, CaseResult, Change, Run
-from rcdrv.results.summary import not_run
 from rcdrv.verdict import Verdict
 
 
@@ -71,7 +70,7 @@ class Tap(Observer):
         # The harness has no word for a lost device or a host that is not ready: all is FAIL.
         failed = sum(one.failed for one in run.results)
         passed = done - skipped - known - failed
-        complete = not not_run(run)
+        complete = not run.not_run
         state = "PASSED" if complete and not failed else "FAILED"
         self._comment(f"{state}: {done - failed} / {done} tests passed.")
         if skipped:

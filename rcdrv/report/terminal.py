@@ -10,8 +10,7 @@ from typing import TextIO
 from rcdrv.report.text import details, headline, one_line
 from rcdrv.results.baseline import differences
 from rcdrv.results.observer import Observer
-from rcdrv.results.result import CaseName, CaseResult, Run
-from rcdrv.results.summary import CASE_VERDICTS, not_run, totals
+from rcdrv.results.result import CASE_VERDICTS, CaseName, CaseResult, Run
 from rcdrv.verdict import Verdict
 
 Part = tuple[str, str]
@@ -151,8 +150,8 @@ def has_colours(stream: TextIO) -> bool:
 
 def tally(run: Run) -> dict[str, int]:
     """Return the number of cases of each verdict, without zeros."""
-    counts = {verdict.value: count for verdict, count in totals(run).items()}
-    counts["not run"] = len(not_run(run))
+    counts = {verdict.value: count for verdict, count in run.totals.items()}
+    counts["not run"] = len(run.not_run)
     return {what: count for what, count in counts.items() if count}
 
 

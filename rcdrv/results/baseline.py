@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rcdrv.errors import UsageError
 from rcdrv.files import parse_json, read_file
-from rcdrv.results.result import Baseline, Before, Change, Run
-from rcdrv.results.summary import CASE_VERDICTS, not_run
+from rcdrv.results.result import CASE_VERDICTS, Baseline, Before, Change, Run
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
 
@@ -116,6 +115,6 @@ def differences(run: Run) -> Iterator[str]:
     missing = baseline.missing(run)
     if missing:
         yield f"missing: {len(missing)} of the baseline were not run: {', '.join(missing)}"
-    worse = sum(result.failed for result in run.results) + len(not_run(run))
+    worse = sum(result.failed for result in run.results) + len(run.not_run)
     said = f"{worse} worse" if worse else "nothing is worse"
     yield f"baseline {baseline.name}: {said}, known failures: {known}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from rcdrv.results.result import CaseResult, Change, Run
-from rcdrv.results.summary import not_run, overall, totals
 
 
 def to_document(run: Run) -> dict[str, Any]:
@@ -35,9 +34,9 @@ def to_document(run: Run) -> dict[str, Any]:
         "device": run.device,
         "description": run.description,
         "results": [_result(result) for result in run.results],
-        "not_run": [str(name) for name in not_run(run)],
-        "totals": {verdict.value: count for verdict, count in totals(run).items()},
-        "verdict": overall(run).value,
+        "not_run": [str(name) for name in run.not_run],
+        "totals": {verdict.value: count for verdict, count in run.totals.items()},
+        "verdict": run.verdict.value,
     }
     if run.baseline is not None:
         names = {

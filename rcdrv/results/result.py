@@ -81,6 +81,10 @@ class CaseResult:
 _RANK = {Verdict.PASS: 0, Verdict.SKIP: 1, Verdict.FAIL: 2, Verdict.ERROR: 3, Verdict.LOST: 3}
 
 
+CASE_VERDICTS = (Verdict.PASS, Verdict.FAIL, Verdict.SKIP, Verdict.LOST, Verdict.ERROR)
+"""Possible verdicts of a case, in the order of reports."""
+
+
 class Before(NamedTuple):
     """Result of a case in the baseline."""
 
@@ -154,3 +158,25 @@ class Run:
     def failed(self) -> bool:
         """Whether any case failed; with a baseline, any that is worse."""
         return any(result.failed for result in self.results)
+
+    @property
+    def not_run(self) -> tuple[CaseName, ...]:
+        """The planned cases without a result: the run ended early."""
+        done = {result.name for result in self.results}
+        return tuple(name for name in self.planned if name not in done)
+
+    @property
+    def totals(self) -> dict[Verdict, int]:
+        return {verdict: self.count(verdict) for verdict in CASE_VERDICTS}
+
+    @property
+    def verdict(self) -> Verdict:
+        """PASS if no case failed (:attr:`CaseResult.failed`) and none is missing; else the worst.
+
+        A skipped case is not a failure, as in the kernel's harness. A missing one is an ERROR.
+        """
+        if self.count(Verdict.LOST):
+            return Verdict.LOST
+        if self.count(Verdict.ERROR) or self.not_run:
+            return Verdict.ERROR
+        return Verdict.FAIL if self.failed else Verdict.PASS

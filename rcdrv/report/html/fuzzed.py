@@ -10,7 +10,7 @@ from rcdrv.report.html import layout
 from rcdrv.report.html.markup import Child, Markup, element, join
 from rcdrv.report.html.section import Finding, Section, badge, code, facts, table, wide_table
 from rcdrv.report.html.source import Node, Picture, Source
-from rcdrv.results.summary import CASE_VERDICTS
+from rcdrv.results.result import CASE_VERDICTS
 from rcdrv.verdict import Verdict
 
 _MAPS = 40

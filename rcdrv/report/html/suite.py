@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rcdrv.report.html.markup import Markup, element, join
 from rcdrv.report.html.section import Finding, Section, badge, code, explanation, wide_table
 from rcdrv.report.html.source import Node, Source
-from rcdrv.results.summary import CASE_VERDICTS
+from rcdrv.results.result import CASE_VERDICTS
 from rcdrv.results.units import duration_text
 from rcdrv.verdict import Verdict
 

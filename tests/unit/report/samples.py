@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from rcdrv.results.observer import Observer
-from rcdrv.results.result import CaseName, CaseResult, Run
-from rcdrv.results.summary import CASE_VERDICTS
+from rcdrv.results.result import CASE_VERDICTS, CaseName, CaseResult, Run
 from rcdrv.verdict import Reason, Verdict
 
 BAR_TEST = CaseName("pci_ep_bar", "BAR0", "BAR_TEST")
