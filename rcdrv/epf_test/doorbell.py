@@ -313,14 +313,14 @@ class Doorbell:
         barrier()
         window.burst32(self._place.offset, self._place.data, count)
 
-    def ring(self) -> Answer:
-        """Ring once and wait for the acknowledgement.
+    def ring(self, vector: int = 0) -> Answer:
+        """Ring once and wait for the acknowledgement, by this vector, from 0.
 
         :raises DeviceLost: the device is gone
         """
         driver = self._driver
         # The endpoint's handler reads these registers when it raises the interrupt.
-        driver.request_irq()
+        driver.request_irq(vector)
         driver.write(Reg.STATUS, 0)
         driver.drop_interrupts()
         barrier()

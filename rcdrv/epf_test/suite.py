@@ -81,11 +81,7 @@ def vary_transfers(
     if align is not None and align > 1 << 30:
         raise UsageError(f"an alignment of {align:#x} bytes is above 1 GiB")
     for size in sizes or ():
-        if not 0 < size <= transfer.LARGEST:
-            raise UsageError(
-                f"a size of {size} bytes is not 1 to {transfer.LARGEST}",
-                hint="above it the endpoint's kernel warns, or panics with panic_on_warn",
-            )
+        transfer.check_size(size)
     if not sizes and align is None:
         return Options(stretches=stretches)
     placements = tuple(

@@ -213,12 +213,20 @@ def transfers(
             _check_untouched(target, 0, target.size, f"the {direction.value}s")
 
 
-def _check_placement(driver: EpfTest, placement: Placement) -> None:
-    if not 0 < placement.size <= LARGEST:
+def check_size(size: int) -> None:
+    """Check the bytes of a transfer, which the endpoint's kernel allocates at once.
+
+    :raises UsageError: not 1 to :data:`LARGEST`
+    """
+    if not 0 < size <= LARGEST:
         raise UsageError(
-            f"a transfer of {placement.size} bytes is not 1 to {LARGEST}",
-            hint="the endpoint allocates that much at once",
+            f"a transfer of {size} bytes is not 1 to {LARGEST}",
+            hint="above it the endpoint's kernel warns, or panics with panic_on_warn",
         )
+
+
+def _check_placement(driver: EpfTest, placement: Placement) -> None:
+    check_size(placement.size)
     needed = default_align(driver)
     if placement.shift % needed:
         raise UsageError(

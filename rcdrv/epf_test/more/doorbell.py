@@ -219,12 +219,7 @@ def vectors(driver: EpfTest, progress: Progress) -> str:
     ready = driver.arm(driver.function.device.irq_count(driver.irq_kind))
     with Doorbell(driver) as doorbell:
         for vector in range(ready):
-            driver.request_irq(vector)
-            driver.write(Reg.STATUS, 0)
-            driver.drop_interrupts()
-            start = driver.function.clock.now_ns()
-            doorbell.write()
-            answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
+            answer = doorbell.ring(vector)
             if not answer.answered or answer.irq_lost:
                 raise explain(driver, answer, f"a ring to be answered by vector {vector + 1}")
             if set(answer.vectors) != {vector}:
