@@ -199,7 +199,8 @@ def _blocks(plan: Plan, record: _Record, begun: float) -> Iterator[tuple[int, li
             if not wanted(number):
                 return
             yield number, run_block(plan, number)
-    with _executor(plan) as (executor, most):
+    pool = _dask_executor(plan.dask) if plan.dask else _pool(plan.workers)
+    with pool as (executor, most):
         running: list[tuple[int, Future[list[Example]]]] = []
         for number in numbers:
             if wanted(number):
@@ -213,15 +214,11 @@ def _blocks(plan: Plan, record: _Record, begun: float) -> Iterator[tuple[int, li
 
 
 @contextmanager
-def _executor(plan: Plan) -> Iterator[tuple[Executor, int]]:
+def _pool(workers: int) -> Iterator[tuple[Executor, int]]:
     """Return the executor of blocks, and its number of workers."""
-    if plan.dask:
-        with _dask_executor(plan.dask) as found:
-            yield found
-        return
-    pool = _Pool(plan.workers)
+    pool = _Pool(workers)
     try:
-        yield pool, plan.workers
+        yield pool, workers
     finally:
         pool.shutdown(cancel_futures=True)
 
