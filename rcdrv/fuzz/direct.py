@@ -31,8 +31,8 @@ class Hang(BaseException):
     """A wait that would not end. Not an Exception: no handler may take it for a device error."""
 
 
-class VirtualClock(Clock):
-    """Clock that advances only with a wait or an access."""
+class EventClock(Clock):
+    """Clock that advances with a wait or an access only, from one event to the next."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -95,7 +95,7 @@ class Direct(Device):
 
     def __init__(self, layout: Layout, log: AccessLog | None = None) -> None:
         self.address = "the endpoint"
-        self.clock = VirtualClock()
+        self.clock = EventClock()
         self.endpoint = SimEndpoint(layout, log, self.clock.now)
         self.clock.endpoint = self.endpoint
         self._regions = self.endpoint.regions()

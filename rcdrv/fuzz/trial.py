@@ -219,14 +219,9 @@ def run_layout(layout: Layout, *, real_time: bool = False, whole: bool = False) 
     report = Report()
     oracle = Oracle(layout)
     watch = Watch(oracle, report)
-    if real_time:
-        endpoint = SimEndpoint(layout, watch)
-        device = None
-    else:
-        device = Direct(layout, watch)
-        endpoint = device.endpoint
-        watch.virtual = True
-    watch.endpoint = endpoint
+    device = None if real_time else Direct(layout, watch)
+    endpoint = device.endpoint if device is not None else SimEndpoint(layout, watch)
+    watch.endpoint, watch.virtual = endpoint, device is not None
     try:
         for again, chosen in _sessions(layout, real_time=real_time, whole=whole):
             opened = _direct(device) if device is not None else _served(endpoint)

@@ -21,7 +21,7 @@ from rcdrv.fuzz.device.facts import Wrong
 from rcdrv.fuzz.device.harm import check_sense, harm_of
 from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.session import STEPS as STEPS
-from rcdrv.fuzz.device.session import Opener, Session
+from rcdrv.fuzz.device.session import DeviceSession, Opener
 from rcdrv.fuzz.device.session import Options as Options
 from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import Irq, Step
@@ -160,7 +160,7 @@ class DeviceFuzzer:
         options, run, dead = self.options, _Run(), False
         self.target.renew()
         try:
-            with Session(self.target.open, options) as session:
+            with DeviceSession(self.target.open, options) as session:
                 model = Model(session.facts, session.registers())
                 for step in choose(model):
                     self._check(step, model)

@@ -71,7 +71,7 @@ class Options:
         return words
 
 
-class Session:
+class DeviceSession:
     """The endpoint, open.
 
     :param opener: called again for every ``reopen``
@@ -203,7 +203,7 @@ class Session:
                 self.clean()
         self._stack.close()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> DeviceSession:
         return self
 
     def __exit__(self, *_exc: object) -> None:

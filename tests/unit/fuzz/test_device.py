@@ -31,7 +31,7 @@ from rcdrv.fuzz.device.draw import Draw
 from rcdrv.fuzz.device.facts import Facts, Seen
 from rcdrv.fuzz.device.harm import CLASSES
 from rcdrv.fuzz.device.model import Model
-from rcdrv.fuzz.device.session import Session
+from rcdrv.fuzz.device.session import DeviceSession
 from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import VERBS, Step, parse_step
 from rcdrv.sim.access_log import AccessLog
@@ -158,7 +158,7 @@ def test_the_same_seed_is_the_same_campaign() -> None:
 
 def test_every_step_is_written_and_read_back() -> None:
     """All that a campaign draws, what is harmful included."""
-    with Session(Software(load_layout("generic")).open) as session:
+    with DeviceSession(Software(load_layout("generic")).open) as session:
         model = Model(session.facts, session.registers())
     model.doorbell_bar = 1
     draw = Draw(random.Random(0), CLASSES)
@@ -274,7 +274,7 @@ def test_an_interrupt_that_cannot_come_is_not_waited_for() -> None:
     software = Software(load_layout("rk3588"))
     clock = software.device.clock
     raises = ("irq=msi:33", "irq=msix:33", "irq=msi:1,type=2", *["irq=intx:1"] * 8, "irq=msi:1")
-    with Session(software.open, Options(timeout=5.0)) as session:
+    with DeviceSession(software.open, Options(timeout=5.0)) as session:
         before = clock.time
         seen = [session.do(parse_step(f"raise,{one}")) for one in raises]
     assert [bool(one.vectors) for one in seen] == [False] * 11 + [True]
@@ -398,7 +398,7 @@ def test_doorbell_and_mappings_are_given_back(steps: list[str]) -> None:
 def test_what_an_earlier_run_left_does_not_confuse() -> None:
     """A board is not new at the beginning."""
     software = Software(load_layout("generic"))
-    with Session(software.open) as session:
+    with DeviceSession(software.open) as session:
         session.do(parse_step("enable"))
         session.do(parse_step("setup,bar=2"))
         session.close = lambda: None  # type: ignore[method-assign]  # it is killed
@@ -502,16 +502,16 @@ def test_what_is_not_seen_again_is_said_and_kept_whole(monkeypatch: pytest.Monke
     """An endpoint that fails once and never again."""
     software = Software(load_layout("generic"))
     fuzz = DeviceFuzzer(Target(software.open, "sim:generic", software.renew))
-    do, once = Session.do, [True]
+    do, once = DeviceSession.do, [True]
 
-    def fail_once(session: Session, step: Step) -> Seen:
+    def fail_once(session: DeviceSession, step: Step) -> Seen:
         seen = do(session, step)
         if step.verb == "clear" and once:
             once.clear()
             raise RuntimeError("only this time")
         return seen
 
-    monkeypatch.setattr(Session, "do", fail_once)
+    monkeypatch.setattr(DeviceSession, "do", fail_once)
     done = fuzz.run(0, examples=5)
     assert done.flaky
     assert done.found is not None
@@ -537,7 +537,7 @@ def test_what_only_goes_together_is_left_out_together() -> None:
 
 
 def test_facts_of_a_preset() -> None:
-    with Session(Software(load_layout("rk3588")).open) as session:
+    with DeviceSession(Software(load_layout("rk3588")).open) as session:
         facts: Facts = session.facts
     assert facts.bars == dict.fromkeys((0, 1, 2, 3, 5), 1 << 20) | {
         4: load_layout("rk3588").bar(4).size
