@@ -89,7 +89,9 @@ def draw(result: Result, path: Path, against: Result | None = None) -> None:
             axes.spines[side].set_visible(False)
         axes.spines["bottom"].set_color(_FAINT)
         _legend(axes, against is not None)
-        subtitle = _subtitle(result, against)
+        subtitle = circumstances(result)
+        if against is not None:
+            subtitle += f"\nbefore: {against.device}, {circumstances(against)}"
         axes.annotate(
             subtitle,
             (0, 1),
@@ -186,13 +188,6 @@ def _caption(series: Series, before: Series | None) -> str:
         f"{first}  \N{MULTIPLICATION SIGN}{middle / max(1, was.percentile(50)):.2f}\n"
         f"p99 {duration_text(high)}  \N{MULTIPLICATION SIGN}{high / max(1, was.percentile(99)):.2f}"
     )
-
-
-def _subtitle(result: Result, against: Result | None) -> str:
-    lines = [circumstances(result)]
-    if against is not None:
-        lines.append(f"before: {against.device}, {circumstances(against)}")
-    return "\n".join(lines)
 
 
 def _legend(axes: Axes, compared: bool) -> None:

@@ -70,11 +70,6 @@ class RegisterBlock:
         """Write the request registers next time: rebinding pci-epf-test zeroes them."""
         self._request = {}
 
-    def forget_if_reset(self) -> None:
-        """Call :meth:`forget` if the function was reset since the last call."""
-        if self._resets != self.function.resets:
-            self.forget()
-
     def read(self, register: Reg) -> int:
         """Read a register.
 

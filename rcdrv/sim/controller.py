@@ -233,30 +233,20 @@ class SimController(SimOutbound):
         if bar not in self._exposed and bar not in self._shown:
             self._store(bar, offset, data)
             return
-        pages = list(self._pages(bar))
+        pages, alive = list(self._pages(bar)), "doorbell-dead" not in self.faults
         # Registers see accesses of at most their own width.
         for start, piece in bus_accesses(offset, data):
-            if not any(self._write_page(shown, bar, start, piece) for shown in pages):
-                self._write_beside(bar, start, piece)
+            shown = next((one for one in pages if one.start <= start < one.end), None)
+            if shown is None and bar not in self._shown:
+                self._store(bar, start, piece)
+            elif shown is None or (alive and not shown.page.write(start - shown.offset, piece)):
+                self._stray(bar, start, piece)
 
     def _pages(self, bar: int) -> Iterator[_Shown]:
         if bar in self._exposed:
             yield self._exposed[bar]
         if bar in self._shown:
             yield self._shown[bar]
-
-    def _write_page(self, shown: _Shown, bar: int, offset: int, data: bytes) -> bool:
-        if not shown.start <= offset < shown.end:
-            return False
-        if "doorbell-dead" not in self.faults and not shown.page.write(offset - shown.offset, data):
-            self._stray(bar, offset, data)
-        return True
-
-    def _write_beside(self, bar: int, offset: int, data: bytes) -> None:
-        if bar in self._shown:
-            self._stray(bar, offset, data)
-        else:
-            self._store(bar, offset, data)
 
     def _store(self, bar: int, offset: int, data: bytes) -> None:
         if self._spoiler.active and bar != self.layout.register_bar:
