@@ -43,7 +43,7 @@ def _doorbell_bar(rng: Random, model: Model) -> Step | None:
     return Step(rng.choice(("peek", "poke")), bar=bar, offset=offset)
 
 
-# An index just past epf->bar[] as well, far past it, and before it.
+# Any BAR; an index just past epf->bar[], far past it, and before it.
 _WRONG_BARS = (*range(6), 6, *[0x7FFFFFFF] * 8, NO_BAR)
 
 HARMS = {
