@@ -17,12 +17,12 @@ from rcdrv.errors import HostError, Interrupted, RcdrvError, UsageError
 from rcdrv.files import make_folder, replace_file
 from rcdrv.function import Function
 from rcdrv.fuzz.device.draw import Draw
+from rcdrv.fuzz.device.facts import STEPS as STEPS
+from rcdrv.fuzz.device.facts import Options as Options
 from rcdrv.fuzz.device.facts import Wrong
 from rcdrv.fuzz.device.harm import check_sense, harm_of
 from rcdrv.fuzz.device.model import Model
-from rcdrv.fuzz.device.session import STEPS as STEPS
 from rcdrv.fuzz.device.session import DeviceSession, Opener
-from rcdrv.fuzz.device.session import Options as Options
 from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import Irq, Step
 from rcdrv.fuzz.direct import Direct, Hang

@@ -1,8 +1,8 @@
-"""Facts about a fuzzed device before the first step, and the result of a step."""
+"""Options of a campaign, facts about a fuzzed device before the first step, and a step's result."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from rcdrv.epf_test.driver import IrqChoice
@@ -12,6 +12,33 @@ from rcdrv.fuzz.device.steps import Step
 
 LARGEST_SIZE = 4 << 20
 """Limit of the endpoint's kzalloc() in bytes, with pages of 4 KiB."""
+
+
+STEPS = 30
+"""Maximum number of steps in a sequence."""
+
+
+@dataclass(frozen=True)
+class Options:
+    steps: int = STEPS
+    destructive: Collection[str] = ()
+    reg_bar: int | None = None
+    timeout: float = 1.0
+    """Bound of every wait in seconds."""
+    irq: IrqChoice = IrqChoice.AUTO
+    """The only interrupt kind to use; AUTO for all."""
+    trace: Callable[[str], None] | None = None
+
+    def words(self) -> list[str]:
+        """Return the options as command-line words."""
+        words = [f"--destructive={name}" for name in self.destructive]
+        if self.reg_bar is not None:
+            words.append(f"--reg-bar={self.reg_bar}")
+        if self.timeout != Options.timeout:
+            words.append(f"--timeout={self.timeout:g}")
+        if self.irq is not IrqChoice.AUTO:
+            words.append(f"--irq={self.irq.value}")
+        return words
 
 
 class Wrong(Exception):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from rcdrv.device import IrqKind
 from rcdrv.epf_test.bars import is_reserved
@@ -27,7 +26,7 @@ from rcdrv.epf_test.ring import RingPlan, RingRun
 from rcdrv.epf_test.transfer import SLOWEST, address_registers, crc32, default_align, dma_buffer
 from rcdrv.errors import AccessError, HostError, RcdrvError
 from rcdrv.function import Function
-from rcdrv.fuzz.device.facts import Facts, Seen
+from rcdrv.fuzz.device.facts import Facts, Options, Seen
 from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step, command_of
 from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason, classify
@@ -39,36 +38,10 @@ _QUIET = 0.02
 """Seconds after which no further answer arrives: two ticks of the slowest endpoint, and the time of
 its doorbell thread for a ring that it did not merge."""
 
-_NO_COMMAND = int(Command.READ | Command.WRITE)
-"""COMMAND that the endpoint takes and ignores: of two bits, so it never becomes a command."""
-
+_NO_COMMAND = int(Command.RAISE_INTX_IRQ | Command.RAISE_MSI_IRQ)  # taken, and ignored
 _PAGE = 4096
-STEPS = 30
+_DEFAULTS = Options()
 _ANSWERS = {int(command): status for command, status in ANSWERS.items()}
-
-
-@dataclass(frozen=True)
-class Options:
-    steps: int = STEPS
-    """Maximum number of steps in a sequence."""
-    destructive: Collection[str] = ()
-    reg_bar: int | None = None
-    timeout: float = 1.0
-    """Bound of every wait in seconds."""
-    irq: IrqChoice = IrqChoice.AUTO
-    """The only interrupt kind to use; AUTO for all."""
-    trace: Callable[[str], None] | None = None
-
-    def words(self) -> list[str]:
-        """Return the options as command-line words."""
-        words = [f"--destructive={name}" for name in self.destructive]
-        if self.reg_bar is not None:
-            words.append(f"--reg-bar={self.reg_bar}")
-        if self.timeout != Options.timeout:
-            words.append(f"--timeout={self.timeout:g}")
-        if self.irq is not IrqChoice.AUTO:
-            words.append(f"--irq={self.irq.value}")
-        return words
 
 
 class DeviceSession:
@@ -78,7 +51,7 @@ class DeviceSession:
     :raises RcdrvError: it cannot be opened, or does not answer
     """
 
-    def __init__(self, opener: Opener, options: Options = Options()) -> None:
+    def __init__(self, opener: Opener, options: Options = _DEFAULTS) -> None:
         self._opener = opener
         self._options = options
         self._timeout = options.timeout

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from rcdrv import address
-from rcdrv.cli import main
+from rcdrv.cli import fuzz, main
 from rcdrv.errors import HostError, Interrupted, UsageError
 from rcdrv.function import Function
 from rcdrv.fuzz import board
@@ -208,7 +207,7 @@ def test_command_line(
         [show_script(str(configfs.root))]
         + [apply_script(settings, str(configfs.root)) for settings in draw_settings(0, 3)]
     )
-    monkeypatch.setattr(address, "open_function", lambda *_args, **_more: configfs.returned())
+    monkeypatch.setattr(fuzz, "open_function", lambda *_args, **_more: configfs.returned())
     there = ["--ep", "dash", "--device", "vfio-user:/board", "--json"]
     assert main([*arguments, *there]) == 0
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
