@@ -132,18 +132,40 @@ _LINK_SPEEDS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 
 
 @record
-class Express:
+class Link:
+    """A PCI Express link, seen from one end."""
+
+    speed: float
+    """GT/s, as the link runs now; 0 if down or unknown."""
+    width: int
+    """Lanes now."""
+    max_speed: float
+    max_width: int
+
+    def __str__(self) -> str:
+        return f"{self.speed:g} GT/s x{self.width}" if self.speed and self.width else "down"
+
+    @property
+    def most(self) -> str:
+        return f"{self.max_speed:g} GT/s x{self.max_width}"
+
+    def document(self) -> dict[str, float]:
+        """Return the members of JSON documents."""
+        return {
+            "speed_gts": self.speed,
+            "width": self.width,
+            "max_speed_gts": self.max_speed,
+            "max_width": self.max_width,
+        }
+
+
+@record
+class Express(Link):
     """The PCI Express capability."""
 
     is_endpoint: bool
     has_flr: bool
     """The function has Function Level Reset."""
-    speed: float
-    """GT/s, as the link runs now; 0 when the register says nothing known."""
-    width: int
-    """Lanes now."""
-    max_speed: float
-    max_width: int
 
 
 @record

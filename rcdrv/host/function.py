@@ -48,24 +48,6 @@ class HostBar:
     prefetchable: bool
 
 
-@dataclass(frozen=True)
-class Link:
-    """A PCI Express link, seen from one end."""
-
-    speed: float
-    """GT/s; 0 if down or unknown."""
-    width: int
-    max_speed: float
-    max_width: int
-
-    def __str__(self) -> str:
-        return f"{self.speed:g} GT/s x{self.width}" if self.speed and self.width else "down"
-
-    @property
-    def most(self) -> str:
-        return f"{self.max_speed:g} GT/s x{self.max_width}"
-
-
 class _Read:
     """Config space in memory."""
 
@@ -174,12 +156,12 @@ class HostFunction:
         return pci.ConfigSpace(TrappedWindow(_Read(data), len(data), "config space"))
 
     @property
-    def link(self) -> Link | None:
+    def link(self) -> pci.Link | None:
         """Its end of the link; None if the function is not PCI Express."""
         speed, width = self.text("current_link_speed"), self.text("current_link_width")
         if speed is None or width is None:
             return None
-        return Link(
+        return pci.Link(
             _gigatransfers(speed),
             _count(width),
             _gigatransfers(self.text("max_link_speed") or ""),

@@ -90,7 +90,7 @@ def test_the_capabilities_that_drivers_need() -> None:
     assert space.msi_vectors() == 32
     assert space.msix() == pci.Msix(32, 2, 0x80, 2, 0x280)
     express = space.express()
-    assert express == pci.Express(True, True, 5.0, 2, 8.0, 4)
+    assert express == pci.Express(5.0, 2, 8.0, 4, True, True)
     assert space.resizable_bars() == (pci.ResizableBar(2, (1 << 20, 2 << 20, 4 << 20), 2 << 20),)
     assert [cap.id for cap in space.capabilities()] == [
         CapId.MSI,
