@@ -157,19 +157,16 @@ class Window(ABC):
         Any offset and size: the middle goes in aligned words of :attr:`bulk` bits, the ends in the
         widest naturally aligned accesses that fit. Every byte is read exactly once.
         """
-        return bytes(self._read_bytes(offset, size))
+        self._check_range(offset, size)
+        data = bytearray(size)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """As :meth:`read_block`, into bytes of the caller's, and as many as they are."""
         self._check_range(offset, len(out))
         for width, start, size in _aligned_runs(offset, len(out), self.bulk):
             self._read_run(width, start, out[start - offset : start - offset + size])
-
-    def _read_bytes(self, offset: int, size: int) -> bytearray:
-        self._check_range(offset, size)
-        data = bytearray(size)
-        self.read_into(offset, memoryview(data))
-        return data
 
     def write_block(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Copy ``data`` into the device; the accesses are those of :meth:`read_block`."""
@@ -213,14 +210,6 @@ class Window(ABC):
         if arrives and halves == (~word & _LOW, ~word >> 32 & _LOW):
             self.bulk = 64
         return self.bulk == 64
-
-    def compare(self, offset: int, expected: bytes | bytearray | memoryview) -> int | None:
-        """Offset of the first byte that differs from ``expected``, or None if all are equal."""
-        wanted = bytes(expected)
-        found = self._read_bytes(offset, len(wanted))
-        if found == wanted:
-            return None
-        return offset + first_difference(found, wanted)
 
     def array(
         self, offset: int, count: int, dtype: np.typing.DTypeLike = "<u4"
@@ -375,14 +364,14 @@ class MappedWindow(Window):
 
     # Fast path for whole words: no cutting into runs.
 
-    def _read_bytes(self, offset: int, size: int) -> bytearray:
+    def read_block(self, offset: int, size: int) -> bytes:
         step = self.bulk // 8
         if (offset | size) & (step - 1):
-            return super()._read_bytes(offset, size)
+            return super().read_block(offset, size)
         self._check_range(offset, size)
         data = bytearray(size)
         copy_words(memoryview(data), self._bytes[offset : offset + size], step)
-        return data
+        return bytes(data)
 
     def _read_each(self, width: int, offset: int, out: memoryview) -> None:
         if width < 32:

@@ -245,7 +245,6 @@ class ConfigSpace:
 
     @property
     def subsystem(self) -> tuple[int, int]:
-        """Subsystem vendor and device ID."""
         return self.window.read16(0x2C), self.window.read16(0x2E)
 
     @property
@@ -370,7 +369,6 @@ class ConfigSpace:
         )
 
     def express(self) -> Express | None:
-        """The PCI Express capability, or None."""
         cap = self.find(CapId.EXP)
         if cap is None:
             return None
