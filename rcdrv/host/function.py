@@ -48,19 +48,6 @@ class HostBar:
     prefetchable: bool
 
 
-class _Read:
-    """Config space in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self._data[offset : offset + size]
-
-    def write(self, offset: int, data: bytes) -> None:
-        raise NotImplementedError("a function is changed through VFIO only")
-
-
 class HostFunction:
     """One PCI function of this host.
 
@@ -153,7 +140,14 @@ class HostFunction:
             return None
         if len(data) < 64:
             return None
-        return pci.ConfigSpace(TrappedWindow(_Read(data), len(data), "config space"))
+
+        def read(offset: int, size: int) -> bytes:
+            return data[offset : offset + size]
+
+        def write(_offset: int, _data: bytes) -> None:
+            raise NotImplementedError("a function is changed through VFIO only")
+
+        return pci.ConfigSpace(TrappedWindow(read, write, len(data), "config space"))
 
     @property
     def link(self) -> pci.Link | None:

@@ -29,7 +29,8 @@ def config(patches: dict[int, bytes], size: int = 4096) -> ConfigSpace:
     data = bytearray(size)
     for offset, patch in patches.items():
         data[offset : offset + len(patch)] = patch
-    return ConfigSpace(TrappedWindow(Bytes(data), size))
+    memory = Bytes(data)
+    return ConfigSpace(TrappedWindow(memory.read, memory.write, size))
 
 
 def caps(*entries: tuple[int, int, bytes]) -> dict[int, bytes]:
@@ -129,7 +130,8 @@ def test_a_pointer_into_the_header_is_refused() -> None:
 def test_no_config_space_hangs_or_crashes_the_walk(data: bytes, has_list: bool) -> None:
     memory = bytearray(data)
     memory[0x06] |= 0x10 if has_list else 0
-    space = ConfigSpace(TrappedWindow(Bytes(memory), len(memory)))
+    io = Bytes(memory)
+    space = ConfigSpace(TrappedWindow(io.read, io.write, len(memory)))
     for look in (
         lambda: list(space.capabilities()),
         space.msi_vectors,
