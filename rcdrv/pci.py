@@ -97,8 +97,6 @@ class Capability:
 
     id: int
     offset: int
-    version: int = 0
-    """0 for the classic list, which has no versions."""
     extended: bool = False
 
     @property
@@ -150,7 +148,6 @@ class Link:
         return f"{self.max_speed:g} GT/s x{self.max_width}"
 
     def document(self) -> dict[str, float]:
-        """Return the members of JSON documents."""
         return {
             "speed_gts": self.speed,
             "width": self.width,
@@ -286,7 +283,7 @@ class ConfigSpace:
             if header in (0, 0xFFFFFFFF):
                 # An empty list is one header of zeros; all ones is a function without one.
                 return
-            yield Capability(header & 0xFFFF, offset, (header >> 16) & 0xF, extended=True)
+            yield Capability(header & 0xFFFF, offset, extended=True)
             offset = (header >> 20) & 0xFFC
 
     @staticmethod
