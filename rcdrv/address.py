@@ -18,7 +18,7 @@ from rcdrv.wait import MONOTONIC, Cancel, Deadline, await_readable
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 # Starting a software endpoint starts a Python interpreter, which takes long on a busy host.
 _SIM_START = 20.0
@@ -32,7 +32,7 @@ class Scheme:
 
     name: str
     """Text before the colon; empty for PCI addresses."""
-    forms: tuple[tuple[str, str], ...]
+    forms: Mapping[str, str]
     """Form and meaning of an address, for manual and help."""
     open: Callable[..., Device]
     """Opens the device of an address; takes ``vf_token`` if :attr:`is_vfio`."""
@@ -108,7 +108,7 @@ def scheme_of(address: str) -> Scheme:
 
 def forms() -> str:
     """Return what an address looks like, for help and hints."""
-    return ", ".join(form for scheme in SCHEMES for form, _ in scheme.forms)
+    return ", ".join(form for scheme in SCHEMES for form in scheme.forms)
 
 
 def prefixes(*, started: bool | None = None) -> tuple[str, ...]:
@@ -280,7 +280,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 PCI = Scheme(
     "",
-    (("0000:01:00.0", "a PCI function of this host, through kernel VFIO; 01:00.0 is the same"),),
+    {"0000:01:00.0": "a PCI function of this host, through kernel VFIO; 01:00.0 is the same"},
     _open_vfio,
     is_local=True,
     is_vfio=True,
@@ -289,43 +289,33 @@ SCHEMES = (
     PCI,
     Scheme(
         "fd",
-        (
-            (
-                "fd:N",
-                "a PCI function of this host, by the descriptor N of its /dev/vfio/devices/vfio<n>,"
-                " which another program has opened; fd:N,M with the descriptor M of /dev/iommu",
-            ),
-        ),
+        {
+            "fd:N": "a PCI function of this host, by the descriptor N of its"
+            " /dev/vfio/devices/vfio<n>, which another program has opened; fd:N,M with the"
+            " descriptor M of /dev/iommu"
+        },
         _take_descriptor,
         is_vfio=True,
     ),
     Scheme(
         "vfio-user",
-        (
-            (
-                "vfio-user:PATH",
-                "an endpoint that is served over vfio-user on the UNIX socket PATH",
-            ),
-        ),
+        {"vfio-user:PATH": "an endpoint that is served over vfio-user on the UNIX socket PATH"},
         _connect,
     ),
     Scheme(
         "sim",
-        (
-            (
-                "sim:PRESET",
-                "a software endpoint, started for this command and ended with it; with changes"
-                " behind commas: sim:rk3588,hz=250,fault=irq-lost. rcdrv sim --list names presets"
-                " and faults",
-            ),
-            ("sim:FILE.toml", "the same from a layout of your own"),
-        ),
+        {
+            "sim:PRESET": "a software endpoint, started for this command and ended with it; with"
+            " changes behind commas: sim:rk3588,hz=250,fault=irq-lost. rcdrv sim --list names"
+            " presets and faults",
+            "sim:FILE.toml": "the same from a layout of your own",
+        },
         _spawn,
         is_started=True,
     ),
     Scheme(
         "replay",
-        (("replay:FILE", "a recorded session, served again: the same driver finds the same"),),
+        {"replay:FILE": "a recorded session, served again: the same driver finds the same"},
         _replay,
     ),
 )

@@ -105,7 +105,7 @@ def all_cases(
 
     :raises UsageError: invalid transfers, or no such destructive case
     """
-    from rcdrv.epf_test.suite import DESTRUCTIVE, cases, vary_transfers
+    from rcdrv.epf_test.suite import cases, vary_transfers
 
     for name in destructive:
         if name not in DESTRUCTIVE_NAMES:
@@ -114,9 +114,9 @@ def all_cases(
     options = vary_transfers(sizes, align, boundaries=boundaries, whole=whole)
     if not more and not destructive:
         return cases(options)
-    from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
+    from rcdrv.epf_test.more import MORE
 
-    by_name = {**{name: (case,) for name, case in DESTRUCTIVE.items()}, **DESTRUCTIVE_MORE}
+    by_name = _destructive()
     suite = MORE if more else cases(options)
     return (*suite, *(case for name in dict.fromkeys(destructive) for case in by_name[name]))
 
@@ -140,20 +140,22 @@ def choose_cases(
 
 def _elsewhere() -> Mapping[str, Sequence[Case]]:
     """Return the cases of every suite, by the hint that says how to run them."""
-    from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
-    from rcdrv.epf_test.suite import DESTRUCTIVE, cases
+    from rcdrv.epf_test.more import MORE
+    from rcdrv.epf_test.suite import cases
 
     return {
         "it is one of the 23 cases, which run without `more`": cases(),
         "it is a case of the second suite: `more`": MORE,
-        **{
-            f"it runs with `destructive={name}` only": (case,) for name, case in DESTRUCTIVE.items()
-        },
-        **{
-            f"it runs with `destructive={name}` only": found
-            for name, found in DESTRUCTIVE_MORE.items()
-        },
+        **{f"it runs with `destructive={name}` only": one for name, one in _destructive().items()},
     }
+
+
+def _destructive() -> dict[str, Sequence[Case]]:
+    """Return the cases of each destructive name."""
+    from rcdrv.epf_test.more import DESTRUCTIVE_MORE
+    from rcdrv.epf_test.suite import DESTRUCTIVE
+
+    return {**{name: (case,) for name, case in DESTRUCTIVE.items()}, **DESTRUCTIVE_MORE}
 
 
 class Endpoint:

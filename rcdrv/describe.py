@@ -55,14 +55,7 @@ def describe(function: Function) -> dict[str, Any]:
             "pba_bar": msix.pba_bar,
             "pba_offset": msix.pba_offset,
         },
-        "link": None
-        if express is None
-        else {
-            "speed_gts": express.speed,
-            "width": express.width,
-            "max_speed_gts": express.max_speed,
-            "max_width": express.max_width,
-        },
+        "link": None if express is None else express.document(),
         "reset": {
             "available": device.can_reset(),
             "flr": express is not None and express.has_flr,

@@ -80,10 +80,9 @@ class Function:
 
     def _open(self) -> None:
         device = self.device
-        config = TrappedWindow(
-            _RegionIo(device, CONFIG_REGION), self._config_size(), "config space"
-        )
-        self.config = pci.ConfigSpace(config)
+        read, write = partial(device.read, CONFIG_REGION), partial(device.write, CONFIG_REGION)
+        window = TrappedWindow(read, write, self._config_size(), "config space")
+        self.config = pci.ConfigSpace(window)
         if self.config.is_silent:
             raise DeviceLost(
                 f"{self.address}: config space reads all ones",
@@ -400,11 +399,12 @@ class Function:
 
 def called_window(device: Device, index: int) -> TrappedWindow:
     """Return the memory of a BAR through the device's calls alone, even where it can be mapped."""
-    io, size = _RegionIo(device, index), device.region(index).size
+    read, write = partial(device.read, index), partial(device.write, index)
+    size = device.region(index).size
     # Of the transports one has answers to writes: vfio_user.Client.
     post = getattr(device, "post", None)
     post = post and partial(post, index)
-    return TrappedWindow(io, size, f"BAR{index}", messages=device.messages, post=post)
+    return TrappedWindow(read, write, size, f"BAR{index}", messages=device.messages, post=post)
 
 
 def open_window(device: Device, index: int) -> Window:
@@ -425,17 +425,3 @@ def open_window(device: Device, index: int) -> Window:
     if len(parts) == 1 and parts[0][0] == 0 and parts[0][1].size >= info.size:
         return parts[0][1]
     return SplitWindow(trapped, parts, name)
-
-
-class _RegionIo:
-    """One region of a device, as a trapped window needs it."""
-
-    def __init__(self, device: Device, region: int) -> None:
-        self._device = device
-        self._region = region
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self._device.read(self._region, offset, size)
-
-    def write(self, offset: int, data: bytes) -> None:
-        self._device.write(self._region, offset, data)

@@ -57,14 +57,10 @@ _LOW = 0xFFFF_FFFF
 _CHUNK = 1 << 20  # bytes of a fill in one go
 
 
-class RegionIo(Protocol):
-    """Owner of a region, as a :class:`TrappedWindow` uses it."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Read ``size`` bytes at ``offset`` of the region; all of them, or raise."""
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Write all of ``data`` at ``offset`` of the region, or raise."""
+Read = Callable[[int, int], bytes]
+"""Reads so many bytes at an offset of a region; all of them, or raises."""
+Write = Callable[[int, bytes], object]
+"""Writes all bytes at an offset of a region, or raises."""
 
 
 class Register(Protocol):
@@ -157,19 +153,16 @@ class Window(ABC):
         Any offset and size: the middle goes in aligned words of :attr:`bulk` bits, the ends in the
         widest naturally aligned accesses that fit. Every byte is read exactly once.
         """
-        return bytes(self._read_bytes(offset, size))
+        self._check_range(offset, size)
+        data = bytearray(size)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """As :meth:`read_block`, into bytes of the caller's, and as many as they are."""
         self._check_range(offset, len(out))
         for width, start, size in _aligned_runs(offset, len(out), self.bulk):
             self._read_run(width, start, out[start - offset : start - offset + size])
-
-    def _read_bytes(self, offset: int, size: int) -> bytearray:
-        self._check_range(offset, size)
-        data = bytearray(size)
-        self.read_into(offset, memoryview(data))
-        return data
 
     def write_block(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Copy ``data`` into the device; the accesses are those of :meth:`read_block`."""
@@ -213,14 +206,6 @@ class Window(ABC):
         if arrives and halves == (~word & _LOW, ~word >> 32 & _LOW):
             self.bulk = 64
         return self.bulk == 64
-
-    def compare(self, offset: int, expected: bytes | bytearray | memoryview) -> int | None:
-        """Offset of the first byte that differs from ``expected``, or None if all are equal."""
-        wanted = bytes(expected)
-        found = self._read_bytes(offset, len(wanted))
-        if found == wanted:
-            return None
-        return offset + first_difference(found, wanted)
 
     def array(
         self, offset: int, count: int, dtype: np.typing.DTypeLike = "<u4"
@@ -375,14 +360,14 @@ class MappedWindow(Window):
 
     # Fast path for whole words: no cutting into runs.
 
-    def _read_bytes(self, offset: int, size: int) -> bytearray:
+    def read_block(self, offset: int, size: int) -> bytes:
         step = self.bulk // 8
         if (offset | size) & (step - 1):
-            return super()._read_bytes(offset, size)
+            return super().read_block(offset, size)
         self._check_range(offset, size)
         data = bytearray(size)
         copy_words(memoryview(data), self._bytes[offset : offset + size], step)
-        return data
+        return bytes(data)
 
     def _read_each(self, width: int, offset: int, out: memoryview) -> None:
         if width < 32:
@@ -425,31 +410,32 @@ class TrappedWindow(Window):
     """Device memory reached through its owner, one request an access.
 
     :param messages: a request of many words is one message, whose receiver chooses the width
-    :param post: writes as ``io``, without waiting for an answer; None: there is nothing to wait for
+    :param post: writes without waiting for an answer; None: there is nothing to wait for
     """
 
     def __init__(
         self,
-        io: RegionIo,
+        read: Read,
+        write: Write,
         size: int,
         name: str = "window",
         *,
         messages: bool = False,
-        post: Callable[[int, bytes], None] | None = None,
+        post: Write | None = None,
     ) -> None:
         super().__init__(size, name)
-        self._io = io
+        self._read, self._write = read, write
         self._messages = messages
-        self._post = io.write if post is None else post
+        self._post = write if post is None else post
 
     def read(self, width: int, offset: int) -> int:
         self._check(width, offset)
-        return int.from_bytes(self._io.read(offset, width // 8), "little")
+        return int.from_bytes(self._read(offset, width // 8), "little")
 
     def write(self, width: int, offset: int, value: int) -> None:
         self._check(width, offset)
         self._check_value(width, value)
-        self._io.write(offset, value.to_bytes(width // 8, "little"))
+        self._write(offset, value.to_bytes(width // 8, "little"))
 
     def post32(self, offset: int, value: int) -> None:
         self._check(32, offset)
@@ -468,12 +454,12 @@ class TrappedWindow(Window):
     def _read_run(self, width: int, offset: int, out: memoryview) -> None:
         step = self._step(width, len(out))
         for at in range(0, len(out), step):
-            out[at : at + step] = self._io.read(offset + at, step)
+            out[at : at + step] = self._read(offset + at, step)
 
     def _write_run(self, width: int, offset: int, data: memoryview) -> None:
         step = self._step(width, len(data))
         for at in range(0, len(data), step):
-            self._io.write(offset + at, bytes(data[at : at + step]))
+            self._write(offset + at, bytes(data[at : at + step]))
 
     def close(self) -> None:
         self.size = 0

@@ -146,7 +146,6 @@ class SuiteResult(Result):
         return tuple(str(name) for name in self.run.not_run)
 
     def __getitem__(self, name: str) -> CaseResult:
-        """Return the result of the case with this full name."""
         for case in self.run.results:
             if str(case.name) == name:
                 return case

@@ -103,10 +103,18 @@ def _cadence(name: str) -> Part:
     return Part(name, align=256, bars=_free(*range(6)), ignores_msix_mask=True, doorbell="none")
 
 
+def _layerscape(name: str) -> Part:
+    return Part(name, align=4096, bars=_free(0, 2, 4), linkup_notifier=True)
+
+
+def _tegra(name: str) -> Part:
+    """BAR2 is MSI-X RAM, BAR4 DMA registers, all 64-bit (tegra_pcie_epc_features)."""
+    bars = _free(0, 2, 4)
+    return Part(name, untestable_bars=(2, 4), bars=bars, linkup_notifier=True, doorbell="none")
+
+
 # All fixed and 64-bit (rcar_pcie_epc_features).
 _RCAR_GEN3 = MappingProxyType({0: 128, 2: 256, 4: 256})
-# BAR2 is MSI-X RAM, BAR4 DMA registers, all 64-bit (tegra_pcie_epc_features).
-_TEGRA = (2, 4)
 
 KNOWN_PARTS: Mapping[tuple[int, int], Part] = MappingProxyType(
     {
@@ -127,12 +135,8 @@ KNOWN_PARTS: Mapping[tuple[int, int], Part] = MappingProxyType(
         (0x104C, 0xB00F): _cadence("TI J7200"),
         (0x104C, 0xB010): _cadence("TI AM64"),
         (0x104C, 0xB013): _cadence("TI J721S2"),
-        (0x1957, 0x81C0): Part(
-            "NXP LS1046A", align=4096, bars=_free(0, 2, 4), linkup_notifier=True
-        ),
-        (0x1957, 0x80C0): Part(
-            "NXP LS1088A", align=4096, bars=_free(0, 2, 4), linkup_notifier=True
-        ),
+        (0x1957, 0x81C0): _layerscape("NXP LS1046A"),
+        (0x1957, 0x80C0): _layerscape("NXP LS1088A"),
         (0x1957, 0x0808): Part("NXP i.MX8", bars=_free(0, 2, 4)),
         (0x16C3, 0xEDDA): Part("Synopsys EDDA"),
         (0x1912, 0x0025): Part("Renesas RZ/G2H (R8A774E1)", bars=_RCAR_GEN3),
@@ -155,20 +159,8 @@ KNOWN_PARTS: Mapping[tuple[int, int], Part] = MappingProxyType(
             doorbell="embedded",
             linkup_notifier=True,
         ),
-        (0x10DE, 0x1AD4): Part(
-            "NVIDIA Tegra194",
-            untestable_bars=_TEGRA,
-            bars=_free(0, 2, 4),
-            linkup_notifier=True,
-            doorbell="none",
-        ),
-        (0x10DE, 0x229B): Part(
-            "NVIDIA Tegra234",
-            untestable_bars=_TEGRA,
-            bars=_free(0, 2, 4),
-            linkup_notifier=True,
-            doorbell="none",
-        ),
+        (0x10DE, 0x1AD4): _tegra("NVIDIA Tegra194"),
+        (0x10DE, 0x229B): _tegra("NVIDIA Tegra234"),
     }
 )
 UNKNOWN_PART = Part("unknown part")

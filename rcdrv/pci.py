@@ -97,8 +97,6 @@ class Capability:
 
     id: int
     offset: int
-    version: int = 0
-    """0 for the classic list, which has no versions."""
     extended: bool = False
 
     @property
@@ -132,18 +130,39 @@ _LINK_SPEEDS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 
 
 @record
-class Express:
+class Link:
+    """A PCI Express link, seen from one end."""
+
+    speed: float
+    """GT/s, as the link runs now; 0 if down or unknown."""
+    width: int
+    """Lanes now."""
+    max_speed: float
+    max_width: int
+
+    def __str__(self) -> str:
+        return f"{self.speed:g} GT/s x{self.width}" if self.speed and self.width else "down"
+
+    @property
+    def most(self) -> str:
+        return f"{self.max_speed:g} GT/s x{self.max_width}"
+
+    def document(self) -> dict[str, float]:
+        return {
+            "speed_gts": self.speed,
+            "width": self.width,
+            "max_speed_gts": self.max_speed,
+            "max_width": self.max_width,
+        }
+
+
+@record
+class Express(Link):
     """The PCI Express capability."""
 
     is_endpoint: bool
     has_flr: bool
     """The function has Function Level Reset."""
-    speed: float
-    """GT/s, as the link runs now; 0 when the register says nothing known."""
-    width: int
-    """Lanes now."""
-    max_speed: float
-    max_width: int
 
 
 @record
@@ -223,7 +242,6 @@ class ConfigSpace:
 
     @property
     def subsystem(self) -> tuple[int, int]:
-        """Subsystem vendor and device ID."""
         return self.window.read16(0x2C), self.window.read16(0x2E)
 
     @property
@@ -265,7 +283,7 @@ class ConfigSpace:
             if header in (0, 0xFFFFFFFF):
                 # An empty list is one header of zeros; all ones is a function without one.
                 return
-            yield Capability(header & 0xFFFF, offset, (header >> 16) & 0xF, extended=True)
+            yield Capability(header & 0xFFFF, offset, extended=True)
             offset = (header >> 20) & 0xFFC
 
     @staticmethod
@@ -348,7 +366,6 @@ class ConfigSpace:
         )
 
     def express(self) -> Express | None:
-        """The PCI Express capability, or None."""
         cap = self.find(CapId.EXP)
         if cap is None:
             return None

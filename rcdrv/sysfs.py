@@ -51,15 +51,12 @@ class Paths:
     """For notes that a reboot forgets."""
 
     def function(self, bdf: str) -> Path:
-        """The sysfs directory of a PCI function."""
         return self.sys / "bus" / "pci" / "devices" / bdf
 
     def group(self, number: str) -> Path:
-        """The sysfs directory of an IOMMU group."""
         return self.sys / "kernel" / "iommu_groups" / number
 
     def group_node(self, number: str) -> Path:
-        """The device node of an IOMMU group."""
         return self.dev / "vfio" / number
 
     @property
@@ -106,7 +103,6 @@ def iommu_group(paths: Paths, bdf: str) -> str:
 
 
 def check_present(paths: Paths, bdf: str) -> None:
-    """Raise HostError if there is no such function."""
     if not paths.function(bdf).exists():
         raise no_such_device(paths, bdf)
 
@@ -141,11 +137,11 @@ def name_a_port(paths: Paths) -> str:
 
 
 def check_bound(paths: Paths, bdf: str) -> None:
-    """Raise HostError if the function is not bound to vfio-pci."""
     driver = driver_of(paths.function(bdf))
     if driver != DRIVER:
         owner = f"bound to {driver}" if driver else "not bound to a driver"
-        raise HostError(f"{bdf} is {owner}, not to {DRIVER}", hint=handover(paths, bdf))
+        steps = ["hand it over, as root:", *handover_steps(paths, bdf)]
+        raise HostError(f"{bdf} is {owner}, not to {DRIVER}", hint="\n  ".join(steps))
 
 
 def group_of(paths: Paths, bdf: str) -> str | None:
@@ -185,11 +181,6 @@ def may_use_iommufd(paths: Paths, bdf: str) -> bool:
         os.access(node, os.R_OK | os.W_OK, effective_ids=True)
         for node in (paths.device_node(name), paths.iommufd_node)
     )
-
-
-def handover(paths: Paths, bdf: str) -> str:
-    """The cure for a function that is not bound to vfio-pci."""
-    return "\n  ".join(["hand it over, as root:", *handover_steps(paths, bdf)])
 
 
 def handover_steps(paths: Paths, bdf: str) -> list[str]:

@@ -98,10 +98,12 @@ class Cancel:
     """Set once, by a signal or by a caller; ends every wait that watches :attr:`fd`."""
 
     def __init__(self) -> None:
-        self._stop = self._hurry = -1
-        self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.fd = self.hurry_fd = -1
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Readable as soon as a stop is requested."""
         try:
-            self._hurry = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self.hurry_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            """Readable as soon as clean-up must not wait any more."""
         except OSError:  # what reports it needs a descriptor
             self.close()
             raise
@@ -113,28 +115,18 @@ class Cancel:
         self._since = 0.0
         self._deferred = 0
 
-    @property
-    def fd(self) -> int:
-        """Readable as soon as a stop is requested."""
-        return self._stop
-
-    @property
-    def hurry_fd(self) -> int:
-        """Readable as soon as clean-up must not wait any more."""
-        return self._hurry
-
     def request(self, signum: int = signal.SIGINT) -> None:
         """Ask to stop. Safe in a signal handler, and harmless when repeated."""
         if not self.signal:
             self.signal = signum
             self._since = time.monotonic()
-            os.eventfd_write(self._stop, 1)
+            os.eventfd_write(self.fd, 1)
 
     def hurry(self) -> None:
         """Ask to end clean-up too, where it waits. Likewise safe and harmless."""
         self.request()
         self.hurried = True
-        os.eventfd_write(self._hurry, 1)
+        os.eventfd_write(self.hurry_fd, 1)
 
     @property
     def pending(self) -> bool:
@@ -169,12 +161,12 @@ class Cancel:
 
     def sleep(self, seconds: float) -> None:
         """Sleep; raise :class:`Interrupted` as soon as a stop is requested."""
-        await_readable([self._hurry if self._deferred else self._stop], seconds)
+        await_readable([self.hurry_fd if self._deferred else self.fd], seconds)
         self.check()
 
     def close(self) -> None:
         """Release the descriptors. Closing twice is harmless."""
-        held, self._stop, self._hurry = (self._stop, self._hurry), -1, -1
+        held, self.fd, self.hurry_fd = (self.fd, self.hurry_fd), -1, -1
         for fd in held:
             if fd >= 0:
                 os.close(fd)

@@ -196,14 +196,14 @@ def _silence(stream: TextIO) -> None:
         os.close(null)
 
 
-def exit_status(error: RcdrvError, cancel: Cancel) -> int:
+def exit_status(error: RcdrvError | None, cancel: Cancel) -> int:
     """Return the exit status of an error, or 128 + N after signal N, as a shell does.
 
     Ctrl-C on a terminal also ends the processes that we started, which may cause the error.
     """
-    if cancel.signal:
-        return 128 + cancel.signal
-    return error.exit_status
+    if error is None:
+        return 0
+    return 128 + cancel.signal if cancel.signal else error.exit_status
 
 
 def report_error(args: argparse.Namespace, error: RcdrvError) -> None:

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.plot and result.series:
         plot.draw(result, args.plot, against)
     warn_left_enabled(result.left_enabled)
-    return 0 if error is None else exit_status(error, cancel)
+    return exit_status(error, cancel)
 
 
 def _measure(args: argparse.Namespace, cancel: Cancel) -> tuple[Result, RcdrvError | None]:

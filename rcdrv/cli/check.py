@@ -63,8 +63,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         print_json(result.document())
     else:
         _conclude(result)
-    failure = None if result.broken is None else result.broken.error
-    return 0 if failure is None else exit_status(failure, cancel)
+    return exit_status(None if result.broken is None else result.broken.error, cancel)
 
 
 def _show(one: LayerResult) -> None:

@@ -25,19 +25,17 @@ if TYPE_CHECKING:
     from rcdrv.api import Endpoint
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Determines the terminal's width without :mod:`shutil`, whose import outweighs the parsing.
-
-    argparse creates a formatter for every option, even without --help.
-    """
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=_terminal_width() - 2)
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Return a formatter of help, which argparse has made for every option, even without --help."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=_terminal_width() - 2)
 
 
 @cache
 def _terminal_width() -> int:
-    """Return the number of columns by the rules of :func:`shutil.get_terminal_size`."""
+    """Return the number of columns by the rules of :func:`shutil.get_terminal_size`.
+
+    The import of :mod:`shutil` outweighs the parsing.
+    """
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
@@ -51,7 +49,7 @@ class Parser(argparse.ArgumentParser):
     """Raises invalid arguments as errors, which are reported like all others."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", HelpFormatter)
+        kwargs.setdefault("formatter_class", _formatter)
         super().__init__(*args, **kwargs)
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -351,21 +349,13 @@ def drive(args: argparse.Namespace, function: Function) -> EpfTest:
 
 def tracer(args: argparse.Namespace) -> Callable[[str], None] | None:
     """Return the function that shows register accesses; None without --verbose."""
-    return _Tracer() if args.verbose else None
 
+    def trace(line: str) -> None:
+        # A lost reader must not disturb the clean-up.
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr)
 
-class _Tracer:
-    """Writes to stderr until it is closed: a lost reader must not disturb the clean-up."""
-
-    def __init__(self) -> None:
-        self._broken = False
-
-    def __call__(self, line: str) -> None:
-        if not self._broken:
-            try:
-                print(line, file=sys.stderr)
-            except (OSError, ValueError):
-                self._broken = True
+    return trace if args.verbose else None
 
 
 def warn_left_enabled(left_enabled: bool) -> None:

@@ -59,14 +59,7 @@ def describe(function: HostFunction) -> dict[str, Any]:
         "bars": [
             {"bar": bar.index, "size": bar.size, "address": bar.address} for bar in function.bars
         ],
-        "link": None
-        if link is None
-        else {
-            "speed_gts": link.speed,
-            "width": link.width,
-            "max_speed_gts": link.max_speed,
-            "max_width": link.max_width,
-        },
+        "link": None if link is None else link.document(),
         "reset_methods": list(function.reset_methods),
         "power_state": function.text("power_state"),
     }

@@ -7,7 +7,7 @@ Each test runs once and prints one line, OKAY or NOT OKAY. -D names the device a
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from rcdrv.cli import print_error
@@ -76,31 +76,27 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     return 0 if passed else 1
 
 
-def _tests(args: argparse.Namespace, driver: EpfTest) -> list[tuple[str, Callable[[], object]]]:
-    """Return the requested tests in the order of pcitest."""
-    tests: list[tuple[str, Callable[[], object]]] = []
+def _tests(args: argparse.Namespace, driver: EpfTest) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield the requested tests in the order of pcitest."""
     if args.bar is not None:
-        tests.append((f"BAR{args.bar}:\t\t", partial(bars.bar_test, args.bar, driver)))
+        yield f"BAR{args.bar}:\t\t", partial(bars.bar_test, args.bar, driver)
     if args.all_bars:
-        tests.append(("Consecutive BAR test:\t\t", partial(bars.consecutive_bar_test, driver)))
+        yield "Consecutive BAR test:\t\t", partial(bars.consecutive_bar_test, driver)
     if args.irq_type is not None:
-        name = _TYPE_NAMES[args.irq_type]
-        choose = partial(driver.use_irq, _TYPES[args.irq_type])
-        tests.append((f"SET IRQ TYPE TO {name}:\t\t", choose))
+        label = f"SET IRQ TYPE TO {_TYPE_NAMES[args.irq_type]}:\t\t"
+        yield label, partial(driver.use_irq, _TYPES[args.irq_type])
     if args.get_irq:
-        tests.append((f"GET IRQ TYPE:\t\t{_TYPE_NAMES[driver.irq_type]} ", lambda: None))
+        yield f"GET IRQ TYPE:\t\t{_TYPE_NAMES[driver.irq_type]} ", lambda: None
     if args.clear_irq:
-        tests.append(("CLEAR IRQ:\t\t", driver.disarm))
+        yield "CLEAR IRQ:\t\t", driver.disarm
     if args.legacy:
-        tests.append(("LEGACY IRQ:\t", partial(irqs.intx_test, driver)))
-    if args.msi is not None:
-        tests.append(
-            (f"MSI{args.msi}:\t\t", partial(irqs.one_vector, IrqChoice.MSI, args.msi, driver))
-        )
-    if args.msix is not None:
-        tests.append(
-            (f"MSI-X{args.msix}:\t\t", partial(irqs.one_vector, IrqChoice.MSIX, args.msix, driver))
-        )
+        yield "LEGACY IRQ:\t", partial(irqs.intx_test, driver)
+    for name, kind, count in (
+        ("MSI", IrqChoice.MSI, args.msi),
+        ("MSI-X", IrqChoice.MSIX, args.msix),
+    ):
+        if count is not None:
+            yield f"{name}{count}:\t\t", partial(irqs.one_vector, kind, count, driver)
 
     def placements(_driver: EpfTest) -> list[Placement]:
         return [Placement(args.size)]
@@ -111,10 +107,6 @@ def _tests(args: argparse.Namespace, driver: EpfTest) -> list[tuple[str, Callabl
         (args.copy, Direction.COPY),
     ):
         if wanted:
-            tests.append(
-                (
-                    f"{direction.value} ({args.size:7} bytes):\t\t",
-                    partial(transfer.transfer_test, direction, args.dma, placements, driver),
-                )
-            )
-    return tests
+            label = f"{direction.value} ({args.size:7} bytes):\t\t"
+            body = partial(transfer.transfer_test, direction, args.dma, placements, driver)
+            yield label, body

@@ -39,8 +39,6 @@ def ping(args: argparse.Namespace, cancel: Cancel) -> int:
     elif report.transmitted:
         head = f"\n--- {source or args.device} ping statistics ---"
         print("\n".join([head, *_statistics(report)]))
-    if finding is None:
-        return 0
     if end is not None and not args.json:
         print_error(end)
     return exit_status(finding, cancel)

@@ -226,7 +226,7 @@ class _Output:
         """Print the rest and return the exit status."""
         failure = report.failure()
         finding = worst(report, error)
-        status = 0 if finding is None else exit_status(finding, cancel)
+        status = exit_status(finding, cancel)
         if self._json:
             print_json(ring_document(self.device, report, finding))
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 
 from rcdrv.cli import exit_status, print_error
@@ -15,7 +14,7 @@ from rcdrv.epf_test.ring import Ring, RingPlan, RingReport
 from rcdrv.epf_test.soak import Drift, Part, Soak, document
 from rcdrv.errors import RcdrvError
 from rcdrv.function import Function
-from rcdrv.report.terminal import has_colours
+from rcdrv.report.terminal import has_colours, rewrite
 from rcdrv.results.distribution import PERCENTILES, Distribution, Histogram
 from rcdrv.results.units import duration_text, period_text, size_text
 from rcdrv.wait import Cancel
@@ -64,7 +63,7 @@ def soak(args: argparse.Namespace, cancel: Cancel, override: Location | None) ->
         if finding is not None:
             print_error(finding)
     warn_left_enabled(run.report.left_enabled)
-    return 0 if finding is None else exit_status(finding, cancel)
+    return exit_status(finding, cancel)
 
 
 class _Shown:
@@ -111,15 +110,13 @@ class _Shown:
             f"{period_text(int(elapsed))} of {period_text(self.soak.seconds)}:"
             f" {_counts(report.count, report.failed)}{_spread(self.soak.latencies)}"
         )
-        width = shutil.get_terminal_size().columns - len("^C^C")
-        sys.stdout.write(f"\r\x1b[K{text[: max(1, width)]}")
-        sys.stdout.flush()
+        rewrite(sys.stdout, text)
 
     def summary(self) -> None:
         """Print the summary, also of a run that ended early."""
         soak, report = self.soak, self.soak.report
         if self._live:
-            sys.stdout.write("\r\x1b[K")
+            rewrite(sys.stdout)
         cycles = f"{soak.cycles} cycle{'' if soak.cycles == 1 else 's'}"
         print(f"{period_text(soak.elapsed)}: {_counts(report.count, report.failed)}, {cycles}")
         found = soak.latencies.distribution()

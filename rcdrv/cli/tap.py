@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from rcdrv.epf_vntb.netdev import Counts, NetInterface
 from rcdrv.epf_vntb.transport import MTU
 from rcdrv.errors import Interrupted, RcdrvError
 from rcdrv.function import Function
+from rcdrv.report.terminal import rewrite
 from rcdrv.tap import Tap
 from rcdrv.verdict import verdict_document
 from rcdrv.wait import Cancel
@@ -188,11 +188,8 @@ class _Display:
         line += f" received {counts.received_packets}, {received / 1e6:.1f} MB/s;"
         line += f" dropped {counts.dropped}; doorbells {counts.rings} out, {counts.doorbells} in"
         self._since, self._last = now, Counts(**vars(counts))
-        width = max(1, shutil.get_terminal_size().columns - len("^C^C"))
-        sys.stderr.write(f"\r\x1b[K{line[:width]}")
-        sys.stderr.flush()
+        rewrite(sys.stderr, line)
 
     def _clear(self) -> None:
         if self._live:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            rewrite(sys.stderr)

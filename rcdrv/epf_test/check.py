@@ -281,11 +281,9 @@ class _Run:
         if express is None or not express.speed:
             self.passed.append("config space answers")
             return
-        self.passed.append(f"{express.speed:g} GT/s x{express.width}")
-        if (express.speed, express.width) != (express.max_speed, express.max_width):
-            self.notes.append(
-                f"the endpoint can do {express.max_speed:g} GT/s x{express.max_width}"
-            )
+        self.passed.append(str(express))
+        if str(express) != express.most:
+            self.notes.append(f"the endpoint can do {express.most}")
 
     def _config(self) -> None:
         found = describe(self.function)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
 _FILES = ("aer_dev_correctable", "aer_dev_nonfatal", "aer_dev_fatal")
 
@@ -16,10 +16,9 @@ class ErrorCounters:
     described in Documentation/ABI/testing/sysfs-bus-pci-devices-aer.
     """
 
-    def __init__(self, address: str, sysfs: str | os.PathLike[str] = "/sys") -> None:
-        device = os.path.realpath(os.path.join(sysfs, "bus/pci/devices", address))  # noqa: PTH118
-        places = (device, os.path.dirname(device))  # noqa: PTH120
-        self._paths = [os.path.join(place, name) for place in places for name in _FILES]  # noqa: PTH118
+    def __init__(self, address: str, sysfs: Path = Path("/sys")) -> None:
+        device = (sysfs / "bus/pci/devices" / address).resolve()
+        self._paths = [place / name for place in (device, device.parent) for name in _FILES]
         self._seen = self._read()
 
     def risen(self) -> list[str]:
@@ -34,23 +33,18 @@ class ErrorCounters:
             if count > old.get(name, 0)
         ]
 
-    def _read(self) -> dict[str, bytes]:
+    def _read(self) -> dict[Path, bytes]:
         found = {}
         for path in self._paths:
             with contextlib.suppress(OSError):
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    found[path] = os.read(fd, 4096)  # sysfs: a page at most
-                finally:
-                    os.close(fd)
+                found[path] = path.read_bytes()
         return found
 
 
-def _counts(files: dict[str, bytes]) -> Iterator[tuple[str, int]]:
+def _counts(files: dict[Path, bytes]) -> Iterator[tuple[str, int]]:
     """Yield (error, count) pairs, such as (``0000:01:00.0 correctable RxErr``, 3)."""
     for path, content in files.items():
-        place, name = path.split("/")[-2:]
         for line in content.decode(errors="replace").splitlines():
             error, _, count = line.rpartition(" ")
             if error and not error.startswith("TOTAL") and count.isdecimal():
-                yield f"{place} {name.removeprefix('aer_dev_')} {error}", int(count)
+                yield f"{path.parent.name} {path.name.removeprefix('aer_dev_')} {error}", int(count)

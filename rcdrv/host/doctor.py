@@ -15,7 +15,7 @@ from rcdrv.describe import missing_bars
 from rcdrv.errors import RcdrvError, missing_module
 from rcdrv.host.function import HostFunction
 from rcdrv.host.subject import Diagnosis, State, Subject, bad, ok, skip
-from rcdrv.sysfs import DRIVER
+from rcdrv.sysfs import DRIVER, is_noiommu
 
 USED = """
     __future__ abc argparse array base64 binascii bisect collections concurrent contextlib copy
@@ -79,8 +79,7 @@ def check_iommu(subject: Subject) -> Diagnosis:
         return bad("the kernel runs none", _iommu_cure(subject))
     if function.group is None:
         return bad(f"none in front of {function.address}", _iommu_cure(subject))
-    # The name that vfio_noiommu_group_alloc() (drivers/vfio/group.c) gives to its groups.
-    if subject.text(paths.group(function.group) / "name").strip() == "vfio-noiommu":
+    if is_noiommu(paths, function.group):
         return ok("none, by this host's own choice (noiommu): the endpoint's DMA is unchecked")
     return ok(f"group {function.group}" + (f", {', '.join(names)}" if names else ""))
 

@@ -48,37 +48,6 @@ class HostBar:
     prefetchable: bool
 
 
-@dataclass(frozen=True)
-class Link:
-    """A PCI Express link, seen from one end."""
-
-    speed: float
-    """GT/s; 0 if down or unknown."""
-    width: int
-    max_speed: float
-    max_width: int
-
-    def __str__(self) -> str:
-        return f"{self.speed:g} GT/s x{self.width}" if self.speed and self.width else "down"
-
-    @property
-    def most(self) -> str:
-        return f"{self.max_speed:g} GT/s x{self.max_width}"
-
-
-class _Read:
-    """Config space in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self._data[offset : offset + size]
-
-    def write(self, offset: int, data: bytes) -> None:
-        raise NotImplementedError("a function is changed through VFIO only")
-
-
 class HostFunction:
     """One PCI function of this host.
 
@@ -171,15 +140,22 @@ class HostFunction:
             return None
         if len(data) < 64:
             return None
-        return pci.ConfigSpace(TrappedWindow(_Read(data), len(data), "config space"))
+
+        def read(offset: int, size: int) -> bytes:
+            return data[offset : offset + size]
+
+        def write(_offset: int, _data: bytes) -> None:
+            raise NotImplementedError("a function is changed through VFIO only")
+
+        return pci.ConfigSpace(TrappedWindow(read, write, len(data), "config space"))
 
     @property
-    def link(self) -> Link | None:
+    def link(self) -> pci.Link | None:
         """Its end of the link; None if the function is not PCI Express."""
         speed, width = self.text("current_link_speed"), self.text("current_link_width")
         if speed is None or width is None:
             return None
-        return Link(
+        return pci.Link(
             _gigatransfers(speed),
             _count(width),
             _gigatransfers(self.text("max_link_speed") or ""),
@@ -200,12 +176,8 @@ class HostFunction:
     @property
     def command(self) -> pci.Command | None:
         """COMMAND register; None if it cannot be read."""
-        try:
-            with (self.path / "config").open("rb") as config:
-                head = config.read(6)
-        except OSError:
-            return None
-        return pci.Command(int.from_bytes(head[4:6], "little")) if len(head) == 6 else None
+        config = self.config
+        return None if config is None else config.command
 
     # -- ownership --------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ def port_above(address: str, paths: Paths | None = None) -> Iterator[Port]:
 def _port(address: str, file: _File, size: int) -> Port:
     if size < _HEADER:
         raise HostError(f"{address}: its config space has {size} bytes")
-    config = ConfigSpace(TrappedWindow(file, size, address))
+    config = ConfigSpace(TrappedWindow(file.read, file.write, size, address))
     try:
         found = config.find(CapId.EXP)
     except EndpointError as error:

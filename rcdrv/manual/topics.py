@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rcdrv.address import SCHEMES
 
-ADDRESSES = tuple(form for scheme in SCHEMES for form in scheme.forms)
+ADDRESSES = tuple(form for scheme in SCHEMES for form in scheme.forms.items())
 """Forms of an endpoint's address."""
 
 EXIT_STATUSES = {

@@ -97,16 +97,10 @@ class Coloured(Plain):
     def case_started(self, name: CaseName) -> None:
         self._started += 1
         self._place = f"{self._started}/{self._planned} {one_line(str(name))}"
-        self._show(self._place)
+        rewrite(self._stream, self._place)
 
     def progress(self, name: CaseName, done: int, total: int, what: str) -> None:
-        self._show(f"{self._place}  {done}/{total} {one_line(what)}")
-
-    def _show(self, text: str) -> None:
-        """Show the running case in one line, with room for the terminal's echo of ^C."""
-        width = shutil.get_terminal_size().columns - len("^C^C")
-        self._stream.write(f"\r\x1b[K{text[: max(1, width)]}")
-        self._stream.flush()
+        rewrite(self._stream, f"{self._place}  {done}/{total} {one_line(what)}")
 
     def _print(self, *parts: Part, mark: Verdict | None = None, indent: bool = False) -> None:
         margin = " " * (MARK_WIDTH + 1) if indent else ""
@@ -136,6 +130,13 @@ def side_by_side(runs: Sequence[Run]) -> Iterator[str]:
     for number, run in enumerate(runs, 1):
         counts = ", ".join(f"{count} {what}" for what, count in tally(run).items()) or "no tests"
         yield one_line(f"{number}  {run.device}: {counts}  {run.description}").rstrip()
+
+
+def rewrite(stream: TextIO, text: str = "") -> None:
+    """Replace a terminal's last line, with room for the echo of ^C."""
+    width = shutil.get_terminal_size().columns - len("^C^C")
+    stream.write(f"\r\x1b[K{text[: max(1, width)]}")
+    stream.flush()
 
 
 def _styled(text: str, style: str) -> str:

@@ -70,7 +70,7 @@ def test_a_transport(copy: Copy) -> None:
         "address.py",
         "SCHEMES = (\n",
         "SCHEMES = (\n"
-        '    Scheme("alias", (("alias:PRESET", "like sim:"),), lambda a: _spawn("sim" + a[5:])),\n',
+        '    Scheme("alias", {"alias:PRESET": "like sim:"}, lambda a: _spawn("sim" + a[5:])),\n',
     )
     assert "alias:PRESET" in copy.run("ring", "--help")
     copy.run("--device", "alias:rk3588", "ring")

@@ -220,11 +220,12 @@ def test_tap_and_junit_together(tmp_path: Path) -> None:
 
 def test_pcitest_options() -> None:
     result = rcdrv(
-        *("pcitest", "-D", "sim:generic", "-b", "1", "-i", "1", "-l", "-m", "3", "-x", "5"),
+        *("pcitest", "-D", "sim:generic", "-b", "1", "-i", "2", "-I", "-l", "-m", "3", "-x", "5"),
         *("-w", "-r", "-c", "-s", "4097"),
     )
     assert result.status == 0
-    assert result.out.count("OKAY") == 8
+    assert result.out.count("OKAY") == 9
+    assert "GET IRQ TYPE:\t\tMSI-X OKAY" in result.out  # what -i has just set, as pcitest has it
     assert "NOT OKAY" not in result.out
     assert "READ (   4097 bytes):\t\tOKAY" in result.out
     failed = rcdrv("pcitest", "-D", "sim:rk3588", "-c", "-d")

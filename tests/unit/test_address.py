@@ -41,7 +41,7 @@ def test_a_row_is_a_transport(monkeypatch: pytest.MonkeyPatch) -> None:
         opened.append(text)
         return device
 
-    row = Scheme("fake", (("fake:NUMBER", "a device of this test"),), open_fake)
+    row = Scheme("fake", {"fake:NUMBER": "a device of this test"}, open_fake)
     monkeypatch.setattr(address, "SCHEMES", (*SCHEMES, row))
     with open_function("fake:7") as function:
         assert function.device is device

@@ -29,7 +29,8 @@ def config(patches: dict[int, bytes], size: int = 4096) -> ConfigSpace:
     data = bytearray(size)
     for offset, patch in patches.items():
         data[offset : offset + len(patch)] = patch
-    return ConfigSpace(TrappedWindow(Bytes(data), size))
+    memory = Bytes(data)
+    return ConfigSpace(TrappedWindow(memory.read, memory.write, size))
 
 
 def caps(*entries: tuple[int, int, bytes]) -> dict[int, bytes]:
@@ -90,7 +91,7 @@ def test_the_capabilities_that_drivers_need() -> None:
     assert space.msi_vectors() == 32
     assert space.msix() == pci.Msix(32, 2, 0x80, 2, 0x280)
     express = space.express()
-    assert express == pci.Express(True, True, 5.0, 2, 8.0, 4)
+    assert express == pci.Express(5.0, 2, 8.0, 4, True, True)
     assert space.resizable_bars() == (pci.ResizableBar(2, (1 << 20, 2 << 20, 4 << 20), 2 << 20),)
     assert [cap.id for cap in space.capabilities()] == [
         CapId.MSI,
@@ -129,7 +130,8 @@ def test_a_pointer_into_the_header_is_refused() -> None:
 def test_no_config_space_hangs_or_crashes_the_walk(data: bytes, has_list: bool) -> None:
     memory = bytearray(data)
     memory[0x06] |= 0x10 if has_list else 0
-    space = ConfigSpace(TrappedWindow(Bytes(memory), len(memory)))
+    io = Bytes(memory)
+    space = ConfigSpace(TrappedWindow(io.read, io.write, len(memory)))
     for look in (
         lambda: list(space.capabilities()),
         space.msi_vectors,

@@ -94,7 +94,7 @@ def _bar(native: Native, rounds: int) -> Iterator[Row]:
         def bulk() -> None:
             for offset, length in chunks(window.size):
                 window.fill(offset, length, 0xA0 + BAR)
-                assert window.compare(offset, bytes([0xA0 + BAR]) * length) is None
+                assert window.read_block(offset, length) == bytes([0xA0 + BAR]) * length
 
         def per_mebibyte(operation: Callable[[], object]) -> float:
             start = perf_counter_ns()

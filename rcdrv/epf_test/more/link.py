@@ -56,15 +56,14 @@ def load(driver: EpfTest, progress: Progress) -> str:
     if after is not None and (after.speed, after.width) != (before.speed, before.width):
         raise NotPassed(
             Reason.BAD_LINK,
-            f"the link ran at {_rate(before)}, and now at {_rate(after)}",
+            f"the link ran at {before}, and now at {after}",
             hint=_CURE,
         )
     if risen:
         raise NotPassed(Reason.BAD_LINK, f"the function logged {', '.join(risen)}", hint=_CURE)
     logged = "no error" if errors.available else "no log of errors (AER)"
     logged += f"; logged before: {', '.join(known)}" if known else ""
-    most = Express(True, False, before.max_speed, before.max_width, 0, 0)
-    return f"{_rate(before)} of {_rate(most)}, {logged}"
+    return f"{before} of {before.most}, {logged}"
 
 
 @case(
@@ -104,7 +103,7 @@ def retrain(driver: EpfTest, progress: Progress) -> str:
                     raise NotPassed(Reason.BAD_LINK, message, hint=_CURE)
                 now = _link(config)
                 if link and now and (now.speed < link.speed or now.width < link.width):
-                    message = f"the link ran at {_rate(link)}, and now at {_rate(now)}"
+                    message = f"the link ran at {link}, and now at {now}"
                     raise NotPassed(Reason.BAD_LINK, message, hint=_CURE)
                 before.compare(but=LINK)
             progress(done, _ROUNDS)
@@ -120,7 +119,3 @@ def _link(config: ConfigSpace) -> Express | None:
         return config.express()
     except EndpointError:
         return None
-
-
-def _rate(link: Express) -> str:
-    return f"{link.speed:g} GT/s x{link.width}"

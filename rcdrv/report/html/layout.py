@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from rcdrv.report.html.markup import Markup, element, join
+from rcdrv.report.html.markup import Markup, drawing, element, join
 from rcdrv.report.html.source import Node
 from rcdrv.report.text import wrapped
 from rcdrv.results.layout import TEST_REGISTERS, Bar, Region, msix_regions
@@ -74,18 +74,10 @@ def draw(bars: Sequence[Bar], title: str, note: str = "") -> Markup:
         )
         for bar in bars
     )
+    rows = [_row(bar, cut[bar.number], _ROW * row) for row, bar in enumerate(bars)]
     absent = [f"BAR{index}" for index in range(6) if index not in cut]
     return join(
-        element(
-            "svg",
-            element("title", title),
-            element("desc", words),
-            [_row(bar, cut[bar.number], _ROW * row) for row, bar in enumerate(bars)],
-            viewBox=f"0 0 {WIDTH} {height}",
-            role="img",
-            aria_label=f"{title}: {words}",
-            class_="map",
-        ),
+        drawing(WIDTH, height, title, words, rows, "map"),
         element(
             "p",
             "Offsets are exact, widths are not to scale.",

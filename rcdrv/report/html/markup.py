@@ -42,6 +42,20 @@ def element(tag: str, *children: Child, **attributes: Attribute) -> Markup:
     return Markup(f"<{tag}{head}>{join(*children)}</{tag}>")
 
 
+def drawing(width: int, height: float, title: str, words: str, parts: Child, class_: str) -> Markup:
+    """Make an SVG picture; title and words are for screen readers."""
+    return element(
+        "svg",
+        element("title", title),
+        element("desc", words),
+        parts,
+        viewBox=f"0 0 {width} {height:g}",
+        role="img",
+        aria_label=f"{title}: {words}",
+        class_=class_,
+    )
+
+
 def join(*children: Child) -> Markup:
     """Join children without an enclosing element."""
     return Markup("".join(map(_render, children)))

@@ -7,7 +7,7 @@ from datetime import datetime
 from importlib.resources import files
 
 from rcdrv import __version__
-from rcdrv.report.html import check, fuzzed, latency, layout, suite
+from rcdrv.report.html import fuzzed, latency, layout, suite
 from rcdrv.report.html.markup import Markup, element, join, style
 from rcdrv.report.html.section import Finding, Section, badge, explanation, facts, finding
 from rcdrv.report.html.source import Source
@@ -226,7 +226,7 @@ def _error(source: Source) -> Section:
 
 
 _SECTIONS: dict[str, Callable[[Source], Section]] = {
-    "check": check.section,
+    "check": suite.check,
     "test": suite.section,
     "ring": latency.ring,
     "bench": latency.bench,

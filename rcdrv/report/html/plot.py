@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rcdrv.report.html.markup import Markup, element
+from rcdrv.report.html.markup import Markup, drawing, element
 from rcdrv.report.text import wrapped
 from rcdrv.results.distribution import Distribution
 from rcdrv.results.units import duration_text
@@ -93,7 +93,8 @@ def distributions(series: Sequence[Series], title: str) -> Markup:
     for index, one in enumerate(series):
         base = top + row * index + row - 30
         parts.append(_row(one, axis, base, hill, index))
-    return _drawing(height, title, "; ".join(map(_in_words, series)), parts)
+    words = "; ".join(map(_in_words, series))
+    return drawing(WIDTH, height, title, words, parts, "plot")
 
 
 def _row(one: Series, axis: _Axis, base: float, hill: float, index: int) -> Markup:
@@ -213,7 +214,8 @@ def course(points: Sequence[Point], title: str, unit: str) -> Markup:
     words = f"{count} in order, {count - len(measured)} without an answer"
     if width > 1:
         words += f"; each line is the range of {width}, its dot their median"
-    return _drawing(
+    return drawing(
+        WIDTH,
         height,
         title,
         words,
@@ -223,6 +225,7 @@ def course(points: Sequence[Point], title: str, unit: str) -> Markup:
             element("g", failed, class_="failed"),
             element("text", words, x=WIDTH - _RIGHT, y=height - 4, class_="note"),
         ],
+        "plot",
     )
 
 
@@ -233,19 +236,6 @@ def _numbers(count: int) -> list[int]:
         step = max(1, step // 2) if count // step == 2 else max(1, step // 5)
     between = [number for number in range(step, count, step) if count - number > step * 0.6]
     return sorted({1, *(number for number in between if number > step * 0.6), count})
-
-
-def _drawing(height: float, title: str, words: str, parts: Sequence[Markup]) -> Markup:
-    return element(
-        "svg",
-        element("title", title),
-        element("desc", words),
-        parts,
-        viewBox=f"0 0 {WIDTH} {height:g}",
-        role="img",
-        aria_label=f"{title}: {words}",
-        class_="plot",
-    )
 
 
 def _tick_text(nanoseconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Sections of ``rcdrv test``: the verdict of each case; several runs side by side."""
+"""Sections of ``rcdrv test`` and ``check``: the verdict of each case, or layer; runs compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from itertools import groupby, islice
 from typing import NamedTuple
 
 from rcdrv.report.html.markup import Markup, element, join
-from rcdrv.report.html.section import Finding, Section, badge, code, explanation, wide_table
+from rcdrv.report.html.section import (
+    Finding,
+    Section,
+    badge,
+    code,
+    explanation,
+    finding,
+    wide_table,
+)
 from rcdrv.report.html.source import Node, Source
 from rcdrv.results.result import CASE_VERDICTS
 from rcdrv.results.units import duration_text
@@ -228,3 +236,44 @@ def _differ(found: Sequence[_Case | None], sizes: Sequence[int]) -> bool:
     """Return whether verdicts differ within a group; groups are consecutive, of these sizes."""
     verdicts = iter([case.verdict if case else None for case in found])
     return any(len(set(islice(verdicts, size))) > 1 for size in sizes)
+
+
+def check(source: Source) -> Section:
+    node = source.node
+    broken, side = node.said("broken"), node.said("side")
+    device = node["device"].text
+    rows = [_layer(one, node) for one in node["layers"]]
+    heads = ("verdict", "layer", "what was seen")
+    return Section(
+        "check",
+        device,
+        source.name,
+        node["verdict"].verdict,
+        f"{broken} is broken, look at: {side}" if broken else "no layer is broken",
+        join(
+            element("p", node.said("description"), class_="note"),
+            wide_table(heads, element("tbody", rows)),
+        ),
+        finding(node, device),
+    )
+
+
+def _layer(layer: Node, document: Node) -> Markup:
+    name = layer["name"].text
+    told = layer.find("verdict")
+    mark = badge(told.verdict) if told else element("span", "not reached", class_="badge not-run")
+    is_broken = name == document.said("broken")
+    why = (document.said(key) if is_broken else "" for key in ("reason", "hint"))
+    reason, hint = why
+    notes = [note.text for note in layer["notes"]]
+    return element(
+        "tr",
+        element("td", mark),
+        element("td", name),
+        element(
+            "td",
+            explanation(reason, layer.said("message"), hint),
+            [element("p", note, class_="note") for note in notes],
+        ),
+        class_=f"case {told.verdict.value}" if told else "case",
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rcdrv.errors import HostError
-from rcdrv.host.function import HostBar, HostFunction, Link, candidates, functions
-from rcdrv.pci import Command
+from rcdrv.host.function import HostBar, HostFunction, candidates, functions
+from rcdrv.pci import Command, Link
 from tests.unit.host.tree import ENDPOINT, IO, MEM, MEM_64, PORT, UNSET, Tree
 
 
