@@ -363,7 +363,7 @@ def test_what_an_endpoint_that_ended_in_the_middle_proves(last: int) -> None:
     """One that left after the last meeting did all that it had to."""
     meeting = Leaver(last)
     with endpoint("generic") as device, Function(device.attach(), clock=device.clock) as function:
-        chosen = meet([several.CASE], meeting, 0)
+        chosen = meet([several.alone], meeting, 0)
         (result,) = run_cases(EpfTest(function), chosen, Run("test"), Observer()).results
         assert device.clock.time < 1010  # it starts at 1000
     if last == 6:
