@@ -20,11 +20,11 @@ from rcdrv.epf_test.driver import EpfTest, IrqChoice
 from rcdrv.epf_test.registers import Command, Status
 from rcdrv.epf_test.suite import Options, cases, run_cases
 from rcdrv.epf_test.transfer import Placement
-from rcdrv.errors import DeviceLost, HostError, UsageError
+from rcdrv.errors import Departed, DeviceLost, HostError, UsageError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
 from rcdrv.replay.file import BLOCK_TIME
-from rcdrv.replay.player import Departed, Player, open_replay
+from rcdrv.replay.player import Player, open_replay
 from rcdrv.replay.recorder import record_device
 from rcdrv.replay.recording import Recording
 from rcdrv.results.observer import Observer

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rcdrv.device import CONFIG_REGION, IrqKind, RegionFlag, RegionInfo
+from rcdrv.errors import Departed
 from rcdrv.function import Function
-from rcdrv.replay.player import Departed, Player
+from rcdrv.replay.player import Player
 from rcdrv.replay.recorder import record_device
 from rcdrv.replay.recording import Recording
 from rcdrv.wait import Deadline
