@@ -118,6 +118,8 @@ class EpfTest(RegisterBlock):
         self.spin = False
         """Poll for interrupts without sleeping: lower latency, one busy processor."""
         self.awaits_interrupt = True  # with an answer; False: none can come
+        self.must_not_interrupt = False
+        """Answers must have no interrupt: one is awaited briefly, and does not count as lost."""
         self._has_lost = False  # an MSI or MSI-X was lost after _FIRST_GRACE
         self._unmatched = 0
         self.unanswered = 0
@@ -407,12 +409,14 @@ class EpfTest(RegisterBlock):
             if answered:
                 if grace is None:
                     late = min(max(_IRQ_GRACE, self.timeout / 10), _LONGEST_GRACE)
-                    if not self._has_lost and self.irq_kind is not IrqKind.INTX:
+                    unlikely = self._has_lost or self.must_not_interrupt
+                    if not unlikely and self.irq_kind is not IrqKind.INTX:
                         late = _FIRST_GRACE
                     late *= self.awaits_interrupt
                     grace = self.function.deadline(min(late, deadline.remaining))
                 elif grace.expired:
-                    self._has_lost |= self.irq_kind is not IrqKind.INTX
+                    if not self.must_not_interrupt and self.irq_kind is not IrqKind.INTX:
+                        self._has_lost = True
                     return Answer(Status(bits), True, interrupted=interrupted, irq_lost=True)
             elif deadline.expired:
                 if bits == ALL_ONES and interrupted and self.irq_kind is not IrqKind.INTX:

@@ -366,4 +366,10 @@ def test_a_whole_group_and_a_hot_reset_of_it(shared: Guest) -> None:
     log = must(shared, "dmesg")
     assert all(f"vfio-pci {one}: reset done" in log for one in (SHARED, NEIGHBOUR)), log
     ring(shared, SHARED)
+    # The port does what pcie_retrain_link() needs, but for the training itself.
+    options = ("--more", "--json", "--timeout", "10", "--destructive", "link")
+    tested = rcdrv(shared, "-d", SHARED, "test", *options, "RETRAIN_TEST").stdout
+    (trained,) = json.loads(tested)["results"]
+    assert trained["verdict"] == "pass", trained
+    assert "all is there after 4 trainings by 0000:00:" in trained["message"]
     assert f"{NEIGHBOUR}: back to virtio-pci" in rcdrv(shared, "unbind", SHARED, "--group").stdout

@@ -224,8 +224,9 @@ def test_an_endpoint_that_stands_still_is_named(namespaces: Namespaces, tmp_path
     server = serve(namespaces, path)
     running = Running(namespaces, f"vfio-user:{path}")
     running.until("link up")
-    flood = inside(namespaces.host, ["ping", "-f", "-q", BOARD])
+    ping(namespaces.host, BOARD, 56)  # the board's address is known: frames go out at once
     server.send_signal(signal.SIGSTOP)
+    flood = inside(namespaces.host, ["ping", "-f", "-q", BOARD])
     running.until("ntb0: the endpoint takes no frames")
     server.send_signal(signal.SIGCONT)
     running.until("ntb0: it takes frames again")

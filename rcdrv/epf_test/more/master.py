@@ -27,12 +27,14 @@ def bus_master(driver: EpfTest, _progress: Progress) -> str:
     with dma_buffer(driver, _SIZE) as buffer:
         driver.arm()
         config.command &= ~ConfigCommand.BUS_MASTER
+        driver.must_not_interrupt = True
         try:
             address = address_registers(Reg.DST_ADDR_LOW, buffer.iova)
             answer = driver.command(Command.WRITE, {**address, Reg.SIZE: _SIZE, Reg.CHECKSUM: 0})
             function.pause(SETTLE)
             arrived = any(bytes(buffer.memory))
         finally:
+            driver.must_not_interrupt = False
             with function.cancel.deferred():
                 config.command |= ConfigCommand.BUS_MASTER
     what = "data" if arrived else f"{driver.irq_name}" if answer.interrupted else ""
