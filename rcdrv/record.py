@@ -72,6 +72,9 @@ def _add_methods(cls: Any) -> tuple[str, ...]:
     def __init__(self: Any, *values: object, **named: object) -> None:
         # Once or more a message of a socket: no loop in Python over the fields.
         fields = self.__dict__
+        if len(values) == count and not named:
+            fields.update(zip(names, values))  # noqa: B905 - as long as each other
+            return
         if len(values) < count:
             fields.update(defaults)
             for name, factory in made.items():

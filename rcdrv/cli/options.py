@@ -8,7 +8,10 @@ alone (```reg_bar```) or with a value (```irq=poll```). The command line prints 
 from __future__ import annotations
 
 import re
-from typing import Any
+
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import Any
 
 OPTIONS = {
     # rcdrv.open, Endpoint.ring, Endpoint.test
@@ -43,12 +46,12 @@ OPTIONS = {
 }
 """Option of each parameter that a message may name."""
 
-_NAMED = re.compile(r"`([a-z_]+)(?:=([^`\s]*))?`")
+_NAMED = r"`([a-z_]+)(?:=([^`\s]*))?`"  # compiled by the first message that needs it
 
 
 def spell(text: str) -> str:
     """Return the text with each parameter in backticks replaced by its option."""
-    return _NAMED.sub(_option, text) if "`" in text else text
+    return re.sub(_NAMED, _option, text) if "`" in text else text
 
 
 def _option(found: re.Match[str]) -> str:

@@ -132,6 +132,41 @@ def test_descriptors_belong_to_their_message(pair: Pair) -> None:
             assert not any(os.get_inheritable(fd) for fd in message.fds)
 
 
+def test_descriptors_behind_a_short_message(pair: Pair) -> None:
+    """One read may take a bare header and the start of what follows."""
+    connection, theirs = pair
+    with open("/dev/null") as one, open("/dev/zero") as other:  # noqa: PTH123
+        send_with_fds(theirs, packed(b"", 1)[:8], [one.fileno()])
+        theirs.send(packed(b"", 1)[8:])
+        send_with_fds(theirs, packed(b"a body of 26 bytes, or more", 2), [other.fileno()])
+    for expected in ("/dev/null", "/dev/zero"):
+        with connection.receive(Deadline(TIMEOUT)) or pytest.fail("nothing came") as message:
+            assert [os.readlink(f"/proc/self/fd/{fd}") for fd in message.fds] == [expected]  # noqa: PTH115
+
+
+def test_lost_descriptors_are_those_of_the_later_message(pair: Pair) -> None:
+    connection, theirs = pair
+    theirs.send(packed(b"", 1))
+    send_with_fds(theirs, packed(b"body", 2), [theirs.fileno()] * 5)
+    for lost in (False, True):
+        with connection.receive(Deadline(TIMEOUT)) or pytest.fail("nothing came") as message:
+            assert message.fds_lost is lost
+
+
+def test_messages_that_one_read_took(pair: Pair) -> None:
+    """The second is returned although nothing is left in the socket, also to who polls that."""
+    connection, theirs = pair
+    theirs.send(packed(b"", 1) + packed(b"", 2))
+    first = connection.try_receive()
+    assert first is not None
+    assert first.id == 1
+    assert connection.holds_message
+    second = connection.receive(Deadline(0))
+    assert second is not None
+    assert second.id == 2
+    assert not connection.holds_message
+
+
 def test_descriptors_that_come_late_in_a_message(pair: Pair) -> None:
     connection, theirs = pair
     data = packed(b"body")

@@ -248,6 +248,14 @@ def test_a_message_that_is_neither_command_nor_reply(raw: RawClient) -> None:
     assert (reply.flags & wire.ERROR, reply.error) == (wire.ERROR, errno.EINVAL)
 
 
+def test_requests_that_arrive_at_once_are_all_answered(raw: RawClient) -> None:
+    """One read takes two bare headers; nothing is left in the socket for the second."""
+    sock, size = raw.connection._sock, wire.HEADER.size
+    requests = (wire.HEADER.pack(n, WireCommand.DEVICE_RESET, size, 0, 0) for n in (1, 2, 3))
+    sock.send(b"".join(requests))
+    assert [raw.receive().id for _ in range(3)] == [1, 2, 3]
+
+
 def test_a_reply_that_nobody_waits_for_is_ignored(raw: RawClient) -> None:
     raw.send(WireCommand.DMA_READ, bytes(20), flags=wire.TYPE_REPLY)
     assert raw.error(WireCommand.DEVICE_RESET) == 0
