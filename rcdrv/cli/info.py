@@ -116,7 +116,8 @@ def _print_recording(recording: dict[str, Any]) -> None:
     command = " ".join(recording["command"])
     print(f"recorded   {command or 'no command'}, by rcdrv {recording['rcdrv']}")
     print(f"           {recording['events']} events in {recording['seconds']:.3f} s")
-    why = {"killed": "the run was killed", "size": "at its largest size"}.get(recording["cut_off"])
+    causes = {"killed": "the run was killed, or the disk was full", "size": "at its largest size"}
+    why = causes.get(recording["cut_off"])
     if why:
         print(f"           cut off: {why}")
     for name, verdict, reason in recording["verdicts"]:

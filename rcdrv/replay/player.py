@@ -25,7 +25,7 @@ from rcdrv.replay.order import FARTHEST, Order
 from rcdrv.replay.recording import Event, Recording, error_of, register, told
 
 _COMMAND = 4
-_CUT_OFF = {(): "at its largest size", ("killed",): "as the run was killed"}
+_CUT_OFF = {(): "at its largest size", ("killed",): "as the run was killed, or the disk was full"}
 _GRAIN = 1 << 16  # largest page size: buffers are whole pages
 
 

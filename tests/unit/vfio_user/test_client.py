@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,6 +133,39 @@ def test_a_posted_write_to_a_server_that_has_gone() -> None:
         for _ in range(2):
             with pytest.raises(DeviceLost, match="gone before its answer to REGION_WRITE"):
                 client.post(BAR_TRAPPED, 64, bytes(4))
+    script.close()
+
+
+def test_a_server_that_answers_a_posted_write() -> None:
+    """Its answer is not taken for the one to the next question, nor left unsaid."""
+
+    def act(script: Script, message: Message) -> bool:
+        posted = bool(message.flags & wire.NO_REPLY)
+        if posted:
+            script.reply(message, messages.RegionAccess(0, BAR_TRAPPED, 4).pack())
+        return posted
+
+    script = Script(act)
+    with contextlib.closing(Client(script.sock, "fake")) as client:
+        client.post(BAR_TRAPPED, 0, b"1234")
+        with pytest.raises(DeviceLost, match=r"REGION_READ \d+ was answered by REGION_WRITE \d+"):
+            client.read(BAR_TRAPPED, 0, 4)
+    script.close()
+
+
+def test_a_server_that_never_reads_posted_writes() -> None:
+    stop = threading.Event()
+    script = Script(lambda _script, message: bool(message.flags & wire.NO_REPLY) and stop.wait(60))
+    with contextlib.closing(Client(script.sock, "fake")) as client:
+        client.timeout = 0.2
+
+        def fill() -> None:
+            for _ in range(100_000):
+                client.post(BAR_TRAPPED, 0, b"1234")
+
+        with pytest.raises(DeviceLost, match="REGION_WRITE"):
+            fill()
+        stop.set()
     script.close()
 
 
