@@ -390,6 +390,14 @@ class MappedWindow(Window):
         else:
             copy_words(out, self._bytes[offset : offset + len(out)], width // 8)
 
+    def write_block(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        step = self.bulk // 8
+        if (offset | len(data)) & (step - 1) or (type(data) is memoryview and data.itemsize != 1):
+            super().write_block(offset, data)
+            return
+        self._check_range(offset, len(data))
+        copy_words(self._bytes[offset : offset + len(data)], memoryview(data), step)
+
     def fill(self, offset: int, size: int, value: int) -> None:
         step = self.bulk // 8
         if (offset | size) & (step - 1) or size > _CHUNK or not 0 <= value <= 0xFF:

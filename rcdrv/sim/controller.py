@@ -238,7 +238,10 @@ class SimController(SimOutbound):
         pages = list(self._pages(bar))
         # Registers see accesses of at most their own width.
         for start, piece in bus_accesses(offset, data):
-            if not any(self._write_page(shown, bar, start, piece) for shown in pages):
+            for shown in pages:
+                if self._write_page(shown, bar, start, piece):
+                    break
+            else:
                 self._write_beside(bar, start, piece)
 
     def _pages(self, bar: int) -> Iterator[_Shown]:
