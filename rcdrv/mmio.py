@@ -391,12 +391,13 @@ class MappedWindow(Window):
             copy_words(out, self._bytes[offset : offset + len(out)], width // 8)
 
     def write_block(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        source = memoryview(data).cast("B")
         step = self.bulk // 8
-        if (offset | len(data)) & (step - 1) or (type(data) is memoryview and data.itemsize != 1):
-            super().write_block(offset, data)
+        if (offset | len(source)) & (step - 1):
+            super().write_block(offset, source)
             return
-        self._check_range(offset, len(data))
-        copy_words(self._bytes[offset : offset + len(data)], memoryview(data), step)
+        self._check_range(offset, len(source))
+        copy_words(self._bytes[offset : offset + len(source)], source, step)
 
     def fill(self, offset: int, size: int, value: int) -> None:
         step = self.bulk // 8

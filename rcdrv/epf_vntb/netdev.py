@@ -97,7 +97,7 @@ class Pump:
         """
         rings, counts = self._rings, self.counts
         taken = 0
-        while taken < rings.rx.entries:
+        while taken < rings.rx.entries and not self.link_down:
             arrived = rings.arrived()
             if arrived is None:
                 break
