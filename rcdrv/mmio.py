@@ -375,6 +375,15 @@ class MappedWindow(Window):
         else:
             copy_words(out, self._bytes[offset : offset + len(out)], width // 8)
 
+    def write_block(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        source = memoryview(data).cast("B")
+        step = self.bulk // 8
+        if (offset | len(source)) & (step - 1):
+            super().write_block(offset, source)
+            return
+        self._check_range(offset, len(source))
+        copy_words(self._bytes[offset : offset + len(source)], source, step)
+
     def fill(self, offset: int, size: int, value: int) -> None:
         step = self.bulk // 8
         if (offset | size) & (step - 1) or size > _CHUNK or not 0 <= value <= 0xFF:

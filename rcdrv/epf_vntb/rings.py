@@ -120,10 +120,11 @@ class Rings:
         :param packet: the data, padded to whole words
         :param length: length of the packet without padding
         """
-        out, header = self._out, self.tx.header(self.tx_index)
+        out, slot = self._out, self.tx.slot(self.tx_index)
+        header = slot + self.tx.frame - HEADER.size
         out.write32(header + _LENGTH, length)
         out.write32(header, self._sent)
-        out.write_block(self.tx.slot(self.tx_index), packet)
+        out.write_block(slot, packet)
         barrier()
         out.write32(header + _FLAGS, flags | DONE)
         self.tx_index = (self.tx_index + 1) % self.tx.entries
@@ -138,11 +139,10 @@ class Rings:
     def arrived(self) -> Arrived | None:
         """Return the header of the next frame; None if there is none yet (ntb_process_rxc)."""
         header = self.rx.header(self.rx_index)
-        flags = self._get(header + _FLAGS)
-        if not flags & DONE:
+        if not self._memory[header + _FLAGS] & DONE:
             return None
         barrier()
-        return Arrived(self._get(header), self._get(header + _LENGTH), flags)
+        return Arrived._make(HEADER.unpack_from(self._memory, header))
 
     def packet(self, length: int) -> memoryview:
         """Return the packet of that frame without copying; the caller has checked ``length``."""

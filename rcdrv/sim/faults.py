@@ -211,6 +211,9 @@ class Faults:
     def __contains__(self, name: str) -> bool:
         return name in self._active
 
+    def __len__(self) -> int:
+        return len(self._active)
+
     def get(self, name: str, default: int) -> int:
         """Return the argument of an active fault; ``default`` if the endpoint is to choose."""
         value = self._active[name]

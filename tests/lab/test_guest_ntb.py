@@ -9,12 +9,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.namespaces import two_namespaces
 from tests.unavailable import unavailable
+from tools.bench.traffic import serving
 from tools.lab.errors import LabError
 from tools.lab.guest import Guest
 from tools.lab.kernel_ntb import kernel_ntb
 
-NETDEVS = ("rcar-s4-vntb,vntb.peer=netdev", "rcar-s4-vntb-polled,vntb.peer=netdev")
+BOARD = "192.0.2.2"
+NETDEVS = ("rcar-s4-vntb", "rcar-s4-vntb-polled,vntb.peer=netdev")
+"""With this machine's network stack, and with one of echoes only."""
 PINGPONGS = ("rcar-s4-vntb,vntb.peer_delay_ms=10", "rcar-s4-vntb-polled,vntb.peer_delay_ms=10")
 
 # Interfaces by the endpoint that they belong to: who is eth0 depends on who linked up first.
@@ -51,6 +55,18 @@ for address; do
     echo "$address $(cat $count)"
 done
 """
+TAP = """
+test -d /sys/module/tun || insmod /opt/ntb/tun.ko || exit
+rcdrv -d $1 ntb tap --address 192.0.2.1/24 --timeout 5 >/tmp/tap 2>&1 &
+for try in $(seq 300); do grep -q 'link up' /tmp/tap && break; sleep 0.1; done
+ping -c 3 -i 0.1 192.0.2.2 && ping -c 3 -i 0.1 -s 60000 192.0.2.2 && wget -q -O - $2 | sha256sum
+status=$?
+kill $!
+wait $!
+echo "ended with $?"
+cat /tmp/tap
+exit $status
+"""
 TO_VFIO = """
 rmmod ntb_pingpong ntb_hw_epf
 for address; do
@@ -61,12 +77,20 @@ done
 
 
 @pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
+def board() -> Iterator[str]:
+    """The network namespace of this machine that the first endpoint is in."""
+    with two_namespaces() as namespaces:
+        yield namespaces.board
+
+
+@pytest.fixture(scope="module")
+def guest(board: str) -> Iterator[Guest]:
     """A guest with the kernel's modules, and functions without a driver."""
     with contextlib.ExitStack() as stack:
         try:
             files = {"opt/ntb": kernel_ntb()}
-            guest = Guest(endpoints=(*NETDEVS, *PINGPONGS), files=files, bind=False)
+            tap = f"{NETDEVS[0]},vntb.peer=tap,vntb.peer_netns={board},vntb.peer_ip={BOARD}"
+            guest = Guest(endpoints=(tap, *NETDEVS[1:], *PINGPONGS), files=files, bind=False)
             stack.enter_context(guest)
         except LabError as error:
             unavailable(f"the lab does not start: {error}")
@@ -104,3 +128,14 @@ def test_rcdrv_reads_the_same_through_vfio(guest: Guest) -> None:
         info = json.loads(guest.run(["rcdrv", "-d", address, "ntb", "info", "--json"]).stdout)
         assert (info["doorbells"], info["polled"]) == (2, number % 2 == 1)
         assert (info["scratchpads"], info["window_bars"]) == (128, [2])
+
+
+def test_rcdrv_makes_a_network_through_vfio(guest: Guest, board: str) -> None:
+    """What the kernel's ntb_netdev was above, by ``rcdrv ntb tap`` on VFIO and the guest's TUN."""
+    with serving(board, BOARD, 1_000_000) as (url, digest):
+        result = guest.run(["sh", "-c", TAP, "tap", guest.endpoints[0].address, url])
+    assert result.status == 0, result.stdout + result.stderr
+    assert result.stdout.count("3 packets received") == 2
+    assert digest in result.stdout
+    assert "ended with 143" in result.stdout
+    assert "0 out of order, 0 of a bad length" in result.stdout

@@ -32,6 +32,7 @@ from tests.namespaces import (
     two_namespaces,
 )
 from tests.unavailable import unavailable
+from tools.bench.traffic import serving
 from tools.lab.endpoint import environment
 from tools.lab.errors import LabError
 from tools.lab.guest import Guest, json_device
@@ -286,6 +287,9 @@ def test_vntb_is_a_network_to_ntb_netdev(vntb: KernelEndpoint) -> None:
             assert vntb.windows() == (3, 1)  # COMMAND_CONFIGURE_MW's
             for size in (56, 60000):
                 ping(namespaces.host, BOARD, size)
+            with serving(namespaces.host, HOST, 1_000_000) as (url, digest):
+                fetched = vntb.shell(f"wget -q -O - {url} | sha256sum")
+                assert fetched.stdout.split()[:1] == [digest], fetched.stderr
         finally:
             process.terminate()
             out, err = process.communicate(timeout=LIMIT)

@@ -17,7 +17,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rcdrv.errors import RcdrvError
-from tools.bench import access, growth, lab, native, network, programs, render, rings, traffic
+from tools.bench import (
+    access,
+    growth,
+    lab,
+    native,
+    network,
+    ntb_kernel,
+    programs,
+    render,
+    rings,
+    traffic,
+)
 from tools.bench.measure import Cost, Row
 from tools.lab.errors import LabError
 
@@ -46,6 +57,9 @@ def _run(options: argparse.Namespace) -> int:
     costs: list[Cost] = []
     load = os.getloadavg()[0]
     quick = options.quick
+    if options.what == "ntb" and options.kernel:
+        network.check_host()
+        return ntb_kernel.run(quick=quick)
     if options.what == "ntb" and (options.all or options.soak):
         return traffic.run(options.soak, quick=quick)
     if options.what == "ntb":
@@ -95,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
         "--all",
         action="store_true",
         help="of ntb: ping, TCP, UDP and HTTP both ways, over a started and a served endpoint",
+    )
+    parser.add_argument(
+        "--kernel",
+        action="store_true",
+        help="of ntb: ping and HTTP against the kernel's ntb_netdev in the lab's endpoint, of rcdrv"
+        " and of the kernel's own driver in a guest",
     )
     parser.add_argument(
         "--soak",

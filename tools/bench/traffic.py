@@ -6,13 +6,14 @@ have the right SHA-256.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tools.bench.network import (
@@ -33,7 +34,7 @@ HTTP_BYTES = 100_000_000
 _UDP = ("-u", "-b", "200M", "-l", "8192")
 _WAYS = {"sim:": False, "vfio-user:": True}
 
-_FETCH = """
+FETCH = """
 import hashlib, sys, urllib.request
 found = hashlib.sha256()
 with urllib.request.urlopen(sys.argv[1], timeout=60) as answer:
@@ -48,21 +49,36 @@ _SAMPLE = 10
 """Seconds of iperf3 between two looks, in each direction."""
 
 
-def http(server: str, address: str, client: str, size: int) -> float:
-    """Fetch ``size`` bytes by HTTP from the namespace ``server``; return the seconds.
-
-    :raises SystemExit: other bytes arrived
-    """
+@contextlib.contextmanager
+def serving(server: str, address: str, size: int) -> Iterator[tuple[str, str]]:
+    """Serve ``size`` bytes by HTTP in the namespace ``server``; yields their URL and SHA-256."""
     with tempfile.TemporaryDirectory(prefix="rcdrv-http-") as folder:
         data = os.urandom(size)
         Path(folder, "data").write_bytes(data)
         serve = ("-u", "-m", "http.server", "8000", "--bind", address, "--directory", folder)
         with running(inside(server, PYTHON, *serve), "Serving HTTP"):
-            start = time.monotonic()
-            said = output(inside(client, PYTHON, "-c", _FETCH, f"http://{address}:8000/data"))
-            seconds = time.monotonic() - start
-    if said.strip() != hashlib.sha256(data).hexdigest():
-        raise SystemExit(f"bench: {size} bytes by HTTP from {address} arrived changed")
+            yield f"http://{address}:8000/data", hashlib.sha256(data).hexdigest()
+
+
+def http(server: str, address: str, client: str, size: int) -> float:
+    """Fetch ``size`` bytes by HTTP from the namespace ``server``; return the seconds.
+
+    :raises SystemExit: other bytes arrived
+    """
+    with serving(server, address, size) as (url, digest):
+        return checked(lambda: output(inside(client, PYTHON, "-c", FETCH, url)), digest)
+
+
+def checked(fetch: Callable[[], str], digest: str) -> float:
+    """Return the seconds that ``fetch`` takes, whose result has to begin with the SHA-256.
+
+    :raises SystemExit: it does not
+    """
+    start = time.monotonic()
+    said = fetch()
+    seconds = time.monotonic() - start
+    if said.split()[:1] != [digest]:
+        raise SystemExit(f"bench: what HTTP brought has the SHA-256 {said.strip()}, not {digest}")
     return seconds
 
 

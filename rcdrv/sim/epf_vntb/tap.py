@@ -45,7 +45,7 @@ class TapNetdev(Netdev):
 
     @property
     def due(self) -> float | None:
-        if not self._qp_up:
+        if not self._qp_up or (self._due is not None and self._due <= self._bridge.clock()):
             return self._due
         frames = self._full_until
         if not frames and not self._readable.poll(0):
