@@ -186,6 +186,10 @@ class EpfTest(RegisterBlock):
             )
         return self._interrupts.count
 
+    @property
+    def armed(self) -> bool:
+        return self._interrupts is not None
+
     def disarm(self) -> None:
         if self._interrupts is not None:
             self._interrupts.close()
