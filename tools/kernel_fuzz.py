@@ -108,7 +108,8 @@ def name_of(report: str) -> str:
     """What crashed, without what differs from one time to the next."""
     first = re.sub(r"^\[ *[\d.]+\] ", "", report.splitlines()[0])
     first = re.sub(r"(?:address: )?\b(?:0x)?[0-9a-f]{8,16}\b|\+0x[0-9a-f]+/0x[0-9a-f]+", "", first)
-    place = re.search(r"RIP: 0010:(\w+)", report)
+    # UBSAN's has its line; the crash that may follow is of the same.
+    place = None if "UBSAN" in first else re.search(r"RIP: 0010:(\w+)", report)
     return " ".join(f"{first} ({place[1]})".split()) if place else " ".join(first.split())
 
 

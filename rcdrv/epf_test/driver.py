@@ -188,6 +188,10 @@ class EpfTest(RegisterBlock):
             )
         return self._interrupts.count
 
+    @property
+    def armed(self) -> bool:
+        return self._interrupts is not None
+
     def disarm(self) -> None:
         if self._interrupts is not None:
             self._interrupts.close()

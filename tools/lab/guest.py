@@ -309,11 +309,13 @@ class Guest:
             places = [(root_port(slot)[1], function) for slot, function in self._places]
             settings = {"functions": places, "bind": self._bind}
             writer.file("lab/settings.json", json.dumps(settings).encode())
-            for source in (REPOSITORY / "rcdrv").rglob("*") if self._rcdrv else ():
-                if source.is_file() and "__pycache__" not in source.parts:
-                    inner = source.relative_to(REPOSITORY)
-                    writer.file(f"{TREE}/{inner}", source.read_bytes())
-            writer.file("usr/bin/rcdrv", b'#!/bin/sh\nexec python3 -m rcdrv "$@"\n', 0o755)
+            if self._rcdrv:
+                for source in (REPOSITORY / "rcdrv").rglob("*"):
+                    if source.is_file() and "__pycache__" not in source.parts:
+                        inner = source.relative_to(REPOSITORY)
+                        writer.file(f"{TREE}/{inner}", source.read_bytes())
+                script = b'#!/bin/sh\nexec python3 -m rcdrv "$@"\n'
+                writer.file("usr/bin/rcdrv", script, 0o755)
             if modules is not None:
                 for number, name in enumerate(MODULES):
                     writer.file(f"lab/modules/{number}-{name}", (modules / name).read_bytes())

@@ -15,7 +15,7 @@ from tools.lab.image import Image
 _HEADER = 110
 _SUPERFLUOUS = re.compile(
     r"^usr/lib/modules/[^/]+/(?!configfs\.ko|modules\.dep)"
-    r"|^usr/lib/[^/]+-linux-gnu/(?!(ld-linux|libc|libm|libz|libexpat|libgcc_s)[-.\w]*$)"
+    r"|^usr/lib/[^/]+-linux-gnu/(?!ld-linux-|lib(c|m|z|expat|gcc_s)\.)"
     r"|^usr/lib/python3[^/]*/lib-dynload/(?!_json|_posixsubprocess|fcntl|select|termios)"
     r"|^usr/lib/python3[^/]*/encodings/(__pycache__/)?(?!__init__|aliases|ascii|latin_1|utf_8)\w+\."
     r"|^usr/lib/python3[^/]*/(__pycache__/)?(?:_pydatetime|_pydecimal|_pyio|_strptime|argparse|ast"
@@ -36,7 +36,7 @@ def slim(image: Image) -> Path:
     def build(folder: Path) -> None:
         data = image.initramfs.read_bytes()
         with (folder / "initramfs").open("wb") as stream:
-            for name, entry in _entries(data):
+            for name, entry in entries(data):
                 if not _SUPERFLUOUS.search(name):
                     stream.write(entry)
 
@@ -44,7 +44,7 @@ def slim(image: Image) -> Path:
     return part / "initramfs"
 
 
-def _entries(data: bytes) -> Iterator[tuple[str, memoryview]]:
+def entries(data: bytes) -> Iterator[tuple[str, memoryview]]:
     """The entries of a cpio archive, the trailer included, as they are."""
     at = 0
     while at < len(data):

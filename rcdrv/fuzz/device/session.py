@@ -57,7 +57,6 @@ class DeviceSession:
         self._timeout = options.timeout
         self._swallows_dma = False
         self._lacks_intx = False
-        self._armed = IrqChoice.POLL
         # Place of a doorbell whose DB_BAR was overwritten, and whether its BAR still shows it
         # after DISABLE.
         self._overwritten: int | None = None
@@ -130,14 +129,13 @@ class DeviceSession:
     def _use_irq(self, choice: IrqChoice) -> None:
         """Choose interrupts, once the last command can raise none of them any more.
 
-        pci_epf_test_raise_irq() sets STATUS first, so an interrupt that is enabled meanwhile would
-        count as one too many. A worker takes the commands one after the other.
+        pci_epf_test_raise_irq() sets STATUS first; a late interrupt would count as one too many.
         """
-        if choice not in (IrqChoice.POLL, self._armed) and not self.driver.read(Reg.COMMAND):
-            self.driver.write(Reg.COMMAND, _NO_COMMAND)
+        driver = self.driver
+        driver.use_irq(choice)
+        if choice is not IrqChoice.POLL and not driver.armed and not driver.read(Reg.COMMAND):
+            driver.write(Reg.COMMAND, _NO_COMMAND)  # taken when the last one is done
             self._await_taken()
-        self.driver.use_irq(choice)
-        self._armed = choice
 
     def clean(self) -> None:
         """Disable the doorbell and clear subrange mappings, also those of another driver.
@@ -145,7 +143,7 @@ class DeviceSession:
         :raises RcdrvError: the endpoint does not comply
         """
         driver = self.driver
-        self._use_irq(IrqChoice.POLL)
+        driver.use_irq(IrqChoice.POLL)
         if self._overwritten is not None:
             driver.write(Reg.DB_BAR, self._overwritten)
             self._overwritten = None
@@ -219,7 +217,7 @@ class DeviceSession:
         """Return whether the endpoint takes no command any more and needs a reboot."""
         driver = self.driver
         try:
-            self._use_irq(IrqChoice.POLL)
+            driver.use_irq(IrqChoice.POLL)
             answer = driver.command(Command.RAISE_MSI_IRQ)
         except NotPassed as error:
             return error.reason is Reason.STUCK_COMMAND
@@ -241,7 +239,6 @@ class DeviceSession:
 
     def _reset(self, step: Step) -> Seen:
         self.driver.disarm()
-        self._armed = IrqChoice.POLL
         if step.verb == "reset":
             self.function.reset()
         else:

@@ -26,6 +26,7 @@ def test_one_crash_has_one_name() -> None:
         name_of(line.format(" 3.000000", "ffff886406ca2b38") + rip.replace("2a", "3b")),
     }
     assert names == {"BUG: unable to handle page fault for (pci_epc_set_bar)"}
+    assert name_of("[ 1.0] UBSAN: a.c:8:2\n" + rip) == "UBSAN: a.c:8:2"
     assert name_of("[ 1.0] UBSAN: shift-out-of-bounds in a.c:8:2\n") != name_of("[ 1.0] UBSAN: b\n")
 
 
