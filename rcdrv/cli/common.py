@@ -201,6 +201,8 @@ class _Device(argparse.Action):
     """Collects all devices; the last one is the device of commands that take only one."""
 
     def __call__(self, _parser: Any, namespace: Any, values: Any, _option: Any = None) -> None:
+        if not values:  # as of an unset variable: the only endpoint here is not meant
+            raise argparse.ArgumentError(self, "it is empty")
         namespace.device = values
         namespace.devices = [*(getattr(namespace, "devices", None) or ()), values]
 

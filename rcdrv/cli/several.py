@@ -328,6 +328,10 @@ class _Process:
         if isinstance(ended, DeviceLost):
             complain(f"{self._name:{self._width}}  rcdrv: {ended.message}\nhint: {ended.hint}")
             return ended.exit_status
+        if status < 0:
+            complain(
+                f"{self._name:{self._width}}  rcdrv: its process was ended by signal {-status}"
+            )
         assert isinstance(ended, SystemExit)
         return int(ended.code or 0)
 

@@ -151,7 +151,8 @@ def choose_map(
         )
     if control is None or doorbell is None or not windows:
         raise UsageError(
-            f"no BAR map is known for {vendor:04x}:{device:04x}",
-            hint="`control`, `doorbell` and `windows` say where the endpoint's configfs put them",
+            f"no BAR map of a pci-epf-vntb is known for {vendor:04x}:{device:04x}",
+            hint="is it a pci-epf-test? rcdrv check, ring and test drive that. For a pci-epf-vntb,"
+            " `control`, `doorbell` and `windows` say where the endpoint's configfs put them",
         )
     return BarMap(control, control if peer_spad is None else peer_spad, doorbell, windows)

@@ -111,7 +111,10 @@ class Rings:
     @property
     def free(self) -> int | None:
         """Free slots (ntb_transport_tx_free_entry); None if the endpoint's index is invalid."""
-        reader = self.reader
+        return self.free_behind(self.reader)
+
+    def free_behind(self, reader: int) -> int | None:
+        """Free slots if the endpoint has read up to slot ``reader``; None: there is no such slot."""
         return (reader - self.tx_index) % self.tx.entries if reader < self.tx.entries else None
 
     def put(self, packet: bytes | bytearray | memoryview, length: int, flags: int = 0) -> None:

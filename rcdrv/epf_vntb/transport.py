@@ -210,13 +210,15 @@ class QueuePair:
         :raises NotPassed: ``silent``: the ring is full, the endpoint does not read it
         """
         rings = self.rings
-        if rings.free is None:
+        reader = rings.reader
+        free = rings.free_behind(reader)
+        if free is None:
             raise NotPassed(
                 Reason.LINK_LOST,
-                f"the endpoint says that it has read slot {rings.reader:#x} of {rings.tx.entries}",
+                f"the endpoint says that it has read slot {reader:#x} of {rings.tx.entries}",
                 hint="is `mtu` the endpoint's transport_mtu?",
             )
-        if not rings.free:
+        if not free:
             self._vntb.check_link()
             raise NotPassed(
                 Reason.SILENT,
@@ -400,6 +402,9 @@ class TransportPinger:
                 self._queue.send(answer)
             elif isinstance(answer, EchoReply) and wanted(answer):
                 return answer
+            if deadline.expired:  # packets of others may never stop
+                return None
+            self._vntb.function.check()
 
     def close(self) -> None:
         self._queue.close()

@@ -191,9 +191,12 @@ class Connection:
 
     @property
     def holds_message(self) -> bool:
-        """Whether a message can be returned although the socket may not be readable."""
+        """Whether a message can be returned or refused without reading the socket."""
         data = self._data
-        return len(data) >= HEADER.size and len(data) >= HEADER.unpack_from(data)[2]
+        if len(data) < HEADER.size:
+            return False
+        size = HEADER.unpack_from(data)[2]
+        return len(data) >= size or size > self._max_size  # which is refused at once
 
     def try_receive(self) -> Message | None:
         """Return the next message if it is complete, else None. Errors as in :meth:`receive`."""
@@ -232,6 +235,7 @@ class Connection:
             return self._message(number, command, flags, error, body)
         count, lost = earlier  # what came with the last bytes belongs to a later message
         fds, self._fds = self._fds[:count], self._fds[count:]
+        self._fds_lost = self._fds_lost and not lost
         return Message(number, command, flags, error, body, fds, lost)
 
     def _message(self, number: int, command: int, flags: int, error: int, body: bytes) -> Message:

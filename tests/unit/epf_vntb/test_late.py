@@ -12,6 +12,7 @@ from rcdrv.epf_vntb.driver import Vntb
 from rcdrv.epf_vntb.ping import DoorbellPinger
 from rcdrv.epf_vntb.registers import RCAR_MAP, Command, CommandStatus, Reg
 from rcdrv.epf_vntb.transport import QueuePair, TransportPinger
+from rcdrv.errors import Interrupted
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
 from rcdrv.sim.layout import load_layout
@@ -138,6 +139,34 @@ def test_a_link_that_goes_down_ends_a_wait_at_once(
         ping.open()
     assert caught.value.reason is Reason.LINK_LOST
     assert device.clock.now() - begun < 1.5
+    ping.close()
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["time-out", "Ctrl-C"])
+@pytest.mark.parametrize("unplugged", ["vntb.peer=netdev"], indirect=True)
+def test_packets_of_others_without_end(
+    unplugged: tuple[Unplugged, Vntb], stopped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ring that is never empty was read for ever."""
+    device, vntb = unplugged
+    ping = TransportPinger(vntb, ip=US, peer_ip=NOBODY)
+    begun = device.clock.now()
+    seen = 0
+
+    def receive(_queue: QueuePair) -> bytes:
+        nonlocal seen
+        seen += 1
+        device.clock.advance(0.001)
+        if stopped and seen == 3:
+            vntb.function.cancel.request()
+        return b"\xff" * 60
+
+    monkeypatch.setattr(QueuePair, "receive", receive)
+    with pytest.raises(Interrupted if stopped else NotPassed) as caught:
+        ping.open()
+    assert stopped or (isinstance(caught.value, NotPassed) and caught.value.reason is Reason.SILENT)
+    assert device.clock.now() - begun < 15
+    monkeypatch.undo()
     ping.close()
 
 

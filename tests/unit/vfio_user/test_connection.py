@@ -167,6 +167,34 @@ def test_messages_that_one_read_took(pair: Pair) -> None:
     assert not connection.holds_message
 
 
+def test_lost_descriptors_of_an_earlier_message(pair: Pair) -> None:
+    """They are no fault of the one whose first bytes came with the earlier one's last."""
+    connection, theirs = pair
+    first, third = packed(b"", 1), packed(b"body", 3)
+    send_with_fds(theirs, first[:10], [theirs.fileno()] * 5)
+    assert connection.try_receive() is None
+    theirs.send(first[10:] + packed(b"", 2) + third[:4])
+    seen = [connection.receive(Deadline(TIMEOUT)), connection.receive(Deadline(TIMEOUT))]
+    theirs.send(third[4:])
+    seen.append(connection.receive(Deadline(TIMEOUT)))
+    assert [message and message.fds_lost for message in seen] == [True, False, False]
+    for message in seen:
+        assert message is not None
+        message.close()
+
+
+@pytest.mark.parametrize("size", [0, 15, (1 << 20) + 1, 0xFFFFFFFF])
+def test_an_impossible_size_behind_a_message(pair: Pair, size: int) -> None:
+    """It is refused without waiting for another byte."""
+    connection, theirs = pair
+    theirs.send(packed(b"", 1) + wire.HEADER.pack(2, 9, size, 0, 0))
+    first = connection.try_receive()
+    assert first is not None
+    assert connection.holds_message
+    with pytest.raises(ProtocolError, match="bytes"):
+        connection.receive(Deadline(TIMEOUT))
+
+
 def test_descriptors_that_come_late_in_a_message(pair: Pair) -> None:
     connection, theirs = pair
     data = packed(b"body")
