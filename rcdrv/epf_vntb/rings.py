@@ -114,7 +114,7 @@ class Rings:
         return self.free_behind(self.reader)
 
     def free_behind(self, reader: int) -> int | None:
-        """Free slots if the endpoint has read up to slot ``reader``; None: there is no such slot."""
+        """Free slots where the endpoint reads slot ``reader``; None: there is no such slot."""
         return (reader - self.tx_index) % self.tx.entries if reader < self.tx.entries else None
 
     def put(self, packet: bytes | bytearray | memoryview, length: int, flags: int = 0) -> None:

@@ -198,7 +198,7 @@ def test_bulk_operations_touch_every_byte_once_and_aligned(guest: Guest, width: 
     written = sum(line["size"] for line in accesses(log, "BAR1", "write"))
     read = sum(line["size"] for line in accesses(log, "BAR1", "read"))
     assert written == sum(8192 + size for size in sizes)
-    assert read == sum(8192 + 2 * size for size in sizes)
+    assert read == written
 
 
 BURSTS = """

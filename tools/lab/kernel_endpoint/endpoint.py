@@ -114,10 +114,12 @@ class KernelEndpoint(Endpoint):
 
     def usage(self) -> dict[str, int]:
         """Return used pages, vmalloc areas, and objects by slab cache, of the endpoint's kernel."""
+        # The free pages that each processor keeps by itself ("count") are not in MemFree.
         lines = self._must(
             "sync; echo 3 >/proc/sys/vm/drop_caches;"
-            "awk '/MemTotal/ {total = $2} /MemFree/ {print \"pages\", (total - $2) / 4}'"
-            " /proc/meminfo;"
+            "awk '/MemTotal/ {used += $2 / 4} /MemFree/ {used -= $2 / 4}"
+            ' $1 == "count:" {used -= $2}'
+            ' END {print "pages", used}\' /proc/meminfo /proc/zoneinfo;'
             "echo vmalloc $(wc -l </proc/vmallocinfo);"
             "tail -n +3 /proc/slabinfo"
         ).splitlines()
