@@ -40,8 +40,7 @@ from rcdrv.wait import Deadline
 _IRQ_GRACE, _LONGEST_GRACE = 0.1, 0.3
 # The same for MSI and MSI-X until the first one is lost: on a busy host, one came 1 s late.
 _FIRST_GRACE = 2.0
-# Seconds between reads of STATUS while waiting for an interrupt. Each is a read over the link that
-# an undisturbed endpoint would not see, so they are rare.
+# Seconds between reads of STATUS while waiting for an interrupt: rare, as each crosses the link.
 _PEEK = 0.02
 # Polling: read without a pause for so many seconds, which covers a doorbell; then once a
 # millisecond, the rate at which the endpoint polls COMMAND.

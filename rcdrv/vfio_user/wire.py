@@ -195,7 +195,7 @@ class Connection:
         data = self._data
         if len(data) < HEADER.size:
             return False
-        size = HEADER.unpack_from(data)[2]
+        size: int = HEADER.unpack_from(data)[2]
         return len(data) >= size or size > self._max_size  # which is refused at once
 
     def try_receive(self) -> Message | None:
