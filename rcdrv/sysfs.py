@@ -240,7 +240,7 @@ def process_status() -> dict[str, str]:
 
 def has_capability(bit: int) -> bool:
     """Whether this process has a capability of include/uapi/linux/capability.h."""
-    return bool(int(process_status()["CapEff"], 16) >> bit & 1)
+    return bool(int(process_status().get("CapEff", "0"), 16) >> bit & 1)
 
 
 def lockable_memory() -> int | None:

@@ -352,10 +352,16 @@ def drive(args: argparse.Namespace, function: Function) -> EpfTest:
 def tracer(args: argparse.Namespace) -> Callable[[str], None] | None:
     """Return the function that shows register accesses; None without --verbose."""
 
+    reader_lost = False
+
     def trace(line: str) -> None:
-        # A lost reader must not disturb the clean-up.
-        with contextlib.suppress(OSError, ValueError):
+        nonlocal reader_lost
+        if reader_lost:  # it must not disturb the clean-up
+            return
+        try:
             print(line, file=sys.stderr)
+        except (OSError, ValueError):
+            reader_lost = True
 
     return trace if args.verbose else None
 

@@ -176,8 +176,12 @@ class HostFunction:
     @property
     def command(self) -> pci.Command | None:
         """COMMAND register; None if it cannot be read."""
-        config = self.config
-        return None if config is None else config.command
+        try:
+            with (self.path / "config").open("rb") as config:
+                head = config.read(6)  # no more: of a lost function each read may time out
+        except OSError:
+            return None
+        return pci.Command(int.from_bytes(head[4:6], "little")) if len(head) == 6 else None
 
     # -- ownership --------------------------------------------------------------------------
 

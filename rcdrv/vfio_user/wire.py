@@ -214,7 +214,7 @@ class Connection:
     def _assemble(self) -> Message | None:
         """Return the next message, of which some bytes are received, if it is complete."""
         data = self._data
-        earlier = 0, False
+        earlier, late = (0, False), self._fds_lost
         while True:
             size = _AHEAD
             if len(data) >= HEADER.size:
@@ -223,8 +223,10 @@ class Connection:
                     raise ProtocolError(f"a message of {size} bytes")
             if len(data) >= size:
                 break
-            earlier = len(self._fds), self._fds_lost
+            earlier, self._fds_lost = (len(self._fds), self._fds_lost), False
             chunk = self._receive_chunk(size - len(data))
+            late = self._fds_lost
+            self._fds_lost = late or earlier[1]
             if chunk is None:
                 return None
             data += chunk
@@ -235,7 +237,7 @@ class Connection:
             return self._message(number, command, flags, error, body)
         count, lost = earlier  # what came with the last bytes belongs to a later message
         fds, self._fds = self._fds[:count], self._fds[count:]
-        self._fds_lost = self._fds_lost and not lost
+        self._fds_lost = late
         return Message(number, command, flags, error, body, fds, lost)
 
     def _message(self, number: int, command: int, flags: int, error: int, body: bytes) -> Message:

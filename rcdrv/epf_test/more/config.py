@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rcdrv import parts, pci
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.more.case import Progress, case, judged, skip
+from rcdrv.epf_test.more.case import Progress, case, list_judged, skip
 from rcdrv.epf_test.registers import BLOCK_SIZE
 from rcdrv.verdict import NotPassed, Reason
 
@@ -123,7 +123,7 @@ def msix_place(driver: EpfTest, _progress: Progress) -> str:
 
 @case("config.ATS", "ATS is not announced where it does not work")
 def ats(driver: EpfTest, _progress: Progress) -> str:
-    with judged("CAPABILITIES_TEST judges the list"):
+    with list_judged():
         found = driver.function.config.find(pci.ExtCapId.ATS)
     if found is None:
         return "ATS is not announced"

@@ -8,7 +8,7 @@ from rcdrv.epf_test.bars import testable_bars, testable_size
 from rcdrv.epf_test.doorbell import stale_doorbell
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.logged import LoggedErrors
-from rcdrv.epf_test.more.case import Progress, case, during, judged, skip
+from rcdrv.epf_test.more.case import Progress, case, during, list_judged, skip
 from rcdrv.epf_test.more.state import LINK, Snapshot, use, working
 from rcdrv.epf_test.more.transfers import pass_plainly
 from rcdrv.epf_test.transfer import Direction, Placement
@@ -35,7 +35,7 @@ _CURE = (
 def load(driver: EpfTest, progress: Progress) -> str:
     """Read BARs and transfer both ways; compare the link and the log of errors before and after."""
     config = driver.function.config
-    with judged("CAPABILITIES_TEST judges the list"):
+    with list_judged():
         before = config.express()
     if before is None or not before.speed:
         raise skip(Reason.NO_CAPS, "the function does not say what its link does")

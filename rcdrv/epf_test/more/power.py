@@ -9,7 +9,7 @@ an unsupported request, or SIGBUS if the BAR is mapped.
 from __future__ import annotations
 
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.more.case import Progress, case, during, judged, skip
+from rcdrv.epf_test.more.case import Progress, case, during, list_judged, skip
 from rcdrv.epf_test.more.state import Snapshot, use, working
 from rcdrv.mmio import Window
 from rcdrv.pci import CapId
@@ -33,7 +33,7 @@ _SETTLES = 0.010
 def d3hot(driver: EpfTest, progress: Progress) -> str:
     """Enter D3hot and return to D0, compare config space, then use all features."""
     function, config = driver.function, driver.function.config
-    with judged("CAPABILITIES_TEST judges the list"):
+    with list_judged():
         found = config.find(CapId.PM)
     if found is None:
         raise skip(Reason.NO_CAPS, "no Power Management capability")

@@ -40,6 +40,7 @@ from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import load_layout, preset_names
 from rcdrv.sysfs import Paths
 from rcdrv.verdict import NotPassed, Reason
+from rcdrv.vfio_user.wire import ProtocolError
 from tools.more import rows
 
 from .virtual import endpoint
@@ -100,6 +101,17 @@ def test_a_host_without_interrupts(irq: IrqChoice, monkeypatch: pytest.MonkeyPat
     assert {result.verdict.value for result in results} == {"pass", "skip"}, results
     masked = next(result for result in results if result.name.test == "MSIX_MASK_TEST")
     assert masked.message == "1 MSI vector cannot be provided by this host"
+
+
+def test_a_servers_lie_is_no_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A skip is left to the case that judges it, and none judges the protocol of vfio-user."""
+
+    def lie(*_: object, **__: object) -> NoReturn:
+        raise ProtocolError("99 MSI vectors")
+
+    monkeypatch.setattr("rcdrv.epf_test.more.transfers.transfer_test", lie)
+    with endpoint("generic") as device:
+        assert one_case(device, "SCATTERED_TEST").verdict.value not in ("pass", "skip")
 
 
 def test_the_names_of_destructive_cases_are_complete() -> None:

@@ -183,6 +183,17 @@ def test_lost_descriptors_of_an_earlier_message(pair: Pair) -> None:
         message.close()
 
 
+def test_lost_descriptors_of_two_messages(pair: Pair) -> None:
+    connection, theirs = pair
+    send_with_fds(theirs, packed(b"", 1)[:8], [theirs.fileno()] * 5)
+    assert connection.try_receive() is None
+    theirs.send(packed(b"", 1)[8:])
+    send_with_fds(theirs, packed(b"", 2), [theirs.fileno()] * 5)
+    for _ in range(2):
+        with connection.receive(Deadline(TIMEOUT)) or pytest.fail("nothing came") as message:
+            assert message.fds_lost
+
+
 @pytest.mark.parametrize("size", [0, 15, (1 << 20) + 1, 0xFFFFFFFF])
 def test_an_impossible_size_behind_a_message(pair: Pair, size: int) -> None:
     """It is refused without waiting for another byte."""
