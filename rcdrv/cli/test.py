@@ -58,7 +58,7 @@ class _Filter(argparse.Action):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="tests to run (default: all)")
-    add("-l", dest="list", action="store_true", help="list all tests")
+    add("-l", dest="list", action="store_true", help="list all tests, or those of NAME")
     parser.set_defaults(filters=[])
     for letter, what in (("f", "fixture"), ("v", "variant"), ("t", "test")):
         add(f"-{letter}", action=_Filter, metavar="NAME", help=f"include {what}")
@@ -121,11 +121,12 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         destructive=args.destructive,
         more=args.more,
     )
-    if args.list and args.json:
-        print_json({"tests": [str(case.name) for case in every]})
-        return 0
     if args.list:
-        print(list_text([case.name for case in every]), end="")
+        listed = [case.name for case in choose_cases(every, args.names, ())]
+        if args.json:
+            print_json({"tests": [str(name) for name in listed]})
+        else:
+            print(list_text(listed), end="")
         return 0
     chosen = choose_cases(every, args.names, args.filters)
     baseline = None if args.baseline is None else load(args.baseline, cancel)

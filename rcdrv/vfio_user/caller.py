@@ -193,7 +193,7 @@ class Caller:
         if message.fds_lost:
             raise HostError(
                 f"{self.address}: the descriptors in the reply to {command.name} were lost",
-                hint=_OPEN_FILES,
+                hint=f"the server sent more than {wire.MAX_MSG_FDS}, or {_OPEN_FILES}",
             )
 
     def post(self, command: WireCommand, body: bytes) -> None:

@@ -98,9 +98,9 @@ NO_REPLY = 0x10
 ERROR = 0x20
 
 _AHEAD = 36
-"""Bytes to read before the size of a message is known: a register's write, or the answer to its
-read. Behind the shortest message, a bare header, there is no room for a whole request of the
-server, so a client is woken for it."""
+"""Bytes of the first read, when the size of a message is not known: a register's write, or the
+answer to its read. It cannot hold a bare reply and a whole request of the server behind it, which
+nothing would wake a client for."""
 
 
 class Message:

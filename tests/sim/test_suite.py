@@ -187,6 +187,16 @@ def test_bad_selections_are_usage_errors(arguments: list[str]) -> None:
     assert suite("generic", *arguments).status == 2
 
 
+def test_listing_takes_names() -> None:
+    """A wrong name was listed past, and refused without -l."""
+    assert rcdrv("test", "-l", "DOORBELL_TEST", "--json").document["tests"] == [
+        "pcie_ep_doorbell.DOORBELL_TEST"
+    ]
+    wrong = rcdrv("test", "-l", "DOORBELL")
+    assert wrong.status == 2
+    assert "did you mean DOORBELL_TEST?" in wrong.stderr
+
+
 def test_the_list_names_every_test_without_a_device() -> None:
     result = rcdrv("test", "-l")
     assert result.status == 0
