@@ -194,7 +194,7 @@ def test_listing_takes_names() -> None:
     ]
     wrong = rcdrv("test", "-l", "DOORBELL")
     assert wrong.status == 2
-    assert "did you mean DOORBELL_TEST?" in wrong.stderr
+    assert "did you mean DOORBELL_TEST?" in wrong.err
 
 
 def test_the_list_names_every_test_without_a_device() -> None:
