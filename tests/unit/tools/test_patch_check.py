@@ -53,6 +53,38 @@ def test_table_and_status(
     assert patch_check.main(["tree"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("runs", "status", "said"),
+    [
+        ([FAIL, PASS], 0, "worse in one run of two: one: a"),
+        ([FAIL, FAIL], 1, "WORSE: a"),
+        ([FAIL, CRASH], 1, "WORSE: Oops"),
+        ([CRASH], 1, "WORSE: Oops"),
+        ([PASS], 0, ""),
+        ([None, PASS], 0, "worse in one run of two: one: not reached"),
+    ],
+)
+def test_what_is_worse_is_tried_again(
+    runs: list[Verdict | None],
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    left = list(runs)
+
+    def check(_source: Path) -> dict[str, Verdict]:
+        verdict = left.pop(0)
+        return {"two": PASS} | ({"one": verdict} if verdict else {})
+
+    monkeypatch.setattr(patch_check, "kernel_endpoint_modules", lambda source: source)
+    monkeypatch.setattr(patch_check, "unpatched", lambda: {"one": PASS, "two": PASS})
+    monkeypatch.setattr(patch_check, "check", check)
+    assert patch_check.main(["tree"]) == status
+    assert said in capsys.readouterr().out
+    assert not left
+
+
 def test_tree_that_does_not_build_is_no_verdict(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
