@@ -91,15 +91,21 @@ def unpatched() -> dict[str, Verdict]:
                 digest.update(path.read_bytes())
 
     def build(folder: Path) -> None:
-        found = check(None)
-        for command in (RING, FUZZ, PING):
-            verdict, reason = found.get(" ".join(command), (FAIL, "not reached"))
-            if verdict != PASS:
-                # In the cache it would hide the same failure of every patch.
-                raise LabError(
-                    f"the unpatched kernel does not pass {' '.join(command)} ({reason}): is this"
-                    " host too busy? Try again; nothing was cached"
-                )
+        for _ in range(2):  # as of a patch
+            found = check(None)
+            failed = [
+                f"{name} ({reason})"
+                for name in map(" ".join, (RING, FUZZ, PING))
+                for verdict, reason in [found.get(name, (FAIL, "not reached"))]
+                if verdict != PASS
+            ]
+            if not failed:
+                break
+        else:  # in the cache it would hide the same failure of every patch
+            raise LabError(
+                f"the unpatched kernel does not pass {failed[0]}: is this host too busy? Try again;"
+                " nothing was cached"
+            )
         (folder / "verdicts.json").write_text(json.dumps(found))
 
     recipe = ("../patch_check.py",)

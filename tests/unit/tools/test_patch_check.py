@@ -96,6 +96,31 @@ def test_tree_that_does_not_build_is_no_verdict(
     assert capsys.readouterr().err == "patch_check: tree does not build\n"
 
 
+@pytest.mark.parametrize("good", [1, 2, 3])
+def test_the_unpatched_kernel_is_tried_again_on_a_busy_host(
+    good: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure of the host is not cached, as it would excuse the same failure of every patch."""
+    runs = 0
+
+    def check(_source: Path | None) -> dict[str, Verdict]:
+        nonlocal runs
+        runs += 1
+        commands = (patch_check.RING, patch_check.FUZZ, patch_check.PING)
+        return {" ".join(command): PASS if runs >= good else FAIL for command in commands}
+
+    monkeypatch.setenv("RCDRV_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(patch_check, "kernel_endpoint_modules", lambda: Path("modules"))
+    monkeypatch.setattr(patch_check, "check", check)
+    if good > 2:
+        with pytest.raises(LabError, match=r"does not pass ring --cycles 1000 \(a\)"):
+            patch_check.unpatched()
+    assert set(patch_check.unpatched().values()) == {PASS}
+    assert runs == good
+    patch_check.unpatched()
+    assert runs == good, "it is cached"
+
+
 def test_a_broken_doorbell_is_not_rung_a_thousand_times(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
     case = {
