@@ -101,16 +101,12 @@ def build(folder: Path) -> Path:
 
 
 def installed(python: str, package: str | Path, place: Path) -> None:
-    """Install a package and pytest into a new environment."""
-    run([python, "-m", "venv", "--without-pip", place])
-    pip: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--python",
-        place,
-    ]
+    """Install a package and pytest into a new environment, by the pip of that Python.
+
+    Debian 12's pip 23.0 cannot install for a newer Python (``pip --python``).
+    """
+    run([python, "-m", "venv", place])
+    pip: list[str | Path] = [place / "bin/python", "-m", "pip", "--disable-pip-version-check"]
     run([*pip, "install", "-q", "--no-compile", package, "pytest"])
 
 
