@@ -121,6 +121,17 @@ def sealed_memory(name: str, size: int) -> int:
     return fd
 
 
+def is_sealed(fd: int) -> bool:
+    """Return whether a file is memory that cannot shrink, without huge pages, which may run out."""
+    import fcntl
+
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:  # not a memfd
+        return False
+    return bool(seals & fcntl.F_SEAL_SHRINK) and os.fstat(fd).st_blksize == mmap.PAGESIZE
+
+
 class Device(Protocol):
     """The VFIO device model, as the kernel and vfio-user offer it.
 
@@ -154,6 +165,10 @@ class Device(Protocol):
 
     def map(self, region: int, area: Area) -> mmap.mmap:
         """Map one of the region's areas, readable and writable, shared."""
+
+    def in_memory(self, region: int) -> bool:
+        """Return whether a mapped region is ordinary memory, which cannot shrink."""
+        return False
 
     def set_irqs(
         self, kind: IrqKind, flags: SetIrqs, start: int, count: int, eventfds: Sequence[int] = ()

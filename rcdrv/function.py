@@ -415,7 +415,8 @@ def open_window(device: Device, index: int) -> Window:
     parts: list[tuple[int, Window]] = []
     try:
         for area in info.areas:
-            parts.append((area.offset, MappedWindow(device.map(index, area), name=name)))
+            memory, plain = device.map(index, area), device.in_memory(index)
+            parts.append((area.offset, MappedWindow(memory, name=name, plain=plain)))
     except BaseException:
         for _, part in parts:
             part.close()

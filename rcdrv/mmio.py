@@ -86,6 +86,9 @@ class Window(ABC):
     bulk = 32
     """Width in bits of the words of bulk operations: 32, or 64 after :meth:`widen`."""
 
+    plain: memoryview | None = None
+    """The bytes, if they are ordinary memory, which system calls may fill; None for a device's."""
+
     def __init__(self, size: int, name: str) -> None:
         self.size = size
         self.name = name
@@ -293,12 +296,23 @@ class MappedWindow(Window):
     """Device memory mapped into this process; owns ``memory`` and closes it.
 
     ``memory`` must start at a multiple of 8, as every mapping does.
+
+    :param plain: it is ordinary memory: see :attr:`Window.plain`
     """
 
-    def __init__(self, memory: mmap.mmap, size: int | None = None, name: str = "window") -> None:
+    def __init__(
+        self,
+        memory: mmap.mmap,
+        size: int | None = None,
+        name: str = "window",
+        *,
+        plain: bool = False,
+    ) -> None:
         super().__init__(len(memory) if size is None else size, name)
         self._memory = memory
         self._bytes = memoryview(memory)
+        if plain:
+            self.plain = self._bytes[: self.size]
         # A cast needs a whole number of items; a window's odd tail is reached by narrower ones.
         self._views = {
             width: self._bytes[: self.size - self.size % (width // 8)].cast(form)
@@ -406,7 +420,7 @@ class MappedWindow(Window):
     def close(self) -> None:
         if self.size == 0:
             return
-        self.size = 0
+        self.size, self.plain = 0, None
         # A traceback may still hold a view of it: then the mapping goes with that.
         with contextlib.suppress(BufferError):
             for view in (*self._registers.values(), self._words, *self._views.values()):

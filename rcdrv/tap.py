@@ -92,7 +92,7 @@ class Tap:
 
     # -- frames -------------------------------------------------------------------------------
 
-    def read_into(self, buffer: bytearray) -> int:
+    def read_into(self, buffer: memoryview) -> int:
         """Read the next frame that the host sends; return its length, 0 where there is none.
 
         :raises HostError: the interface was deleted

@@ -288,7 +288,8 @@ class Vntb(ControlBlock):
 
     def ring(self, doorbell: Doorbell) -> None:
         """Ring the endpoint: one 32-bit write, ordered after all earlier writes."""
-        self._say(f"write BAR{doorbell.bar}+{doorbell.offset:#x} {doorbell.data:#010x}")
+        if self._trace is not None:
+            self._say(f"write BAR{doorbell.bar}+{doorbell.offset:#x} {doorbell.data:#010x}")
         barrier()
         self.function.bar(doorbell.bar).post32(doorbell.offset, doorbell.data)
 

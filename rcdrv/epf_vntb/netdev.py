@@ -36,7 +36,7 @@ reading. (ntb_netdev.c checks after tx_time, 1 us, for which a program would hav
 class FrameDevice(Protocol):
     """The interface's side of a :class:`Pump`: a :class:`rcdrv.tap.Tap`."""
 
-    def read_into(self, buffer: bytearray) -> int: ...
+    def read_into(self, buffer: memoryview) -> int: ...
     def write(self, frame: memoryview) -> bool: ...
 
 
@@ -85,8 +85,8 @@ class Pump:
         self._rings, self._device, self._ring = rings, device, ring
         self.counts = counts
         # One byte more, so that a truncated frame is seen to be too long.
-        self._buffer = bytearray(max(rings.tx.frame, LARGEST_MTU + ETHERNET) + 4)
-        self._view = memoryview(self._buffer)
+        self._buffer = memoryview(bytearray(max(rings.tx.frame, LARGEST_MTU + ETHERNET) + 4))
+        self._most_in, self._most_out = rings.rx.largest, rings.tx.largest
         self.link_down = False
         """The endpoint took the queue pair down; its memory must not be accessed."""
 
@@ -105,11 +105,13 @@ class Pump:
             if flags & LINK_DOWN:
                 self.link_down = True
                 return taken
+            if taken:  # of the frame before, now that the link is known to be up
+                rings.tell()
             if number != rings.expected:
                 # The kernel waits for the right number. But the endpoint does not rewrite the slot
                 # before it is freed, so that wait would never end.
                 counts.bad_number += 1
-            elif not ETHERNET <= length <= rings.rx.largest:
+            elif not ETHERNET <= length <= self._most_in:
                 counts.bad_length += 1
             elif self._device.write(rings.packet(length)):
                 counts.received_packets += 1
@@ -123,33 +125,45 @@ class Pump:
         return taken
 
     def send(self) -> bool:
-        """Send the host's pending frames, and ring once for all of them.
+        """Send the host's pending frames, and ring for the first if the endpoint has read all
+        before it, and once for the others.
 
         :returns: whether frames are left for lack of a free slot
         """
-        rings, counts, buffer = self._rings, self.counts, self._buffer
-        free = rings.free
+        rings, counts, largest = self._rings, self.counts, self._most_out
+        free = rings.free_behind(rings.reader)
         if free is None:
             counts.bad_index += 1
             free = 0
-        filled = 0
+        idle = free == rings.tx.entries - 1
+        filled = unrung = 0
         try:
             for _ in range(free):  # frames that are too long count, too: they may never end
-                length = self._device.read_into(buffer)
+                room = rings.room()
+                into = self._buffer if room is None else room
+                length = self._device.read_into(into)
                 if not length:
                     return False
-                if length > rings.tx.largest:
+                if length > largest:
                     counts.too_long += 1
                     continue
-                # Whole words of 64 bits are one run (Window.write_block).
-                whole = min((length + 7) & ~7, rings.tx.largest)
-                buffer[length:whole] = bytes(whole - length)
-                rings.put(self._view[:whole], length)
+                if room is None:
+                    # Whole words of 64 bits are one run (Window.write_block).
+                    whole = min((length + 7) & ~7, largest)
+                    into[length:whole] = bytes(whole - length)
+                    rings.put(into[:whole], length)
+                else:
+                    rings.put(None, length)
                 filled += 1
+                unrung += 1
+                if idle:
+                    self._ring()
+                    idle, unrung = False, 0
+                    counts.rings += 1
                 counts.sent_packets += 1
                 counts.sent_bytes += length
         finally:
-            if filled:
+            if unrung:
                 self._ring()
                 counts.rings += 1
         return filled == free
@@ -287,7 +301,7 @@ class NetInterface:
         look_at = now()
         patience = 0.0
         """Seconds until the next check of a full ring; 0 if it has free slots."""
-        slept_out = stands = False
+        full = slept_out = stands = False
         moved, moved_at = 0, now()
         ready: list[int] = []
         while True:
@@ -296,6 +310,12 @@ class NetInterface:
                 # after it, as the doorbell may have been of later ones.
                 pump.receive()
                 counts.doorbells += sum(vntb.wait_doorbells(vntb.function.deadline(0.0)).values())
+            if (full or tap.fd in ready) and not pump.link_down:
+                before = counts.sent_packets
+                full = pump.send()
+                counts.ring_full += full and not patience
+                moving = counts.sent_packets != before
+                patience = next_check(patience, moving=moving) if full else 0.0
             taken = pump.receive()
             if pump.link_down:
                 self._say("link down: the endpoint took queue pair 0 down")
@@ -303,11 +323,6 @@ class NetInterface:
                 return
             if slept_out:
                 counts.unheard += taken
-            before = counts.sent_packets
-            full = pump.send()
-            counts.ring_full += full and not patience
-            moving = counts.sent_packets != before
-            patience = next_check(patience, moving=moving) if full else 0.0
             if now() >= look_at:
                 vntb.check_link()
                 self._on_look()

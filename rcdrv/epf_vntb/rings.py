@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from rcdrv.mmio import Window, barrier
 
 HEADER = struct.Struct("<III")
 """Packet number, length, flags."""
+_NUMBER_LENGTH = struct.Struct("<II")
 _LENGTH, _FLAGS = 4, 8
 DONE, LINK_DOWN = 1 << 0, 1 << 1
 _RX_INFO = 4
@@ -62,14 +62,6 @@ class Ring:
         return self.slot(index) + self.frame - HEADER.size
 
 
-class Arrived(NamedTuple):
-    """Unvalidated header of a frame that the endpoint has completed."""
-
-    number: int
-    length: int
-    flags: int
-
-
 class Rings:
     """Both rings, and our index in each.
 
@@ -79,6 +71,7 @@ class Rings:
 
     def __init__(self, out: Window, tx: Ring, memory: memoryview, rx: Ring) -> None:
         self._out, self._memory = out, memory
+        self._plain = out.plain
         self.tx, self.rx = tx, rx
         self.reset()
 
@@ -94,40 +87,51 @@ class Rings:
             self._memory[header : header + HEADER.size] = bytes(HEADER.size)
         # All slots of the ring that we fill are free.
         self._put(self.rx.end, self.tx.entries - 1)
+        self._rx_header = self.rx.header(0)
 
     def _put(self, offset: int, value: int) -> None:
         self._memory[offset : offset + 4] = value.to_bytes(4, "little")
-
-    def _get(self, offset: int) -> int:
-        return int.from_bytes(self._memory[offset : offset + 4], "little")
 
     # -- out ----------------------------------------------------------------------------------
 
     @property
     def reader(self) -> int:
         """Index of the slot that the endpoint read last; unvalidated."""
-        return self._get(self.rx.end)
-
-    @property
-    def free(self) -> int | None:
-        """Free slots (ntb_transport_tx_free_entry); None if the endpoint's index is invalid."""
-        return self.free_behind(self.reader)
+        end = self.rx.end
+        return int.from_bytes(self._memory[end : end + 4], "little")
 
     def free_behind(self, reader: int) -> int | None:
-        """Free slots where the endpoint reads slot ``reader``; None: there is no such slot."""
-        return (reader - self.tx_index) % self.tx.entries if reader < self.tx.entries else None
+        """Free slots where the endpoint reads slot ``reader`` (ntb_transport_tx_free_entry); None:
+        there is no such slot."""
+        entries = self.tx.entries
+        return (reader - self.tx_index) % entries if reader < entries else None
 
-    def put(self, packet: bytes | bytearray | memoryview, length: int, flags: int = 0) -> None:
+    def room(self) -> memoryview | None:
+        """Return the next slot for :meth:`put`, and a byte more; None if it is a device's memory.
+
+        The byte is the header's, which is not valid yet: a packet that reaches it is too long.
+        """
+        if self._plain is None:
+            return None
+        tx = self.tx
+        start = tx.base + tx.frame * self.tx_index
+        return self._plain[start : start + tx.frame - HEADER.size + 1]
+
+    def put(
+        self, packet: bytes | bytearray | memoryview | None, length: int, flags: int = 0
+    ) -> None:
         """Fill the next slot, which must be free (ntb_async_tx, ntb_tx_copy_callback).
 
-        :param packet: the data, padded to whole words
+        :param packet: the data, padded to whole words; None: it is in the slot's :meth:`room`
         :param length: length of the packet without padding
         """
-        out, slot = self._out, self.tx.slot(self.tx_index)
-        header = slot + self.tx.frame - HEADER.size
-        out.write32(header + _LENGTH, length)
-        out.write32(header, self._sent)
-        out.write_block(slot, packet)
+        out, header = self._out, self.tx.header(self.tx_index)
+        if packet is None and self._plain is not None:
+            _NUMBER_LENGTH.pack_into(self._plain, header, self._sent, length)
+        elif packet is not None:
+            out.write32(header + _LENGTH, length)
+            out.write32(header, self._sent)
+            out.write_block(self.tx.slot(self.tx_index), packet)
         barrier()
         out.write32(header + _FLAGS, flags | DONE)
         self.tx_index = (self.tx_index + 1) % self.tx.entries
@@ -135,17 +139,20 @@ class Rings:
 
     def flush(self) -> None:
         """Flush the posted writes by a read, so that they arrive before a doorbell."""
-        self._out.read32(self.tx.header((self.tx_index - 1) % self.tx.entries) + _FLAGS)
+        if self._plain is None:
+            last = self.tx.header((self.tx_index - 1) % self.tx.entries)
+            self._out.read32(last + _FLAGS)
 
     # -- in -----------------------------------------------------------------------------------
 
-    def arrived(self) -> Arrived | None:
-        """Return the header of the next frame; None if there is none yet (ntb_process_rxc)."""
-        header = self.rx.header(self.rx_index)
-        if not self._memory[header + _FLAGS] & DONE:
+    def arrived(self) -> tuple[int, int, int] | None:
+        """Return number, length and flags of the next frame, unvalidated; None if there is none yet
+        (ntb_process_rxc)."""
+        if not self._memory[self._rx_header + _FLAGS] & DONE:
             return None
         barrier()
-        return Arrived._make(HEADER.unpack_from(self._memory, header))
+        number, length, flags = HEADER.unpack_from(self._memory, self._rx_header)
+        return number, length, flags
 
     def packet(self, length: int) -> memoryview:
         """Return the packet of that frame without copying; the caller has checked ``length``."""
@@ -154,8 +161,9 @@ class Rings:
 
     def take(self, number: int) -> None:
         """Free the slot, and expect the packet after ``number`` in the next one."""
-        self._put(self.rx.header(self.rx_index) + _FLAGS, 0)
+        self._put(self._rx_header + _FLAGS, 0)
         self.rx_index = (self.rx_index + 1) % self.rx.entries
+        self._rx_header = self.rx.header(self.rx_index)
         self.expected = (number + 1) & _WORD
 
     def tell(self) -> None:

@@ -208,6 +208,9 @@ class Direct(Device):
     def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
         return None  # its memory is not in a file
 
+    def dma_view(self, address: int, size: int) -> memoryview | None:
+        return None
+
     def dma_reach(self, address: int, size: int) -> int:
         return min(size, self._find(address)[2])
 

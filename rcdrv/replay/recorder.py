@@ -223,6 +223,9 @@ class Recorder:
     def map(self, region: int, area: Area) -> mmap.mmap:
         return self._device.map(region, area)
 
+    def in_memory(self, region: int) -> bool:
+        return False
+
     # -- interrupts -----------------------------------------------------------------------------
 
     def set_irqs(

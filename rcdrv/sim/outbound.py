@@ -17,7 +17,7 @@ class SimOutbound(SimInterrupts):
     @cached_property
     def _ordinary(self) -> bool:
         """Whether a transfer is just that: no fault, no log, and any address will do."""
-        return not self.faults and not self.log.enabled and self.layout.unaligned_access
+        return self._quiet and self.layout.unaligned_access
 
     def map_outbound(self, address: int, size: int, used: int = 0) -> int:
         """Map ``size`` bytes of host memory (pci_epc_mem_map()).
@@ -52,6 +52,14 @@ class SimOutbound(SimInterrupts):
         self._transfer(address, len(data), data)
         if "writes-beside" in self.faults and len(data) > 1024:
             self._transfer(address + len(data), 4, b"\xe5" * 4)
+
+    def host_view(self, address: int, size: int) -> memoryview | None:
+        """Return host memory behind an outbound window, for use at once; None: :meth:`write_host`
+        has to write it."""
+        if self._ordinary and self._peer is not None and self.config.masters:
+            with contextlib.suppress(DmaFault):
+                return self._peer.dma_view(address, size)
+        return None
 
     def _transfer(self, address: int, size: int, data: bytes | memoryview | None) -> bytes | None:
         if not self.layout.unaligned_access:

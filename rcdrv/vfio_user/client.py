@@ -16,6 +16,7 @@ from rcdrv.device import (
     RegionFlag,
     RegionInfo,
     SetIrqs,
+    is_sealed,
 )
 from rcdrv.errors import DeviceLost, HostError
 from rcdrv.record import record
@@ -187,10 +188,13 @@ class Client:
         except (OSError, ValueError, OverflowError) as error:
             raise HostError(f"{self.address}: mapping region {region} failed: {error}") from error
 
+    def in_memory(self, region: int) -> bool:
+        return is_sealed(self._region(region).fd)
+
     @property
     def sealed(self) -> bool:
         """Whether accesses to mappings of the regions seen so far cannot raise SIGBUS."""
-        return all(_is_sealed(region.fd) for region in self._regions.values() if region.fd >= 0)
+        return all(is_sealed(region.fd) for region in self._regions.values() if region.fd >= 0)
 
     def irq_count(self, kind: IrqKind) -> int:
         if kind not in self._irq_counts:
@@ -369,17 +373,6 @@ class Client:
             if region.fd >= 0:
                 os.close(region.fd)
         self._regions.clear()
-
-
-def _is_sealed(fd: int) -> bool:
-    """Return whether a file is memory that cannot shrink, without huge pages, which may run out."""
-    import fcntl
-
-    try:
-        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:  # not a memfd
-        return False
-    return bool(seals & fcntl.F_SEAL_SHRINK) and os.fstat(fd).st_blksize == mmap.PAGESIZE
 
 
 _START = "start the endpoint with: rcdrv sim PRESET --socket PATH"

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rcdrv.device import DmaFlag
+from rcdrv.device import DmaFlag, is_sealed
 from rcdrv.vfio_user.messages import UNMAP_ALL, UNMAP_GET_DIRTY_BITMAP, DmaMap, DmaUnmap
 from rcdrv.vfio_user.served import DmaFault
 from rcdrv.vfio_user.version import MAX_DMA_MAPS, PAGE_SIZE
@@ -35,6 +35,18 @@ class SharedFile:
         self.users = 0
         self.fd = os.dup(fd)
         self._mapping: mmap.mmap | None = None
+        self._sealed: memoryview | None = None
+
+    def view(self, offset: int, size: int) -> memoryview | None:
+        """Return bytes of the file for direct access; None if it may shrink, or is read-only."""
+        if self._sealed is None:
+            if self.key[2] != os.O_RDWR or not is_sealed(self.fd):
+                return None
+            with contextlib.suppress(OSError, ValueError):  # F_SEAL_WRITE, no address space
+                self._sealed = memoryview(mmap.mmap(self.fd, 0))
+        if self._sealed is None or len(self._sealed) < offset + size:
+            return None
+        return self._sealed[offset : offset + size]
 
     def holds(self, offset: int, size: int) -> bool:
         """Return whether the file contains these bytes now."""
@@ -93,6 +105,7 @@ class SharedFile:
         return done
 
     def close(self) -> None:
+        self._sealed = None  # unmapped with the last view
         if self._mapping is not None:
             self._mapping.close()
         os.close(self.fd)

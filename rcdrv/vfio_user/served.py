@@ -66,6 +66,13 @@ class Peer(Protocol):
         :raises DmaFault: the address is not mapped, or not readable
         """
 
+    def dma_view(self, address: int, size: int) -> memoryview | None:
+        """Return client memory for direct access, to be dropped before the client can unmap it.
+
+        :returns: None if the range is not contiguous in one file that cannot shrink
+        :raises DmaFault: the address is not mapped, or not writable
+        """
+
     def dma_reach(self, address: int, size: int) -> int:
         """Return how many of these bytes are in the mapping of the first.
 

@@ -358,6 +358,12 @@ class Session:
             return None
         return mapping.file.fd, mapping.offset + address - mapping.address
 
+    def dma_view(self, address: int, size: int) -> memoryview | None:
+        mapping, length = self._dma.find(address, size, DmaFlag.WRITE)
+        if mapping.file is None or length < size:
+            return None
+        return mapping.file.view(mapping.offset + address - mapping.address, size)
+
     def dma_reach(self, address: int, size: int) -> int:
         return self._dma.find(address, size, DmaFlag.READ)[1]
 

@@ -102,6 +102,9 @@ class FakeDevice:
         self._call()
         assert self.mappings.pop(iova) == size
 
+    def in_memory(self, region: int) -> bool:
+        return False
+
     def can_reset(self) -> bool:
         return True
 

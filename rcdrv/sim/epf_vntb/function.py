@@ -16,7 +16,6 @@ from typing import Any
 from rcdrv.device import IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.controller import SimController
-from rcdrv.sim.description import DoorbellBackend
 from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_vntb import VNTB_CONTROL_SIZE, VntbPeer, settings
 from rcdrv.sim.epf_vntb.peer import Netdev, Peer, PingPong, Tool
@@ -74,6 +73,10 @@ PEERS: dict[VntbPeer, type[Peer]] = {
     VntbPeer.TOOL: Tool,
 }
 """What the layout says of the endpoint."""
+
+
+def _no_doorbell() -> None:
+    """Do nothing: an interrupt of a slot that is no doorbell."""
 
 
 class SimEpfVntb(SimFunction):
@@ -141,7 +144,11 @@ class SimEpfVntb(SimFunction):
         """epf_ntb_db_bar_init_msi_doorbell()"""
         config, regs = self.config, self._regs
         self._doorbells.free()
-        rung = [partial(self._doorbell_irq, slot) for slot in range(config.db_count)]
+        # epf_ntb_doorbell_handler(); slots before DB_START are no doorbells.
+        rung = [
+            partial(self._db_event, slot) if slot >= DB_START else _no_doorbell
+            for slot in range(config.db_count)
+        ]
         doorbells = self._doorbells.allocate(rung)
         first = doorbells[0]
         offset = first.offset
@@ -173,8 +180,8 @@ class SimEpfVntb(SimFunction):
         """Time of the next :meth:`run`."""
         if self._dropped:
             return self.clock()
-        times = (self._due, self._peer.due)
-        return min((when for when in times if when is not None), default=None)
+        due, other = self._due, self._peer.next_due()
+        return due if other is None or (due is not None and due < other) else other
 
     @property
     def idle(self) -> bool:
@@ -276,18 +283,6 @@ class SimEpfVntb(SimFunction):
             self._log.event("harm", reason=f"a command for window {index}")
         return index < self.config.num_mws
 
-    def _doorbell_irq(self, slot: int) -> None:
-        """epf_ntb_doorbell_handler(). If all doorbells share an interrupt, it handles all of them
-        before anything else runs on that processor."""
-        if slot >= DB_START:
-            self._db_event(slot)
-        shared = self._layout.doorbell.backend is not DoorbellBackend.MSI
-        last = self.config.db_count - 1 if shared else slot
-        if slot == last and self._peer.prompt:
-            due = self._peer.due
-            if due is not None and due <= self.clock():
-                self._peer.run()
-
     def _db_event(self, slot: int) -> None:
         self._log.event("doorbell", slot=slot, db=slot - DB_START)
         self._rings += slot == DB_START
@@ -347,6 +342,12 @@ class SimEpfVntb(SimFunction):
     def mw_memory(self, index: int) -> memoryview:
         """Return the memory that the host sees in a window, for reading by system calls."""
         return self._controller.memory(self.config.mw_bars[index])
+
+    def mw_view(self, index: int) -> memoryview | None:
+        """Return the host memory that a window maps, for use at once; None: :meth:`mw_write` has to
+        write it."""
+        base, size = self._outbound.get(index, (0, 0))
+        return self._controller.host_view(base, size) if size else None
 
     def mw_write(self, index: int, offset: int, data: bytes | memoryview) -> None:
         """Write to host memory through a window, by the endpoint's processor."""

@@ -37,21 +37,24 @@ class Bridge(Protocol):
     def mw_set_trans(self, index: int) -> MappedWindow: ...
     def mw_clear_trans(self, index: int) -> None: ...
     def mw_memory(self, index: int) -> memoryview: ...
+    def mw_view(self, index: int) -> memoryview | None: ...
     def mw_write(self, index: int, offset: int, data: bytes | memoryview) -> None: ...
 
 
 class Peer:
     """No client; the base class of all clients."""
 
-    prompt = False
-    """Its :meth:`run` needs no DMA, so it may run at the end of an interrupt."""
     wake_fd = -1
-    """Descriptor that is readable when :attr:`due` may be sooner than before."""
+    """Descriptor that is readable when :meth:`next_due` may be sooner than before."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
         self.due: float | None = None
         """Time of the next :meth:`run`; None if there is none."""
+
+    def next_due(self) -> float | None:
+        """Return :attr:`due`, after a look at what may have made it sooner."""
+        return self.due
 
     def link_event(self, up: bool) -> None:
         """ntb_ctx_ops.link_event"""
@@ -145,6 +148,7 @@ class Netdev(Peer):
         self._up = self._qp_up = False
         self._rx_index = self._rx_packets = 0
         self._tx_index = self._tx_packets = 0
+        self._rung = False
 
     # -- the link ---------------------------------------------------------------------------------
 
@@ -175,6 +179,7 @@ class Netdev(Peer):
     def db_event(self, db: int) -> None:
         """ntb_transport_doorbell_callback()"""
         if self._qp_up and db == 0:
+            self._rung = True
             self.due = self._bridge.clock()
 
     def run(self) -> None:
@@ -247,7 +252,10 @@ class Netdev(Peer):
             header = start + self._rx_frame - HEADER.size
             flags = memory.read32(header + 8)
             if not flags & _DONE:
-                return
+                if not self._rung:
+                    return
+                self._rung = False  # ntb_db_clear(), and another look
+                continue
             barrier()  # the flags are written last; the rest was stale until then
             if flags & _LINK_DOWN:
                 # ntb_qp_link_cleanup_work()
@@ -268,7 +276,7 @@ class Netdev(Peer):
             # ntb_complete_rxc(), after which the host may write the slot again.
             memory.write32(header + 8, 0)
             barrier()
-            self._bridge.mw_write(0, self._tx_end, self._rx_index.to_bytes(4, "little"))
+            self._write(self._tx_end, self._rx_index.to_bytes(4, "little"))
             self._rx_index = (self._rx_index + 1) % self._rx_entries
             if answer:
                 self._send(answer)
@@ -281,7 +289,7 @@ class Netdev(Peer):
     def _send(self, packet: bytes, flags: int = 0) -> None:
         """ntb_process_tx(), ntb_async_tx(), ntb_tx_copy_callback()"""
         if not self._full():
-            self._put(packet, flags)
+            self._put(len(packet), packet, flags)
             self._bridge.peer_db_set(1 << 0)
 
     def _full(self) -> bool:
@@ -289,19 +297,26 @@ class Netdev(Peer):
         assert self._memory is not None
         return self._memory.read32(self._rx_end) == self._tx_index
 
-    def _put(self, packet: bytes | memoryview, flags: int = 0) -> None:
+    def _write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write into the host's memory behind the window."""
+        self._bridge.mw_write(0, offset, data)
+
+    def _put(self, length: int, packet: bytes | memoryview, flags: int = 0) -> None:
+        """Fill the next slot.
+
+        :param packet: the data; empty if it is in the slot already
+        """
         faults = self._bridge.faults
         if "sequence-gap" in faults and self._tx_packets == faults.get("sequence-gap", 0):
             self._tx_packets += 1
         start = self._tx_frame * self._tx_index
         header = start + self._tx_frame - HEADER.size
         self._tx_index = (self._tx_index + 1) % self._tx_entries
-        head = HEADER.pack(self._tx_packets, len(packet), 0)
-        self._bridge.mw_write(0, header, head[:8])
+        self._write(header, HEADER.pack(self._tx_packets, length, 0)[:8])
         if packet:
-            self._bridge.mw_write(0, start, packet)
+            self._write(start, packet)
         barrier()  # the flags are seen last
-        self._bridge.mw_write(0, header + 8, (flags | _DONE).to_bytes(4, "little"))
+        self._write(header + 8, (flags | _DONE).to_bytes(4, "little"))
         self._tx_packets = (self._tx_packets + 1) & 0xFFFF_FFFF
 
     def _answer(self, packet: bytes | memoryview) -> bytes:

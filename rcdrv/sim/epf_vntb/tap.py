@@ -37,44 +37,35 @@ class TapNetdev(Netdev):
                 raise
         self.wake_fd = self._tap.fd
         self._tap.carrier(False)
-        self._buffer = bytearray(LARGEST_MTU + ETHERNET + 4)
-        self._view = memoryview(self._buffer)
+        self._buffer = memoryview(bytearray(LARGEST_MTU + ETHERNET + 4))
+        self._host: memoryview | None = None
         self._readable = select.poll()
         self._readable.register(self._tap.fd, select.POLLIN)
-        self._full_until = 0.0
 
-    @property
-    def due(self) -> float | None:
-        if not self._qp_up or (self._due is not None and self._due <= self._bridge.clock()):
-            return self._due
-        frames = self._full_until
-        if not frames and not self._readable.poll(0):
-            return self._due
-        # Of a frame that waits it is not known since when; 0, no full ring, is long ago.
-        return frames if self._due is None else min(self._due, frames)
-
-    @due.setter
-    def due(self, when: float | None) -> None:
-        self._due = when
+    def next_due(self) -> float | None:
+        if self.due is None and self._qp_up and self._readable.poll(0):
+            self.due = self._bridge.clock()
+        return self.due
 
     def _set_up_queue(self, rx_size: int) -> None:
         super()._set_up_queue(rx_size)
+        self._largest = self._tx_frame - HEADER.size
         # Less than an interface can have stays what it was: ntb_netdev sets it unchecked.
-        mtu = min(self._tx_frame - HEADER.size - ETHERNET, LARGEST_MTU)
+        mtu = min(self._largest - ETHERNET, LARGEST_MTU)
         if not self._tap.existed and mtu >= LEAST_MTU:
             self._tap.set_mtu(mtu)
 
-    def _reset(self) -> None:
-        super()._reset()
-        self._full_until = 0.0
-
     def run(self) -> None:
         was = self._qp_up
+        # For this run only, as the host may unmap it afterwards.
+        host = self._bridge.mw_view(0) if was else None
+        self._host = host if host is not None and len(host) >= self._tx_end + 4 else None
         super().run()
         if self._qp_up != was:
             self._tap.carrier(self._qp_up)
         if self._qp_up:
             self._transmit()
+        self._host = None
 
     def remove(self) -> None:
         super().remove()
@@ -85,21 +76,38 @@ class TapNetdev(Netdev):
         self._tap.carrier(False)
 
     def _transmit(self) -> None:
-        """ntb_netdev_start_xmit() for all waiting frames, with one interrupt."""
-        put = 0
-        self._full_until = 0.0
+        """ntb_netdev_start_xmit() for all waiting frames, with one interrupt, and one more for the
+        first if the host has read all before it."""
+        host, unheard = self._host, 0
+        assert self._memory is not None
+        reader = self._memory.read32(self._rx_end)
+        idle = reader == (self._tx_index - 1) % self._tx_entries
         for _ in range(self._tx_entries):
             if self._full():
-                self._full_until = self._bridge.clock() + _FULL
+                if self.due is None:
+                    self.due = self._bridge.clock() + _FULL
                 break
-            length = self._tap.read_into(self._buffer)
+            start = self._tx_frame * self._tx_index
+            # A byte more, of the header, which is not valid yet: then the frame is too long.
+            room = self._buffer if host is None else host[start : start + self._largest + 1]
+            length = self._tap.read_into(room)
             if not length:
                 break
-            if length <= self._tx_frame - HEADER.size:
-                self._put(self._view[:length])
-                put += 1
-        if put:
+            if length > self._largest:
+                continue
+            self._put(length, room[:length] if host is None else b"")
+            unheard += 1
+            if idle:
+                self._bridge.peer_db_set(1 << 0)
+                idle, unheard = False, 0
+        if unheard:
             self._bridge.peer_db_set(1 << 0)
+
+    def _write(self, offset: int, data: bytes | memoryview) -> None:
+        if self._host is None:
+            super()._write(offset, data)
+        else:
+            self._host[offset : offset + len(data)] = data
 
     def _packet(self, start: int, length: int) -> memoryview:
         return self._bridge.mw_memory(0)[start : start + length]

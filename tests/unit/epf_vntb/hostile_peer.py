@@ -73,7 +73,7 @@ class Interface:
         self.outgoing: list[bytes] = []
         self.taken: list[bytes] = []
 
-    def read_into(self, buffer: bytearray) -> int:
+    def read_into(self, buffer: memoryview) -> int:
         if not self.outgoing:
             return 0
         frame = self.outgoing.pop()

@@ -94,6 +94,10 @@ class Host:
         self._dma("file", address, size)
         return None  # it is no file's
 
+    def dma_view(self, address: int, size: int) -> memoryview | None:
+        start = self._dma("view", address, size)
+        return memoryview(self.memory)[start : start + size]
+
     def dma_reach(self, address: int, size: int) -> int:
         self._dma("reach", address, size)
         return size
