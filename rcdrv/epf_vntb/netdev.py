@@ -28,9 +28,9 @@ _JOIN = 0.01
 """Seconds between checks for the other side's queue pair (NTB_LINK_DOWN_TIMEOUT)."""
 _AGAIN = 1.0
 """Seconds before the hand-shake is retried."""
-_FULL, _FULL_LONG = 0.0002, 0.01
+_FULL, _FULL_LONG = 0.0002, 0.002
 """Seconds between checks of a full ring, at first and finally. The endpoint does not ring after
-reading. (ntb_netdev.c checks after tx_time, 1 us, for which a program would have to spin.)"""
+reading. (ntb_netdev.c checks after tx_time, 1 us: a timer of one jiffy, 1 to 2 ms at 1000 Hz.)"""
 
 
 class FrameDevice(Protocol):

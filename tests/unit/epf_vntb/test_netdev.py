@@ -161,4 +161,4 @@ def test_a_full_ring_is_checked_often_while_the_endpoint_reads_it() -> None:
     pauses = [0.0]
     for moving in [False] * 8 + [True, False]:
         pauses.append(next_check(pauses[-1], moving=moving))
-    assert [round(1e4 * pause) for pause in pauses[1:]] == [2, 4, 8, 16, 32, 64, 100, 100, 2, 4]
+    assert [round(1e4 * pause) for pause in pauses[1:]] == [2, 4, 8, 16, 20, 20, 20, 20, 2, 4]
