@@ -39,8 +39,9 @@ EDGES = (
 class Watched(MappedWindow):
     """The window: a write outside of the slot that is to be filled, and of the index, is a find."""
 
-    def __init__(self) -> None:
-        super().__init__(mmap.mmap(-1, mmap.PAGESIZE), SHARE)
+    def __init__(self, *, plain: bool) -> None:
+        self.memory = mmap.mmap(-1, mmap.PAGESIZE)
+        super().__init__(self.memory, SHARE, plain=plain)
         self.rings: Rings | None = None
         self.freed = False
         self.rang = 0
@@ -76,7 +77,7 @@ class Interface:
     def read_into(self, buffer: memoryview) -> int:
         if not self.outgoing:
             return 0
-        frame = self.outgoing.pop()
+        frame = self.outgoing.pop()[: len(buffer)]
         buffer[: len(frame)] = frame
         return len(frame)
 
@@ -90,11 +91,14 @@ class Interface:
 
 
 class Host:
-    """The pump between a window that is watched and memory that the peer writes."""
+    """The pump between a window that is watched and memory that the peer writes.
 
-    def __init__(self) -> None:
+    :param plain: the window is ordinary memory, which the interface fills itself
+    """
+
+    def __init__(self, *, plain: bool = False) -> None:
         self.memory = bytearray(SHARE + 64)  # and what is not the ring's
-        self.window = Watched()
+        self.window = Watched(plain=plain)
         self.interface = Interface(self.memory)
         ring = Ring(0, FRAME * ENTRIES, FRAME, ENTRIES)
         self.rings = Rings(self.window, ring, memoryview(self.memory)[:SHARE], ring)
@@ -123,8 +127,17 @@ class Host:
         if self.pump.link_down:
             self.window.freed = True
             return
+        old, slot = self.window.memory[:], self.rings.tx_index
+        sent = self.counts.sent_packets
         self.pump.send()
         assert self.memory[SHARE:] == bytes(64)
+        # The slots that were filled may differ, and the next one, but for its flags.
+        filled = {(slot + n) % ENTRIES for n in range(self.counts.sent_packets - sent)}
+        now, next_slot = self.window.memory[:], self.rings.tx_index
+        for start in range(0, len(now), FRAME):
+            if start // FRAME not in filled:
+                first = start + (LARGEST + 1 if start == FRAME * next_slot else 0)
+                assert now[first : start + FRAME] == old[first : start + FRAME], start
 
 
 def run(mutations: int, seed: int) -> Counts:
@@ -135,8 +148,10 @@ def run(mutations: int, seed: int) -> Counts:
     chance = random.Random(seed)
     total = Counts()
     done = 0
+    hosts = 0
     while done < mutations:
-        host = Host()
+        hosts += 1
+        host = Host(plain=hosts % 2 == 0)
         for _ in range(min(1000, mutations - done)):
             done += 1
             mutate(host, chance)

@@ -36,9 +36,11 @@ SENT = st.builds(
 )
 
 
-@given(st.lists(SENT, max_size=3 * ENTRIES))
-def test_each_frame_is_taken_or_counted_and_the_next_one_comes(frames: list[Sent]) -> None:
-    host = Host()
+@given(st.lists(SENT, max_size=3 * ENTRIES), st.booleans())
+def test_each_frame_is_taken_or_counted_and_the_next_one_comes(
+    frames: list[Sent], plain: bool
+) -> None:
+    host = Host(plain=plain)
     following = delivered = numbers = lengths = 0
     for slot, frame in enumerate(frames):
         number = following if frame.number is None else frame.number
@@ -105,9 +107,10 @@ def test_one_doorbell_for_the_first_frame_and_one_for_all_others_that_wait() -> 
     assert host.window.read_block(0, 60) == bytes([4]) * 60  # the 16th
 
 
-def test_a_frame_is_as_the_kernel_writes_it() -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_frame_is_as_the_kernel_writes_it(plain: bool) -> None:
     """ntb_async_tx() and ntb_tx_copy_callback(): the header is at the end of the slot."""
-    host = Host()
+    host = Host(plain=plain)
     host.interface.outgoing = [b"\xaa" * 61]
     assert not host.pump.send()
     window = host.window

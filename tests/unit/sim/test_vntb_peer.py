@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rcdrv.sim.epf_vntb.peer import HEADER, Netdev
+from rcdrv.sim.epf_vntb.tap import TapNetdev
 
 SIZE = 0x10_0000
 DONE = 1
@@ -133,3 +134,45 @@ def test_a_packet_that_is_too_long_stops_nothing() -> None:
     HEADER.pack_into(ring.bytes, 0x20000 - HEADER.size, 0, 64, DONE)
     peer.run()
     assert peer.frames == [bytes(64)]
+
+
+class Sender(TapNetdev):
+    """Its interface is a list of frames."""
+
+    def __init__(self, bridge: Any, frames: list[bytes]) -> None:
+        Netdev.__init__(self, bridge)
+        self._memory = Ring()  # type: ignore[assignment]  # as far as it is used
+        self._buffer = memoryview(bytearray(0x11000))
+        self._tap: Any = SimpleNamespace(existed=True, read_into=self._read)
+        self._frames = frames
+        self._set_up_queue(SIZE)
+        self._up = self._qp_up = True
+
+    def _read(self, room: memoryview) -> int:
+        frame = self._frames.pop(0)[: len(room)] if self._frames else b""
+        room[: len(frame)] = frame
+        return len(frame)
+
+
+@pytest.mark.parametrize("reaches", [None, SIZE, SIZE - 8])
+def test_frames_are_put_into_host_memory_with_or_without_a_view(reaches: int | None) -> None:
+    """A frame that is too long is dropped. The host hears of the first, as it is idle, and then
+    of the others."""
+    host = bytearray(SIZE)
+    heard: list[int] = []
+
+    def write(_index: int, offset: int, data: bytes | memoryview) -> None:
+        assert reaches != SIZE
+        host[offset : offset + len(data)] = data
+
+    bridge = make_bridge(write)
+    bridge.mw_view = lambda _index: None if reaches is None else memoryview(host)[:reaches]
+    frames = [b"1" * 60, b"2" * 0x10000, b"3" * 0xFFF4, b"4" * 61]
+    peer = Sender(bridge, frames)
+    bridge.peer_db_set = lambda bits: heard.append(peer._tx_packets)
+    peer.run()
+    headers = [HEADER.unpack_from(host, 0x10000 * (n + 1) - HEADER.size) for n in range(4)]
+    assert headers == [(0, 60, DONE), (1, 0xFFF4, DONE), (2, 61, DONE), (0, 0, 0)]
+    assert [host[0x10000 * n] for n in range(3)] == [*b"134"]
+    assert host[0x20000 - HEADER.size - 1] == ord("3")
+    assert heard == [1, 3]

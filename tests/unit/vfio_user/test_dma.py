@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rcdrv.device import IrqKind
+from rcdrv.device import DmaFlag, IrqKind, sealed_memory
 from rcdrv.vfio_user import messages, version, wire
 from rcdrv.vfio_user.dma import DmaSpace, SharedFile
 from rcdrv.vfio_user.served import DmaFault, Peer
@@ -88,6 +88,39 @@ def test_the_file_of_memory_is_known_to_the_device(
     assert outcome(device) == (True, 4096 + 16)
     job(device, raw, lambda peer: peer.dma_file(BASE + 4096, 8192))  # half of it is not mapped
     assert outcome(device) is None
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_memory_that_may_shrink_is_not_accessed_directly(
+    device: FakeDevice, raw: RawClient, sealed: bool
+) -> None:
+    """An access to a mapping of a truncated file raises SIGBUS."""
+    fd = sealed_memory("client", SIZE) if sealed else os.memfd_create("client", os.MFD_CLOEXEC)
+    os.ftruncate(fd, SIZE)
+    before = len(open_fds())
+    dma_map(raw, BASE, 8192, fd, 4096)
+    dma_map(raw, BASE + SIZE, 8192, fd, flags=DmaFlag.READ)
+
+    def write(peer: Peer) -> object:
+        view = peer.dma_view(BASE + 16, 4096)
+        if view is None:
+            return None
+        view[:4] = b"here"
+        return len(view)
+
+    job(device, raw, write)
+    assert outcome(device) == (4096 if sealed else None)
+    assert os.pread(fd, 4, 4096 + 16) == (b"here" if sealed else bytes(4))
+    job(device, raw, lambda peer: peer.dma_view(BASE + 4096, 8192))  # half of it is not mapped
+    assert outcome(device) is None
+    for address in (BASE - 1, BASE + SIZE):  # not mapped, read-only
+        job(device, raw, lambda peer, address=address: peer.dma_view(address, 1))  # type: ignore[misc]
+        assert isinstance(outcome(device), DmaFault)
+    assert raw.error(WireCommand.DMA_UNMAP, messages.DmaUnmap(0, BASE, SIZE + 8192).pack()) == 0
+    job(device, raw, write)
+    assert isinstance(outcome(device), DmaFault)
+    assert len(open_fds()) == before
+    os.close(fd)
 
 
 def test_a_file_that_grew(device: FakeDevice, raw: RawClient, memory: int) -> None:
