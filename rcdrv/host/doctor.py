@@ -15,7 +15,7 @@ from rcdrv.describe import missing_bars
 from rcdrv.errors import RcdrvError, missing_module
 from rcdrv.host.function import HostFunction
 from rcdrv.host.subject import Diagnosis, State, Subject, bad, ok, skip
-from rcdrv.sysfs import DRIVER, is_noiommu
+from rcdrv.sysfs import DRIVER, is_noiommu, name_a_port
 
 USED = """
     __future__ abc argparse array base64 binascii bisect collections concurrent contextlib copy
@@ -169,7 +169,7 @@ def check_present(subject: Subject) -> Diagnosis:
     if subject.function is None:
         return bad(
             "no function on this host looks like one",
-            "start it (with its link up), then: rcdrv rescan PORT, with the port above it; "
+            f"start it (with its link up); {name_a_port(subject.paths)}; "
             "rcdrv list --all shows every function; name one of them",
         )
     return ok(str(subject.function))
