@@ -62,7 +62,7 @@ def describe(function: HostFunction) -> dict[str, Any]:
         ],
         "link": None if link is None else link.document(),
         "reset_methods": list(function.reset_methods),
-        "power_state": function.text("power_state"),
+        "power_state": function.text("power_state") or None,
     }
 
 
