@@ -30,12 +30,13 @@ _STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 
 def is_stream(path: Path) -> bool:
-    """Return whether a path exists and is not a regular file: a pipe, a device, a directory.
+    """Return whether a path exists and is neither a regular file nor a directory.
 
     Unreadable paths count as missing: writing them says why they cannot be written.
     """
     try:
-        return str(path) in _STREAMS or not stat.S_ISREG(path.stat().st_mode)
+        kind = stat.S_IFMT(path.stat().st_mode)
+        return str(path) in _STREAMS or kind not in (stat.S_IFREG, stat.S_IFDIR)
     except OSError:
         return False
 
@@ -46,6 +47,7 @@ def replace_file(path: Path, content: bytes, mode: int | None = None) -> None:
     A symbolic link, a pipe or a device cannot be replaced, so it is written as it is.
 
     :param mode: permissions; default those of the user's earlier file, else by the umask
+    :raises UsageError: there is no such folder, or the path is one
     :raises HostError: it cannot be written there
     """
     os.close(begin_file(path, content, mode))
@@ -118,7 +120,8 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise HostError(
+        mistyped = error.errno in (errno.ENOENT, errno.EISDIR)
+        raise (UsageError if mistyped else HostError)(
             f"cannot write {path}: {error.strerror}",
             hint="free some space, or name a file on another file system"
             if full
@@ -185,17 +188,23 @@ def _too_large(limit: int) -> OSError:
     return OSError(errno.EFBIG, f"larger than {limit >> 20} MiB")
 
 
-def parse_json(text: str, **options: Any) -> Any:
+def parse_json(text: str | bytes, **options: Any) -> Any:
     """Parse JSON from an untrusted file.
 
-    :raises ValueError: not JSON, or nested too deeply
+    :raises ValueError: not UTF-8, not JSON, or nested too deeply; without words of Python's
     """
     import json
 
     try:
-        return json.loads(text, **options)
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"), **options)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text, at byte {error.start}") from None
+    except ValueError as error:
+        if "set_int_max_str_digits" in str(error):
+            raise ValueError("an integer of thousands of digits") from None
+        raise
 
 
 def _open(path: Path, flags: int) -> int:

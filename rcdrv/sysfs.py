@@ -56,6 +56,11 @@ class Paths:
     def group(self, number: str) -> Path:
         return self.sys / "kernel" / "iommu_groups" / number
 
+    @property
+    def noiommu_parameter(self) -> Path:
+        """``Y`` where VFIO offers functions without an IOMMU; missing where it cannot."""
+        return self.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode"
+
     def group_node(self, number: str) -> Path:
         return self.dev / "vfio" / number
 
@@ -70,6 +75,14 @@ class Paths:
     @property
     def iommufd_node(self) -> Path:
         return self.dev / "iommu"
+
+
+def text_of(path: Path) -> str:
+    """Return the contents of a file of the kernel, stripped; empty if it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def driver_of(function: Path) -> str | None:
@@ -168,10 +181,7 @@ def device_name(paths: Paths, bdf: str) -> str | None:
 def is_noiommu(paths: Paths, group: str) -> bool:
     """Whether VFIO made the group up, for a function without an IOMMU."""
     # vfio_noiommu_group_alloc() in drivers/vfio/group.c names the groups that it makes up.
-    try:
-        return (paths.group(group) / "name").read_text().strip() == "vfio-noiommu"
-    except OSError:
-        return False
+    return text_of(paths.group(group) / "name") == "vfio-noiommu"
 
 
 def may_use_iommufd(paths: Paths, bdf: str) -> bool:

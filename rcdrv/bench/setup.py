@@ -10,7 +10,7 @@ from typing import Any
 
 from rcdrv import __version__
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.sysfs import canonical_address, is_address
+from rcdrv.sysfs import canonical_address, is_address, text_of
 
 _SYS = Path("/sys")
 
@@ -56,7 +56,7 @@ def governor(cpus: list[int], sys: Path = _SYS) -> str | None:
     found = {
         text
         for cpu in cpus
-        if (text := _read(sys / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor"))
+        if (text := text_of(sys / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor"))
     }
     return ",".join(sorted(found)) or None
 
@@ -65,7 +65,7 @@ def function_node(address: str, sys: Path = _SYS) -> int | None:
     """Return the NUMA node of a function of this host; None if there is only one node."""
     if not is_address(address):
         return None
-    text = _read(sys / f"bus/pci/devices/{canonical_address(address)}/numa_node")
+    text = text_of(sys / f"bus/pci/devices/{canonical_address(address)}/numa_node")
     return int(text) if text and int(text) >= 0 else None
 
 
@@ -81,7 +81,7 @@ def cpu_nodes(cpus: list[int], sys: Path = _SYS) -> list[int]:
 
 def processor() -> str | None:
     """Return the processor's name; unknown on arm64."""
-    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+    for line in text_of(Path("/proc/cpuinfo")).splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
             return value.strip()
@@ -92,10 +92,3 @@ def clock_overhead() -> int:
     """Return the nanoseconds between two readings of the clock, the minimum of many."""
     now = time.perf_counter_ns
     return min(-now() + now() for _ in range(1000))
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None

@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             cancel.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
         ):
             cancel.on_slow_cleanup = say_cleanup
+            if arguments[:1] == ["--complete"]:  # a shell asks, at the tabulator key
+                return _complete(arguments[1:])
             # Only as a program: a caller's process must not be forked.
             return _run(arguments, cancel, in_child=argv is not None)
 
@@ -259,6 +261,14 @@ def build_parser(arguments: Sequence[str]) -> Parser:
         else:
             parsers.add_parser(command, help=summary, add_help=False)
     return parser
+
+
+def _complete(words: Sequence[str]) -> int:
+    from rcdrv.manual.completion import complete
+    from rcdrv.manual.grammar import command_tree
+
+    print(*complete(command_tree(build_parser(words)), words), sep="\n")
+    return 0
 
 
 def whole_parser() -> argparse.ArgumentParser:

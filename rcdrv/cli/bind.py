@@ -10,10 +10,7 @@ from __future__ import annotations
 import argparse
 
 from rcdrv.cli.common import FUNCTION
-from rcdrv.cli.host import Steps, add_address, named_address
-from rcdrv.host.binding import Binder
-from rcdrv.host.function import HostFunction
-from rcdrv.sysfs import Paths
+from rcdrv.cli.host import Steps, add_address
 from rcdrv.wait import Cancel
 
 COMMON_OPTIONS = FUNCTION
@@ -34,10 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     del cancel  # a change of the host is not left half-done
-    steps, paths = Steps(args), Paths()
-    function = HostFunction(named_address(args), paths)
-    taken = Binder(paths, steps).bind(
-        function, whole_group=args.group, no_reset=args.no_reset, force=args.force
+    steps = Steps(args)
+    taken = steps.binder.bind(
+        steps.function, whole_group=args.group, no_reset=args.no_reset, force=args.force
     )
-    steps.finish(taken)
-    return 0
+    return steps.finish(taken)

@@ -313,6 +313,18 @@ def add_bulk(parser: argparse.ArgumentParser) -> None:
     add("--width", dest="bulk", type=int, choices=(32, 64), default=64, help=what)
 
 
+def add_place(parser: argparse.ArgumentParser, *words: str) -> None:
+    """Add BAR, OFFSET, further ``words`` and --width, for commands with accesses of one width."""
+    from rcdrv.mmio import WIDTHS
+
+    add = parser.add_argument
+    add("bar", type=bar_number, metavar="BAR", help="0 to 5")
+    add("offset", type=number, metavar="OFFSET", help="bytes from its start")
+    for word in words:
+        add(word, type=number, metavar=word.upper())
+    add("--width", type=int, choices=WIDTHS, default=32, help="bits (default 32)")
+
+
 def guard(args: argparse.Namespace, address: str) -> None:
     """Continue in a child process if an access to a mapped BAR may raise SIGBUS.
 

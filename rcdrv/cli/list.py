@@ -14,6 +14,7 @@ from typing import Any
 from rcdrv.cli.common import HOST, print_json
 from rcdrv.host.function import HostFunction, candidates, functions
 from rcdrv.results.units import size_text
+from rcdrv.sysfs import Paths, name_a_port
 from rcdrv.wait import Cancel
 
 COMMON_OPTIONS = HOST
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if not found:
         print(
             "rcdrv: no endpoint found on this host\n"
-            "hint: start it, then: rcdrv rescan PORT; rcdrv list --all shows every function",
+            f"hint: {name_a_port(Paths())}; rcdrv list --all shows every function",
             file=sys.stderr,
         )
     return 0
@@ -61,7 +62,7 @@ def describe(function: HostFunction) -> dict[str, Any]:
         ],
         "link": None if link is None else link.document(),
         "reset_methods": list(function.reset_methods),
-        "power_state": function.text("power_state"),
+        "power_state": function.text("power_state") or None,
     }
 
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import argparse
 
-from rcdrv.cli.common import OPENED, RECORD, bar_number, number, open_function, print_json
+from rcdrv.cli.common import OPENED, RECORD, add_place, number, open_function, print_json
 from rcdrv.errors import UsageError
-from rcdrv.mmio import WIDTHS
 from rcdrv.wait import Cancel
 
 COMMON_OPTIONS = (*OPENED, *RECORD)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bar", type=bar_number, metavar="BAR", help="0 to 5")
-    parser.add_argument("offset", type=number, metavar="OFFSET", help="bytes from its start")
-    parser.add_argument("--width", type=int, choices=WIDTHS, default=32, help="bits (default 32)")
+    add_place(parser)
     parser.add_argument(
         "--count", type=number, default=1, metavar="N", help="words one after the other (default 1)"
     )
@@ -42,15 +39,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
             function.check()
             values.append(window.read(args.width, args.offset + index * step))
     if args.json:
-        print_json(
-            {
-                "device": function.address,
-                "bar": args.bar,
-                "offset": args.offset,
-                "width": args.width,
-                "values": values,
-            }
-        )
+        place = {name: getattr(args, name) for name in ("bar", "offset", "width")}
+        print_json({"device": function.address, **place, "values": values})
         return 0
     for index, value in enumerate(values):
         print(f"BAR{args.bar}+{args.offset + index * step:#x} {value:#0{2 * step + 2}x}")

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import argparse
 
-from rcdrv.cli.common import OPENED, RECORD, bar_number, number, open_function, print_json
-from rcdrv.mmio import WIDTHS, barrier
+from rcdrv.cli.common import OPENED, RECORD, add_place, open_function, print_json
+from rcdrv.mmio import barrier
 from rcdrv.wait import Cancel
 
 COMMON_OPTIONS = (*OPENED, *RECORD)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bar", type=bar_number, metavar="BAR", help="0 to 5")
-    parser.add_argument("offset", type=number, metavar="OFFSET", help="bytes from its start")
-    parser.add_argument("value", type=number, metavar="VALUE")
-    parser.add_argument("--width", type=int, choices=WIDTHS, default=32, help="bits (default 32)")
+    add_place(parser, "value")
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
@@ -28,15 +25,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         window.write(args.width, args.offset, args.value)
     digits = args.width // 4 + 2
     if args.json:
-        print_json(
-            {
-                "device": function.address,
-                "bar": args.bar,
-                "offset": args.offset,
-                "width": args.width,
-                "value": args.value,
-            }
-        )
+        place = {name: getattr(args, name) for name in ("bar", "offset", "width", "value")}
+        print_json({"device": function.address, **place})
     else:
         print(f"BAR{args.bar}+{args.offset:#x} {args.value:#0{digits}x} written")
     return 0

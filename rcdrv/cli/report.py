@@ -45,9 +45,10 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         raise UsageError("standard input can be read once only")
     if args.json and args.output == "-":
         raise UsageError("--json and the page cannot both go to stdout", hint="-o FILE")
-    if args.output in args.files and args.output != "-":
+    path = Path(args.output)
+    if args.output != "-" and path.is_file() and not _is_page(path):
         raise UsageError(
-            f"{args.output} is a result: the page would take its place", hint="-o FILE"
+            f"{path} is no page: one would take its place", hint="-o FILE, with another name"
         )
     sources = []
     for name in args.files:
@@ -57,7 +58,6 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.output == "-":
         sys.stdout.buffer.write(text)
         return 0
-    path = Path(args.output)
     replace_file(path, text)
     if args.json:
         results = [{"file": source.name, "kind": source.kind} for source in sources]
@@ -65,3 +65,11 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     elif not is_stream(path):  # into the page it must not go
         print(path)
     return 0
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        with path.open("rb") as found:
+            return found.read(9) in (b"<!DOCTYPE", b"")
+    except OSError:
+        return True  # writing it says why it cannot be written

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 
 from rcdrv.cli.common import FUNCTION, seconds
-from rcdrv.cli.host import Steps, add_address, named_address
-from rcdrv.host.binding import Binder
+from rcdrv.cli.host import Steps, add_address
 from rcdrv.host.replug import port_above
 from rcdrv.host.replug import rescan as rescan_behind
 from rcdrv.sysfs import Paths
@@ -32,18 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
-    steps, paths = Steps(args), Paths()
-    address = named_address(args)
-    port = port_above(address, paths)
-    wanted = None if port.address == address else address
+    steps = Steps(args)
+    port = port_above(steps.address, Paths())
+    wanted = None if port.address == steps.address else steps.address
     found = rescan_behind(
         port,
-        Binder(paths, steps),
+        steps.binder,
         steps,
         wanted,
         within=args.wait,
         cancel=cancel,
         force=args.force,
     )
-    steps.finish(found, port=port.address)
-    return 0
+    return steps.finish(found, port=port.address)

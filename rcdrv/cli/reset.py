@@ -12,7 +12,7 @@ import sys
 
 from rcdrv.address import open_function
 from rcdrv.cli.common import OPENED, print_json
-from rcdrv.cli.host import Steps, add_address, named_address
+from rcdrv.cli.host import Steps, add_address
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import KNOWN_CAPS, Command, Reg
 from rcdrv.errors import HostError, UsageError
@@ -83,14 +83,13 @@ def _interrupts(driver: EpfTest) -> bool:
 
 
 def _bus(args: argparse.Namespace) -> int:
-    steps, paths = Steps(args), Paths()
+    steps = Steps(args)
 
     def show(members: list[HostFunction]) -> None:
         for member in members:
             print(f"resets {member}", file=sys.stderr, flush=True)
 
-    function = HostFunction(named_address(args), paths)
-    members = bus_reset(function, paths, show=show, force=args.force)
+    members = bus_reset(steps.function, Paths(), show=show, force=args.force)
     for member in members:
         steps(f"{member.address}: reset")
     steps.finish(members)

@@ -76,11 +76,8 @@ def udev_rule() -> str:
 
 
 def _completion(args: argparse.Namespace) -> tuple[dict[Path, str], str]:
-    from rcdrv.cli import whole_parser
     from rcdrv.manual import COMPLETIONS
-    from rcdrv.manual.grammar import command_tree
 
-    _, make = COMPLETIONS[args.shell]
     data, config = _folder("XDG_DATA_HOME", ".local/share"), _folder("XDG_CONFIG_HOME", ".config")
     path, after = {
         "bash": (
@@ -95,7 +92,7 @@ def _completion(args: argparse.Namespace) -> tuple[dict[Path, str], str]:
         ),
         "fish": (config / "fish/completions/rcdrv.fish", "fish has it from now on"),
     }[args.shell]
-    return {path: make(command_tree(whole_parser()))}, after
+    return {path: COMPLETIONS[args.shell][1]}, after
 
 
 def _man(args: argparse.Namespace) -> tuple[dict[Path, str], str]:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 
 from rcdrv.cli.common import FUNCTION
-from rcdrv.cli.host import Steps, add_address, named_address
-from rcdrv.host.binding import Binder
-from rcdrv.host.function import HostFunction
-from rcdrv.sysfs import Paths
+from rcdrv.cli.host import Steps, add_address
 from rcdrv.wait import Cancel
 
 COMMON_OPTIONS = FUNCTION
@@ -28,8 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     del cancel  # a change of the host is not left half-done
-    steps, paths = Steps(args), Paths()
-    function = HostFunction(named_address(args), paths)
-    given = Binder(paths, steps).unbind(function, whole_group=args.group, force=args.force)
-    steps.finish(given)
-    return 0
+    steps = Steps(args)
+    given = steps.binder.unbind(steps.function, whole_group=args.group, force=args.force)
+    return steps.finish(given)

@@ -18,7 +18,7 @@ from rcdrv.errors import HostError, UsageError
 from rcdrv.files import parse_json, read_text, replace_file
 from rcdrv.host import kernel
 from rcdrv.host.function import HostFunction
-from rcdrv.sysfs import DRIVER, Paths
+from rcdrv.sysfs import DRIVER, Paths, text_of
 
 Say = Callable[[str], None]
 
@@ -127,7 +127,7 @@ class Binder:
         address = function.address
         if function.is_bridge:
             raise UsageError(f"{address} is a bridge; an endpoint is behind one")
-        if function.group is None and not self._noiommu_allowed():
+        if function.group is None and text_of(self._paths.noiommu_parameter) != "Y":
             raise HostError(
                 f"{address} is not behind an IOMMU, so {DRIVER} does not take it",
                 hint=f"rcdrv doctor {address} says how to turn it on",
@@ -149,20 +149,13 @@ class Binder:
                     hint="this host may need it; if it does not, `force` takes it",
                 )
 
-    def _noiommu_allowed(self) -> bool:
-        parameter = self._paths.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode"
-        try:
-            return parameter.read_text().strip() == "Y"
-        except OSError:
-            return False
-
     def _take(self, function: HostFunction, no_reset: bool, undo: contextlib.ExitStack) -> None:
         address, before = function.address, function.driver
         if before == DRIVER:
             self._say(f"{address}: bound to {DRIVER} already")
             self._switch_reset(function, off=no_reset)
             return
-        override = function.text("driver_override") or ""
+        override = function.text("driver_override")
         # After a rescan its driver may not have probed it yet, but is noted.
         earlier = read_note(self._paths, address) or Note(None, "")
         note = Note(before or earlier.driver, "" if override in ("(null)", DRIVER) else override)

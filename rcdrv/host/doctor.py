@@ -15,7 +15,7 @@ from rcdrv.describe import missing_bars
 from rcdrv.errors import RcdrvError, missing_module
 from rcdrv.host.function import HostFunction
 from rcdrv.host.subject import Diagnosis, State, Subject, bad, ok, skip
-from rcdrv.sysfs import DRIVER, is_noiommu
+from rcdrv.sysfs import DRIVER, is_noiommu, name_a_port, text_of
 
 USED = """
     __future__ abc argparse array base64 binascii bisect collections concurrent contextlib copy
@@ -54,7 +54,7 @@ def check_module(subject: Subject) -> Diagnosis:
 
 def check_lockdown(subject: Subject) -> Diagnosis:
     """Check that a locked-down kernel, which loads signed modules only, has VFIO."""
-    modes = subject.text(subject.paths.sys / "kernel/security/lockdown").split()
+    modes = text_of(subject.paths.sys / "kernel/security/lockdown").split()
     mode = next((word.strip("[]") for word in modes if word.startswith("[")), "")
     if not mode:
         return skip("the kernel has none, or securityfs is not mounted")
@@ -99,7 +99,7 @@ def _iommu_cure(subject: Subject) -> str:
         return add
     if subject.has_table("IVRS"):
         return "the AMD IOMMU is on by default and did not start: dmesg | grep AMD-Vi says why"
-    if "AuthenticAMD" in subject.text(subject.paths.proc / "cpuinfo"):
+    if "AuthenticAMD" in text_of(subject.paths.proc / "cpuinfo"):
         return "turn the IOMMU (AMD-Vi) on in the firmware's setup; the kernel then uses it"
     return f"turn VT-d on in the firmware's setup; then {add}"
 
@@ -131,12 +131,12 @@ def check_remapping(subject: Subject) -> Diagnosis:
     if check_iommu(subject).state is State.NOT_OK:
         return skip("it is part of the IOMMU")
     # Both remapping drivers call their interrupt chips "IR-...".
-    if " IR-" in subject.text(subject.paths.proc / "interrupts"):
+    if " IR-" in text_of(subject.paths.proc / "interrupts"):
         return ok("on")
     modules = subject.paths.sys / "module"
     for module in ("vfio_iommu_type1", "iommufd"):
         parameter = modules / module / "parameters/allow_unsafe_interrupts"
-        if subject.text(parameter).strip() == "Y":
+        if text_of(parameter) == "Y":
             return ok(f"off, and accepted ({module}.allow_unsafe_interrupts)")
     off = [word for word in subject.command_line if word in ("intremap=off", "nointremap")]
     how = f"take {' '.join(off)} off the kernel's command line" if off else "turn it on in the"
@@ -169,7 +169,7 @@ def check_present(subject: Subject) -> Diagnosis:
     if subject.function is None:
         return bad(
             "no function on this host looks like one",
-            "start it (with its link up), then: rcdrv rescan PORT, with the port above it; "
+            f"start it (with its link up); {name_a_port(subject.paths)}; "
             "rcdrv list --all shows every function; name one of them",
         )
     return ok(str(subject.function))
@@ -262,7 +262,7 @@ def check_power(_subject: Subject, function: HostFunction) -> Diagnosis:
             "its config space reads all ones: nothing answers",
             f"the endpoint is off or has rebooted: start it, then: rcdrv rescan {function.address}",
         )
-    if state is None or state == "unknown":
+    if state in ("", "unknown"):
         return skip("the kernel does not say")
     if state == "D0":
         return ok("D0")

@@ -21,6 +21,7 @@ from rcdrv.sysfs import (
     holders,
     is_address,
     no_such_device,
+    text_of,
 )
 
 # Drivers that leave the DMA of their IOMMU group to user space: VFIO's own, and every other in
@@ -65,12 +66,9 @@ class HostFunction:
         except (OSError, ValueError):
             raise no_such_device(paths, address) from None
 
-    def text(self, name: str) -> str | None:
-        """Return the contents of one of its files."""
-        try:
-            return (self.path / name).read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            return None
+    def text(self, name: str) -> str:
+        """Return the contents of one of its files; empty if it cannot be read."""
+        return text_of(self.path / name)
 
     # -- identity ---------------------------------------------------------------------------
 
@@ -98,7 +96,7 @@ class HostFunction:
     def bars(self) -> tuple[HostBar, ...]:
         """Implemented BARs, assigned or not."""
         found = []
-        for index, line in enumerate((self.text("resource") or "").splitlines()[:6]):
+        for index, line in enumerate(self.text("resource").splitlines()[:6]):
             start, end, flags = (int(word, 16) for word in line.split())
             if not flags & (_IORESOURCE_MEM | _IORESOURCE_IO) or end <= start:
                 continue
@@ -153,13 +151,13 @@ class HostFunction:
     def link(self) -> pci.Link | None:
         """Its end of the link; None if the function is not PCI Express."""
         speed, width = self.text("current_link_speed"), self.text("current_link_width")
-        if speed is None or width is None:
+        if not speed or not width:
             return None
         return pci.Link(
             _gigatransfers(speed),
             _count(width),
-            _gigatransfers(self.text("max_link_speed") or ""),
-            _count(self.text("max_link_width") or ""),
+            _gigatransfers(self.text("max_link_speed")),
+            _count(self.text("max_link_width")),
         )
 
     @property
@@ -171,7 +169,7 @@ class HostFunction:
     @property
     def reset_methods(self) -> tuple[str, ...]:
         """Reset methods of the kernel in order of preference; may be empty."""
-        return tuple((self.text("reset_method") or "").split())
+        return tuple(self.text("reset_method").split())
 
     @property
     def command(self) -> pci.Command | None:

@@ -25,28 +25,27 @@ _TRAINED = 1.0
 _LOOK = 0.001
 
 
-class _File:
-    """Config space as a file."""
+def _config(path: Path, fd: int) -> ConfigSpace:
+    """Return the config space that an open file is."""
 
-    def __init__(self, path: Path, fd: int) -> None:
-        self._path = path
-        self._fd = fd
-
-    def read(self, offset: int, size: int) -> bytes:
+    def read(offset: int, size: int) -> bytes:
         try:
-            data = os.pread(self._fd, size, offset)
+            data = os.pread(fd, size, offset)
         except OSError as error:
-            raise _refused(self._path, error) from error
+            raise _refused(path, error) from error
         if len(data) < size:
             # pci_read_config() gives 64 bytes to whoever is not CAP_SYS_ADMIN.
-            raise HostError(f"{self._path}: only root may read all of it")
+            raise HostError(f"{path}: only root may read all of it")
         return data
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(offset: int, data: bytes) -> None:
         try:
-            os.pwrite(self._fd, data, offset)
+            os.pwrite(fd, data, offset)
         except OSError as error:  # EPERM: the kernel is locked down
-            raise _refused(self._path, error) from error
+            raise _refused(path, error) from error
+
+    size = min(os.fstat(fd).st_size, 4096)
+    return ConfigSpace(TrappedWindow(read, write, size, path.parent.name))
 
 
 def _refused(path: Path, error: OSError) -> HostError:
@@ -125,15 +124,15 @@ def port_above(address: str, paths: Paths | None = None) -> Iterator[Port]:
     except OSError as error:
         raise _refused(path, error) from error
     try:
-        yield _port(port.name, _File(path, fd), min(os.fstat(fd).st_size, 4096))
+        yield _port(port.name, _config(path, fd))
     finally:
         os.close(fd)
 
 
-def _port(address: str, file: _File, size: int) -> Port:
+def _port(address: str, config: ConfigSpace) -> Port:
+    size = config.window.size
     if size < _HEADER:
         raise HostError(f"{address}: its config space has {size} bytes")
-    config = ConfigSpace(TrappedWindow(file.read, file.write, size, address))
     try:
         found = config.find(CapId.EXP)
     except EndpointError as error:

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from rcdrv.host.function import HostFunction
-from rcdrv.sysfs import Paths
+from rcdrv.sysfs import Paths, text_of
 
 
 class State(Enum):
@@ -49,20 +49,13 @@ class Subject:
     read_caps: Callable[[str], str]
     """Opens the function and describes its endpoint's capabilities."""
 
-    def text(self, path: Path) -> str:
-        """Return the contents of a file; empty if it cannot be read."""
-        try:
-            return path.read_text()
-        except OSError:
-            return ""
-
     @property
     def is_x86(self) -> bool:
         return self.machine in ("x86_64", "i686")
 
     @property
     def command_line(self) -> list[str]:
-        return self.text(self.paths.proc / "cmdline").split()
+        return text_of(self.paths.proc / "cmdline").split()
 
     def has_table(self, name: str) -> bool:
         """Return whether the firmware has an ACPI table of this name."""

@@ -6,23 +6,21 @@ use the same :class:`~rcdrv.manual.grammar.Command` tree.
 
 from __future__ import annotations
 
-from rcdrv.manual import bash, fish, man, zsh
+from rcdrv.manual import completion, man
 from rcdrv.manual.grammar import Command
 
 COMPLETIONS = {
-    "bash": ("share/bash-completion/completions/rcdrv", bash.completion),
-    "zsh": ("share/zsh/site-functions/_rcdrv", zsh.completion),
-    "fish": ("share/fish/vendor_completions.d/rcdrv.fish", fish.completion),
+    "bash": ("share/bash-completion/completions/rcdrv", completion.BASH),
+    "zsh": ("share/zsh/site-functions/_rcdrv", completion.ZSH),
+    "fish": ("share/fish/vendor_completions.d/rcdrv.fish", completion.FISH),
 }
 """Of each shell: where its completion belongs, below a prefix such as /usr/local or that of a
-virtual environment; and what makes it."""
+virtual environment; and the script."""
 
 MAN_FOLDER = "share/man/man1"
 
 
 def data_files(tree: Command) -> dict[str, str]:
     """Return {path below the prefix: contents} of the files installed beside the package."""
-    files = {path: make(tree) for path, make in COMPLETIONS.values()}
-    for name, text in man.pages(tree).items():
-        files[f"{MAN_FOLDER}/{name}"] = text
-    return files
+    pages = {f"{MAN_FOLDER}/{name}": text for name, text in man.pages(tree).items()}
+    return {**dict(COMPLETIONS.values()), **pages}

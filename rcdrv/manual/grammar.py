@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rcdrv.address import prefixes
-from rcdrv.epf_test.more import MORE
-from rcdrv.epf_test.suite import Options, cases
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import preset_names
 
@@ -224,6 +222,9 @@ def _words(action: argparse.Action) -> tuple[str, ...]:
     if getattr(action.type, "__name__", "") == "bar_number":
         return ("0", "1", "2", "3", "4", "5")
     if action.dest == "names":
+        from rcdrv.epf_test.more import MORE  # not for each touch of the tabulator key
+        from rcdrv.epf_test.suite import Options, cases
+
         return tuple(str(case.name) for case in (*cases(Options()), *MORE))
     if action.dest == "fault":
         return tuple(FAULTS)

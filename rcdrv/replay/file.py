@@ -35,7 +35,7 @@ class RecordingFile:
         self._fd = -1
         self._text = self._size = self._pending = 0
         first = self._squeeze.compress(head.encode()) + self._squeeze.flush(zlib.Z_SYNC_FLUSH)
-        if is_stream(path) and not path.is_dir():
+        if is_stream(path):
             self._write(first)
         else:
             self._fd = begin_file(path, first)

@@ -72,7 +72,7 @@ class Tap(Observer):
         passed = done - skipped - known - failed
         complete = not run.not_run
         state = "PASSED" if complete and not failed else "FAILED"
-        self._comment(f"{state}: {done - failed} / {done} tests passed.")
+        self._comment(f"{state}: {done - failed} / {len(run.planned)} tests passed.")
         if skipped:
             self._comment(
                 f"{skipped} skipped test(s) detected."

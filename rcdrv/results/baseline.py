@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rcdrv.errors import UsageError
+from rcdrv.errors import UsageError, did_you_mean
 from rcdrv.files import parse_json, read_file
 from rcdrv.results.result import CASE_VERDICTS, Baseline, Before, Change, Run
 from rcdrv.verdict import Verdict
@@ -50,10 +50,8 @@ def load(name: str, cancel: Cancel | None = None) -> Baseline:
         try:
             data = read_file(Path(name), _LARGEST, cancel)
         except UsageError as error:
-            known = ", ".join(names)
-            raise UsageError(
-                error.message, hint=f"a file of rcdrv test --json, or one of {known}"
-            ) from None
+            hint = f"a file of rcdrv test --json, or one of {', '.join(names)}"
+            raise UsageError(error.message, hint=did_you_mean(name, names) or hint) from None
     return parse(data, name)
 
 
@@ -63,8 +61,8 @@ def parse(data: bytes, name: str) -> Baseline:
     :raises UsageError: not such a document; the message names the place
     """
     try:
-        document = parse_json(data.decode("utf-8-sig"))
-    except ValueError as error:  # UnicodeDecodeError is one
+        document = parse_json(data)
+    except ValueError as error:
         _refuse(name, f"not JSON: {error}" if data.strip() else "it is empty")
     results = document.get("results") if isinstance(document, dict) else None
     if not isinstance(results, list):

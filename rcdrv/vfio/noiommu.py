@@ -34,6 +34,7 @@ from rcdrv.sysfs import (
     handover_steps,
     has_capability,
     is_noiommu,
+    text_of,
 )
 from rcdrv.vfio import uapi
 from rcdrv.vfio.device import VfioDevice
@@ -283,17 +284,15 @@ def _no_memory(size: int, page: int, error: OSError) -> HostError:
 
 def _not_enabled(paths: Paths, bdf: str) -> HostError:
     """Return the error for a function without an IOMMU for which VFIO has no group."""
-    module = paths.sys / "module" / "vfio"
-    parameter = module / "parameters" / "enable_unsafe_noiommu_mode"
     problem = f"{bdf}: VFIO does not offer it without an IOMMU"
     steps = handover_steps(paths, bdf)
-    try:
-        if parameter.read_text().strip() == "Y":
-            problem = f"{bdf} is not bound to {DRIVER}"
-        else:
-            steps.insert(0, f"echo 1 > {parameter}")
-    except OSError:
-        if module.exists():
-            return HostError(problem, hint="this kernel cannot: it lacks CONFIG_VFIO_NOIOMMU")
+    parameter = paths.noiommu_parameter
+    if text_of(parameter) == "Y":
+        problem = f"{bdf} is not bound to {DRIVER}"
+    elif parameter.exists():
+        steps.insert(0, f"echo 1 > {parameter}")
+    elif (paths.sys / "module/vfio").exists():
+        return HostError(problem, hint="this kernel cannot: it lacks CONFIG_VFIO_NOIOMMU")
+    else:
         steps.insert(0, "modprobe vfio enable_unsafe_noiommu_mode=1")
     return HostError(problem, hint="\n  ".join(["allow it, as root:", *steps]))

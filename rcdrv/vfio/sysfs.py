@@ -13,7 +13,6 @@ import fcntl
 import mmap
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from rcdrv.device import (
     CONFIG_REGION,
@@ -27,7 +26,7 @@ from rcdrv.device import (
 )
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
 from rcdrv.mmio import MappedWindow
-from rcdrv.sysfs import DRIVER, Paths, check_present, driver_of, group_of
+from rcdrv.sysfs import DRIVER, Paths, check_present, driver_of, group_of, text_of
 from rcdrv.verdict import Reason, skip
 from rcdrv.vfio.noiommu import PhysicalMemory, look_up
 
@@ -189,10 +188,7 @@ class SysfsDevice(Device, PhysicalDma):
         group = group_of(self._paths, self.address)
         if group is None:
             return ""
-        try:
-            kind = (self._paths.group(group) / "type").read_text().strip()
-        except OSError:
-            kind = "unknown"
+        kind = text_of(self._paths.group(group) / "type")
         # An identity domain does not translate:
         # Documentation/ABI/testing/sysfs-kernel-iommu_groups
         return "" if kind == "identity" else f"an IOMMU (group {group}) blocks it without VFIO"
@@ -262,14 +258,13 @@ def open_sysfs(bdf: str, paths: Paths) -> SysfsDevice:
             f"{bdf} is bound to {driver}, which drives it",
             hint=f"if this host does not need it, as root: echo {bdf} > {folder}/driver/unbind",
         )
-    with contextlib.suppress(OSError):
-        power = (folder / "power_state").read_text().strip()
-        if power in ("D3hot", "D3cold"):
-            raise HostError(
-                f"{bdf} is suspended in {power}",
-                hint=f"wake it up, as root: echo on > {folder}/power/control; "
-                f"then, if it stays suspended: rcdrv rescan {bdf}",
-            )
+    power = text_of(folder / "power_state")
+    if power in ("D3hot", "D3cold"):
+        raise HostError(
+            f"{bdf} is suspended in {power}",
+            hint=f"wake it up, as root: echo on > {folder}/power/control; "
+            f"then, if it stays suspended: rcdrv rescan {bdf}",
+        )
     config = -1
     try:
         config = os.open(folder / "config", os.O_RDWR | os.O_CLOEXEC)
@@ -296,7 +291,8 @@ def _failure(paths: Paths, bdf: str, what: str, error: OSError) -> RcdrvError:
             f"{bdf}: {what}: the device is gone",
             hint="the endpoint rebooted, its link is down, or it was removed",
         )
-    if error.errno == errno.EPERM and _locked_down(paths):  # LOCKDOWN_PCI_ACCESS
+    lockdown = text_of(paths.sys / "kernel/security/lockdown")
+    if error.errno == errno.EPERM and lockdown and "[none]" not in lockdown:  # LOCKDOWN_PCI_ACCESS
         return HostError(
             f"{bdf}: {what}: the kernel is locked down",
             hint=f"use VFIO, which works there: rcdrv bind {bdf}; or turn Secure Boot off",
@@ -313,11 +309,3 @@ def _failure(paths: Paths, bdf: str, what: str, error: OSError) -> RcdrvError:
         f"{bdf}: {what}: {os.strerror(error.errno or 0)}",
         hint="the kernel's log (dmesg) may say why",
     )
-
-
-def _locked_down(paths: Paths) -> bool:
-    try:
-        modes = Path(paths.sys / "kernel/security/lockdown").read_text()
-    except OSError:
-        return False
-    return "[none]" not in modes

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rcdrv.report.html import layout
 from rcdrv.report.html.markup import Child, Markup, element, join
-from rcdrv.report.html.section import Finding, Section, badge, code, facts, table, wide_table
+from rcdrv.report.html.section import Finding, Section, badge, code, facts, row, table, wide_table
 from rcdrv.report.html.source import Node, Picture, Source
 from rcdrv.results.result import CASE_VERDICTS
 from rcdrv.verdict import Verdict
@@ -110,11 +110,7 @@ def examples(source: Source) -> Section:
     others = sorted({word for counts in outcomes.values() for word in counts} - {*verdicts})
     columns = [word for word in [*verdicts, *others] if any(c[word] for c in outcomes.values())]
     rows = [
-        element(
-            "tr",
-            element("th", code(case), scope="row"),
-            [element("td", str(counts[word] or "")) for word in columns],
-        )
+        row(*(str(counts[word] or "") for word in columns), name=code(case))
         for case, counts in outcomes.items()
     ]
     caption = f"Outcomes of each case over {len(source.lines)} layouts"
@@ -135,14 +131,9 @@ def replay(source: Source) -> Section:
         replayed += 1
         file, wrong = one["file"].text, [text.text for text in one["findings"]]
         findings += [Finding(Verdict.FAIL, file, "", "", text, "") for text in wrong]
-        rows.append(
-            element(
-                "tr",
-                element("td", badge(Verdict.FAIL if wrong else Verdict.PASS)),
-                element("td", code(file)),
-                element("td", element("p", one.said("saved"), class_="note"), "; ".join(wrong)),
-            )
-        )
+        mark = badge(Verdict.FAIL if wrong else Verdict.PASS)
+        saved = element("p", one.said("saved"), class_="note")
+        rows.append(row(mark, code(file), (saved, "; ".join(wrong))))
     heads = ("verdict", "file", "what was saved, and what is seen now")
     return Section(
         "fuzz replay",

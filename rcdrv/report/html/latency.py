@@ -13,6 +13,7 @@ from rcdrv.report.html.section import (
     facts,
     finding,
     percentile_table,
+    row,
     table,
 )
 from rcdrv.report.html.source import Node, Source
@@ -159,13 +160,7 @@ def compared_benches(sources: Sequence[Source]) -> Markup:
             drawn.append(Series(f"{name}, {source.name}", found, number))
             cells = [source.name, *(duration_text(found.percentile(p)) for p in (50, 99))]
             cells += [_ratio(found, first, percent) for percent in (50, 99)]
-            rows.append(
-                element(
-                    "tr",
-                    element("th", name, scope="row"),
-                    [element("td", cell) for cell in cells],
-                )
-            )
+            rows.append(row(*cells, name=name))
     heads = ["", "file", "p50", "p99", "p50 / first", "p99 / first"]
     what = sources[0].node["bench"].text
     return join(

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from rcdrv.report.html.markup import Markup, drawing, element, join
+from rcdrv.report.html.section import head
 from rcdrv.report.html.source import Node
 from rcdrv.report.text import wrapped
 from rcdrv.results.layout import TEST_REGISTERS, Bar, Region, msix_regions
@@ -171,13 +172,9 @@ def table(bars: Sequence[Bar]) -> Markup:
                     element("td", piece.label or ("reserved" if bar.reserved else "memory")),
                 )
             )
-    heads = ("BAR", "from", "to", "size", "what")
+    heads = head(("BAR", "from", "to", "size", "what"))
     return element(
         "details",
         element("summary", "The same as a table"),
-        element(
-            "table",
-            element("thead", element("tr", [element("th", head, scope="col") for head in heads])),
-            element("tbody", rows),
-        ),
+        element("table", heads, element("tbody", rows)),
     )

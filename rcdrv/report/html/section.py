@@ -54,10 +54,20 @@ def badge(verdict: Verdict) -> Markup:
     return element("span", verdict.value, class_=f"badge {verdict.value}")
 
 
+def head(names: Sequence[str]) -> Markup:
+    """Return the head of a table."""
+    return element("thead", element("tr", [element("th", one, scope="col") for one in names]))
+
+
+def row(*cells: Child, name: Child = None, class_: str | None = None) -> Markup:
+    """Return a row of a table; its name, if any, is in a cell before the others."""
+    first = None if name is None else element("th", name, scope="row")
+    return element("tr", first, [element("td", cell) for cell in cells], class_=class_)
+
+
 def wide_table(heads: Sequence[str], bodies: Child) -> Markup:
     """Return a table of cases that scrolls on a narrow page."""
-    head = element("thead", element("tr", [element("th", one, scope="col") for one in heads]))
-    return element("div", element("table", head, bodies, class_="cases"), class_="wide")
+    return element("div", element("table", head(heads), bodies, class_="cases"), class_="wide")
 
 
 def code(text: str) -> Markup:
@@ -84,17 +94,8 @@ def facts(pairs: Sequence[tuple[str, Child]]) -> Markup:
 
 def table(heads: Sequence[str], rows: Sequence[Markup], caption: str) -> Markup:
     """Return a table that may be wider than the page; all but the first column are numbers."""
-    return element(
-        "div",
-        element(
-            "table",
-            element("caption", caption),
-            element("thead", element("tr", [element("th", head, scope="col") for head in heads])),
-            element("tbody", rows),
-            class_="numbers",
-        ),
-        class_="wide",
-    )
+    parts = (element("caption", caption), head(heads), element("tbody", rows))
+    return element("div", element("table", *parts, class_="numbers"), class_="wide")
 
 
 _COLUMNS = ("count", "min", *(f"p{share:g}" for share in PERCENTILES), "max")
@@ -114,13 +115,7 @@ def percentile_table(series: Sequence[Series], sizes: Sequence[int] = ()) -> Mar
             size = sizes[index]
             rate = size / max(1, found.percentile(50)) * 1e3
             cells.append(f"{rate:.3g} MB/s" if size else "")
-        rows.append(
-            element(
-                "tr",
-                element("th", one.name, scope="row"),
-                [element("td", cell) for cell in cells],
-            )
-        )
+        rows.append(row(*cells, name=one.name))
     heads = ["", *_COLUMNS, *(["at p50"] if moving else [])]
     return table(heads, rows, "Percentiles")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from rcdrv.report.html.section import (
     code,
     explanation,
     finding,
+    row,
     wide_table,
 )
 from rcdrv.report.html.source import Node, Source
@@ -133,26 +134,23 @@ def _bar(cases: Sequence[_Case], missing: int) -> Markup | None:
 def _table(cases: Sequence[_Case], missing: Sequence[str]) -> Markup:
     bodies = []
     for fixture, group in groupby(cases, key=lambda case: case.fixture):
-        rows = [element("tr", element("th", fixture, colspan=4, scope="rowgroup"), class_="group")]
-        rows += [_row(case) for case in group]
-        bodies.append(element("tbody", rows))
+        bodies.append(_group(fixture, map(_row, group)))
     if missing:
         rows = [
-            element("tr", element("th", "not run", colspan=4, scope="rowgroup"), class_="group")
+            row(_not_run("not run"), code(name), "the run ended before it", "") for name in missing
         ]
-        rows += [
-            element(
-                "tr",
-                element("td", element("span", "not run", class_="badge not-run")),
-                element("td", code(name)),
-                element("td", "the run ended before it"),
-                element("td"),
-            )
-            for name in missing
-        ]
-        bodies.append(element("tbody", rows))
+        bodies.append(_group("not run", rows))
     heads = ("verdict", "case", "what was seen", "time")
     return wide_table(heads, bodies)
+
+
+def _group(name: str, rows: Iterable[Markup]) -> Markup:
+    heading = element("tr", element("th", name, colspan=4, scope="rowgroup"), class_="group")
+    return element("tbody", heading, rows)
+
+
+def _not_run(said: str) -> Markup:
+    return element("span", said, class_="badge not-run")
 
 
 def _row(case: _Case) -> Markup:
@@ -194,14 +192,7 @@ def comparison(sources: Sequence[Source]) -> Markup:
     for name in names:
         found = [run.get(name) for run in runs]
         differs = _differ(found, sizes)
-        rows.append(
-            element(
-                "tr",
-                element("th", code(name), scope="row"),
-                [element("td", _cell(case)) for case in found],
-                class_="differs" if differs else None,
-            )
-        )
+        rows.append(row(*map(_cell, found), name=code(name), class_="differs" if differs else None))
     heads = [
         element("th", device, colspan=len(of_board), scope="colgroup")
         for device, of_board in boards.items()
@@ -227,7 +218,7 @@ def comparison(sources: Sequence[Source]) -> Markup:
 
 def _cell(case: _Case | None) -> list[Markup]:
     if case is None:
-        return [element("span", "not run", class_="badge not-run")]
+        return [_not_run("not run")]
     reason = [] if case.verdict in _FINE else [element("span", case.reason, class_="reason")]
     return [badge(case.verdict), *reason, *([said] if (said := _since(case)) else [])]
 
@@ -261,19 +252,9 @@ def check(source: Source) -> Section:
 def _layer(layer: Node, document: Node) -> Markup:
     name = layer["name"].text
     told = layer.find("verdict")
-    mark = badge(told.verdict) if told else element("span", "not reached", class_="badge not-run")
+    mark = badge(told.verdict) if told else _not_run("not reached")
     is_broken = name == document.said("broken")
-    why = (document.said(key) if is_broken else "" for key in ("reason", "hint"))
-    reason, hint = why
-    notes = [note.text for note in layer["notes"]]
-    return element(
-        "tr",
-        element("td", mark),
-        element("td", name),
-        element(
-            "td",
-            explanation(reason, layer.said("message"), hint),
-            [element("p", note, class_="note") for note in notes],
-        ),
-        class_=f"case {told.verdict.value}" if told else "case",
-    )
+    reason, hint = (document.said(key) if is_broken else "" for key in ("reason", "hint"))
+    seen = explanation(reason, layer.said("message"), hint)
+    seen += [element("p", note.text, class_="note") for note in layer["notes"]]
+    return row(mark, name, seen, class_=f"case {told.verdict.value}" if told else "case")

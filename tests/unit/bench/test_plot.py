@@ -54,8 +54,8 @@ def test_without_matplotlib_the_extra_is_named(
     assert caught.value.hint == "pip install 'rcdrv[plot]'"
 
 
-def test_a_picture_that_cannot_be_written_is_an_error_of_the_host(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
     folder = tmp_path / "taken.svg"
     folder.mkdir()
-    with pytest.raises(HostError, match="cannot write"):
+    with pytest.raises(UsageError, match="cannot write"):
         plot.draw(made(NOW), folder)

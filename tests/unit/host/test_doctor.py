@@ -264,7 +264,7 @@ def lost(patient: Patient) -> None:
         ("interrupt remapping", no_remapping, "refuses", "turn it on in the firmware's setup"),
         ("interrupt remapping", remapping_off, "refuses", "take intremap=off off the kernel's"),
         ("locked memory", little_memory, "alice may lock 64 KiB", "limits.d/rcdrv.conf"),
-        ("endpoint", absent, "no function", "rcdrv rescan PORT"),
+        ("endpoint", absent, "no function", "this host has no PCI port"),
         ("driver", unload, "not bound", f"rcdrv bind {ENDPOINT}"),
         ("driver", other_driver, "bound to pci_endpoint_test", f"rcdrv bind {ENDPOINT}"),
         ("IOMMU group", shared_group, "also has 0000:01:00.1 (nvme)", "--group"),

@@ -1,4 +1,4 @@
-"""Completion completes: each script is asked, in its shell, what it knows."""
+"""Completion completes: rcdrv is asked, and each script in its shell."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,18 +15,20 @@ from pathlib import Path
 import pytest
 
 from rcdrv.manual import COMPLETIONS
+from rcdrv.manual.completion import complete
 from rcdrv.manual.grammar import Command, Kind
 from rcdrv.sim.layout import preset_names
 from tests.programs import needed
 
 LIMIT = 60.0
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 Ask = Callable[[Sequence[str]], list[list[str]]]
 
 ASK_BASH = """
 . {script}
 while IFS= read -r COMP_LINE; do
     COMP_POINT=${{#COMP_LINE}} COMPREPLY=()
-    _rcdrv
+    _rcdrv rcdrv </dev/null
     echo "${{COMPREPLY[*]}}"
 done
 """
@@ -39,12 +42,12 @@ end
 
 
 @pytest.fixture(scope="module")
-def scripts(tree: Command, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("completion")
     made = {}
-    for shell, (path, make) in COMPLETIONS.items():
+    for shell, (path, text) in COMPLETIONS.items():
         made[shell] = folder / Path(path).name
-        made[shell].write_text(make(tree))
+        made[shell].write_text(text)
     return made
 
 
@@ -63,7 +66,7 @@ def ask(request: pytest.FixtureRequest, scripts: dict[str, Path], tmp_path: Path
             text=True,
             check=True,
             cwd=tmp_path,
-            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"},
+            env={"PATH": PATH, "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"},
             timeout=LIMIT,
         )
         assert not done.stderr
@@ -74,59 +77,77 @@ def ask(request: pytest.FixtureRequest, scripts: dict[str, Path], tmp_path: Path
     return answers
 
 
-def test_every_command_and_every_option(tree: Command, ask: Ask) -> None:
-    """Each is offered at its place, for a word that is typed but for its last letter."""
-    lines, expected = [], []
+def offered(tree: Command, line: str) -> dict[str, str]:
+    """What rcdrv answers for a typed line: each word with its meaning."""
+    answer = complete(tree, line.split(" ")[1:])
+    return {word: meaning for word, _, meaning in (one.partition("\t") for one in answer)}
+
+
+def test_every_command_and_every_option(tree: Command) -> None:
+    """Each is offered at its place with its help, for a word typed but for its last letter."""
     for command in tree.walk():
         for child in command.children:
-            lines.append(f"{command.name} {child.path[-1][:-1]}")
-            expected.append(child.path[-1])
-        common = () if command.path[1:] else command.common
-        for option in (*command.options, *common):
-            if option.flags[-1].startswith("--"):
-                lines.append(f"{command.name} {option.flags[-1][:-1]}")
-                expected.append(option.flags[-1])
-    for line, word, offered in zip(lines, expected, ask(lines), strict=True):
-        assert word in offered, (line, offered)
+            found = offered(tree, f"{command.name} {child.path[-1][:-1]}")
+            assert found[child.path[-1]] == child.summary
+        for option in (*command.options, *command.common):
+            for flag in option.flags:
+                assert offered(tree, f"{command.name} {flag[:-1]}")[flag] == option.help
 
 
-def test_the_values_of_options_and_arguments(tree: Command, ask: Ask) -> None:
-    lines, expected = [], []
+def test_the_values_of_options_and_arguments(tree: Command) -> None:
+    lines = []
     for command in tree.walk():
         for option in command.options:
             if option.kind is Kind.WORDS:
-                lines.append(f"{command.name} {option.flags[-1]} ")
-                expected.append(set(option.words))
-        if command.arguments and command.arguments[0].kind is Kind.WORDS:
-            lines.append(f"{command.name} ")
-            expected.append(set(command.arguments[0].words))
+                lines.append((f"{command.name} {option.flags[-1]} ", option.words))
+        for number, argument in enumerate(command.arguments):
+            if argument.kind is Kind.WORDS:
+                lines.append((command.name + " x" * number + " ", argument.words))
     assert len(lines) > 10
-    for line, words, offered in zip(lines, expected, ask(lines), strict=True):
-        assert set(offered) == words, line
+    for line, words in lines:
+        assert set(offered(tree, line)) == set(words), line
 
 
-def test_a_command_is_found_behind_options_with_values(ask: Ask) -> None:
+def test_any_number_of_arguments(tree: Command) -> None:
+    assert "pci_ep_bar.BAR4.BAR_TEST" in offered(tree, "rcdrv test BAR0 BAR1 pci_ep_bar.BAR4")
+    assert offered(tree, "rcdrv report a.json ") == {"/": ""}
+    assert offered(tree, "rcdrv peek 4 0 ") == {}
+
+
+def test_a_command_is_found_behind_options_with_values(tree: Command) -> None:
     """`ring` is a value, an action of ntb and a command; where it stands decides."""
-    (top, value, nested) = ask(
-        ["rcdrv --timeout 3 -d sim:rk3588 ri", "rcdrv -d ring ri", "rcdrv ntb ri"]
+    for line in ("--timeout 3 -d sim:rk3588 ri", "-d ring ri", "--irq=ntb ri", "ntb ri"):
+        assert list(offered(tree, f"rcdrv {line}")) == ["ring"]
+    assert {"--db", "--db-bar"} <= set(offered(tree, "rcdrv --irq poll ntb ring --d"))
+    assert offered(tree, "rcdrv ring --count ") == {}
+    assert offered(tree, "rcdrv ring --force=") == {}
+
+
+def test_files(tree: Command) -> None:
+    assert offered(tree, "rcdrv test --junit x") == {"/": ""}
+    assert offered(tree, "rcdrv test --junit=x") == {"/--junit=": ""}
+    assert offered(tree, "rcdrv -d vfio-user:x") == {"/vfio-user:": ""}
+    assert offered(tree, "rcdrv --device=sim:./x") == {"/--device=sim:": ""}
+    assert set(offered(tree, "rcdrv sim ")) == {"/", *preset_names()}
+
+
+def test_the_shells_show_it(ask: Ask) -> None:
+    """bash puts its answer behind the colon or the equals sign."""
+    (command, nested, presets, faults, value, none) = ask(
+        [
+            "rcdrv -d ring ri",
+            "rcdrv --irq poll ntb ri",
+            "rcdrv --device sim:",
+            "rcdrv -d sim:rk3588,fault=irq-l",
+            "rcdrv ring --irq=ms",
+            "rcdrv ring --count ",
+        ]
     )
-    assert top == value == nested == ["ring"]
-    (options,) = ask(["rcdrv --irq poll ntb ring --d"])
-    assert {"--db", "--db-bar"} <= set(options)
-    (none,) = ask(["rcdrv ring --count "])
-    assert none == []
-
-
-def test_addresses(ask: Ask) -> None:
-    (presets, faults) = ask(["rcdrv --device sim:", "rcdrv -d sim:rk3588,fault=irq-l"])
-    # bash puts its answer behind the colon or the equals sign.
+    assert command == nested == ["ring"]
     assert {name.removeprefix("sim:") for name in presets} == set(preset_names())
     assert [answer.rpartition("=")[2] for answer in faults] == ["irq-lost"]
-
-
-def test_a_long_option_with_an_equals_sign(ask: Ask) -> None:
-    (offered,) = ask(["rcdrv ring --irq=ms"])
-    assert {answer.rpartition("=")[2] for answer in offered} == {"msi", "msix"}
+    assert {answer.rpartition("=")[2] for answer in value} == {"msi", "msix"}
+    assert none == []
 
 
 STARTS = {
@@ -170,7 +191,7 @@ def test_the_tabulator_key(scripts: dict[str, Path], shell: str, tmp_path: Path)
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(tmp_path)
-        os.execve(program, [program, *options], {"PATH": os.environ["PATH"], "TERM": "dumb"})
+        os.execve(program, [program, *options], {"PATH": PATH, "TERM": "dumb"})
     shown = ""
     try:
         for line in lines:

@@ -61,11 +61,11 @@ def test_the_rule_is_the_one_of_the_source_tree(
     ],
 )
 def test_completion_goes_where_its_shell_looks(
-    shell: str, path: str, home: Path, tree: Command, capsys: pytest.CaptureFixture[str]
+    shell: str, path: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["setup", "completion", shell]) == 0
     assert files(home) == [path]
-    assert (home / path).read_text() == COMPLETIONS[shell][1](tree)
+    assert (home / path).read_text() == COMPLETIONS[shell][1]
     assert str(home / path) in capsys.readouterr().out
 
 

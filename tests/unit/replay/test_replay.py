@@ -380,7 +380,7 @@ def test_a_file_that_cannot_be_written_is_said_before_the_device_is_touched(
 ) -> None:
     for path in (tmp_path / "missing" / "board.gz", tmp_path):
         board = Board()
-        with pytest.raises(HostError, match="cannot write"):
+        with pytest.raises(UsageError, match="cannot write"):
             record_device(board, path)
         assert board.closed == 1
         assert {entry[:2] for entry in board.log} == {("read", CONFIG_REGION)}

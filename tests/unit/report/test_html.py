@@ -662,10 +662,12 @@ def test_the_command_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     ("arguments", "status", "said"),
     [
         (["nowhere.json"], 2, "cannot read nowhere.json"),
+        (["good.json", "-o", "./good.json"], 2, "good.json is no page"),
+        (["good.json", "-o", "broken.json"], 2, "broken.json is no page"),
         (["broken.json"], 2, "broken.json: not JSON"),
         (["-", "-"], 2, "standard input"),
         (["good.json", "--json", "-o", "-"], 2, "stdout"),
-        (["good.json", "-o", "no/such/folder.html"], 3, "cannot write no/such/folder.html"),
+        (["good.json", "-o", "no/such/folder.html"], 2, "cannot write no/such/folder.html"),
     ],
 )
 def test_what_cannot_be_done_has_its_status(

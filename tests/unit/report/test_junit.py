@@ -12,7 +12,7 @@ import pytest
 import xmlschema
 from hypothesis import given
 
-from rcdrv.errors import HostError
+from rcdrv.errors import HostError, UsageError
 from rcdrv.report.junit import JUnit, to_junit
 from rcdrv.results.result import Run
 from rcdrv.verdict import Verdict
@@ -96,9 +96,9 @@ def test_the_file_holds_a_report_from_start_to_end(tmp_path: Path) -> None:
 
 
 def test_a_report_that_cannot_be_written_is_known_at_the_start(tmp_path: Path) -> None:
-    observer = JUnit(tmp_path / "missing" / "report.xml")
-    with pytest.raises(HostError, match=r"cannot write .*report\.xml: No such file"):
-        observer.start(a_run())
+    for path, why in ((tmp_path / "missing/report.xml", "No such file"), (tmp_path, "Is a dir")):
+        with pytest.raises(UsageError, match=rf"cannot write {path}: {why}"):
+            JUnit(path).start(a_run())
 
 
 def test_a_failed_write_leaves_the_old_report(

@@ -101,7 +101,7 @@ def test_a_run_without_failures_is_passed() -> None:
 
 def test_a_run_that_ended_early_is_not_passed() -> None:
     assert tap(a_run(finished=2)).splitlines()[-3:] == [
-        "# FAILED: 2 / 2 tests passed.",
+        "# FAILED: 2 / 5 tests passed.",
         "# Planned tests != run tests (5 != 2)",
         "# Totals: pass:2 fail:0 xfail:0 xpass:0 skip:0 error:0",
     ]
