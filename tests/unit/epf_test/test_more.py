@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
+import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -621,18 +622,19 @@ class Bridge:
         self.paths = Paths(sys=root)
         self.trainings = 0
         self.train: Callable[[], object] = lambda: None
-        write = port._File.write
+        write = os.pwrite
 
-        def trains(file: port._File, offset: int, data: bytes) -> None:
+        def trains(file: int, data: bytes, offset: int) -> int:
             if offset == self.AT + 0x12:  # its bits are cleared by a written 1
                 self.set(0x12, self.get(0x12) & ~int.from_bytes(data, "little"))
-                return
-            write(file, offset, data)
+                return len(data)
+            done = write(file, data, offset)
             if offset == self.AT + 0x10 and data[0] & 0x20:
                 self.trainings += 1
                 self.train()
+            return done
 
-        monkeypatch.setattr(port._File, "write", trains)
+        monkeypatch.setattr("rcdrv.host.port.os.pwrite", trains)
         monkeypatch.setattr(more_link, "port_above", lambda at: port.port_above(at, self.paths))
 
     def set(self, offset: int, value: int) -> None:
