@@ -98,6 +98,7 @@ class Counter:
         with self._log.open("rb") as file:
             file.seek(self._seen)
             new = file.read()
+        new = new[: new.rfind(b"\n") + 1]  # the last line may be half there, as it is written
         self._seen += len(new)
         return count(new.decode())
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.access_log import count, entries
 from tests.lab.conftest import FAULTY, VECTORS_64
-from tests.lab.test_guest_fuzz import by_spec, noted
+from tests.lab.test_guest_fuzz import by_spec
 from tools.lab.channel import Result
 from tools.lab.guest import Guest
 
@@ -33,13 +34,15 @@ def test_functions_of_one_device_are_driven_one_by_one(guest_x86_64: Guest) -> N
         [halves, "pci_ep_basic.MSI_TEST", "pcie_ep_doorbell.DOORBELL_TEST"], "pass"
     )
     for endpoint, wanted in ((first, good), (second, {**good, halves: "fail"})):
-        start = len(endpoint.access_log.read_text().splitlines())
+        start = count(endpoint.access_log)
         other = second if endpoint is first else first
-        before = len(other.access_log.read_text().splitlines())
+        before = count(other.access_log)
         result = rcdrv(guest_x86_64, endpoint.address, "test", "--json", *good)
         assert verdicts(result) == wanted, result.stderr
-        assert [line for line in noted(endpoint, start) if line.get("event") == "doorbell"]
-        touched = [line for line in noted(other, before) if "region" in line]
+        assert [
+            line for line in entries(endpoint.access_log, start) if line.get("event") == "doorbell"
+        ]
+        touched = [line for line in entries(other.access_log, before) if "region" in line]
         assert not [line for line in touched if line["region"].startswith("BAR")]
     listed = json.loads(guest_x86_64.run(["rcdrv", "list", "--json"]).stdout)
     shown = json.dumps(listed)
@@ -49,13 +52,13 @@ def test_functions_of_one_device_are_driven_one_by_one(guest_x86_64: Guest) -> N
 
 def test_64_vectors_fire_each(guest_x86_64: Guest) -> None:
     endpoint = by_spec(guest_x86_64, VECTORS_64)
-    start = len(endpoint.access_log.read_text().splitlines())
+    start = count(endpoint.access_log)
     result = rcdrv(guest_x86_64, endpoint.address, "test", "MSIX_TEST", "--json")
     (only,) = json.loads(result.stdout)["results"]
     # A skip, as the kselftest does at the first vector that is not there.
     assert (only["verdict"], only["reason"]) == ("skip", "no-vectors"), result
     assert only["message"] == "MSI-X65 is disabled; all 64 before it passed"
-    log = noted(endpoint, start)
+    log = entries(endpoint.access_log, start)
     raised = [line["number"] for line in log if line.get("event") == "interrupt"]
     assert raised == list(range(1, 65))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
+from tests.access_log import count, entries
 from tests.lab.conftest import FAULTY
 from tools.lab.channel import Result
 from tools.lab.endpoint import Endpoint
@@ -25,20 +25,15 @@ def fuzz(guest: Guest, endpoint: Endpoint, *arguments: str) -> Result:
     )
 
 
-def noted(endpoint: Endpoint, start: int) -> list[dict[str, Any]]:
-    lines = endpoint.access_log.read_text().splitlines()
-    return [json.loads(line) for line in lines[start:]]
-
-
 def check_nothing_is_found(guest: Guest, spec: str, examples: int, *arguments: str) -> None:
     """Nor anything done that could harm, nor anything left behind."""
     endpoint = by_spec(guest, spec)
-    start = len(endpoint.access_log.read_text().splitlines())
+    start = count(endpoint.access_log)
     result = fuzz(guest, endpoint, "--examples", str(examples), *arguments)
     document = json.loads(result.stdout)
     assert (result.status, document["finding"]) == (0, None), result
     assert document["steps"] > 30 * examples
-    log = noted(endpoint, start)
+    log = entries(endpoint.access_log, start)
     events = [line["event"] for line in log if "event" in line]
     assert events.count("command") > 15 * examples
     assert not {"harm", "oops", "stray"} & set(events)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.access_log import count, entries
 from tests.lab.conftest import FAULTY, VECTORS_64
 from tools.lab.channel import Result
 from tools.lab.endpoint import Endpoint
@@ -25,12 +26,11 @@ def rcdrv(guest: Guest, endpoint: Endpoint, *arguments: str) -> Result:
 
 
 def log_of(endpoint: Endpoint, start: int) -> list[dict[str, Any]]:
-    lines = endpoint.access_log.read_text().splitlines()
-    return [json.loads(line) for line in lines[start:]]
+    return entries(endpoint.access_log, start)
 
 
 def log_length(endpoint: Endpoint) -> int:
-    return len(endpoint.access_log.read_text().splitlines())
+    return count(endpoint.access_log)
 
 
 def accesses(log: list[dict[str, Any]], region: str, op: str) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.access_log import entries
+
 LIMIT = 120.0
 """Seconds; far beyond what any run here takes, so that a hang is a failure and not a wait."""
 
@@ -104,8 +106,7 @@ class Endpoint:
 
     def log(self) -> list[dict[str, Any]]:
         """Everything that the endpoint has noted so far."""
-        lines = self.log_path.read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        return entries(self.log_path)
 
     def stop(self) -> Result:
         self.process.send_signal(signal.SIGTERM)

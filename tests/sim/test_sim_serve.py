@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import signal
@@ -27,6 +26,7 @@ from rcdrv.sim.layout import load_layout
 from rcdrv.sim.serve import serve
 from rcdrv.vfio_user.client import Client
 from rcdrv.wait import Cancel, Deadline
+from tests.access_log import count, entries
 from tests.unavailable import unavailable
 
 from .conftest import LIMIT, Endpoint
@@ -164,11 +164,11 @@ def test_the_log_has_every_access_of_a_ring(board: Start, tmp_path: Path) -> Non
     path = tmp_path / "access.log"
     rk3588 = board("rk3588", "--access-log", str(path))
     rk3588.command(SimCommand.ENABLE_DOORBELL)
-    before = len(path.read_text().splitlines())
+    before = count(path)
     rk3588.registers.write32(SimRegister.STATUS, 0)
     rk3588.function.bar(4).write32(0xA0, 0)
     assert rk3588.registers.read32(SimRegister.STATUS) & SimStatus.DOORBELL_SUCCESS
-    lines = [json.loads(line) for line in path.read_text().splitlines()[before:]]
+    lines = entries(path, before)
     accesses = [
         (line["op"], line["region"], line["offset"], line["size"]) for line in lines if "op" in line
     ]

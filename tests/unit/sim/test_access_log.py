@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.epf_test.registers import SimCommand, SimRegister
 from rcdrv.sim.layout import load_layout
+from tests.access_log import count, entries
 
 from .host import Host
 
@@ -49,3 +56,31 @@ def test_what_was_not_answered_says_why() -> None:
     reasons = [entry["reason"] for entry in host.events("swallowed")]
     assert reasons == ["USE_DMA without a DMA channel", "IRQ_TYPE 0x9"]
     assert load_layout("am654").hz == 1000
+
+
+def test_each_line_is_one_write() -> None:
+    """So that only the kernel, during that write, may show a part of a line."""
+    written: list[bytes] = []
+
+    class Raw(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            written.append(bytes(data))
+            return len(data)
+
+    log = AccessLog(io.TextIOWrapper(io.BufferedWriter(Raw()), encoding="utf-8"))
+    log.event("reset")
+    log.access("read", 0, 0, bytes(100_000))
+    log.event("reset")
+    assert [json.loads(line).get("event") for line in written] == ["reset", None, "reset"]
+    assert all(line.endswith(b"\n") for line in written)
+
+
+def test_the_part_of_a_line_is_no_entry_yet(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text('{"event": 1}\n{"eve')
+    assert (entries(path), count(path)) == ([{"event": 1}], 1)
+    path.write_text('{"event": 1}\n{"event": 2}\n')
+    assert (entries(path, 1), count(path)) == ([{"event": 2}], 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.transactions import WHOLE, Count, count, documented, of_rcdrv, table
+from tools.transactions import WHOLE, Count, Counter, count, documented, of_rcdrv, table
 
 
 def _line(**entry: object) -> str:
@@ -30,6 +30,17 @@ def test_a_message_of_many_words_is_no_access() -> None:
     log = _line(op="read", region="BAR2", offset=0, size=4096, data="00" * 4096)
     with pytest.raises(ValueError, match="4096 bytes"):
         count(log)
+
+
+def test_a_line_counts_once_it_is_whole(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    read = _line(op="read", region="BAR0", offset=8, size=4, value=0)
+    counter = Counter(log)
+    counts = []
+    for text in (read + read[:9], 2 * read, 3 * read):
+        log.write_text(text)
+        counts.append(counter.take().reads)
+    assert counts == [1, 1, 1]
 
 
 def test_the_table_leaves_out_what_the_kernel_has_not() -> None:
