@@ -255,7 +255,7 @@ def test_errors(arguments: str, says: str) -> None:
         timeout=LIMIT,
         check=False,
     )
-    assert run.returncode == (3 if "--access-log" in arguments else 2)
+    assert run.returncode == 2
     assert says in run.stderr
     assert run.stderr.startswith("rcdrv: ")
     assert "Traceback" not in run.stderr
