@@ -50,7 +50,7 @@ def test_rcdrv_accesses_are_those_of_the_documentation(tmp_path: Path) -> None:
 
 
 def test_no_case_has_more_accesses_than_the_kernels_driver() -> None:
-    """pci_endpoint_test reads STATUS once a command, and writes IRQ_TYPE and IRQ_NUMBER before it."""
+    """pci_endpoint_test reads STATUS once a command, and writes IRQ_TYPE and IRQ_NUMBER first."""
     both = {name: row for name, row in documented().items() if row[1] is not None}
     assert WHOLE in both
     for name, (mine, kernels) in both.items():
