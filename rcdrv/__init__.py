@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from rcdrv.api import Endpoint as Endpoint
     from rcdrv.api import case_names as case_names
     from rcdrv.api import open as open
+    from rcdrv.epf_test.answer import IrqChoice as IrqChoice
     from rcdrv.epf_test.doorbell import Doorbell as Doorbell
     from rcdrv.epf_test.doorbell import Location as Location
     from rcdrv.epf_test.driver import EpfTest as EpfTest
-    from rcdrv.epf_test.driver import IrqChoice as IrqChoice
     from rcdrv.epf_test.registers import Caps as Caps
     from rcdrv.epf_vntb.driver import Vntb as Vntb
     from rcdrv.errors import DeviceLost as DeviceLost

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from rcdrv.address import open_function
-from rcdrv.epf_test.doorbell import Doorbell, Location, free_stale_doorbell, stale_doorbell
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
+from rcdrv.epf_test.block import stale_doorbell
+from rcdrv.epf_test.doorbell import Doorbell, Location, free_stale_doorbell
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.outcome import worst
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.ring import RingPlan, RingReport, RingRun

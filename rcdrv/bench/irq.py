@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rcdrv.device import IrqKind, SetIrqs
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.results.bench import Series
 from rcdrv.results.distribution import Distribution

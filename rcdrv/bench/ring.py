@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.doorbell import Doorbell
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.results.bench import Result, Series
 from rcdrv.results.distribution import Distribution
 

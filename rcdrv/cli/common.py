@@ -11,7 +11,8 @@ from functools import cache
 
 from rcdrv.address import default_address, forms, prefixes, scheme_of
 from rcdrv.address import open_function as open_address
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.errors import RcdrvError, UsageError, did_you_mean
 from rcdrv.function import Function
 from rcdrv.verdict import verdict_document

@@ -34,7 +34,7 @@ from rcdrv.cli.common import (
     seconds,
     tracer,
 )
-from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.errors import DeviceLost, HostError, UsageError
 from rcdrv.files import make_folder, open_output, replace_file
 from rcdrv.function import Function

@@ -13,8 +13,9 @@ from functools import partial
 from rcdrv.cli import print_error
 from rcdrv.cli.common import ENDPOINT, RECORD, bar_number, endpoint, number, open_function
 from rcdrv.epf_test import bars, irqs, transfer
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.doorbell import free_stale_doorbell
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.transfer import Direction, Placement
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.verdict import NotPassed

@@ -12,10 +12,12 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 
-from rcdrv.epf_test.doorbell import LEFT_ENABLED_HINT, NOT_MEMORY_HINT, stale_doorbell
-from rcdrv.epf_test.driver import ALL_ONES, EpfTest
+from rcdrv.epf_test.block import ALL_ONES, stale_doorbell
+from rcdrv.epf_test.doorbell import LEFT_ENABLED_HINT, NOT_MEMORY_HINT
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.mismatch import compare
+from rcdrv.epf_test.probe import check_caps_order
 from rcdrv.epf_test.registers import ANSWERS, Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError
 from rcdrv.mmio import Window
@@ -149,7 +151,7 @@ def subrange_test(
     """
     check_writable(driver, index)
     if not driver.announces(Caps.SUBRANGE_MAPPING):
-        driver.check_caps_order()
+        check_caps_order(driver.caps)
         raise skip(Reason.NO_CAPS, "Subrange map is not supported")
     if index == driver.reg_bar:
         raise skip(Reason.REGISTER_BAR, "BAR is test register space")

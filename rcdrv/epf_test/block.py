@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rcdrv.epf_test.registers import BLOCK_SIZE, Command, IrqType, Reg, decode
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
+from rcdrv.parts import part_of
 from rcdrv.verdict import NotPassed, Reason
 
 ALL_ONES = 0xFFFFFFFF
@@ -113,6 +114,30 @@ class RegisterBlock:
         if self._request.get(register) != value:
             self.write(register, value)
 
+    def wait_until_idle(self, timeout: float) -> None:
+        """Wait until COMMAND is 0; until then the endpoint may be reading it.
+
+        :raises NotPassed: ``stuck-command``, ``all-ones``
+        """
+        deadline = self.function.deadline(timeout)
+        while True:
+            left = self.read(Reg.COMMAND)
+            if left == 0:
+                return
+            if left == ALL_ONES:
+                raise self.all_ones()
+            if deadline.expired:
+                config = self.function.config
+                from rcdrv.epf_test.causes import Symptom, hint
+
+                raise NotPassed(
+                    Reason.STUCK_COMMAND,
+                    f"COMMAND still holds {decode(Reg.COMMAND, left)} after {timeout:g} s:"
+                    " the endpoint does not take commands",
+                    hint=hint(Symptom.NOT_TAKEN, part_of(config.vendor_id, config.device_id)),
+                )
+            self.function.pause(0.001)
+
     def all_ones(self) -> NotPassed:
         """Return the verdict for registers that read all ones although the device responds."""
         return NotPassed(
@@ -122,10 +147,27 @@ class RegisterBlock:
             " reset, rcdrv doctor tells whether the BAR has lost its address",
         )
 
-    def trace(self, line: str) -> None:
+    def trace(self, line: str, *values: object) -> None:
         if self._trace is not None:
-            self._trace(line)
+            self._trace(line.format(*values))
 
 
 def _line(register: Reg, value: int) -> str:
     return f"{register.name:13} {value:#010x} {decode(register, value)}".rstrip()
+
+
+def stale_doorbell(block: RegisterBlock) -> int | None:
+    """Return the BAR in which the endpoint reports an enabled doorbell, or None.
+
+    DB_BAR reads 0 before the first ENABLE and NO_BAR after a DISABLE; only ENABLE changes it. So
+    once no command is running, neither ours nor an earlier run's, its value is cached until the
+    next ENABLE.
+    """
+    if block.free_db_bar is not None:
+        return None
+    bar = block.read(Reg.DB_BAR)
+    if 1 <= bar <= 5 and bar != block.reg_bar:
+        return bar
+    if block.idle:
+        block.free_db_bar = bar
+    return None

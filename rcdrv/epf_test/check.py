@@ -16,9 +16,10 @@ from rcdrv import pci
 from rcdrv.describe import describe, missing_bars
 from rcdrv.device import IrqKind
 from rcdrv.epf_test import bars, irqs
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.bars import no_progress
 from rcdrv.epf_test.doorbell import check_may_reset, free_stale_doorbell
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Caps, Reg, decode
 from rcdrv.epf_test.suite import Case, cases, select
 from rcdrv.errors import (

@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 
 from rcdrv.device import IrqKind
-from rcdrv.epf_test.driver import ALL_ONES, SETTLE, Answer, EpfTest
+from rcdrv.epf_test.answer import Answer
+from rcdrv.epf_test.block import ALL_ONES, stale_doorbell
+from rcdrv.epf_test.driver import MESSAGES, SETTLE, EpfTest
 from rcdrv.epf_test.explain import explain
+from rcdrv.epf_test.probe import check_caps_order
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg, Status
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
@@ -26,6 +29,10 @@ LEFT_ENABLED_HINT = (
 
 NOT_MEMORY_HINT = "unbind and bind pci-epf-test on the endpoint, which sets up its BARs again"
 
+
+# Plain integers, as in the driver: DISABLE should meet the endpoint's next look at COMMAND.
+_DOORBELL_SUCCESS, _IRQ_RAISED = int(Status.DOORBELL_SUCCESS), int(Status.IRQ_RAISED)
+_ENABLE_SUCCESS = int(Status.DOORBELL_ENABLE_SUCCESS)
 
 # pci_epf_test_disable_doorbell() says why it does not call pci_epc_clear_bar().
 LOST_BAR_HINT = (
@@ -95,6 +102,7 @@ class Doorbell:
         self._expect_bar = expect_bar
         self._force = force
         self._enabled = False
+        self._rung = False
         self._place: Location
         self._register: Register
         self.said: Location | None = None
@@ -112,7 +120,7 @@ class Doorbell:
         driver.count_strays()
         driver.distrust()
         if not driver.caps & Caps.DYNAMIC_INBOUND_MAPPING and not self._force:
-            driver.check_caps_order()
+            check_caps_order(driver.caps)
             raise skip(
                 Reason.NO_CAPS,
                 f"the endpoint does not announce doorbells (CAPS {int(driver.caps):#010x} lacks"
@@ -143,8 +151,7 @@ class Doorbell:
         driver = self._driver
         before = driver.db_bar if driver.free_db_bar is None else driver.free_db_bar
         answer = self._send_enable()
-        failed = bool(answer.status & Status.DOORBELL_ENABLE_FAIL)
-        refused = answer.answered and failed and not answer.contradicts
+        refused = answer.answered and not self._enabled and not answer.contradicts
         if refused and stale_doorbell(driver) is not None:
             # An earlier run died with its doorbell enabled, so ENABLE fails with EBUSY. DISABLE
             # is safe only because DB_BAR names a doorbell: on an endpoint that has never enabled
@@ -199,7 +206,7 @@ class Doorbell:
 
     def _note(self, answer: Answer) -> None:
         """Update the doorbell's state from the answer to ENABLE."""
-        success = bool(answer.status & Status.DOORBELL_ENABLE_SUCCESS)
+        success = int(answer.status) & _ENABLE_SUCCESS != 0
         self._enabled = answer.answered and success and not answer.contradicts
         # Without an answer, the endpoint may still have enabled it.
         self.left_enabled = (not answer.answered and not answer.command_left) or answer.contradicts
@@ -300,6 +307,7 @@ class Doorbell:
 
     def write(self) -> None:
         """Ring: one 32-bit write, no other access."""
+        self._rung = True
         self._driver.unanswered += 1
         self._register[0] = self._place.data
 
@@ -308,6 +316,7 @@ class Doorbell:
 
         The endpoint may acknowledge several rings at once: its interrupt is a single pending bit.
         """
+        self._rung = True
         self._driver.unanswered += count
         window = self._place.window(self._driver.function)
         barrier()
@@ -321,13 +330,22 @@ class Doorbell:
         driver = self._driver
         # The endpoint's handler reads these registers when it raises the interrupt.
         driver.request_irq(vector)
-        driver.write(Reg.STATUS, 0)
-        driver.drop_interrupts()
+        # Before the first ring STATUS holds the answer to ENABLE, which no ring's is mistaken for.
+        # Polling needs IRQ_RAISED cleared too: the handler sets it after DOORBELL_SUCCESS. INTx may
+        # still be asserted for ENABLE.
+        left, told = driver.status, driver.irq_kind in MESSAGES and not self._rung
+        if left is None or left & _DOORBELL_SUCCESS or not told:
+            driver.write(Reg.STATUS, 0)
+            driver.drop_interrupts()
+            left = 0
         barrier()
-        driver.trace(f"ring  {self._place}")
+        driver.trace("ring  {}", self._place)
         start = driver.function.clock.now_ns()
         self.write()
         answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
+        if left and answer.status != ALL_ONES:  # show what is new
+            old = left & ~_IRQ_RAISED if answer.answered else left
+            answer.status = Status(int(answer.status) & ~old)
         if answer.answered and not answer.irq_lost:
             driver.unanswered -= 1
         return answer
@@ -398,23 +416,6 @@ class Doorbell:
             f"BAR{bar} has {size >> 30} GiB, and DB_OFFSET only 32 bits: the endpoint silently"
             f" truncates an offset beyond 4 GiB. Give its BAR{bar} 4 GiB or less"
         )
-
-
-def stale_doorbell(driver: EpfTest) -> int | None:
-    """Return the BAR in which the endpoint reports an enabled doorbell, or None.
-
-    DB_BAR reads 0 before the first ENABLE and NO_BAR after a DISABLE; only ENABLE changes it. So
-    once no command is running, neither ours nor an earlier run's, its value is cached until the
-    next ENABLE.
-    """
-    if driver.free_db_bar is not None:
-        return None
-    bar = driver.read(Reg.DB_BAR)
-    if 1 <= bar <= 5 and bar != driver.reg_bar:
-        return bar
-    if driver.idle:
-        driver.free_db_bar = bar
-    return None
 
 
 def free_stale_doorbell(driver: EpfTest) -> None:

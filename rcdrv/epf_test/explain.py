@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rcdrv.epf_test.driver import ALL_ONES, Answer, EpfTest
+from rcdrv.epf_test.answer import Answer
+from rcdrv.epf_test.block import ALL_ONES
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import IrqType, Reg, decode
 from rcdrv.verdict import NotPassed, Reason
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rcdrv.epf_test.driver import SETTLE, Answer, EpfTest, IrqChoice
+from rcdrv.epf_test.answer import Answer, IrqChoice
+from rcdrv.epf_test.driver import SETTLE, EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.registers import Command
 from rcdrv.verdict import NotPassed, Reason, skip

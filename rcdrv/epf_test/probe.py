@@ -1,12 +1,23 @@
-"""Find the BAR with the test registers."""
+"""Find the BAR with the test registers, and check their byte order."""
 
 from __future__ import annotations
 
 from rcdrv import parts
-from rcdrv.epf_test.registers import BLOCK_SIZE, KNOWN_CAPS, NO_BAR, Command, IrqType, Reg
+from rcdrv.epf_test.registers import (
+    BLOCK_SIZE,
+    KNOWN_CAPS,
+    NO_BAR,
+    Caps,
+    Command,
+    IrqType,
+    Reg,
+    decode,
+    swapped_caps,
+)
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import Window
+from rcdrv.verdict import Reason, skip
 
 
 def find_registers(function: Function) -> tuple[int, int | None]:
@@ -80,3 +91,19 @@ def _caps_of_registers(window: Window) -> int | None:
         and window.read32(Reg.IRQ_TYPE) <= IrqType.MSIX
     )
     return caps if fits else None
+
+
+def check_caps_order(caps: Caps) -> None:
+    """Reject CAPS in the wrong byte order, before a missing bit is reported.
+
+    :raises NotPassed: ``no-caps``, a skip: CAPS looks byte-swapped
+    """
+    swapped = swapped_caps(caps)
+    if swapped is not None:
+        raise skip(
+            Reason.NO_CAPS,
+            f"CAPS look byte-swapped: {int(caps):#010x} for {int(swapped):#010x}"
+            f" {decode(Reg.CAPS, swapped)}",
+            hint="a big-endian endpoint whose pci-epf-test writes the registers in its own byte"
+            " order; newer kernels convert each with cpu_to_le32()",
+        )

@@ -12,14 +12,11 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from rcdrv.epf_test import bars, irqs, transfer
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.bars import Progress
-from rcdrv.epf_test.doorbell import (
-    LOST_BAR_HINT,
-    Doorbell,
-    free_stale_doorbell,
-    stale_doorbell,
-)
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.block import stale_doorbell
+from rcdrv.epf_test.doorbell import LOST_BAR_HINT, Doorbell, free_stale_doorbell
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.logged import LoggedErrors
 from rcdrv.epf_test.registers import Reg
 from rcdrv.epf_test.transfer import Direction, Placement

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 from rcdrv.device import PhysicalDma
 from rcdrv.dma import DmaBuffer
-from rcdrv.epf_test.driver import Answer, EpfTest
+from rcdrv.epf_test.answer import Answer
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.mismatch import compare
 from rcdrv.epf_test.registers import Caps, Command, Flags, Reg, Status

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Caps
 from rcdrv.epf_test.suite import Case, cases, run_cases
 from rcdrv.errors import DeviceLost, HostError, UsageError

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from rcdrv.address import open_function
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.bars import bar_test
 from rcdrv.epf_test.doorbell import Location
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.ring import RingPlan, RingReport, RingRun, ring_blind
 from tools.bench.measure import Cost
 

@@ -17,9 +17,10 @@ from time import perf_counter_ns
 
 from rcdrv.address import open_function
 from rcdrv.device import IrqKind, SetIrqs
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.bars import bar_test
 from rcdrv.epf_test.doorbell import Doorbell
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.epf_test.transfer import Direction, Placement, transfers
 from tools.bench.native import LIBRARY, Native

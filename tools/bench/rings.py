@@ -15,7 +15,8 @@ from time import perf_counter_ns
 from rcdrv.address import open_function
 from rcdrv.bench.ring import Method, measure
 from rcdrv.device import IrqKind, SetIrqs
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg
 from rcdrv.results.bench import Result
 from tools.bench import ideal

@@ -16,7 +16,8 @@ from rcdrv.epf_test.bars import (
     verify,
     widen,
 )
-from rcdrv.epf_test.driver import ALL_ONES, EpfTest
+from rcdrv.epf_test.block import ALL_ONES
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.more.case import Progress, case, skip
 from rcdrv.epf_test.registers import Command
 from rcdrv.errors import HostError

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rcdrv.device import IrqKind
+from rcdrv.epf_test.block import ALL_ONES
 from rcdrv.epf_test.doorbell import Doorbell
-from rcdrv.epf_test.driver import ALL_ONES, EpfTest
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.more.case import Progress, case, during, skip
 from rcdrv.epf_test.registers import Command, Flags, Reg, Status

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from rcdrv.device import IrqKind
-from rcdrv.epf_test.driver import ALL_ONES, EpfTest, IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
+from rcdrv.epf_test.block import ALL_ONES
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.epf_test.more.case import Progress, case, judged, skip

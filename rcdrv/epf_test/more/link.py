@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from rcdrv.epf_test.bars import testable_bars, testable_size
-from rcdrv.epf_test.doorbell import stale_doorbell
+from rcdrv.epf_test.block import stale_doorbell
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.logged import LoggedErrors
 from rcdrv.epf_test.more.case import Progress, case, during, list_judged, skip

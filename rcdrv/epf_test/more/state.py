@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.bars import bar_test, outline
 from rcdrv.epf_test.doorbell import Doorbell, check_may_reset
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.epf_test.more.case import Progress, skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.errors import HostError, Interrupted, RcdrvError, UsageError
 from rcdrv.files import make_folder, replace_file
 from rcdrv.function import Function

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 
-from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.registers import ANSWERS, Command, Status
 from rcdrv.errors import UsageError
 from rcdrv.fuzz.device.facts import LARGEST_SIZE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.registers import Caps, Reg
 from rcdrv.epf_test.transfer import crc32
 from rcdrv.fuzz.device.steps import Step

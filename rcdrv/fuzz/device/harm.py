@@ -10,7 +10,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg
 from rcdrv.errors import UsageError
 from rcdrv.fuzz.device.facts import LARGEST_SIZE

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.registers import NO_BAR, IrqType, Reg, Status, bit_names
 from rcdrv.fuzz.device.facts import LARGEST_SIZE, Facts, Seen, Wrong
 from rcdrv.fuzz.device.memory import Memory
@@ -148,7 +148,9 @@ class Model:
         choice, number = self._irq(step)
         self.registers.update(seen.parameters)
         self.registers[Reg.FLAGS] = step.dma | step.flags
-        self.registers[Reg.IRQ_NUMBER] = number
+        # INTx ignores it, so the driver may leave it as it was.
+        if choice is not IrqChoice.INTX or seen.registers.get(Reg.IRQ_NUMBER) == number:
+            self.registers[Reg.IRQ_NUMBER] = number
         self.registers[Reg.IRQ_TYPE] = _IRQ_TYPES[choice] if step.type < 0 else step.type
         if step.verb == "read":
             self.registers[Reg.CHECKSUM] = seen.registers[Reg.CHECKSUM]

@@ -12,14 +12,11 @@ import threading
 from collections.abc import Callable, Mapping
 
 from rcdrv.device import IrqKind
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.bars import is_reserved
-from rcdrv.epf_test.doorbell import (
-    LEFT_ENABLED_HINT,
-    Doorbell,
-    free_stale_doorbell,
-    stale_doorbell,
-)
-from rcdrv.epf_test.driver import SETTLE, EpfTest, IrqChoice
+from rcdrv.epf_test.block import stale_doorbell
+from rcdrv.epf_test.doorbell import LEFT_ENABLED_HINT, Doorbell, free_stale_doorbell
+from rcdrv.epf_test.driver import SETTLE, EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.registers import ANSWERS, Caps, Command, IrqType, Reg, Status
 from rcdrv.epf_test.ring import RingPlan, RingRun

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
-from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.irqs import COMMANDS
 from rcdrv.epf_test.registers import Command
 from rcdrv.errors import UsageError

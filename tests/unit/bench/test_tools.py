@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.doorbell import Doorbell
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from tools.bench import ideal, native, render
 from tools.bench.measure import NO_SLOWER, Cost, Kind, Target, compared, in_turns, statement
 

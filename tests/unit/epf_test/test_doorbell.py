@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rcdrv.epf_test.doorbell import Doorbell, Location, stale_doorbell
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
+from rcdrv.epf_test.block import stale_doorbell
+from rcdrv.epf_test.doorbell import Doorbell, Location
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Command
 from rcdrv.epf_test.ring import ring_blind
 from rcdrv.errors import UsageError
@@ -100,8 +102,8 @@ def test_a_late_interrupt_is_awaited_until_one_is_lost(monkeypatch: pytest.Monke
             take = driver._next_interrupts
             late, held = 0.9, list[tuple[float, dict[int, int]]]()
 
-            def hold(seconds: float) -> dict[int, int]:
-                if vectors := take(seconds):
+            def hold(seconds: float, looks: int) -> dict[int, int]:
+                if vectors := take(seconds, looks):
                     held.append((now(function) + late, vectors))
                 return held.pop()[1] if held and now(function) > held[0][0] else {}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from rcdrv.device import IrqKind
-from rcdrv.epf_test.driver import IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.errors import UsageError
 from rcdrv.fuzz.device.campaign import (
     Campaign,

@@ -10,8 +10,9 @@ import pytest
 
 from rcdrv import pci
 from rcdrv.epf_test import bars
+from rcdrv.epf_test.answer import Answer
 from rcdrv.epf_test.doorbell import Doorbell, Location
-from rcdrv.epf_test.driver import Answer, EpfTest
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Command, Flags, Reg
 from rcdrv.function import Function
 from rcdrv.fuzz.campaign import Plan, run_block, try_table

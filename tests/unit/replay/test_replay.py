@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from rcdrv.device import CONFIG_REGION, Area, IrqKind, PhysicalDma
-from rcdrv.epf_test.driver import EpfTest, IrqChoice
+from rcdrv.epf_test.answer import IrqChoice
+from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Command, Status
 from rcdrv.epf_test.suite import Options, cases, run_cases
 from rcdrv.epf_test.transfer import Placement

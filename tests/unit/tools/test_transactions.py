@@ -60,14 +60,11 @@ def test_rcdrv_accesses_are_those_of_the_documentation(tmp_path: Path) -> None:
     }
 
 
-def test_no_case_reads_more_than_the_kernels_driver() -> None:
-    """pci_endpoint_test reads STATUS once a command; a read is a round trip of the link."""
-    more = {
-        name: (mine, kernels)
-        for name, (mine, kernels) in documented().items()
-        if kernels is not None and mine[0] > kernels[0]
-    }
-    assert not more
-    mine, kernels = documented()[WHOLE]
-    assert kernels is not None
-    assert mine[1] <= kernels[1]
+def test_no_case_has_more_accesses_than_the_kernels_driver() -> None:
+    """pci_endpoint_test reads STATUS once a command, and writes IRQ_TYPE and IRQ_NUMBER first."""
+    both = {name: row for name, row in documented().items() if row[1] is not None}
+    assert WHOLE in both
+    for name, (mine, kernels) in both.items():
+        assert kernels is not None
+        assert mine[0] <= kernels[0], name
+        assert mine[1] <= kernels[1], name
