@@ -144,7 +144,7 @@ class _Display:
 
     def __init__(self, args: argparse.Namespace, counts: Counts) -> None:
         self._name, self._counts = args.name, counts
-        self._print = say_nothing if args.json else self._line
+        self.event = say_nothing if args.json else self._line
         self._live = not args.json and sys.stderr.isatty()
         self._asked = False
         self._since = time.monotonic()
@@ -163,9 +163,6 @@ class _Display:
 
     def _ask(self, _signum: int, _frame: object) -> None:
         self._asked = True  # printed later, as this may interrupt the middle of a line
-
-    def event(self, line: str) -> None:
-        self._print(line)
 
     def _line(self, line: str) -> None:
         self._clear()

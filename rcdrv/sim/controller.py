@@ -289,10 +289,6 @@ class SimController(SimOutbound):
         """
         return self._memory[bar].window
 
-    def memory(self, bar: int) -> memoryview:
-        """The same, as bytes, for system calls that read it."""
-        return self._memory[bar].raw
-
     def fill(self, bar: int, offset: int, size: int, value: int) -> None:
         """Fill the memory of a BAR (memset())."""
         self._memory[bar].fill(offset, size, value)

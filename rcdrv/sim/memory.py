@@ -35,10 +35,8 @@ class BarMemory:
         self.fd = sealed_memory(f"rcdrv-bar{index}", self._length)
         """File of the BAR's view, which the client maps."""
         self._view = mmap.mmap(self.fd, self._length)
-        self.window = MappedWindow(self._view, size, f"BAR{index}")
-        """The same memory, for exact-width accesses by the endpoint's processor."""
-        self.raw = memoryview(self._view)
-        """What the BAR shows, for reading by system calls."""
+        self.window = MappedWindow(self._view, size, f"BAR{index}", plain=True)
+        """The same memory, for accesses by the endpoint's processor."""
         self.order: tuple[int, ...] = STRAIGHT
         """Part of the memory that each equal part of the BAR shows; :data:`REGISTERS`: none."""
         # The endpoint's memory while the view differs from it.
@@ -47,10 +45,10 @@ class BarMemory:
     # -- accesses that arrive as messages ---------------------------------------------------
 
     def read(self, offset: int, size: int) -> bytes:
-        return bytes(self.raw[offset : offset + size])
+        return self._view[offset : offset + size]
 
     def write(self, offset: int, data: bytes) -> None:
-        self.raw[offset : offset + len(data)] = data
+        self._view[offset : offset + len(data)] = data
 
     # -- what the BAR shows -----------------------------------------------------------------
 
@@ -113,7 +111,6 @@ class BarMemory:
 
     def close(self) -> None:
         """Free the memory. Clients keep their mappings."""
-        self.raw.release()
         self.window.close()
         os.close(self.fd)
         if self._store >= 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from functools import cached_property
 
 from rcdrv.sim.description import EP_PAGE
 from rcdrv.sim.interrupts import SimInterrupts
@@ -13,11 +12,6 @@ from rcdrv.vfio_user.served import DmaFault
 
 class SimOutbound(SimInterrupts):
     """Outbound windows of pci_epc_mem_map()."""
-
-    @cached_property
-    def _ordinary(self) -> bool:
-        """Whether a transfer is just that: no fault, no log, and any address will do."""
-        return self._quiet and self.layout.unaligned_access
 
     def map_outbound(self, address: int, size: int, used: int = 0) -> int:
         """Map ``size`` bytes of host memory (pci_epc_mem_map()).
@@ -45,10 +39,6 @@ class SimOutbound(SimInterrupts):
 
     def write_host(self, address: int, data: bytes | memoryview) -> None:
         """Write host memory through an outbound window; lost if the host refuses (posted)."""
-        if self._ordinary and self._peer is not None and self.config.masters:
-            with contextlib.suppress(DmaFault):
-                self._peer.dma_write(address, data)
-            return
         self._transfer(address, len(data), data)
         if "writes-beside" in self.faults and len(data) > 1024:
             self._transfer(address + len(data), 4, b"\xe5" * 4)
@@ -56,7 +46,8 @@ class SimOutbound(SimInterrupts):
     def host_view(self, address: int, size: int) -> memoryview | None:
         """Return host memory behind an outbound window, for use at once; None: :meth:`write_host`
         has to write it."""
-        if self._ordinary and self._peer is not None and self.config.masters:
+        plain = self._quiet and self.layout.unaligned_access
+        if plain and self._peer is not None and self.config.masters:
             with contextlib.suppress(DmaFault):
                 return self._peer.dma_view(address, size)
         return None

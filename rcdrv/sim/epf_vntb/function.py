@@ -75,10 +75,6 @@ PEERS: dict[VntbPeer, type[Peer]] = {
 """What the layout says of the endpoint."""
 
 
-def _no_doorbell() -> None:
-    """Do nothing: an interrupt of a slot that is no doorbell."""
-
-
 class SimEpfVntb(SimFunction):
     """pci-epf-vntb on a controller. Times are seconds of the endpoint's clock."""
 
@@ -144,11 +140,7 @@ class SimEpfVntb(SimFunction):
         """epf_ntb_db_bar_init_msi_doorbell()"""
         config, regs = self.config, self._regs
         self._doorbells.free()
-        # epf_ntb_doorbell_handler(); slots before DB_START are no doorbells.
-        rung = [
-            partial(self._db_event, slot) if slot >= DB_START else _no_doorbell
-            for slot in range(config.db_count)
-        ]
+        rung = [partial(self._db_event, slot) for slot in range(config.db_count)]
         doorbells = self._doorbells.allocate(rung)
         first = doorbells[0]
         offset = first.offset
@@ -284,6 +276,9 @@ class SimEpfVntb(SimFunction):
         return index < self.config.num_mws
 
     def _db_event(self, slot: int) -> None:
+        """ntb_db_event(), by the tick or epf_ntb_doorbell_handler()"""
+        if slot < DB_START:  # no doorbell
+            return
         self._log.event("doorbell", slot=slot, db=slot - DB_START)
         self._rings += slot == DB_START
         if "link-drops" in self.faults and self._rings > self.faults.get("link-drops", 0):
@@ -338,10 +333,6 @@ class SimEpfVntb(SimFunction):
         """
         if self.config.mw_bars[index] >= 0:
             self._controller.map_nothing(self.config.mw_bars[index])
-
-    def mw_memory(self, index: int) -> memoryview:
-        """Return the memory that the host sees in a window, for reading by system calls."""
-        return self._controller.memory(self.config.mw_bars[index])
 
     def mw_view(self, index: int) -> memoryview | None:
         """Return the host memory that a window maps, for use at once; None: :meth:`mw_write` has to

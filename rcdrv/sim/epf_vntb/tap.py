@@ -110,7 +110,9 @@ class TapNetdev(Netdev):
             self._host[offset : offset + len(data)] = data
 
     def _packet(self, start: int, length: int) -> memoryview:
-        return self._bridge.mw_memory(0)[start : start + length]
+        assert self._memory is not None
+        assert self._memory.plain is not None
+        return self._memory.plain[start : start + length]
 
     def _answer(self, packet: bytes | memoryview) -> bytes:
         self._tap.write(packet)
