@@ -267,7 +267,8 @@ def _complete(words: Sequence[str]) -> int:
     from rcdrv.manual.completion import complete
     from rcdrv.manual.grammar import command_tree
 
-    print(*complete(command_tree(build_parser(words)), words), sep="\n")
+    for line in complete(command_tree(build_parser(words)), words):
+        print(line)
     return 0
 
 

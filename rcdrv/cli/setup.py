@@ -121,5 +121,5 @@ def _write(path: Path, text: str) -> None:
     try:
         make_folder(path.parent)
         replace_file(path, text.encode("utf-8"), mode=0o644)
-    except HostError as error:
+    except (HostError, UsageError) as error:
         raise HostError(error.message, hint="as root; or with --print, and put it there") from None

@@ -65,7 +65,7 @@ def _write_note(paths: Paths, address: str, note: Note) -> None:
         if path.parent.stat().st_uid == os.geteuid():
             path.parent.chmod(0o755)  # whatever the umask: readable by all, writable by us
         replace_file(path, f"{json.dumps(asdict(note))}\n".encode(), mode=0o644)
-    except (OSError, HostError) as error:
+    except (OSError, HostError, UsageError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         assert isinstance(cause, OSError)
         raise kernel.refused(f"cannot note the driver of {address} in {path.parent}", cause) from (

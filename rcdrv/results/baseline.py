@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from rcdrv.errors import UsageError, did_you_mean
-from rcdrv.files import parse_json, read_file
+from rcdrv.files import read_file
+from rcdrv.results import node
+from rcdrv.results.node import Node
 from rcdrv.results.result import CASE_VERDICTS, Baseline, Before, Change, Run
-from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
 
 if TYPE_CHECKING:
@@ -60,40 +61,25 @@ def parse(data: bytes, name: str) -> Baseline:
 
     :raises UsageError: not such a document; the message names the place
     """
-    try:
-        document = parse_json(data)
-    except ValueError as error:
-        _refuse(name, f"not JSON: {error}" if data.strip() else "it is empty")
-    results = document.get("results") if isinstance(document, dict) else None
-    if not isinstance(results, list):
-        _refuse(name, "it has no list of results")
+    hint = "rcdrv test --json > FILE makes a baseline"
+    results = node.parse(data, name, hint)["results"]
     cases: dict[str, Before] = {}
-    for index, entry in enumerate(results):
-        where = f"results[{index}]"
-        case = _text(name, where, entry, "name")
+    for entry in results:
+        case, reason = _short(entry["name"]), entry.find("reason")
         if case in cases:
-            _refuse(name, f"{where}: {case!r} is there twice")
-        verdict = _text(name, where, entry, "verdict")
-        if verdict not in [known.value for known in CASE_VERDICTS]:
-            _refuse(name, f"{where}: {verdict!r} is not the verdict of a case")
-        reason = "" if entry.get("reason") is None else _text(name, where, entry, "reason")
-        cases[case] = Before(Verdict(verdict), reason)
+            entry["name"].wrong("the name of one case only")
+        if entry["verdict"].verdict not in CASE_VERDICTS:
+            entry["verdict"].wrong("the verdict of a case")
+        cases[case] = Before(entry["verdict"].verdict, "" if reason is None else _short(reason))
     if not cases:
-        _refuse(name, "it has no results")
+        results.wrong("a list with results")
     return Baseline(name, cases)
 
 
-def _text(name: str, where: str, entry: Any, key: str) -> str:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST:
-        _refuse(name, f"{where}: {key} is not a text of 1 to {_LONGEST} characters")
-    return value
-
-
-def _refuse(name: str, what: str) -> NoReturn:
-    raise UsageError(
-        f"{name} is no baseline: {what}", hint="rcdrv test --json > FILE makes a baseline"
-    )
+def _short(text: Node) -> str:
+    if not 0 < len(text.text) <= _LONGEST:
+        text.wrong(f"a text of 1 to {_LONGEST} characters")
+    return text.text
 
 
 def differences(run: Run) -> Iterator[str]:

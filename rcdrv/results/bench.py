@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rcdrv.errors import UsageError
-from rcdrv.files import LARGEST_RESULT, parse_json, read_text
+from rcdrv.files import LARGEST_RESULT, read_file
 from rcdrv.results.distribution import PERCENTILES, Distribution
+from rcdrv.results.node import Node, parse
 
 TITLES = {
     "ring": "Doorbell to acknowledgement",
@@ -90,21 +91,28 @@ def percentiles(distribution: Distribution) -> dict[str, int]:
     return {f"p{percent:g}": distribution.percentile(percent) for percent in PERCENTILES}
 
 
-def from_document(document: Any) -> Result:
+def from_document(document: Node) -> Result:
     """Return a run from its document; percentiles have three digits then.
 
-    :raises ValueError: not such a document
+    :raises UsageError: not such a document
     """
-    try:
-        result = Result(document["bench"], document["device"], dict(document["setup"]))
-        for entry in document["series"]:
-            counts = [(int(value), int(times)) for value, times in entry["histogram"]]
-            result.series.append(
-                Series(str(entry["name"]), Distribution(counts), int(entry["size"]))
-            )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"it lacks what a benchmark's document has ({error})") from error
+    setup = {name: one.value for name, one in document["setup"].items()}
+    result = Result(document["bench"].text, document["device"].text, setup)
+    for entry in document["series"]:
+        series = Series(entry["name"].text, distribution(entry), entry["size"].integer)
+        result.series.append(series)
     return result
+
+
+def distribution(entry: Node) -> Distribution:
+    """Return the durations of an entry's ``histogram``, which has three digits of each."""
+    counts = []
+    for pair in entry["histogram"]:
+        duration, times = pair.entries(2)
+        counts.append((duration.nanoseconds, times.integer))
+    if not sum(times for _, times in counts):
+        entry["histogram"].wrong("a histogram with anything in it")
+    return Distribution(counts)
 
 
 def load(path: Path, kind: str) -> Result:
@@ -112,13 +120,8 @@ def load(path: Path, kind: str) -> Result:
 
     :raises UsageError: no such file, or not such a document
     """
-    try:
-        result = from_document(parse_json(read_text(path, LARGEST_RESULT)))
-    except ValueError as error:
-        raise UsageError(
-            f"{path} is not the result of a benchmark: {error}",
-            hint=f"make one with: rcdrv bench {kind} --json > FILE",
-        ) from error
+    hint = f"make one with: rcdrv bench {kind} --json > FILE"
+    result = from_document(parse(read_file(path, LARGEST_RESULT), str(path), hint))
     if result.kind != kind:
         raise UsageError(f"{path} is a result of 'rcdrv bench {result.kind}', not of {kind!r}")
     if not result.series:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcdrv.errors import HostError, UsageError
-from rcdrv.sysfs import DRIVER, Paths, device_name, group_members, iommu_group
+from rcdrv.sysfs import DRIVER, Paths, device_name, group_members, group_of, iommu_group
 from rcdrv.vfio import uapi
 from rcdrv.vfio.device import VfioDevice
 from rcdrv.vfio.ioctl import call, command
@@ -148,12 +148,23 @@ def use_node(
     token: str | None = None,
 ) -> VfioDevice:
     """Return the function of ``device``, an open ``node``; the caller keeps both if it raises."""
+    attach(paths, bdf, node, device, ioas, iommufd, token)
+    return VfioDevice(bdf, "iommufd", device, ioas)
+
+
+def attach(
+    paths: Paths, bdf: str, node: Path, device: int, ioas: Ioas, iommufd: int, token: str | None
+) -> None:
+    """Bind the function of ``device``, an open ``node``, and attach it to an address space."""
     try:
         bind(device, iommufd, token)
     except OSError as error:
         raise _cannot_bind(paths, bdf, node, error, token) from error
-    attach(bdf, device, ioas)
-    return VfioDevice(bdf, "iommufd", device, ioas)
+    request = uapi.AttachIommufdPt(ctypes.sizeof(uapi.AttachIommufdPt), pt_id=ioas.id)
+    try:
+        call(device, uapi.DEVICE_ATTACH_IOMMUFD_PT, request)
+    except OSError as error:
+        raise refused(f"the IOMMU cannot be set up for {bdf}", error) from error
 
 
 def bind(device: int, iommufd: int, token: str | None = None) -> None:
@@ -173,31 +184,22 @@ def bind(device: int, iommufd: int, token: str | None = None) -> None:
     call(device, uapi.DEVICE_BIND_IOMMUFD, request)
 
 
-def attach(bdf: str, device: int, ioas: Ioas) -> None:
-    """Attach the function to the address space ``ioas``."""
-    request = uapi.AttachIommufdPt(ctypes.sizeof(uapi.AttachIommufdPt), pt_id=ioas.id)
-    try:
-        call(device, uapi.DEVICE_ATTACH_IOMMUFD_PT, request)
-    except OSError as error:
-        raise refused(f"the IOMMU cannot be set up for {bdf}", error) from error
-
-
 def _cannot_bind(
     paths: Paths, bdf: str, node: Path, error: OSError, token: str | None
 ) -> HostError:
     """Return the error for a failed VFIO_DEVICE_BIND_IOMMUFD."""
-    if error.errno == errno.EINVAL and token:
+    if error.errno == errno.EACCES or (error.errno == errno.EINVAL and token):
         return not_given(paths, bdf, error, token)
     # EINVAL: the function is open (vfio_df_open()). EBUSY: its group is open
     # (vfio_device_block_group()), or another member has a driver. EPERM: interrupts are not
     # isolated, or another member is open.
-    if error.errno == errno.EBUSY:
-        group = iommu_group(paths, bdf)
+    group = group_of(paths, bdf)
+    if error.errno == errno.EBUSY and group is not None:
         drivers = {driver for member, driver in group_members(paths, group) if member != bdf}
         if drivers - {DRIVER, None}:
             return not_viable(paths, bdf, group)
     if error.errno in (errno.EINVAL, errno.EBUSY) or rivals(paths, bdf):
         return in_use(paths, bdf, node)
-    if error.errno == errno.EPERM:
+    if error.errno == errno.EPERM and group is not None:
         return no_isolation(paths, bdf, "iommufd")
     return not_given(paths, bdf, error, token)

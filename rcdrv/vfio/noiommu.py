@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import logging
 import mmap
 import os
@@ -40,8 +39,8 @@ from rcdrv.vfio import uapi
 from rcdrv.vfio.device import VfioDevice
 from rcdrv.vfio.group import Container, check_container, device_fd
 from rcdrv.vfio.ioctl import call
-from rcdrv.vfio.iommufd import Ioas, attach, bind
-from rcdrv.vfio.refusals import in_use, not_given, open_node, refused, rivals
+from rcdrv.vfio.iommufd import Ioas, attach
+from rcdrv.vfio.refusals import open_node, refused
 
 _SYS_RAWIO = 17  # the number of a capability
 _PRESENT, _FRAME = 1 << 63, (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
@@ -193,15 +192,7 @@ def open_by_node(bdf: str, name: str, paths: Paths, token: str | None = None) ->
         iommufd = open_node(paths, bdf, paths.iommufd_node, undo)
         ioas = Ioas(iommufd)
         device = open_node(paths, bdf, node, undo)
-        try:
-            bind(device, iommufd, token)
-        except OSError as error:
-            if error.errno == errno.EACCES or (error.errno == errno.EINVAL and token):
-                raise not_given(paths, bdf, error, token) from error
-            if error.errno in (errno.EINVAL, errno.EBUSY) or rivals(paths, bdf):
-                raise in_use(paths, bdf, node) from error
-            raise refused(f"{bdf} cannot be opened", error) from error
-        attach(bdf, device, ioas)
+        attach(paths, bdf, node, device, ioas, iommufd, token)
 
         def locate(memory: mmap.mmap) -> tuple[int, int]:
             iova = ioas.map_anywhere(_address(memory), len(memory))

@@ -84,4 +84,4 @@ def test_a_run_is_a_baseline_of_the_next(tmp_path: Path) -> None:
 def test_a_bad_baseline_is_refused_before_the_endpoint_is_opened() -> None:
     result = rcdrv("test", "--baseline", "/dev/null", "--device", "0000:ff:1f.7")
     assert result.status == 2
-    assert "/dev/null is no baseline: it is empty" in result.err
+    assert "/dev/null: it is empty" in result.err

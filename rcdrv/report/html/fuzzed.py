@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from rcdrv.report.html import layout
 from rcdrv.report.html.markup import Child, Markup, element, join
 from rcdrv.report.html.section import Finding, Section, badge, code, facts, row, table, wide_table
-from rcdrv.report.html.source import Node, Picture, Source
+from rcdrv.report.html.source import Picture, Source
+from rcdrv.results.node import Node
 from rcdrv.results.result import CASE_VERDICTS
 from rcdrv.verdict import Verdict
 

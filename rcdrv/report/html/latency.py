@@ -16,9 +16,10 @@ from rcdrv.report.html.section import (
     row,
     table,
 )
-from rcdrv.report.html.source import Node, Source
-from rcdrv.results.bench import TITLES
+from rcdrv.report.html.source import Source
+from rcdrv.results.bench import TITLES, distribution
 from rcdrv.results.distribution import Distribution
+from rcdrv.results.node import Node
 from rcdrv.results.units import duration_text, period_text
 from rcdrv.verdict import Verdict
 
@@ -70,7 +71,7 @@ def _soak(source: Source, device: str) -> Section:
         pairs.append((f"drift of p{drift['percentile'].number:g}", f"{before} to {after}"))
     body: list[Child] = [*_judged(node), facts(pairs)]
     if soak["acknowledged"].integer:
-        series = [Series("ring to answer", _distribution(soak))]
+        series = [Series("ring to answer", distribution(soak))]
         words += f", median {_median(series[0])}"
         medians = [part.find("p50") for part in soak["parts"]]
         points = [Point(None if one is None else one.nanoseconds) for one in medians]
@@ -112,7 +113,7 @@ def bench(source: Source) -> Section:
     what, device = node["bench"].text, node["device"].text
     series, sizes = [], []
     for entry in node["series"]:
-        series.append(Series(entry["name"].text, _distribution(entry)))
+        series.append(Series(entry["name"].text, distribution(entry)))
         sizes.append(entry["size"].integer)
     setup = [(name.replace("_", " "), _plain(value)) for name, value in node["setup"].items()]
     body: list[Child] = [*(_judged(node) if node.has("verdict") else [])]
@@ -133,21 +134,10 @@ def bench(source: Source) -> Section:
     )
 
 
-def _distribution(entry: Node) -> Distribution:
-    counts = []
-    for pair in entry["histogram"]:
-        duration, times = pair.entries(2)
-        counts.append((duration.nanoseconds, times.integer))
-    # The histogram has three digits of each duration.
-    if not sum(times for _, times in counts):
-        entry["histogram"].wrong("a histogram with anything in it")
-    return Distribution(counts)
-
-
 def compared_benches(sources: Sequence[Source]) -> Markup:
     """Compare a benchmark's series in several files, as ratios to the first."""
     runs = [
-        {entry["name"].text: _distribution(entry) for entry in source.node["series"]}
+        {entry["name"].text: distribution(entry) for entry in source.node["series"]}
         for source in sources
     ]
     drawn, rows = [], []

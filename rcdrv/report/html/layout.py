@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from rcdrv.report.html.markup import Markup, drawing, element, join
 from rcdrv.report.html.section import head
-from rcdrv.report.html.source import Node
 from rcdrv.report.text import wrapped
 from rcdrv.results.layout import TEST_REGISTERS, Bar, Region, msix_regions
+from rcdrv.results.node import Node
 from rcdrv.results.units import size_text
 
 _LEFT, _RIGHT, WIDTH = 150, 16, 960

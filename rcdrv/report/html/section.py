@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from rcdrv.report.html.markup import Child, Markup, element
 from rcdrv.report.html.plot import Series
-from rcdrv.report.html.source import Node
 from rcdrv.results.distribution import PERCENTILES, Distribution
+from rcdrv.results.node import Node
 from rcdrv.results.units import duration_text
 from rcdrv.verdict import Verdict
 

@@ -17,7 +17,8 @@ from rcdrv.report.html.section import (
     row,
     wide_table,
 )
-from rcdrv.report.html.source import Node, Source
+from rcdrv.report.html.source import Source
+from rcdrv.results.node import Node
 from rcdrv.results.result import CASE_VERDICTS
 from rcdrv.results.units import duration_text
 from rcdrv.verdict import Verdict

@@ -13,6 +13,7 @@ from rcdrv.bench.text import duration, table
 from rcdrv.errors import UsageError
 from rcdrv.results.bench import Result, Series, from_document, load, to_document
 from rcdrv.results.distribution import PERCENTILES, Distribution
+from rcdrv.results.node import parse
 
 durations = st.lists(st.integers(1, 10**9), min_size=1, max_size=200)
 
@@ -27,7 +28,7 @@ def made(series: dict[str, list[int]], kind: str = "ring", size: int = 0) -> Res
 @given(series=st.dictionaries(st.sampled_from(["interrupt", "spin", "poll"]), durations))
 def test_a_run_comes_back_from_its_document_to_three_digits(series: dict[str, list[int]]) -> None:
     result = made(series, size=4096)
-    again = from_document(json.loads(json.dumps(to_document(result))))
+    again = from_document(parse(json.dumps(to_document(result)), "earlier.json", "hint"))
     assert (again.kind, again.device, again.setup) == (result.kind, result.device, result.setup)
     assert [one.name for one in again.series] == list(series)
     for one, other in zip(result.series, again.series, strict=True):
@@ -40,14 +41,14 @@ def test_a_run_comes_back_from_its_document_to_three_digits(series: dict[str, li
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "not the result of a benchmark"),
-        ("[1, 2]", "not the result of a benchmark"),
-        ("{}", "lacks"),
-        ('{"bench": "ring", "device": "x", "setup": {}, "series": [{}]}', "lacks"),
+        ("", "it is empty"),
+        ("[1, 2]", "is not an object"),
+        ("{}", "setup is missing"),
+        ('{"bench": "ring", "device": "x", "setup": {}, "series": [{}]}', "name is missing"),
         (
             '{"bench": "ring", "device": "x", "setup": {},'
             ' "series": [{"name": "a", "size": 0, "histogram": []}]}',
-            "needs durations",
+            "not a histogram with anything in it",
         ),
         ('{"bench": "mmio", "device": "x", "setup": {}, "series": []}', "rcdrv bench mmio"),
         ('{"bench": "ring", "device": "x", "setup": {}, "series": []}', "no measurements"),

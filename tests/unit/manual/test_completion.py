@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from rcdrv.cli import main
 from rcdrv.manual import COMPLETIONS
 from rcdrv.manual.completion import complete
 from rcdrv.manual.grammar import Command, Kind
@@ -121,6 +122,13 @@ def test_a_command_is_found_behind_options_with_values(tree: Command) -> None:
     assert {"--db", "--db-bar"} <= set(offered(tree, "rcdrv --irq poll ntb ring --d"))
     assert offered(tree, "rcdrv ring --count ") == {}
     assert offered(tree, "rcdrv ring --force=") == {}
+
+
+def test_an_answer_is_a_line_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--complete", "ring", "--irq", "ms"]) == 0
+    assert capsys.readouterr().out == "msi\nmsix\n"
+    assert main(["--complete", "ring", "--count", ""]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_files(tree: Command) -> None:

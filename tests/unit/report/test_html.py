@@ -22,11 +22,12 @@ from rcdrv.errors import UsageError
 from rcdrv.report.html import layout, plot
 from rcdrv.report.html.markup import element
 from rcdrv.report.html.page import page
-from rcdrv.report.html.source import KINDS, Node, Source, read
+from rcdrv.report.html.source import KINDS, Source, read
 from rcdrv.report.text import one_line
 from rcdrv.results.distribution import Distribution
 from rcdrv.results.document import to_document
 from rcdrv.results.layout import Bar, Region
+from rcdrv.results.node import Node
 from rcdrv.results.units import duration_text, size_text
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.picture import picture
