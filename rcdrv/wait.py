@@ -80,6 +80,45 @@ def await_readable(descriptors: Iterable[int], seconds: float | None = None) -> 
         return [one for one, _ in poll.poll(None if seconds is None else seconds * 1000)]
 
 
+# To sleep and to be woken on another processor costs some 55 us more than to be awake (measured: a
+# message takes 73 us, or 18), so a look that fails no more than doubles the cost of a sleep.
+_LOOK = 50e-6
+# Two busy programs on one of two processors lose each look: at 16, rings took up to 1.4 of the
+# time without looks.
+_MOST_SKIPPED = 256
+
+
+class Readable:
+    """Wait for descriptors as :func:`await_readable` does, and look at them for a moment before.
+
+    Two programs that answer each other then stay awake. Each look that fails doubles the number of
+    waits that sleep at once, so one that often waits long takes next to no processor time.
+    """
+
+    def __init__(self, *descriptors: int) -> None:
+        self._watched = descriptors
+        # On one processor the other program can only run while this one sleeps.
+        self._looks = len(os.sched_getaffinity(0)) > 1
+        self._skip, self._pause = 0, 1
+
+    def wait(self, seconds: float | None = None) -> list[int]:
+        """Return those that are readable, or have ended, after at most ``seconds``."""
+        if self._skip:
+            self._skip -= 1
+        elif self._looks and (seconds is None or seconds > 0):
+            now = start = time.monotonic()
+            look = _LOOK if seconds is None else min(_LOOK, seconds)
+            while now - start < look:
+                if ready := await_readable(self._watched, 0):
+                    self._pause = 1
+                    return ready
+                now = time.monotonic()
+            self._skip, self._pause = self._pause, min(2 * self._pause, _MOST_SKIPPED)
+            if seconds is not None:
+                seconds = max(0.0, seconds - (now - start))
+        return await_readable(self._watched, seconds)
+
+
 def heeded(signums: Iterable[int]) -> list[int]:
     """Those that this program may take over.
 

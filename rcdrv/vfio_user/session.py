@@ -31,7 +31,7 @@ from rcdrv.vfio_user.served import DmaFault, ServedDevice, ServedRegion
 from rcdrv.vfio_user.stop import Stop
 from rcdrv.vfio_user.version import MAJOR, MINOR, PAGE_SIZES, Capabilities, Version
 from rcdrv.vfio_user.wire import Connection, Message, Refused, WireCommand
-from rcdrv.wait import Deadline, await_readable
+from rcdrv.wait import Deadline, Readable
 
 _Reply = tuple[bytes, Sequence[int]]
 _DONE: _Reply = (b"", ())
@@ -70,7 +70,7 @@ class Session:
         if wake >= 0:
             self._edges.register(wake, select.EPOLLIN | select.EPOLLET)
         self._socket = self._connection.fileno()
-        self._watched = (self._socket, stop.fd, self._edges.fileno())
+        self._readable = Readable(self._socket, stop.fd, self._edges.fileno())
         self._irqs = ServedIrqs(device, self._edges)
         self._handlers: dict[int, Callable[[Message], _Reply]] = {
             WireCommand.VERSION: self._version,
@@ -124,8 +124,8 @@ class Session:
     def _turn(self, seconds: float | None) -> None:
         """Sleep until an event, at most ``seconds`` (None: no limit), and serve it."""
         holds = self._connection.holds_message
-        ready = await_readable(self._watched, 0 if holds else seconds)
-        if self._watched[-1] in ready:
+        ready = self._readable.wait(0 if holds else seconds)
+        if self._edges.fileno() in ready:
             for fd, _ in self._edges.poll(0):
                 if fd == self._irqs.unmask_fd:
                     self._irqs.mask_intx(False)

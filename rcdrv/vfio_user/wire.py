@@ -18,7 +18,7 @@ from enum import IntEnum
 from struct import Struct
 
 from rcdrv.errors import EndpointError, RcdrvError
-from rcdrv.wait import Deadline
+from rcdrv.wait import Deadline, Readable
 
 MAX_DATA_XFER_SIZE = 65536
 """Limit of the data of one message in bytes. The specification's default of 1 MiB is not usable:
@@ -170,8 +170,7 @@ class Connection:
         """Received bytes of messages not yet returned."""
         self._fds: list[int] = []
         self._fds_lost = False
-        self._readable = select.poll()
-        self._readable.register(sock, select.POLLIN)
+        self._readable = Readable(sock.fileno())
 
     def fileno(self) -> int:
         """Return the socket's descriptor; -1 once closed."""
@@ -183,7 +182,7 @@ class Connection:
         :raises Disconnected: the other side has closed the connection
         :raises ProtocolError: the header has an invalid size; the stream is not usable any more
         """
-        while self.holds_message or self._readable.poll(deadline.remaining * 1000):
+        while self.holds_message or self._readable.wait(deadline.remaining):
             message = self.try_receive()
             if message is not None or deadline.expired:
                 return message

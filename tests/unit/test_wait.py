@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rcdrv.errors import Interrupted
-from rcdrv.wait import Cancel, Clock, Deadline, await_readable
+from rcdrv.wait import Cancel, Clock, Deadline, Readable, await_readable
 
 
 @pytest.fixture
@@ -139,3 +140,58 @@ def test_a_cancel_that_is_forgotten_leaves_no_descriptors() -> None:
     for _ in range(10):
         Cancel().request()
     assert held() == before
+
+
+class Looks:
+    """Descriptors that are readable from a given look on; each look takes 20 us."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, processors: int = 2) -> None:
+        self.time, self.ready_at, self.waits = 0.0, 0, list[float | None]()
+        monkeypatch.setattr("rcdrv.wait.await_readable", self._await)
+        monkeypatch.setattr("rcdrv.wait.time", SimpleNamespace(monotonic=lambda: self.time))
+        monkeypatch.setattr("rcdrv.wait.os.sched_getaffinity", lambda _pid: range(processors))
+        self.readable = Readable(3)
+
+    def _await(self, watched: tuple[int, ...], seconds: float | None) -> list[int]:
+        self.waits.append(seconds)
+        self.time += 20e-6 if seconds == 0 else 0
+        return [*watched] if len(self.waits) > self.ready_at or seconds != 0 else []
+
+    def wait(self, ready_at: int, seconds: float | None = None) -> list[float | None]:
+        """Return the time-out of each look at the descriptors."""
+        self.ready_at, self.waits = ready_at, []
+        found = self.readable.wait(seconds)
+        assert found == ([3] if len(self.waits) > ready_at or self.waits[-1] != 0 else [])
+        return self.waits
+
+
+NEVER = 1000
+
+
+def test_an_answer_that_comes_at_once_is_not_slept_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch)
+    assert [looks.wait(2) for _ in range(40)] == [[0, 0, 0]] * 40
+
+
+def test_looks_in_vain_are_few_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch)
+    waits = [looks.wait(NEVER) for _ in range(1100)]
+    assert max(len(one) for one in waits) == 4  # three looks of 20 us, and the sleep
+    looked = [number for number, one in enumerate(waits) if len(one) > 1]
+    assert looked == [0, 2, 5, 10, 19, 36, 69, 134, 263, 520, 777, 1034]
+    assert all(one[-1] is None for one in waits)
+    while looks.wait(0) != [0]:
+        pass
+    assert len(looks.wait(NEVER)) == 4, "one that succeeds makes them worth while again"
+    assert looks.wait(NEVER) == [None]
+    assert len(looks.wait(NEVER)) == 4
+
+
+def test_a_look_keeps_the_limit_of_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Looks(monkeypatch).wait(NEVER, 0.001) == [0, 0, 0, pytest.approx(0.00094)]
+    assert Looks(monkeypatch).wait(NEVER, 10e-6) == [0, 0.0]
+    assert Looks(monkeypatch).wait(0, 0) == [0]
+
+
+def test_one_processor_sleeps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Looks(monkeypatch, processors=1).wait(0) == [None]
