@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 
 from rcdrv.device import IrqKind
 from rcdrv.sim.access_log import AccessLog
@@ -41,11 +40,6 @@ class SimInterrupts:
         self._pulse_end: float | None = None
         self._repeat = False
 
-    @cached_property
-    def _quiet(self) -> bool:
-        """Whether there is neither a fault nor a log."""
-        return not self.faults and not self.log.enabled
-
     def connect(self, peer: Peer | None) -> None:
         """Set the host's side of interrupts; None without a host."""
         self._peer = peer
@@ -62,9 +56,6 @@ class SimInterrupts:
 
         :param doorbell: it answers a ring, which only faults distinguish
         """
-        if self._quiet and kind is IrqKind.MSI:
-            self._send(kind, number - 1)
-            return
         which = DOORBELL if doorbell else COMMANDS
         self.log.event("interrupt", kind=kind.name.lower(), number=number)
         if self.faults.hits("irq-lost", which):
