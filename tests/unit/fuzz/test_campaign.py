@@ -147,7 +147,7 @@ def test_coverage_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ]
     assert sum(cells) == len(bars)
     absent = tmp_path / "absent" / "coverage.svg"
-    assert main([*arguments[:-1], str(absent)]) == 3
+    assert main([*arguments[:-1], str(absent)]) == 2
 
 
 def test_tables_that_are_no_layout_have_no_outcome() -> None:
