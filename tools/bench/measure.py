@@ -5,9 +5,11 @@ Other load can only add to a time, so the minimum of many rounds is the best est
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from timeit import Timer
+from types import FrameType
 from typing import Any, NamedTuple
 
 
@@ -37,6 +39,22 @@ def statement(code: str, names: Mapping[str, Any], count: int) -> Callable[[], f
         globals={f"_{name}": value for name, value in names.items()},
     )
     return lambda: timer.timeit(passes) / passes / 16 * 1e9
+
+
+def calls(function: Callable[[], object]) -> int:
+    """Return how many Python functions a call of ``function`` calls, in this thread."""
+    found = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal found
+        found += event == "call"
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return found
 
 
 class Kind(Enum):
@@ -78,7 +96,7 @@ class Row(NamedTuple):
     """Figure that :attr:`target` limits; ours / theirs without a target."""
     target: Target | None
     because: str
-    """Reason for a missed target."""
+    """Reason for a missed target, by what the same run measured."""
 
     @property
     def verdict(self) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tools.bench.measure import Kind, Row, Target, compared, in_turns
+from tools.bench.measure import NO_SLOWER, Kind, Row, Target, compared, in_turns
 
 PYTHON = sys.executable
 PASS = (PYTHON, "-c", "pass")
@@ -29,6 +29,20 @@ finally:
         line = next(line for line in status if line.startswith("VmHWM"))
     print(line.split()[1], file=sys.stderr)
 """
+# Calls of Python functions a layout: those of many less those of few, without start and end.
+_CALLS = """
+import contextlib, io
+from rcdrv.cli import main
+from tools.bench.measure import calls
+
+def campaign(examples):
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["fuzz", "layout", "--examples", str(examples), "--workers", "1"]) == 0
+
+print((calls(lambda: campaign(220)) - calls(lambda: campaign(20))) // 200)
+"""
+_LAYOUTS = 500.0
+"""Layouts a second and core: the target."""
 
 
 def rows(*, quick: bool) -> Iterator[Row]:
@@ -132,6 +146,18 @@ def _fuzz(examples: int, rounds: int) -> Iterator[Row]:
         return run
 
     found = in_turns({"one": campaign(1), "two": campaign(2)}, rounds)
+    counted = subprocess.run([PYTHON, "-c", _CALLS], stdout=subprocess.PIPE, check=True).stdout
+    calls, one = int(counted), min(found["one"])
+    yield compared(
+        "fuzz, a layout with 1 worker",
+        "ms",
+        found["one"],
+        f"{_LAYOUTS:g} a second",
+        [1e3 / _LAYOUTS],
+        NO_SLOWER,
+        f"a layout makes {calls} calls of Python functions, {one * 1e3 / calls:.2f} us each with"
+        f" what they do; at that cost the target allows {calls * 1e3 / _LAYOUTS / one:.0f}",
+    )
     yield compared(
         "fuzz, a layout with 2 workers",
         "ms",
