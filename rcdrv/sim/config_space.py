@@ -81,7 +81,9 @@ class SimConfigSpace:
                 if bar is not None:
                     self._bar(index, replace(bar, size=2 * bar.size))
         if "msix-outside" in faults and layout.msix:
-            self._set(MSIX + 4, 4, layout.bar(layout.msix_bar).size | layout.msix_bar)
+            # Behind 4 GiB no offset reaches: there the first entry already ends outside.
+            behind = min(layout.bar(layout.msix_bar).size, (1 << 32) - 8)
+            self._set(MSIX + 4, 4, behind | layout.msix_bar)
         self._power_on = bytearray(self._data)
         self._decode()
 
