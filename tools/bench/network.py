@@ -24,6 +24,8 @@ from tools.bench.programs import PYTHON, RCDRV
 
 HOST, BOARD = "10.9.0.1", "10.9.0.2"
 MTU = 65510
+_LONGEST = 120.0
+"""Seconds that a program may take."""
 PRESETS = {"polled": "rcar-s4-vntb-polled", "embedded": "rcar-s4-vntb"}
 INTERVAL = "0.223"
 """Seconds between pings, in whole ms as ping has them. With the endpoint's tick, 12 ms, it has no
@@ -179,7 +181,15 @@ def iperf(host: str, board: str, options: Sequence[str]) -> dict[str, Any]:
 
 
 def output(command: Sequence[str]) -> str:
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=120)
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=False, timeout=_LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        raise SystemExit(
+            f"bench: {' '.join(command)} did not end in {_LONGEST:g} s: the traffic stands still, or"
+            " what else runs on this machine leaves it no processor"
+        ) from None
     if done.returncode:
         print(done.stdout, file=sys.stderr)
         raise SystemExit(f"bench: {' '.join(command)} ended with {done.returncode}")
