@@ -46,7 +46,7 @@ class SimOutbound(SimInterrupts):
     def host_view(self, address: int, size: int) -> memoryview | None:
         """Return host memory behind an outbound window, for use at once; None: :meth:`write_host`
         has to write it."""
-        plain = self._quiet and self.layout.unaligned_access
+        plain = not self.faults and not self.log.enabled and self.layout.unaligned_access
         if plain and self._peer is not None and self.config.masters:
             with contextlib.suppress(DmaFault):
                 return self._peer.dma_view(address, size)

@@ -187,8 +187,8 @@ def output(command: Sequence[str]) -> str:
         )
     except subprocess.TimeoutExpired:
         raise SystemExit(
-            f"bench: {' '.join(command)} did not end in {_LONGEST:g} s: the traffic stands still, or"
-            " what else runs on this machine leaves it no processor"
+            f"bench: {' '.join(command)} did not end in {_LONGEST:g} s: the traffic stands still,"
+            " or what else runs on this machine leaves it no processor"
         ) from None
     if done.returncode:
         print(done.stdout, file=sys.stderr)
