@@ -336,8 +336,8 @@ class Doorbell:
         left, told = driver.status, driver.irq_kind in MESSAGES and not self._rung
         if left is None or left & _DOORBELL_SUCCESS or not told:
             driver.write(Reg.STATUS, 0)
-            driver.drop_interrupts()
             left = 0
+        driver.drop_interrupts()  # of ENABLE, late or twice
         barrier()
         driver.trace("ring  {}", self._place)
         start = driver.function.clock.now_ns()

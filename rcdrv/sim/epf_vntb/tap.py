@@ -60,12 +60,14 @@ class TapNetdev(Netdev):
         # For this run only, as the host may unmap it afterwards.
         host = self._bridge.mw_view(0) if was else None
         self._host = host if host is not None and len(host) >= self._tx_end + 4 else None
-        super().run()
-        if self._qp_up != was:
-            self._tap.carrier(self._qp_up)
-        if self._qp_up:
-            self._transmit()
-        self._host = None
+        try:
+            super().run()
+            if self._qp_up != was:
+                self._tap.carrier(self._qp_up)
+            if self._qp_up:
+                self._transmit()
+        finally:
+            self._host = None
 
     def remove(self) -> None:
         super().remove()
