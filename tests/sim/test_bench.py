@@ -204,6 +204,7 @@ def test_make_bench_measures_what_needs_no_lab(tmp_path: Path) -> None:
         "BAR fill + verify, per MiB",
         "one vfio-user message, sim:rk3588",
         "start-up of rcdrv ring",
+        "fuzz, a layout with 1 worker",
     }
     assert all(row["ours"] > 0 and row["theirs"] > 0 for row in rows.values())
     assert all(row["what"] in done.stdout for row in document["rows"])
