@@ -32,7 +32,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -139,8 +139,8 @@ class Recording:
             "rcdrv": self.version,
             "backend": self.backend,
             "reset": self.can_reset,
-            "interrupts": list(self.irqs),
-            "regions": [list(region) for region in self.regions],
+            "interrupts": self.irqs,
+            "regions": self.regions,
             "config": self.config.hex(),
             "seed": self.seed.hex(),
         }
@@ -172,7 +172,7 @@ class Recording:
             _refuse(path, "truncated in its first lines: the run was killed")
         try:
             recording = cls(**_head(parse_json(head)), is_cut=found[1] != "1")
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except ValueError as error:
             _refuse(path, f"line 2: {error}")
         lines = body[: body.rfind("\n") + 1].splitlines()  # the last one may be half
         recording.events = _events(path, lines)
@@ -221,37 +221,54 @@ def _refuse(path: str, why: str) -> NoReturn:
 def _head(found: Any) -> dict[str, Any]:
     """Return the checked fields of the second line, for :class:`Recording`.
 
-    :raises ValueError: a field is invalid; or TypeError, KeyError...
+    :raises ValueError: a field is missing or invalid
     """
-    irqs = [_number(count, 2048) for count in found["interrupts"]]
-    regions = [
-        (_number(size, (1 << 63) - 1), _number(flags, 15)) for size, flags in found["regions"]
-    ]
-    config, seed = bytes.fromhex(found["config"]), bytes.fromhex(found["seed"])
-    if len(irqs) != len(IrqKind) or len(regions) != CONFIG_REGION + 1:
-        raise ValueError("interrupts or regions are missing")
-    if not 64 <= len(config) <= 4096 or len(config) % 4:
-        raise ValueError(f"a config space of {len(config)} bytes")
-    if not 1 <= len(seed) <= 64:
-        raise ValueError(f"a seed of {len(seed)} bytes")
-    for name in ("rcdrv", "backend"):
-        if not re.fullmatch(r"[\w.+-]{1,40}", found[name], re.ASCII):
-            raise ValueError(f"{name} is not a name")
-    return {
-        "version": found["rcdrv"],
-        "backend": found["backend"],
-        "can_reset": found["reset"] is True,
-        "irqs": tuple(irqs),
-        "regions": tuple(regions),
-        "config": config,
-        "seed": seed,
-    }
+    checked = {}
+    for name, (key, check) in _HEAD.items():
+        try:
+            checked[name] = check(found[key])
+        except (ValueError, TypeError, LookupError, OverflowError):
+            raise ValueError(f"{key} is missing or invalid") from None
+    return checked
 
 
-def _number(value: Any, largest: int) -> int:
-    if type(value) is not int or not 0 <= value <= largest:
-        raise ValueError("a number is out of range")
-    return value
+def _name(value: Any) -> str:
+    if not re.fullmatch(r"[\w.+-]{1,40}", value, re.ASCII):
+        raise ValueError
+    return str(value)
+
+
+def _numbers(values: Any, largest: Sequence[int]) -> tuple[int, ...]:
+    """Check a list of as many numbers as limits."""
+    for value, most in zip(values, largest, strict=True):
+        if type(value) is not int or not 0 <= value <= most:
+            raise ValueError
+    return tuple(values)
+
+
+def _regions(values: Any) -> tuple[tuple[int, ...], ...]:
+    if len(values) != CONFIG_REGION + 1:
+        raise ValueError
+    return tuple(_numbers(value, ((1 << 63) - 1, 15)) for value in values)
+
+
+def _bytes(value: Any, sizes: Sequence[int]) -> bytes:
+    data = bytes.fromhex(value)
+    if len(data) not in sizes:
+        raise ValueError
+    return data
+
+
+_HEAD: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "version": ("rcdrv", _name),
+    "backend": ("backend", _name),
+    "can_reset": ("reset", lambda value: value is True),
+    "irqs": ("interrupts", lambda value: _numbers(value, [2048] * len(IrqKind))),
+    "regions": ("regions", _regions),
+    "config": ("config", lambda value: _bytes(value, range(64, 4097, 4))),
+    "seed": ("seed", lambda value: _bytes(value, range(1, 65))),
+}
+"""Fields of :class:`Recording`: the key of each in the file, and its check."""
 
 
 def _events(path: str, lines: Sequence[str]) -> list[Event]:
