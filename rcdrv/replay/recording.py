@@ -59,18 +59,25 @@ LARGEST_TEXT = 32 << 20
 _MAGIC = "rcdrv-recording"
 _TRANSPARENT = frozenset("ndpthlb")
 
-_HEX, _PLACE = "[0-9a-f]{1,16}", "[0-8] [0-9a-f]{1,16}"
+
+def _hex(digits: int) -> str:
+    """Return the pattern of a number without leading zeros: numbers are compared as text."""
+    return f"(?:0|[1-9a-f][0-9a-f]{{0,{digits - 1}}})"
+
+
+_BUFFER, _COUNT, _WORD, _LONG = map(_hex, (4, 3, 8, 16))
+_PLACE, _CONTENTS = f"[0-8] {_LONG}", r"[=hzxc][\w:+/=]*"
 _FIELDS = {
-    "r": f"{_PLACE} [1248](?: {_HEX})?",
-    "w": rf"{_PLACE} [1248] (?:{_HEX}|@[0-9a-f]{{1,4}}(?:\+[0-9a-f]{{1,16}}|\^))",
-    "R": rf"{_PLACE} [0-9a-f]{{1,8}}(?: [=hzxc][\w:+/=]*)?",
-    "W": f"{_PLACE} [0-9a-f]{{1,8}} [0-9a-f]{{1,8}}",
-    "i": "[0-4] [0-9a-f]{1,2} [0-9a-f]{1,3} [0-9a-f]{1,3}(?: [0-9a-f]{1,3})?",
-    "n": "[0-4] [0-9a-f]{1,3} [0-9a-f]{1,8}",
-    "m": "[0-9a-f]{1,4} [0-9a-f]{1,12}",
-    "u": "[0-9a-f]{1,4}",
-    "d": r"[0-9a-f]{1,4} [0-9a-f]{1,8} [0-9a-f]{1,8} [=hzxc][\w:+/=]*",
-    "h": "[0-9a-f]{1,4} [0-9a-f]{1,8}",
+    "r": f"{_PLACE} [1248](?: {_LONG})?",
+    "w": rf"{_PLACE} [1248] (?:{_LONG}|@{_BUFFER}(?:\+{_LONG}|\^))",
+    "R": f"{_PLACE} {_WORD}(?: {_CONTENTS})?",
+    "W": f"{_PLACE} {_WORD} {_WORD}",
+    "i": f"[0-4] {_hex(2)} {_COUNT} {_COUNT}(?: {_COUNT})?",
+    "n": f"[0-4] {_COUNT} {_WORD}",
+    "m": f"{_BUFFER} {_hex(12)}",
+    "u": _BUFFER,
+    "d": f"{_BUFFER} {_WORD} {_WORD} {_CONTENTS}",
+    "h": f"{_BUFFER} {_WORD}",
     "t": r"[\w.=-]{1,100}(?: [\w.=-]{1,100}){0,30}",
     "b": "[0-5] (?:20|40)",
     "p": "",
@@ -333,6 +340,13 @@ def register(place: tuple[int, int, int], word: str | None) -> str:
     )
 
 
+_VERBS = {
+    SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER: "arming",
+    SetIrqs.DATA_NONE | SetIrqs.ACTION_MASK: "masking",
+    SetIrqs.DATA_NONE | SetIrqs.ACTION_UNMASK: "unmasking",
+}
+
+
 def told(op: str, fields: tuple[str, ...]) -> str:
     if op in "rwRW":
         region, offset, size = (int(field, 16) for field in fields[:3])
@@ -347,15 +361,13 @@ def told(op: str, fields: tuple[str, ...]) -> str:
             return f"a read of {size:#x} bytes at {place}"
         return f"a write of {size:#x} bytes (CRC {fields[3]}) at {place}"
     if op == "i":
-        kind, flags, _, count = (int(field, 16) for field in fields[:4])
-        name = IrqKind(kind).name
-        if flags & (SetIrqs.ACTION_MASK | SetIrqs.ACTION_UNMASK):
-            return f"the {'un' if flags & SetIrqs.ACTION_UNMASK else ''}masking of {name}"
-        return f"the arming of {count} {name}" if count else f"the disarming of {name}"
-    if op == "m":
-        return "a DMA buffer mapped"
-    if op == "u":
-        return "a DMA buffer unmapped"
+        kind, flags, start, count = (int(field, 16) for field in fields[:4])
+        verb = _VERBS.get(SetIrqs(flags), f"setting to flags {flags:#x}") if count else "disarming"
+        vectors = f"{count or 'all'} {IrqKind(kind).name}"
+        return f"the {verb} of {vectors}{f' from vector {start}' if start else ''}"
+    if op in "mu":
+        length = f" of 0x{fields[1]} bytes" if len(fields) > 1 else ""
+        return f"DMA buffer {int(fields[0], 16)}{length} {'' if op == 'm' else 'un'}mapped"
     return {"z": "a reset", "x": "the cut-off of the recording"}.get(op, op)
 
 

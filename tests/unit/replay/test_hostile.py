@@ -210,6 +210,11 @@ def test_too_many_events(tmp_path: Path, lines: list[str]) -> None:
         ("0 r 0 30 4 !error/usage", "line 4 is not an event"),
         ("0 q", "line 4 is not an event"),
         ("0 t case \x1b[2J", "line 4 is not an event"),
+        ("0 r 0 030 4 1", "line 4 is not an event"),  # matches no call: numbers compare as text
+        ("0 w 0 30 4 @0+00", "line 4 is not an event"),
+        ("0 m 5 1000", r"expected DMA buffer 5 of 0x1000 bytes mapped, got"),
+        ("0 i 1 24 3 2 0", "expected the arming of 2 MSI from vector 3, got"),
+        ("0 i 1 22 0 2 0", "expected the setting to flags 0x22 of 2 MSI, got"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(
