@@ -2,7 +2,7 @@
 
 The first line names the format and its version. The second describes the function as a JSON object.
 Each further line is an event: microseconds since the previous event, a letter, and fields in
-hexadecimal; ``!`` and an error at the end mark a call that failed.
+hexadecimal without leading zeros; ``!`` and an error at the end mark a call that failed.
 
 | letter | fields | event |
 | --- | --- | --- |
