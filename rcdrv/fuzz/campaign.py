@@ -27,7 +27,6 @@ from rcdrv.files import (
     LARGEST_RESULT,
     make_folder,
     open_output,
-    parse_json,
     read_text,
     replace_file,
 )
@@ -35,7 +34,8 @@ from rcdrv.fuzz.coverage import Coverage
 from rcdrv.fuzz.saved import save
 from rcdrv.fuzz.shrink import Table, shrink
 from rcdrv.fuzz.trial import Finding, Report, run_layout
-from rcdrv.sim.layout import parse_layout
+from rcdrv.results.node import Node, parse
+from rcdrv.sim.layout import BAR_KEYS, parse_layout
 
 BLOCK = 50
 """Examples per block."""
@@ -45,6 +45,8 @@ DASK_TIMEOUT = 10.0
 
 LARGEST_WHOLE = 4 << 20
 """Size in bytes of the largest BAR when every byte is tested."""
+
+_HINT = "choose another `folder`"
 
 
 @dataclass(frozen=True)
@@ -315,16 +317,10 @@ class _Record:
 
     def _read(self, path: Path, plan: Plan) -> None:
         head, *lines = read_text(path, LARGEST_RESULT).splitlines() or [""]
+        if _parsed(path, 1, head).value != plan.identity:
+            raise UsageError(f"{path} is of another campaign: {head}", hint=_HINT)
         whole = len(lines) // BLOCK * BLOCK
-        try:
-            identity = parse_json(head)
-            examples = [_example(parse_json(line)) for line in lines[:whole]]
-        except (ValueError, TypeError, LookupError, AttributeError):
-            identity = None
-        if identity != plan.identity:
-            raise UsageError(
-                f"{path} is of another campaign: {head}", hint="choose another `folder`"
-            )
+        examples = [_example(_parsed(path, at, line)) for at, line in enumerate(lines[:whole], 2)]
         self.blocks = [examples[start : start + BLOCK] for start in range(0, whole, BLOCK)]
         # A truncated block is run again.
         replace_file(path, ("\n".join([head, *lines[:whole]]) + "\n").encode())
@@ -342,6 +338,22 @@ class _Record:
                 stream.write(json.dumps(entry) + "\n")
 
 
-def _example(entry: dict[str, Any]) -> Example:
-    findings = [Finding(*finding) for finding in entry["findings"]]
-    return Example(entry["layout"], entry["outcomes"], findings)
+def _parsed(path: Path, number: int, line: str) -> Node:
+    return parse(line, f"{path}: line {number}", _HINT)
+
+
+def _example(entry: Node) -> Example:
+    """Return an example of the record, checked as far as a campaign looks at it."""
+    layout = entry["layout"]
+    for key, part in layout.items():
+        if key in BAR_KEYS:
+            part.said("type")
+            if part.has("size"):
+                _ = part["size"].integer
+        elif key == "doorbell":
+            part.said("backend")
+        elif key == "faults":
+            _ = [fault.text for fault in part]
+    outcomes = {name: outcome.text for name, outcome in entry["outcomes"].items()}
+    findings = [Finding(*(word.text for word in found.entries(3))) for found in entry["findings"]]
+    return Example(layout.value, outcomes, findings)

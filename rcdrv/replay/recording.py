@@ -2,7 +2,7 @@
 
 The first line names the format and its version. The second describes the function as a JSON object.
 Each further line is an event: microseconds since the previous event, a letter, and fields in
-hexadecimal; ``!`` and an error at the end mark a call that failed.
+hexadecimal without leading zeros; ``!`` and an error at the end mark a call that failed.
 
 | letter | fields | event |
 | --- | --- | --- |
@@ -32,7 +32,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -59,18 +59,25 @@ LARGEST_TEXT = 32 << 20
 _MAGIC = "rcdrv-recording"
 _TRANSPARENT = frozenset("ndpthlb")
 
-_HEX, _PLACE = "[0-9a-f]{1,16}", "[0-8] [0-9a-f]{1,16}"
+
+def _hex(digits: int) -> str:
+    """Return the pattern of a number without leading zeros: numbers are compared as text."""
+    return f"(?:0|[1-9a-f][0-9a-f]{{0,{digits - 1}}})"
+
+
+_BUFFER, _COUNT, _WORD, _LONG = map(_hex, (4, 3, 8, 16))
+_PLACE, _CONTENTS = f"[0-8] {_LONG}", r"[=hzxc][\w:+/=]*"
 _FIELDS = {
-    "r": f"{_PLACE} [1248](?: {_HEX})?",
-    "w": rf"{_PLACE} [1248] (?:{_HEX}|@[0-9a-f]{{1,4}}(?:\+[0-9a-f]{{1,16}}|\^))",
-    "R": rf"{_PLACE} [0-9a-f]{{1,8}}(?: [=hzxc][\w:+/=]*)?",
-    "W": f"{_PLACE} [0-9a-f]{{1,8}} [0-9a-f]{{1,8}}",
-    "i": "[0-4] [0-9a-f]{1,2} [0-9a-f]{1,3} [0-9a-f]{1,3}(?: [0-9a-f]{1,3})?",
-    "n": "[0-4] [0-9a-f]{1,3} [0-9a-f]{1,8}",
-    "m": "[0-9a-f]{1,4} [0-9a-f]{1,12}",
-    "u": "[0-9a-f]{1,4}",
-    "d": r"[0-9a-f]{1,4} [0-9a-f]{1,8} [0-9a-f]{1,8} [=hzxc][\w:+/=]*",
-    "h": "[0-9a-f]{1,4} [0-9a-f]{1,8}",
+    "r": f"{_PLACE} [1248](?: {_LONG})?",
+    "w": rf"{_PLACE} [1248] (?:{_LONG}|@{_BUFFER}(?:\+{_LONG}|\^))",
+    "R": f"{_PLACE} {_WORD}(?: {_CONTENTS})?",
+    "W": f"{_PLACE} {_WORD} {_WORD}",
+    "i": f"[0-4] {_hex(2)} {_COUNT} {_COUNT}(?: {_COUNT})?",
+    "n": f"[0-4] {_COUNT} {_WORD}",
+    "m": f"{_BUFFER} {_hex(12)}",
+    "u": _BUFFER,
+    "d": f"{_BUFFER} {_WORD} {_WORD} {_CONTENTS}",
+    "h": f"{_BUFFER} {_WORD}",
     "t": r"[\w.=-]{1,100}(?: [\w.=-]{1,100}){0,30}",
     "b": "[0-5] (?:20|40)",
     "p": "",
@@ -139,8 +146,8 @@ class Recording:
             "rcdrv": self.version,
             "backend": self.backend,
             "reset": self.can_reset,
-            "interrupts": list(self.irqs),
-            "regions": [list(region) for region in self.regions],
+            "interrupts": self.irqs,
+            "regions": self.regions,
             "config": self.config.hex(),
             "seed": self.seed.hex(),
         }
@@ -172,7 +179,7 @@ class Recording:
             _refuse(path, "truncated in its first lines: the run was killed")
         try:
             recording = cls(**_head(parse_json(head)), is_cut=found[1] != "1")
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except ValueError as error:
             _refuse(path, f"line 2: {error}")
         lines = body[: body.rfind("\n") + 1].splitlines()  # the last one may be half
         recording.events = _events(path, lines)
@@ -221,37 +228,54 @@ def _refuse(path: str, why: str) -> NoReturn:
 def _head(found: Any) -> dict[str, Any]:
     """Return the checked fields of the second line, for :class:`Recording`.
 
-    :raises ValueError: a field is invalid; or TypeError, KeyError...
+    :raises ValueError: a field is missing or invalid
     """
-    irqs = [_number(count, 2048) for count in found["interrupts"]]
-    regions = [
-        (_number(size, (1 << 63) - 1), _number(flags, 15)) for size, flags in found["regions"]
-    ]
-    config, seed = bytes.fromhex(found["config"]), bytes.fromhex(found["seed"])
-    if len(irqs) != len(IrqKind) or len(regions) != CONFIG_REGION + 1:
-        raise ValueError("interrupts or regions are missing")
-    if not 64 <= len(config) <= 4096 or len(config) % 4:
-        raise ValueError(f"a config space of {len(config)} bytes")
-    if not 1 <= len(seed) <= 64:
-        raise ValueError(f"a seed of {len(seed)} bytes")
-    for name in ("rcdrv", "backend"):
-        if not re.fullmatch(r"[\w.+-]{1,40}", found[name], re.ASCII):
-            raise ValueError(f"{name} is not a name")
-    return {
-        "version": found["rcdrv"],
-        "backend": found["backend"],
-        "can_reset": found["reset"] is True,
-        "irqs": tuple(irqs),
-        "regions": tuple(regions),
-        "config": config,
-        "seed": seed,
-    }
+    checked = {}
+    for name, (key, check) in _HEAD.items():
+        try:
+            checked[name] = check(found[key])
+        except (ValueError, TypeError, LookupError, OverflowError):
+            raise ValueError(f"{key} is missing or invalid") from None
+    return checked
 
 
-def _number(value: Any, largest: int) -> int:
-    if type(value) is not int or not 0 <= value <= largest:
-        raise ValueError("a number is out of range")
-    return value
+def _name(value: Any) -> str:
+    if not re.fullmatch(r"[\w.+-]{1,40}", value, re.ASCII):
+        raise ValueError
+    return str(value)
+
+
+def _numbers(values: Any, largest: Sequence[int]) -> tuple[int, ...]:
+    """Check a list of as many numbers as limits."""
+    for value, most in zip(values, largest, strict=True):
+        if type(value) is not int or not 0 <= value <= most:
+            raise ValueError
+    return tuple(values)
+
+
+def _regions(values: Any) -> tuple[tuple[int, ...], ...]:
+    if len(values) != CONFIG_REGION + 1:
+        raise ValueError
+    return tuple(_numbers(value, ((1 << 63) - 1, 15)) for value in values)
+
+
+def _bytes(value: Any, sizes: Sequence[int]) -> bytes:
+    data = bytes.fromhex(value)
+    if len(data) not in sizes:
+        raise ValueError
+    return data
+
+
+_HEAD: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "version": ("rcdrv", _name),
+    "backend": ("backend", _name),
+    "can_reset": ("reset", lambda value: value is True),
+    "irqs": ("interrupts", lambda value: _numbers(value, [2048] * len(IrqKind))),
+    "regions": ("regions", _regions),
+    "config": ("config", lambda value: _bytes(value, range(64, 4097, 4))),
+    "seed": ("seed", lambda value: _bytes(value, range(1, 65))),
+}
+"""Fields of :class:`Recording`: the key of each in the file, and its check."""
 
 
 def _events(path: str, lines: Sequence[str]) -> list[Event]:
@@ -316,6 +340,13 @@ def register(place: tuple[int, int, int], word: str | None) -> str:
     )
 
 
+_VERBS = {
+    SetIrqs.DATA_EVENTFD | SetIrqs.ACTION_TRIGGER: "arming",
+    SetIrqs.DATA_NONE | SetIrqs.ACTION_MASK: "masking",
+    SetIrqs.DATA_NONE | SetIrqs.ACTION_UNMASK: "unmasking",
+}
+
+
 def told(op: str, fields: tuple[str, ...]) -> str:
     if op in "rwRW":
         region, offset, size = (int(field, 16) for field in fields[:3])
@@ -330,15 +361,13 @@ def told(op: str, fields: tuple[str, ...]) -> str:
             return f"a read of {size:#x} bytes at {place}"
         return f"a write of {size:#x} bytes (CRC {fields[3]}) at {place}"
     if op == "i":
-        kind, flags, _, count = (int(field, 16) for field in fields[:4])
-        name = IrqKind(kind).name
-        if flags & (SetIrqs.ACTION_MASK | SetIrqs.ACTION_UNMASK):
-            return f"the {'un' if flags & SetIrqs.ACTION_UNMASK else ''}masking of {name}"
-        return f"the arming of {count} {name}" if count else f"the disarming of {name}"
-    if op == "m":
-        return "a DMA buffer mapped"
-    if op == "u":
-        return "a DMA buffer unmapped"
+        kind, flags, start, count = (int(field, 16) for field in fields[:4])
+        verb = _VERBS.get(SetIrqs(flags), f"setting to flags {flags:#x}") if count else "disarming"
+        vectors = f"{count or 'all'} {IrqKind(kind).name}"
+        return f"the {verb} of {vectors}{f' from vector {start}' if start else ''}"
+    if op in "mu":
+        length = f" of 0x{fields[1]} bytes" if len(fields) > 1 else ""
+        return f"DMA buffer {int(fields[0], 16)}{length} {'' if op == 'm' else 'un'}mapped"
     return {"z": "a reset", "x": "the cut-off of the recording"}.get(op, op)
 
 

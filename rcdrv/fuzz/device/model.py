@@ -313,7 +313,6 @@ class Model:
 
     def _ring(self, step: Step, seen: Seen) -> None:
         """Check pci_epf_test_doorbell_handler(): a thread, so close rings may be merged."""
-        rings = step.count * (2 if step.verb == "threads" else 1)
         status = seen.registers[Reg.STATUS]
         wanted = Status.DOORBELL_SUCCESS | Status.IRQ_RAISED | step.stale
         if not seen.answered:
@@ -321,7 +320,7 @@ class Model:
         if status != wanted:
             names = bit_names(Status(wanted))
             raise Wrong("STATUS", f"STATUS is {bit_names(Status(status))} and not {names}")
-        self._interrupt(step, seen, most=rings)
+        self._interrupt(step, seen, most=step.rings)
         self._check_registers(step, seen)
 
     def _cycle(self, _step: Step, seen: Seen) -> None:

@@ -32,8 +32,7 @@ Opener = Callable[[], Function]
 """Opener of the function."""
 
 _QUIET = 0.02
-"""Seconds after which no further answer arrives: two ticks of the slowest endpoint, and the time of
-its doorbell thread for a ring that it did not merge."""
+"""Seconds after which no further answer arrives: two ticks of the slowest endpoint."""
 
 _NO_COMMAND = 1 << 31
 """A bit of no command: pci_epf_test_cmd_handler() logs "Invalid command" and does nothing.
@@ -424,6 +423,7 @@ class DeviceSession:
         else:
             ring()
         answer = driver.wait_answer(start, Status.DOORBELL_SUCCESS)
-        if step.count > 1 or step.verb == "threads":
-            self.function.pause(_QUIET)
+        if step.rings > 1:
+            # Each that is not merged may take as long as the first.
+            self.function.pause(max(_QUIET, step.rings * (answer.latency_ns or 0) / 1e9))
         return self._settled(irq, answer.vectors, answer.answered, False, {})

@@ -69,6 +69,11 @@ class Step:
                 words.append(key if value is True else f"{key}={_text(key, value)}")
         return ",".join(words)
 
+    @property
+    def rings(self) -> int:
+        """Rings before the first wait."""
+        return 2 * self.count if self.verb == "threads" else self.count
+
     def but(self, **changes: object) -> Step:
         return replace(self, **changes)  # type: ignore[arg-type]
 

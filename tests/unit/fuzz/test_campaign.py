@@ -66,6 +66,40 @@ def test_is_taken_up_again(tmp_path: Path) -> None:
         run(Plan(seed=4, folder=tmp_path))
 
 
+GOOD: dict[str, Any] = {"layout": {"bar0": {"size": 4096}}, "outcomes": {}, "findings": []}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2: not JSON: "),
+        ("[]", "line 2: [] is not an object"),
+        ({}, "line 2: layout is missing"),
+        ({**GOOD, "layout": 5}, "line 2: layout: 5 is not an object"),
+        ({**GOOD, "layout": {"bar0": 1}}, "line 2: layout: bar0: 1 is not an object"),
+        ({**GOOD, "layout": {"bar1": {"size": "x"}}}, "bar1: size: 'x' is not an integer"),
+        ({**GOOD, "layout": {"bar1": {"type": []}}}, "bar1: type: [] is not a text"),
+        ({**GOOD, "layout": {"doorbell": {"backend": {}}}}, "backend: {} is not a text"),
+        ({**GOOD, "layout": {"faults": [1]}}, "layout: faults[0]: 1 is not a text"),
+        ({**GOOD, "outcomes": []}, "line 2: outcomes: [] is not an object"),
+        ({**GOOD, "findings": [["a", "b"]]}, "findings[0]: ['a', 'b'] is not a list of 3"),
+        ({**GOOD, "findings": [[1, 2, 3]]}, "line 2: findings[0][0]: 1 is not a text"),
+    ],
+)
+def test_a_bad_line_of_the_record_is_named(tmp_path: Path, line: Any, said: str) -> None:
+    plan = Plan(examples=BLOCK, folder=tmp_path)
+    bad = line if isinstance(line, str) else json.dumps(line)
+    lines = [json.dumps(plan.identity), bad, *[json.dumps(GOOD)] * (BLOCK - 1)]
+    record = tmp_path / "examples.jsonl"
+    record.write_text("\n".join([*lines, ""]))
+    with pytest.raises(UsageError) as caught:
+        run(plan)
+    assert caught.value.message.startswith(f"{record}: ")
+    assert said in caught.value.message
+    record.write_text("\n".join([*lines[:1], *lines[2:], lines[2], ""]))
+    assert run(plan).resumed == BLOCK
+
+
 def test_a_finding_is_saved_and_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -287,6 +287,20 @@ def replayed(steps: str, spec: str = "generic", *destructive: str) -> Found | No
         return fuzz.replay([parse_step(text) for text in steps.split()])
 
 
+@pytest.mark.parametrize("irq", ["msi:1", "poll:1"])
+def test_slow_rings_that_are_not_merged_are_no_strays(
+    monkeypatch: pytest.MonkeyPatch, irq: str
+) -> None:
+    """pci_epf_test_doorbell_handler() is a thread: a busy processor may run it at any pace."""
+
+    def later(self: SimEpfTest) -> None:
+        last = self._late_rings[-1] if self._late_rings else self.clock()
+        self._late_rings.append(last + 0.03)
+
+    monkeypatch.setattr(SimEpfTest, "_doorbell_handler", later)
+    assert replayed(f"enable ring,count=8,irq={irq} raise disable") is None
+
+
 @pytest.mark.parametrize("seed", range(21, 27))
 def test_the_crash_behind_an_overwritten_db_bar_is_found(seed: int) -> None:
     """pci_epf_test_disable_doorbell(): &epf->bar[bar], with any bar that is not negative."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import select as select_module
 import zlib
 from pathlib import Path
@@ -115,7 +116,8 @@ HEAD = b"rcdrv-recording 1\n"
         (b"TAP version 13\n", "not a recording of rcdrv"),
         (b"rcdrv-recording 3\n{}\n", "version 3 of the format; this is 2"),
         (b"rcdrv-recording 1000000\n{}\n", "not a recording of rcdrv"),
-        (HEAD + b"{}\n", "line 2: "),
+        (HEAD + b"{}\n", "line 2: rcdrv is missing or invalid"),
+        (HEAD + b"[1]\n", "line 2: rcdrv is missing or invalid"),
         (HEAD + b"[" * 100_000 + b"\n", "line 2: nested too deeply"),
         (HEAD + b"[1]", "truncated"),
         (HEAD + b"{}", "truncated"),
@@ -127,6 +129,37 @@ def test_files_that_are_none(tmp_path: Path, text: bytes, said: str) -> None:
     path.write_bytes(gzip.compress(text))
     with pytest.raises(UsageError, match=said):
         Recording.read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rcdrv", 5),
+        ("backend", "a b"),
+        ("interrupts", "12345"),
+        ("interrupts", [1, 2, 3, 4]),
+        ("interrupts", [1, 2, 3, 4, 4096]),
+        ("interrupts", 7),
+        ("regions", [[1, 2]]),
+        ("regions", [[1, 2, 3]] * 9),
+        ("regions", [5] * 9),
+        ("config", "zz"),
+        ("config", "00"),
+        ("config", None),
+        ("seed", ""),
+        ("seed", {}),
+    ],
+)
+def test_a_bad_field_of_the_head_is_named(
+    tmp_path: Path, lines: list[str], key: str, value: Any
+) -> None:
+    path = tmp_path / "board.gz"
+    head = json.loads(lines[1])
+    for changed in ({**head, key: value}, {one: head[one] for one in head if one != key}):
+        path.write_bytes(gzip.compress("\n".join([lines[0], json.dumps(changed), ""]).encode()))
+        with pytest.raises(UsageError) as caught:
+            Recording.read(str(path))
+        assert caught.value.message == f"{path}: line 2: {key} is missing or invalid"
 
 
 def test_a_file_that_is_cut_off_is_replayed_up_to_there(tmp_path: Path, lines: list[str]) -> None:
@@ -177,6 +210,11 @@ def test_too_many_events(tmp_path: Path, lines: list[str]) -> None:
         ("0 r 0 30 4 !error/usage", "line 4 is not an event"),
         ("0 q", "line 4 is not an event"),
         ("0 t case \x1b[2J", "line 4 is not an event"),
+        ("0 r 0 030 4 1", "line 4 is not an event"),  # matches no call: numbers compare as text
+        ("0 w 0 30 4 @0+00", "line 4 is not an event"),
+        ("0 m 5 1000", r"expected DMA buffer 5 of 0x1000 bytes mapped, got"),
+        ("0 i 1 24 3 2 0", "expected the arming of 2 MSI from vector 3, got"),
+        ("0 i 1 22 0 2 0", "expected the setting to flags 0x22 of 2 MSI, got"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(

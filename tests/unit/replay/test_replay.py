@@ -185,7 +185,7 @@ def read_more(function: Function) -> None:
             "write of 0x400 to config space+0x4, got an 8-bit read of BAR0+0x0",
         ),
         (lambda f: f.device.reset(), "write of 0x20 to BAR0+0x10, got a reset"),
-        (lambda f: f.dma_buffer(4096), "0x20 to BAR0+0x10, got a DMA buffer mapped"),
+        (lambda f: f.dma_buffer(4096), "0x20 to BAR0+0x10, got DMA buffer 0 mapped"),
         (lambda f: f.interrupts(IrqKind.MSI, 4), "got the arming of 4 MSI"),
         (lambda f: f.bar(0).write_block(0, bytes(64)), "a write of 0x40 bytes .* at BAR0.0x0"),
     ],
