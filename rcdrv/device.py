@@ -18,6 +18,8 @@ from rcdrv.record import record
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
     from typing import Protocol
+
+    from rcdrv.wait import Cancel
 else:
     Protocol = object
 
@@ -197,6 +199,10 @@ class Device(Protocol):
 
     def reset(self) -> None:
         """Reset the function (VFIO_DEVICE_RESET)."""
+
+    def heed(self, cancel: Cancel) -> None:
+        """Have ``cancel`` end waits of the transport for an answer, once it is to hurry."""
+        return
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when :meth:`on_readable` has work; -1 if none."""

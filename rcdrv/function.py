@@ -60,6 +60,7 @@ class Function:
         self.cancel = cancel if cancel is not None else Cancel()
         if cancel is None:
             self._stack.callback(self.cancel.close)
+        device.heed(self.cancel)
         self.clock = clock
         self._windows: dict[int, Window] = {}
         self._widened: set[int] = set()

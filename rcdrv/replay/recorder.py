@@ -20,7 +20,7 @@ from rcdrv.replay.addresses import Addresses
 from rcdrv.replay.contents import Written, digest, pack, pieces, stream
 from rcdrv.replay.file import BLOCK_TIME, RecordingFile
 from rcdrv.replay.recording import MOST_EVENTS, Recording, error_word
-from rcdrv.wait import MONOTONIC, Clock
+from rcdrv.wait import MONOTONIC, Cancel, Clock
 
 T = TypeVar("T")
 
@@ -346,6 +346,9 @@ class Recorder:
 
     def reset(self) -> None:
         self._call(self._device.reset, "z")
+
+    def heed(self, cancel: Cancel) -> None:
+        self._device.heed(cancel)
 
     def fileno(self) -> int:
         return self._device.fileno()

@@ -11,7 +11,7 @@ from rcdrv.errors import DeviceLost, HostError
 from rcdrv.vfio_user import wire
 from rcdrv.vfio_user.messages import DmaAccess
 from rcdrv.vfio_user.wire import Connection, Message, ProtocolError, Refused, WireCommand
-from rcdrv.wait import Deadline
+from rcdrv.wait import Cancel, Deadline
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ _BEYOND = 1.0
 be used any more, also for clean-up."""
 _FOR_CLEANUP = 2.0
 """Budget of clean-up in seconds, once the budget of the session is exhausted."""
+
+_LOOK = 0.1
+"""Seconds between looks, in a wait for an answer, whether the user asked to stop."""
 
 
 class ClientMemory:
@@ -128,6 +131,8 @@ class Caller:
         self.memory = ClientMemory()
         self._next_id = 0
         self._lost: tuple[str, str] | None = None
+        self.cancel: Cancel | None = None
+        """Once it is to hurry, a wait for an answer ends, and with it the connection."""
 
     @property
     def timeout(self) -> float:
@@ -246,13 +251,20 @@ class Caller:
 
     def _await_reply(self, deadline: Deadline) -> Message:
         """Return the next reply, and serve requests of the server until then."""
-        while (message := self._connection.receive(deadline)) is not None:
-            if not message.is_command:
+        while True:
+            look = Deadline(min(_LOOK, deadline.remaining))
+            message = self._connection.receive(look)
+            if message is None:
+                if self.cancel is not None:
+                    self.cancel.notice()
+                    if self.cancel.hurried:
+                        raise self.fail("stopped while the server owed an answer")
+            elif message.is_command:
+                self._serve(message, deadline)
+            else:
                 return message
-            self._serve(message, deadline)
             if deadline.expired:
-                break
-        raise TimeoutError
+                raise TimeoutError
 
     def ask(self, command: WireCommand, body: bytes = b"", fds: Sequence[int] = ()) -> bytes:
         """Send a command whose reply has no descriptors; return the reply's body."""

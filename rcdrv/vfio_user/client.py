@@ -39,6 +39,7 @@ from rcdrv.vfio_user.messages import (
 )
 from rcdrv.vfio_user.version import Capabilities, Version
 from rcdrv.vfio_user.wire import ProtocolError, Refused, WireCommand
+from rcdrv.wait import Cancel
 
 _MAX_REGIONS, _MAX_IRQS = 100, 50
 """Limits of QEMU's hw/vfio-user/device.c, above those of any PCI device."""
@@ -360,6 +361,9 @@ class Client:
 
     def allow(self, timeout: float) -> None:
         self._caller.allow(timeout)
+
+    def heed(self, cancel: Cancel) -> None:
+        self._caller.cancel = cancel
 
     def fileno(self) -> int:
         return self._caller.fileno()

@@ -335,6 +335,29 @@ def test_a_second_ctrl_c_ends_the_wait_for_a_silent_endpoint() -> None:
     assert result.err.splitlines()[-1].endswith("its doorbell may still be enabled")
 
 
+def test_a_second_ctrl_c_ends_the_wait_for_a_stopped_server(
+    endpoint: Callable[..., Endpoint],
+) -> None:
+    board = endpoint("rk3588")
+    run = start("ring", "--count", "0", "--device", board.address)
+    assert run.stdout is not None
+    assert run.stderr is not None
+    assert run.stdout.readline().startswith("doorbell ")
+    assert run.stdout.readline()
+    board.process.send_signal(signal.SIGSTOP)
+    try:
+        run.send_signal(signal.SIGINT)
+        assert "Ctrl-C once more" in run.stderr.readline()
+        time.sleep(0.5)  # sooner, it is taken for the same one (_ONE_REQUEST)
+        run.send_signal(signal.SIGINT)
+        result = finish(run)
+    finally:
+        board.process.send_signal(signal.SIGCONT)
+    assert result.status == 130
+    assert "stopped while the server owed an answer" in result.err
+    assert "its doorbell may still be enabled" in result.err
+
+
 def test_signals_throughout_the_enable(endpoint: Callable[..., Endpoint]) -> None:
     """The signal falls before, into and behind the ENABLE, which takes 100 ms here."""
     board = endpoint("rcar-s4,fault=slow=100")

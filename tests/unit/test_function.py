@@ -112,6 +112,9 @@ class FakeDevice:
         self._call()
         self.config[4:6] = b"\0\0"
 
+    def heed(self, cancel: Cancel) -> None:
+        pass
+
     def fileno(self) -> int:
         return -1
 
