@@ -1,6 +1,7 @@
 """Completion of the command line: rcdrv answers, and a short script of each shell asks.
 
-A script runs ``rcdrv --complete WORD...``, the last of which is being typed. A line of the answer
+A script runs ``rcdrv --complete WORD...``, the last of which is being typed: the rcdrv in PATH, as
+the tabulator key must not run what a folder has under that name. A line of the answer
 is a word, and behind a tabulator what it means; or ``/PREFIX`` for the files behind a prefix, which
 the shell completes, as it quotes their names.
 """
@@ -22,6 +23,11 @@ _rcdrv() {
     read -ra words <<<"$line"
     [[ $line == *[[:space:]] ]] && words+=("")
     cur=${words[${#words[@]} - 1]}
+    local quote=
+    if [[ $cur == [\\'\\"]* ]]; then
+        quote=${cur:0:1} cur=${cur:1}
+        words[${#words[@]} - 1]=$cur
+    fi
     COMPREPLY=()
     while IFS=$'\\t' read -r word meaning; do
         if [[ $word == /* ]]; then
@@ -32,9 +38,10 @@ _rcdrv() {
         else
             COMPREPLY+=("$word")
         fi
-    done < <(command "$1" --complete "${words[@]:1}" 2>/dev/null)
-    # bash puts an answer behind the last of its word breaks, so what is before it has to go.
-    if [[ $cur == *[:=]* ]]; then
+    done < <(command rcdrv --complete "${words[@]:1}" 2>/dev/null)
+    # bash puts an answer behind the last of its word breaks, so what is before it has to go. Inside
+    # quotes there are none.
+    if [[ -z $quote && $cur == *[:=]* ]]; then
         word=${cur%"${cur##*[:=]}"}
         COMPREPLY=("${COMPREPLY[@]#"$word"}")
     fi
@@ -52,7 +59,7 @@ ZSH = """\
 
 local line
 local -a found shown
-for line in ${(f)"$(command $words[1] --complete "${(@Q)words[2,CURRENT]}" 2>/dev/null)"}; do
+for line in ${(f)"$(command rcdrv --complete "${(@Q)words[2,CURRENT]}" 2>/dev/null)"}; do
     if [[ $line == /* ]]; then
         compset -P "${(b)line[2,-1]}"
         _files
@@ -71,10 +78,14 @@ FISH = """\
 
 function __rcdrv
     set -l words (commandline -opc)
-    set -l current (commandline -ct)
-    for line in (command $words[1] --complete $words[2..-1] $current 2>/dev/null)
+    set -l current (commandline -ct | string replace -r '^["\\']' '')
+    for line in (command rcdrv --complete $words[2..-1] $current 2>/dev/null)
         if string match -q '/*' -- $line
-            __fish_complete_path $current
+            set -l before (string sub -s 2 -- $line)
+            set -l path (string sub -s (math (string length -- "$before") + 1) -- $current)
+            for file in (__fish_complete_path $path)
+                echo $before$file
+            end
         else
             echo $line
         end
@@ -88,24 +99,29 @@ complete -c rcdrv -f -a '(__rcdrv)'
 def complete(tree: Command, words: Sequence[str]) -> Iterator[str]:
     """Yield the answer of ``--complete`` for words, the last of which is being typed."""
     *before, word = words or [""]
-    command, count, option = tree, 0, None
+    if not word.isprintable():  # an answer has a line for each word
+        return
+    command, count, option, options = tree, 0, None, True
     for one in before:
         children = {child.path[-1]: child for child in command.children}
         if option is not None:
             option = None  # this is its value
-        elif one.startswith("-"):
+        elif options and one.startswith("-"):
+            options = one != "--"
             option = _option(command, one)
         elif one in children:
             command = children[one]
+        elif children:
+            return  # no command has that name
         else:
             count += 1
     start, _, value = word.partition("=")
     if option is not None:
         yield from _values(option, "", word)
-    elif word.startswith("--") and start != word:
+    elif options and word.startswith("--") and start != word:
         option = _option(command, start)
         yield from () if option is None else _values(option, f"{start}=", value)
-    elif word.startswith("-"):
+    elif options and word.startswith("-"):
         for known in (*command.options, *command.common):
             yield from (f"{flag}\t{known.help}" for flag in known.flags if flag.startswith(word))
     elif command.children:

@@ -131,6 +131,30 @@ def test_an_answer_is_a_line_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
+def test_an_open_quote_and_a_file_behind_a_prefix(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "board.json").touch()
+    lines = {
+        "rcdrv ring --device 'sim:rk3588-v": "sim:rk3588-vntb",
+        'rcdrv report "boa': "board.json",
+        "rcdrv test --junit=boa": "board.json",
+        "rcdrv ring --device vfio-user:boa": "board.json",
+    }
+    for line, found in zip(lines, ask(list(lines)), strict=True):
+        assert [word.endswith(lines[line]) for word in found] == [True], (line, found)
+
+
+def test_the_tabulator_key_runs_nothing_of_the_folder(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "rcdrv").write_text("#!/bin/sh\ntouch run\n")
+    (tmp_path / "rcdrv").chmod(0o755)
+    ask(["./rcdrv ri", "rcdrv ri"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("line", ["ring -- --d", "nosuch ", "setup nosuch ", "--device a\nb"])
+def test_nothing_to_offer(tree: Command, line: str) -> None:
+    assert offered(tree, f"rcdrv {line}") == {}
+
+
 def test_files(tree: Command) -> None:
     assert offered(tree, "rcdrv test --junit x") == {"/": ""}
     assert offered(tree, "rcdrv test --junit=x") == {"/--junit=": ""}
