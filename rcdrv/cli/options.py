@@ -34,6 +34,7 @@ OPTIONS = {
     "size": "--size",
     "chunk": "--chunk",
     "mtu": "--transport-mtu",
+    "transport_mtu": "--transport-mtu",
     "peer_ip": "--peer-ip",
     # host: Binder.bind, rescan
     "whole_group": "--group",

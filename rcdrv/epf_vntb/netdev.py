@@ -13,7 +13,7 @@ from ipaddress import IPv4Interface
 from typing import NoReturn, Protocol
 
 from rcdrv.epf_vntb.driver import Vntb
-from rcdrv.epf_vntb.rings import LINK_DOWN, Rings
+from rcdrv.epf_vntb.rings import HEADER, LINK_DOWN, Rings
 from rcdrv.epf_vntb.transport import MTU, QueuePair
 from rcdrv.errors import UsageError
 from rcdrv.tap import ETHERNET, LARGEST_MTU, LEAST_MTU, Tap
@@ -202,6 +202,17 @@ class NetInterface:
         on_event: Callable[[str], None],
         on_look: Callable[[], None] = lambda: None,
     ) -> None:
+        if mtu is not None and mtu < LEAST_MTU:
+            raise UsageError(
+                f"an interface has an MTU of {LEAST_MTU} at least, not {mtu}",
+                hint="Linux gives no interface less (ETH_MIN_MTU)",
+            )
+        least = LEAST_MTU + ETHERNET + HEADER.size
+        if transport_mtu < least:
+            raise UsageError(
+                f"a slot for an interface's frame has {least} bytes at least, not {transport_mtu}",
+                hint="`transport_mtu` is what the endpoint's module ntb_transport was loaded with",
+            )
         self._vntb, self._tap, self.counts = vntb, tap, counts
         self._mtu, self._address, self._transport_mtu = mtu, address, transport_mtu
         self._event, self._on_look = on_event, on_look
@@ -262,8 +273,6 @@ class NetInterface:
         mtu = self._mtu
         if mtu is None:
             mtu = tap.mtu if tap.existed else most
-        if mtu < LEAST_MTU:
-            raise UsageError(f"an interface has an MTU of {LEAST_MTU} at least, not {mtu}")
         if mtu > most:
             raise UsageError(
                 f"the window carries an MTU of {most}, not {mtu}",

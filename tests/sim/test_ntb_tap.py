@@ -272,6 +272,8 @@ NO_DRIVER = ("sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
         (("--name", "sixteen-letters-"), (), 2, "cannot be the name"),
         (("--address", "10.0.0.1.1"), (), 2, "is not an IPv4 address with its prefix"),
         (("--address", "fe80::1/64"), (), 2, "is not an IPv4 address with its prefix"),
+        (("--mtu", "67"), (), 2, "an MTU of 68 at least, not 67"),
+        (("--transport-mtu", "93"), (), 2, "94 bytes at least, not 93"),
         (("--mtu", "65511"), (), 2, "the window carries an MTU of 65510, not 65511"),
         ((), NO_CAPABILITY, 3, "the interface ntb0 cannot be made: no CAP_NET_ADMIN"),
         ((), NO_DRIVER, 3, "/dev/net/tun: No such file or directory"),

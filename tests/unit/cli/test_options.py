@@ -17,6 +17,7 @@ from rcdrv.bench import plot
 from rcdrv.cli import COMMANDS, main, print_error, whole_parser
 from rcdrv.cli.options import OPTIONS, spell, spell_document
 from rcdrv.epf_vntb import perf
+from rcdrv.epf_vntb.netdev import NetInterface
 from rcdrv.epf_vntb.registers import choose_map
 from rcdrv.epf_vntb.transport import QueuePair, TransportPinger
 from rcdrv.errors import UsageError
@@ -31,6 +32,7 @@ SPEAKERS: tuple[Callable[..., object], ...] = (
     rcdrv.Endpoint.ring,
     rcdrv.Endpoint.test,
     choose_map,
+    NetInterface,
     QueuePair,
     TransportPinger,
     perf.measure,

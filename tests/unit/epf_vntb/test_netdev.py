@@ -143,7 +143,6 @@ def test_a_share_that_is_no_whole_words_is_refused(shares: int) -> None:
     [
         (81, None, NotPassed, "slots for 81 bytes are too small"),
         (4, 68, NotPassed, "slots for 4 bytes are too small"),
-        (0x1000, 67, UsageError, "an MTU of 68 at least, not 67"),
         (82, 69, UsageError, "an MTU of 68, not 69"),
     ],
 )
@@ -157,6 +156,18 @@ def test_an_mtu_that_no_interface_has_is_not_set(
     queue: Any = SimpleNamespace(largest=largest)
     with pytest.raises(error, match=message):
         interface._set_up(queue)
+
+
+def test_an_interface_that_cannot_be_is_refused_before_the_endpoint_is_asked() -> None:
+    nothing: Any = SimpleNamespace()
+    wrongs: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"mtu": 67}, "an MTU of 68 at least, not 67"),
+        ({"transport_mtu": 93}, "94 bytes at least, not 93"),
+    )
+    for wrong, message in wrongs:
+        with pytest.raises(UsageError, match=message):
+            NetInterface(nothing, nothing, Counts(), on_event=print, **wrong)
+    NetInterface(nothing, nothing, Counts(), on_event=print, mtu=68, transport_mtu=94)
 
 
 def test_a_full_ring_is_checked_often_while_the_endpoint_reads_it() -> None:
