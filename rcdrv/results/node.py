@@ -90,9 +90,7 @@ class Node:
     @property
     def integer(self) -> int:
         """Unsigned integer of 64 bits."""
-        if type(self.value) is not int or not 0 <= self.value < 1 << 64:
-            self.wrong("an integer of 64 bits")
-        return int(self.value)
+        return self._whole((1 << 64) - 1, "an integer of 64 bits")
 
     @property
     def number(self) -> float:
@@ -102,8 +100,11 @@ class Node:
 
     @property
     def nanoseconds(self) -> int:
-        if type(self.value) is not int or not 0 <= self.value <= _LONGEST:
-            self.wrong("a duration in nanoseconds")
+        return self._whole(_LONGEST, "a duration in nanoseconds")
+
+    def _whole(self, most: int, what: str) -> int:
+        if type(self.value) is not int or not 0 <= self.value <= most:
+            self.wrong(what)
         return int(self.value)
 
     @property
