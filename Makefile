@@ -8,7 +8,7 @@ unit:    ; tools/setup dev && .venv/bin/python -m pytest tests/unit
 sim:     ; tools/setup dev && .venv/bin/python -m pytest tests/sim
 lab:     ; tools/setup dev && .venv/bin/python -m pytest tests/lab
 kernel-patch-check: ; tools/setup dev && .venv/bin/python -m tools.patch_check '$(DIR)'
-bench:   ; tools/setup dev && .venv/bin/python -m tools.bench --json bench.json
+bench:   ; tools/setup dev && .venv/bin/python -m tools.bench --json bench.json && .venv/bin/python -m tools.transactions
 lint:    ; tools/setup dev && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 docs:    ; tools/setup docs && .venv/bin/python -m tools.docs build dist/docs
 pyz:     ; tools/setup dev && .venv/bin/python -m tools.pyz

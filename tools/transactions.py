@@ -1,4 +1,4 @@
-"""Count the BAR accesses of rcdrv and of the kernel's driver in each of the 23 cases.
+"""Count the accesses of rcdrv and of the kernel's driver: a ring, each of the 23 cases, and more.
 
 Accesses take most of the time on a link. A trapping endpoint sees each of them. The counts do not
 depend on the machine while answers arrive within 20 ms, so ``docs/performance.md`` lists them and
@@ -15,11 +15,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import rcdrv.api
+from rcdrv.describe import describe
 from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.irqs import raise_vector
+from rcdrv.epf_vntb.driver import Vntb
+from rcdrv.epf_vntb.ping import DoorbellPinger
+from rcdrv.epf_vntb.registers import choose_map
 from rcdrv.errors import RcdrvError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
@@ -35,40 +39,52 @@ SPEC = ",".join(("generic", *(f"bar{bar}.size=16K" for bar in range(6))))
 READ_NS, WRITE_NS = 550, 50
 """Shortest published round trip of a 32-bit read, and spacing of posted writes (performance.md)."""
 STATUS_LAB = 125
+_T = TypeVar("_T")
 
+MEBIBYTE = "generic,bar1.size=1M"
+VNTB = "rcar-s4-vntb,vntb.peer_delay_ms=0"
+BAR_TEST = "pci_ep_bar.BAR1.BAR_TEST"
 DOORBELL_TEST = "pcie_ep_doorbell.DOORBELL_TEST"
 WHOLE = "DOORBELL_TEST, all of a session"
 """Includes the opening, or the probe of the kernel's driver."""
 
 
 class Count(NamedTuple):
-    """BAR accesses. Those of config space are not counted: the host's kernel makes most of them."""
+    """Accesses of the host."""
 
     reads: int
-    """Non-posted: each waits for its completion."""
+    """Of BARs; non-posted: each waits for its completion."""
     writes: int
-    """Posted."""
+    """Of BARs; posted."""
+    config: int
+    """Of config space, both ways; non-posted. The kernel's are its PCI core's."""
+    size: int
+    """Bytes of the accesses of BARs."""
 
     @property
     def microseconds(self) -> float:
-        """Minimum time of the accesses on a link."""
+        """Minimum time of the BARs' accesses on a link."""
         return (self.reads * READ_NS + self.writes * WRITE_NS) / 1000
 
 
 def count(log: str) -> Count:
     """Count the accesses in lines of an access log."""
-    reads = writes = 0
+    reads = writes = config = size = 0
     for line in log.splitlines():
         entry = json.loads(line)
-        if "event" in entry or entry["region"] == "CONFIG":
+        if "event" in entry:
+            continue
+        if entry["region"] == "CONFIG":
+            config += 1
             continue
         if entry["size"] > 8:
             raise ValueError(f"an entry of {entry['size']} bytes hides the width of its accesses")
+        size += entry["size"]
         if entry["op"] == "read":
             reads += 1
         else:
             writes += 1
-    return Count(reads, writes)
+    return Count(reads, writes, config, size)
 
 
 class _Trapped(Direct):
@@ -109,33 +125,66 @@ def of_rcdrv(log: Path) -> dict[str, Count]:
     :param log: file for the access log
     """
     counts: dict[str, Count] = {}
-    with log.open("w") as stream:
-        device = _Trapped(load_layout(SPEC), AccessLog(stream))
-        counter = Counter(log)
+    for spec, steps in ((SPEC, _of_epf_test), (MEBIBYTE, _of_bulk), (VNTB, _of_vntb)):
+        with log.open("w") as stream:
+            device = _Trapped(load_layout(spec), AccessLog(stream))
+            counter = Counter(log)
 
-        def step(name: str, action: Callable[[], object]) -> None:
-            action()
-            counts[name] = counter.take()
+            def step(name: str, action: Callable[[], _T], counter: Counter = counter) -> _T:
+                counter.take()
+                result = action()
+                counts[name] = counter.take()
+                return result
 
-        endpoint = rcdrv.api.Endpoint(Function(device.attach(), clock=device.clock))
-        counter.take()
-        step("first command", lambda: _first_command(endpoint))
-        for name in rcdrv.api.case_names():
-            step(name, lambda name=name: endpoint.test(name).check())  # type: ignore[misc]
-        with endpoint.doorbell() as doorbell:
-            doorbell.ring()  # needs no write of STATUS
-            counter.take()
-            step("one ring", doorbell.ring)
-        endpoint.close()
-        counter.take()
-
-        def session() -> None:
-            with rcdrv.api.Endpoint(Function(device.attach(), clock=device.clock)) as endpoint:
-                endpoint.test(DOORBELL_TEST).check()
-
-        step(WHOLE, session)
-        device.endpoint.close()
+            steps(device, step)
+            device.endpoint.close()
     return counts
+
+
+class _Step(Protocol):
+    """Count the accesses of an action, and return its result."""
+
+    def __call__(self, name: str, action: Callable[[], _T]) -> _T: ...
+
+
+def _opened(device: Direct) -> rcdrv.api.Endpoint:
+    return rcdrv.api.Endpoint(Function(device.attach(), clock=device.clock))
+
+
+def _of_epf_test(device: Direct, step: _Step) -> None:
+    endpoint = step("open", lambda: _opened(device))
+    step("info", lambda: describe(endpoint.driver.function))
+    step("first command", lambda: _first_command(endpoint))
+    for name in rcdrv.api.case_names():
+        step(name, lambda name=name: endpoint.test(name).check())  # type: ignore[misc]
+    with endpoint.doorbell() as doorbell:
+        doorbell.ring()  # needs no write of STATUS
+        step("one ring", doorbell.ring)
+    step("close", endpoint.close)
+
+    def session() -> None:
+        with _opened(device) as endpoint:
+            endpoint.test(DOORBELL_TEST).check()
+
+    step(WHOLE, session)
+
+
+def _of_bulk(device: Direct, step: _Step) -> None:
+    with _opened(device) as endpoint:
+        endpoint.test(BAR_TEST).check()  # finds out the width
+        step(f"{BAR_TEST} of 1 MiB", lambda: endpoint.test(BAR_TEST).check())
+
+
+def _of_vntb(device: Direct, step: _Step) -> None:
+    with Function(device.attach(), clock=device.clock) as function:
+        vntb = Vntb(function, choose_map(function.config.vendor_id, function.config.device_id))
+        pinger = DoorbellPinger(vntb)
+        try:
+            pinger.open()
+            step("vNTB: one ping", lambda: pinger.ping(0))
+        finally:
+            pinger.close()
+            vntb.close()
 
 
 def _first_command(endpoint: rcdrv.api.Endpoint) -> None:
@@ -171,37 +220,34 @@ def _of_kernel() -> Iterator[tuple[str, Count]]:
                 yield WHOLE, Count(*map(sum, zip(probe, counts, strict=True)))
 
 
+_COLUMNS = ("reads", "writes", "config", "bytes")
+
+
 def table(ours: Mapping[str, Count], kernel: Mapping[str, Count]) -> str:
     """Return the table in the Markdown of docs/performance.md."""
-    head = "| | reads | kernel's | writes | kernel's | at least, us | kernel's |"
-    rows = [head, "|---|---|---|---|---|---|---|"]
+    heads = "".join(f" {one} | kernel's |" for one in (*_COLUMNS, "at least, us"))
+    rows = [f"| |{heads}", "|---" * 11 + "|"]
     for name, mine in ours.items():
         theirs = kernel.get(name)
-        cells = [
-            f"{mine.reads}",
-            f"{theirs.reads}" if theirs else "",
-            f"{mine.writes}",
-            f"{theirs.writes}" if theirs else "",
-            f"{mine.microseconds:.1f}",
-            f"{theirs.microseconds:.1f}" if theirs else "",
-        ]
-        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
+        of_kernel = [*map(str, theirs), f"{theirs.microseconds:.1f}"] if theirs else [""] * 5
+        pairs = zip((*map(str, mine), f"{mine.microseconds:.1f}"), of_kernel, strict=True)
+        rows.append(
+            f"| `{name}` | " + " | ".join(f"{own} | {other}" for own, other in pairs) + " |"
+        )
     return "\n".join(rows) + "\n"
 
 
-Accesses = tuple[int, int]
-"""BAR reads and writes."""
-
-
-def documented() -> dict[str, tuple[Accesses, Accesses | None]]:
+def documented() -> dict[str, tuple[Count, Count | None]]:
     """Return the table of docs/performance.md: accesses of rcdrv and of the kernel, by step."""
-    found: dict[str, tuple[Accesses, Accesses | None]] = {}
+    found: dict[str, tuple[Count, Count | None]] = {}
     for line in (REPOSITORY / "docs/performance.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 7 and cells[0].startswith("`"):
-            reads, kernel_reads, writes, kernel_writes = cells[1:5]
-            kernel = (int(kernel_reads), int(kernel_writes)) if kernel_reads else None
-            found[cells[0].strip("`")] = (int(reads), int(writes)), kernel
+        if len(cells) == 11 and cells[0].startswith("`"):
+            mine, kernel = cells[1:9:2], cells[2:9:2]
+            found[cells[0].strip("`")] = (
+                Count(*map(int, mine)),
+                Count(*map(int, kernel)) if kernel[0] else None,
+            )
     return found
 
 
