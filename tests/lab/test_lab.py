@@ -201,6 +201,11 @@ def test_logs_are_kept_on_demand(
     logs = tmp_path_factory.mktemp("logs")
     with Guest(logs=logs) as guest:
         guest.run(["sh", "-c", "echo from the test >/dev/kmsg"])
+        assert guest._folder is not None
+        deadline = time.monotonic() + 60  # the kernel prints it from a thread
+        while "from the test" not in (guest._folder / "qemu.log").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     assert "from the test" in (logs / "qemu.log").read_text()
 
 
