@@ -269,9 +269,12 @@ def test_shell_on_a_terminal(nothing_left: Path) -> None:
             seen.extend(os.read(terminal, 4096))
 
     until(b"x86_64:~# ")
-    os.write(terminal, b"echo up$((1 + 1)); sleep 60\n")
+    # Between two programs Ctrl-C would be lost, but for a trap.
+    loop = b"trap 'echo caught$((1 + 1)); exit' INT; echo up$((1 + 1)); while :; do sleep 1; done"
+    os.write(terminal, b"(" + loop + b")\n")
     until(b"up2")
     os.write(terminal, b"\x03")  # Ctrl-C: for the guest's terminal, not for the lab
+    until(b"caught2")
     os.write(terminal, b"echo $((6 * 7)); exit 3\n")
     until(b"\n42\r\n")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3

@@ -39,7 +39,7 @@ def campaign(examples):
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(["fuzz", "layout", "--examples", str(examples), "--workers", "1"]) == 0
 
-print((calls(lambda: campaign(220)) - calls(lambda: campaign(20))) // 200)
+print((calls(lambda: campaign(70)) - calls(lambda: campaign(20))) // 50)
 """
 _LAYOUTS = 500.0
 """Layouts a second and core: the target."""
