@@ -31,7 +31,7 @@ finally:
 """
 # Calls of Python functions a layout: those of many less those of few, without start and end.
 _CALLS = """
-import contextlib, io
+import contextlib, io, sys
 from rcdrv.cli import main
 from tools.bench.measure import calls
 
@@ -39,7 +39,8 @@ def campaign(examples):
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(["fuzz", "layout", "--examples", str(examples), "--workers", "1"]) == 0
 
-print((calls(lambda: campaign(70)) - calls(lambda: campaign(20))) // 50)
+many = int(sys.argv[1])
+print((calls(lambda: campaign(20 + many)) - calls(lambda: campaign(20))) // many)
 """
 _LAYOUTS = 500.0
 """Layouts a second and core: the target."""
@@ -146,7 +147,8 @@ def _fuzz(examples: int, rounds: int) -> Iterator[Row]:
         return run
 
     found = in_turns({"one": campaign(1), "two": campaign(2)}, rounds)
-    counted = subprocess.run([PYTHON, "-c", _CALLS], stdout=subprocess.PIPE, check=True).stdout
+    counter = (PYTHON, "-c", _CALLS, str(min(examples, 200)))
+    counted = subprocess.run(counter, stdout=subprocess.PIPE, check=True).stdout
     calls, one = int(counted), min(found["one"])
     yield compared(
         "fuzz, a layout with 1 worker",
