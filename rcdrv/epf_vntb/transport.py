@@ -110,6 +110,8 @@ class QueuePair:
         links = vntb.spad_read(_QP_LINKS)
         vntb.spad_write(_QP_LINKS, links | 1 << 0, peer=True)
         self._ready = bool(links & 1 << 0)
+        if self._ready:  # and its memory is there, with free slots
+            vntb.widen(0, self.rings.tx.slot(self.rings.tx_index))
         return self._ready
 
     def restart(self) -> None:
@@ -225,7 +227,6 @@ class QueuePair:
                 f"the endpoint's ring of {rings.tx.entries} slots is full: it takes no packets",
                 hint="on the endpoint: is the interface up? Is `mtu` its transport_mtu?",
             )
-        self._vntb.widen(0, rings.tx.slot(rings.tx_index))
         rings.put(packet, len(packet), flags)
         self.ring()
 

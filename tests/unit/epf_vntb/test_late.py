@@ -185,3 +185,14 @@ def test_a_full_ring_behind_a_lost_link(unplugged: tuple[Unplugged, Vntb]) -> No
         queue.send(b"x")
     assert caught.value.reason is Reason.LINK_LOST
     queue.close()
+
+
+@pytest.mark.parametrize("unplugged", ["vntb.peer=netdev"], indirect=True)
+def test_packets_are_written_in_words_of_64_bits(unplugged: tuple[Unplugged, Vntb]) -> None:
+    """Whoever fills the ring, `ntb ping` or `ntb tap`: half the accesses of ntb_transport."""
+    _, vntb = unplugged
+    assert vntb.window(0).bulk == 32
+    queue = QueuePair(vntb)
+    queue.open()
+    assert vntb.window(0).bulk == 64
+    queue.close()
