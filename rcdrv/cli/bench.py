@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from rcdrv.bench import dma, irq, mmio, ring
 from rcdrv.bench.setup import describe
@@ -22,6 +21,7 @@ from rcdrv.cli.common import (
     bar_number,
     common_options,
     endpoint,
+    file_name,
     number,
     open_function,
     positive,
@@ -95,9 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"operations of each kind (default {_DEFAULT_COUNTS[what]})",
         )
-        child.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .svg, .png or .pdf")
         child.add_argument(
-            "--against", type=Path, metavar="FILE", help="compare with an earlier run's --json"
+            "--plot", type=file_name, metavar="FILE", help="draw it: .svg, .png or .pdf"
+        )
+        child.add_argument(
+            "--against", type=file_name, metavar="FILE", help="compare with an earlier run's --json"
         )
 
 

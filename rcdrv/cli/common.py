@@ -20,6 +20,7 @@ from rcdrv.wait import Cancel
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import ModuleType
     from typing import Any, NoReturn
 
@@ -149,6 +150,7 @@ def _common() -> dict[str, dict[str, Any]]:
             " all are bound to vfio-pci",
         },
         "record": {
+            "type": file_name,
             "metavar": "FILE",
             "help": "record the session between driver and device, for --device replay:FILE",
         },
@@ -223,6 +225,15 @@ def number(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 64, 0x40 or 4K")
     return value
+
+
+def file_name(text: str) -> Path:
+    """Parse the name of a file or folder."""
+    if text in ("", "-"):  # an unset variable is not the working directory
+        raise argparse.ArgumentTypeError(f"{text!r} is no file; standard output is /dev/stdout")
+    from pathlib import Path  # here, like parse_size
+
+    return Path(text)
 
 
 def positive(text: str) -> int:

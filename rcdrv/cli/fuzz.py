@@ -25,6 +25,7 @@ from rcdrv.cli.common import (
     FUNCTION,
     HOST,
     common_options,
+    file_name,
     guard,
     number,
     positive,
@@ -59,17 +60,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=number, default=0, metavar="N", help="the same seed, the same layouts")
     add("--workers", type=positive, default=1, metavar="N", help="processes (default 1)")
     add("--plausible", action="store_true", help="only layouts that some controller could have")
-    add("--out", type=Path, metavar="DIR", help="findings and every example; resumed if it exists")
-    add("--picture", type=Path, metavar="FILE.svg", help="draw the coverage")
+    add(
+        "--out",
+        type=file_name,
+        metavar="DIR",
+        help="findings and every example; resumed if it exists",
+    )
+    add("--picture", type=file_name, metavar="FILE.svg", help="draw the coverage")
     add("--dask", metavar="SCHEDULER", help="use the workers of a dask scheduler (tcp://HOST:8786)")
     add("--ep", metavar="COMMAND", help="set a board's layouts: a shell there (ssh root@board)")
-    add("--configfs", default="/sys/kernel/config/pci_ep", metavar="DIR", help="there, with --ep")
+    add("--configfs", default="/sys/kernel/config/pci_ep", metavar="PATH", help="there, with --ep")
     add("--dry-run", action="store_true", help="with --ep: show what would be run there")
 
     replay = commands.add_parser(
         "replay", help="run saved findings again", parents=[common_options(FUNCTION)]
     )
-    replay.add_argument("where", type=Path, metavar="FILE|DIR")
+    replay.add_argument("where", type=file_name, metavar="FILE|DIR")
     replay.description = (
         "Runs saved layouts again: in software endpoints of their own, or, with --device, the"
         "\nlayout of one file on the endpoint that has it, through whatever is in between."
@@ -87,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--examples", type=number, metavar="N", help="sequences to try (default 20)")
     add("--steps", dest="length", type=positive, metavar="N", help="in a sequence (default 30)")
     add("--seed", type=number, default=0, metavar="N", help="the same seed, the same sequences")
-    add("--out", type=Path, metavar="DIR", help="the finding's script, and every sequence")
+    add("--out", type=file_name, metavar="DIR", help="the finding's script, and every sequence")
     add(
         "--destructive",
         action="append",

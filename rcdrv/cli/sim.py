@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from rcdrv.cli.common import HOST, number, print_json
+from rcdrv.cli.common import HOST, file_name, number, print_json
 from rcdrv.errors import UsageError
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import load_layout, preset_names
@@ -24,7 +23,7 @@ COMMON_OPTIONS = HOST
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", nargs="?", metavar="SPEC", help="preset or FILE.toml")
     parser.add_argument(
-        "--socket", "--socket-path", type=Path, metavar="PATH", help="where to listen"
+        "--socket", "--socket-path", type=file_name, metavar="PATH", help="where to listen"
     )
     parser.add_argument(
         "--fd",
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--access-log",
-        type=Path,
+        type=file_name,
         metavar="FILE",
         help="write every access as a line of JSON; traps all BARs unless --set trap=sparse",
     )

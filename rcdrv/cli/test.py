@@ -17,7 +17,6 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rcdrv.api import DESTRUCTIVE_NAMES, Endpoint, all_cases, choose_cases
@@ -27,6 +26,7 @@ from rcdrv.cli.common import (
     RECORD,
     add_bulk,
     endpoint,
+    file_name,
     number,
     open_function,
     print_json,
@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exit 0 if nothing is worse than in this output of --json, or than the known limits of"
         f" a board: {', '.join(shipped())}",
     )
-    add("--junit", type=Path, metavar="FILE", help="also write JUnit XML")
+    add("--junit", type=file_name, metavar="FILE", help="also write JUnit XML")
 
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:

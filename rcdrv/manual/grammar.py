@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from pathlib import Path
 from typing import NamedTuple
 
 from rcdrv.address import prefixes
@@ -198,7 +197,7 @@ def _parameter(action: argparse.Action, heading: str) -> Parameter:
     kind = _KINDS.get(metavar, Kind.PLAIN)
     if words:
         kind = Kind.WORDS
-    elif action.type is Path:
+    elif getattr(action.type, "__name__", "") == "file_name":
         kind = Kind.FILE
     # Of argparse's formatting only %% is in use.
     text = (action.help or "").replace("%%", "%")

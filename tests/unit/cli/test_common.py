@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from rcdrv.cli import common, main
+from rcdrv.cli import common, main, whole_parser
+from rcdrv.manual.grammar import Kind, command_tree
 from rcdrv.results.units import parse_duration, period_text
 
 
@@ -81,3 +82,19 @@ def test_what_is_no_time(text: str) -> None:
     for parse in (common.seconds, common.period):
         with pytest.raises(argparse.ArgumentTypeError):
             parse(text)
+
+
+@pytest.mark.parametrize("name", ["", "-"])
+def test_no_option_takes_a_name_that_is_no_file(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = [
+        (" ".join(command.path[1:]), parameter.flags[0])
+        for command in command_tree(whole_parser()).walk()
+        for parameter in (*command.options, *command.common)
+        if parameter.kind is Kind.FILE and command.path[-1] != "report"  # - is its stream
+    ]
+    assert len(commands) > 10
+    for command, flag in commands:
+        assert main([*command.split(), f"{flag}={name}"]) == 2, (command, flag)
+        assert f"{flag}" in capsys.readouterr().err
