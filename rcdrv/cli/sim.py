@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         print(f"serving {args.spec} on {where}", file=sys.stderr, flush=True)
 
     fd = -1 if args.fd is None else args.fd
-    serve(layout, path=args.socket, fd=fd, access_log=args.access_log, ready=ready, owned=False)
+    serve(layout, path=args.socket, fd=fd, access_log=args.access_log, ready=ready)
     return 0
 
 

@@ -20,6 +20,7 @@ from rcdrv.epf_test.transfer import Placement
 from rcdrv.errors import EndpointError, HostError, RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct, Hang
+from rcdrv.fuzz.finding import Finding
 from rcdrv.fuzz.oracle import (
     ANY,
     CONSECUTIVE_TEST,
@@ -28,10 +29,11 @@ from rcdrv.fuzz.oracle import (
     LIES,
     STAYS_ENABLED,
     TRANSFER_SIZES,
+    WHOLE,
     Oracle,
     Outcomes,
+    sample,
 )
-from rcdrv.fuzz.sampling import WHOLE, sample
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.sim.access_log import AccessLog
@@ -49,21 +51,6 @@ LONGEST = 120.0
 
 MOST_ACCESSES = 30_000
 """Size limit of a BAR on virtual time, where large BARs are sampled."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    kind: str
-    """``verdict``, ``crash``, ``hang``, ``access`` or ``left``."""
-    what: str
-    """Identity of the violation, which shrinking preserves."""
-    message: str
-    """One line for the user."""
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Equal for findings of one fault."""
-        return self.kind, self.what
 
 
 @dataclass

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from rcdrv.device import Area, IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.bus_master import SimBusMaster
 from rcdrv.sim.config_space import COMMAND, SimConfigSpace
 from rcdrv.sim.description import (
     EP_PAGE,
@@ -24,13 +25,13 @@ from rcdrv.sim.description import (
     BarType,
     DoorbellBackend,
     Layout,
+    Trap,
 )
 from rcdrv.sim.doorbell import RegisterPage, SimDoorbells, bus_accesses
 from rcdrv.sim.faults import Faults
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
 from rcdrv.sim.msix import MsixTable
-from rcdrv.sim.outbound import SimOutbound
 from rcdrv.sim.spoiler import Spoiler
 from rcdrv.vfio_user.served import Peer
 
@@ -50,30 +51,22 @@ class _Shown:
     end: int
 
 
-class SimController(SimOutbound):
+class SimController(SimBusMaster):
     """The controller of ``layout``. Times are seconds of ``clock``."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        doorbells: SimDoorbells,
-        faults: Faults,
-        log: AccessLog,
-        clock: Callable[[], float],
-        *,
-        trap_all: bool = False,
-    ) -> None:
-        """:param trap_all: no BAR may be mapped by the client"""
-        self._trap_all = trap_all
-        seen = replace(layout, bars=self._seen_bars(layout, faults))
-        config = SimConfigSpace(seen, faults)
+    def __init__(self, layout: Layout, log: AccessLog, clock: Callable[[], float]) -> None:
+        faults = Faults(layout.faults)
+        logs = layout.trap is Trap.AUTO and log.enabled
+        self._trap_all = layout.trap is Trap.ALL or logs or faults.traps
+        empty = faults.empty_bar(layout.sizes, layout.register_bar)
+        self._seen = tuple(None if n == empty else bar for n, bar in enumerate(layout.bars))
+        config = SimConfigSpace(replace(layout, bars=self._seen), faults)
         super().__init__(layout, config, faults, log, clock)
-        self._seen = seen.bars
         # BARs that the endpoint function has configured, as ep_func->epf_bar[], and those that it
         # had and lost: no host finds them any more.
         self._configured: set[int] = set()
         self._gone: set[int] = set()
-        self.doorbells = doorbells
+        self.doorbells = SimDoorbells(layout, log)
         self._spoiler = Spoiler(faults)
         self._memory = {
             index: BarMemory(index, bar.size)
@@ -87,7 +80,10 @@ class SimController(SimOutbound):
             or layout.bar(layout.msix_bar).type is BarType.RESERVED
         )
         self._msix = MsixTable(layout, self._memory[layout.msix_bar], faults) if kept else None
-        self._alias_memory()
+        aliases = faults.aliases(layout.sizes, layout.register_bar)
+        if aliases is not None:
+            self._memory[aliases[1]].close()
+            self._memory[aliases[1]] = self._memory[aliases[0]]
         # Registers that a BAR shows instead of its memory, and inbound windows a BAR takes.
         self._shown: dict[int, _Shown] = {}
         self._windows: dict[int, int] = {}
@@ -100,34 +96,6 @@ class SimController(SimOutbound):
     def seen_bars(self) -> tuple[BarLayout | None, ...]:
         """BARs that the host finds."""
         return tuple(None if n in self._gone else bar for n, bar in enumerate(self._seen))
-
-    @staticmethod
-    def _seen_bars(layout: Layout, faults: Faults) -> tuple[BarLayout | None, ...]:
-        """Apply the fault bar-empty: hide one BAR, by default the last without the registers."""
-        if "bar-empty" not in faults:
-            return layout.bars
-        present = [index for index, bar in enumerate(layout.bars) if bar is not None]
-        others = [index for index in present if index != layout.register_bar]
-        empty = faults.get("bar-empty", (others or present)[-1])
-        return tuple(None if index == empty else bar for index, bar in enumerate(layout.bars))
-
-    def _alias_memory(self) -> None:
-        """Apply the fault bar-alias: a BAR shows the memory of another one of the same size."""
-        if "bar-alias" not in self.faults:
-            return
-        bars = [n for n in self._memory if n != self.layout.register_bar]
-        pairs = [
-            (one, other)
-            for one in bars
-            for other in bars
-            if one < other and self._memory[one].size == self._memory[other].size
-        ]
-        chosen = self.faults.get("bar-alias", pairs[0][1] if pairs else -1)
-        for one, other in pairs:
-            if other == chosen:
-                self._memory[other].close()
-                self._memory[other] = self._memory[one]
-                return
 
     def _find_exposed(self) -> dict[int, _Shown]:
         """Find registers that a BAR always shows: a page in a reserved BAR; in any other BAR
@@ -257,17 +225,6 @@ class SimController(SimOutbound):
         if self._msix is not None and bar == self.layout.msix_bar:
             for vector in self._msix.written(offset, len(data)):
                 self._send(IrqKind.MSIX, vector)
-
-    def irqs_changed(self, kind: IrqKind) -> None:
-        super().irqs_changed(kind)
-        if kind is IrqKind.MSIX and self._msix is not None:
-            self._msix.arm(self.vectors(IrqKind.MSIX))
-
-    def _holds_back(self, vector: int) -> bool:
-        held = self._msix is not None and self._msix.holds_back(vector)
-        if held:
-            self._failed(IrqKind.MSIX, f"vector {vector} is masked")
-        return held
 
     def forget(self) -> None:
         """Apply the fault bar-forgets."""

@@ -30,7 +30,6 @@ def serve(
     fd: int = -1,
     access_log: str | Path | None = None,
     ready: Callable[[], None] | None = None,
-    owned: bool = True,
 ) -> None:
     """Serve ``layout`` to one client after another, until SIGTERM or SIGINT.
 
@@ -40,8 +39,6 @@ def serve(
     :param access_log: file for the access log, overwritten. It has every access unless the layout
         has ``trap = "sparse"``
     :param ready: called once a client can connect
-    :param owned: the other end of ``fd`` starts and ends this process, so SIGINT from the terminal
-        is ignored
     :raises UsageError: ``fd`` is no such socket
     :raises HostError: cannot listen there, or the access log cannot be written
     """
@@ -57,7 +54,7 @@ def serve(
         sock = stack.enter_context(_inherited(fd)) if path is None else None
         server = Server(endpoint, wake=endpoint.function.wake_fd)
         stack.callback(server.close)
-        stack.enter_context(_signals(server, interactive=sock is None or not owned))
+        stack.enter_context(_signals(server))
         stack.enter_context(_ticks())
         if path is not None:
             sock = stack.enter_context(listen(path))
@@ -95,16 +92,13 @@ def _inherited(fd: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _signals(server: Server, *, interactive: bool) -> Iterator[None]:
+def _signals(server: Server) -> Iterator[None]:
     def stop(_signum: int, _frame: FrameType | None) -> None:
         server.stop()
 
     before = {
         signum: signal.signal(signum, stop) for signum in heeded([signal.SIGTERM, signal.SIGINT])
     }
-    if not interactive:
-        before.setdefault(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:

@@ -9,8 +9,8 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.errors import HostError, Interrupted, RcdrvError, UsageError
@@ -20,13 +20,13 @@ from rcdrv.fuzz.device.draw import Draw
 from rcdrv.fuzz.device.facts import STEPS as STEPS
 from rcdrv.fuzz.device.facts import Options as Options
 from rcdrv.fuzz.device.facts import Wrong
-from rcdrv.fuzz.device.harm import check_sense, harm_of
+from rcdrv.fuzz.device.harm import harm_of, nonsense
 from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.session import DeviceSession, Opener
 from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import Irq, Step
 from rcdrv.fuzz.direct import Direct, Hang
-from rcdrv.fuzz.saved import slug
+from rcdrv.fuzz.finding import slug
 from rcdrv.fuzz.trial import describe_crash
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.description import Layout
@@ -44,14 +44,6 @@ _MOST_TRIES = 400
 
 _MOST_SECONDS = 120.0
 """The same in real time."""
-
-
-class Target(NamedTuple):
-    open: Opener
-    address: str
-    """Address, as given."""
-    renew: Callable[[], None] = lambda: None
-    """Restore the initial state. A board cannot; it is cleaned up before each sequence."""
 
 
 class Software:
@@ -88,19 +80,13 @@ class Campaign:
 
 
 @dataclass
-class _Run:
-    """One sequence, up to its last executed step."""
-
-    steps: list[Step] = field(default_factory=list)
-    found: Found | None = None
-
-
-@dataclass
 class DeviceFuzzer:
-    """Run sequences on ``target``."""
+    """Run sequences on the endpoint that ``open`` opens."""
 
-    target: Target
+    open: Opener
     options: Options = field(default_factory=Options)
+    renew: Callable[[], None] = lambda: None
+    """Restore the initial state. A board cannot; it is cleaned up before each sequence."""
 
     def run(
         self,
@@ -122,12 +108,13 @@ class DeviceFuzzer:
             if seconds is not None and time.monotonic() - begun > seconds:
                 break
             draw = Draw(random.Random(f"{seed}/{campaign.sequences}"), self.options.destructive)
-            done = self._sequence(lambda model: self._drawn(draw, model))  # noqa: B023 - used now
-            on_sequence(campaign.sequences, done.steps, done.found)
+            steps: list[Step] = []
+            found = self._sequence(partial(self._drawn, draw), steps)
+            on_sequence(campaign.sequences, steps, found)
             campaign.sequences += 1
-            campaign.steps += len(done.steps)
-            if done.found is not None:
-                campaign.found, campaign.flaky = self._shorten(done.found)
+            campaign.steps += len(steps)
+            if found is not None:
+                campaign.found, campaign.flaky = self._shorten(found)
                 break
         return campaign
 
@@ -136,7 +123,7 @@ class DeviceFuzzer:
 
         :raises UsageError: a step is senseless, or does harm without consent
         """
-        return self._sequence(lambda _model: iter(steps)).found
+        return self._sequence(lambda _model: iter(steps), [])
 
     # -- one sequence -----------------------------------------------------------------------------
 
@@ -155,16 +142,18 @@ class DeviceFuzzer:
             for offset in memory.known():
                 yield Step("peek", bar=bar, offset=offset, width=8)
 
-    def _sequence(self, choose: Callable[[Model], Iterator[Step]]) -> _Run:
-        """Run the steps that ``choose`` returns, up to the first fault."""
-        options, run, dead = self.options, _Run(), False
-        self.target.renew()
+    def _sequence(
+        self, choose: Callable[[Model], Iterator[Step]], done: list[Step]
+    ) -> Found | None:
+        """Run the steps that ``choose`` returns up to the first fault; add them to ``done``."""
+        options, dead = self.options, False
+        self.renew()
         try:
-            with DeviceSession(self.target.open, options) as session:
+            with DeviceSession(self.open, options) as session:
                 model = Model(session.facts, session.registers())
                 for step in choose(model):
                     self._check(step, model)
-                    run.steps.append(step)
+                    done.append(step)
                     if options.trace is not None:
                         options.trace(f"step  {step}")
                     try:
@@ -176,17 +165,17 @@ class DeviceFuzzer:
                     if step.verb in ("reset", "reopen") and not session.facts.keeps_state:
                         model.restart(seen.registers)
         except Wrong as wrong:
-            run.found = _found(run.steps, wrong.kind, str(wrong), dead)
+            return _found(done, wrong.kind, str(wrong), dead)
         except (Interrupted, HostError, UsageError):
             raise
         except RcdrvError as error:
             reason = classify(error)[1]
-            run.found = _found(run.steps, reason.value if reason else "", error.message, dead)
+            return _found(done, reason.value if reason else "", error.message, dead)
         except Hang as hang:
-            run.found = _found(run.steps, "hang", f"hangs: {hang}")
+            return _found(done, "hang", f"hangs: {hang}")
         except Exception as error:
-            run.found = _found(run.steps, *describe_crash(error))
-        return run
+            return _found(done, *describe_crash(error))
+        return None
 
     def _check(self, step: Step, model: Model) -> None:
         harm = harm_of(step, model)
@@ -195,7 +184,9 @@ class DeviceFuzzer:
                 f"{step} may harm the endpoint here",
                 hint=f"`destructive={harm}` permits it",
             )
-        check_sense(step, model)
+        why = nonsense(step, model)
+        if why:
+            raise UsageError(f"{step}: {why}")
 
     # -- shortening -------------------------------------------------------------------------------
 

@@ -492,8 +492,8 @@ class SimEpfTest(SimFunction):
 
     def _announce(self, bar: int, offset: int, data: int) -> None:
         """Write DB_BAR, DB_OFFSET, DB_DATA; faults change the announcement, not the doorbell."""
-        sizes = [entry.size if entry else 0 for entry in self._layout.bars]
-        said, offset = self.faults.said_place((bar, offset), sizes, self._layout.register_bar)
+        layout = self._layout
+        said, offset = self.faults.said_place((bar, offset), layout.sizes, layout.register_bar)
         said &= 0xFFFF_FFFF
         self._said_bar = (said, bar)
         self._regs.write32(SimRegister.DB_DATA, data)
