@@ -16,7 +16,6 @@ from collections.abc import Generator
 from rcdrv.device import IrqKind
 from rcdrv.sim.controller import SWAPPED, SimController
 from rcdrv.sim.description import BarType, Dma
-from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_test.registers import (
     KMALLOC_MAX,
     LARGEST_SUBRANGE,
@@ -50,9 +49,6 @@ class _LinkDown(Exception):
 class SimEpfTest(SimFunction):
     """pci-epf-test on a controller. Times are seconds of the endpoint's clock."""
 
-    _controller: SimController
-    _doorbells: SimDoorbells
-
     def __init__(self, controller: SimController) -> None:
         super().__init__(controller)
         self._regs = self._controller.window(self._layout.register_bar)
@@ -65,8 +61,8 @@ class SimEpfTest(SimFunction):
         self._silent = "silent" in self.faults
         # epf->bar[].submap: nothing clears it but BAR_SUBRANGE_CLEAR, no reset and no rebind.
         self._submaps: dict[int, tuple[int, ...]] = {}
-        # epf_test->reg[]: the BARs that have memory
-        self._allocated = self._alloc_space()
+        # epf_test->reg[]: the BARs that have memory (pci_epf_test_alloc_space())
+        self._allocated = set(self._layout.usable_bars)
         self._bound = True
         # The doorbell's interrupt thread crashed.
         self._handler_died = False
@@ -84,10 +80,6 @@ class SimEpfTest(SimFunction):
         self.start()
 
     # -- life -------------------------------------------------------------------------------------
-
-    def _alloc_space(self) -> set[int]:
-        """Return the BARs that get memory (pci_epf_test_alloc_space())."""
-        return set(self._layout.usable_bars)
 
     def set_up(self) -> None:
         """Set up CAPS and the BARs (pci_epf_test_epc_deinit(), pci_epf_test_epc_init()).
@@ -128,7 +120,7 @@ class SimEpfTest(SimFunction):
         """
         self._bound = True
         self._log.event("bind")
-        self._allocated = self._alloc_space()
+        self._allocated = set(self._layout.usable_bars)
         self.set_up()
         self.start()
 

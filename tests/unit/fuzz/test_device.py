@@ -21,17 +21,18 @@ from rcdrv.errors import UsageError
 from rcdrv.fuzz.device.campaign import (
     Campaign,
     DeviceFuzzer,
+    Found,
     Options,
     Software,
     save,
     script,
+    shorten,
 )
 from rcdrv.fuzz.device.draw import Draw
 from rcdrv.fuzz.device.facts import Facts, Seen
 from rcdrv.fuzz.device.harm import CLASSES
 from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.session import DeviceSession
-from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import VERBS, Step, parse_step
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.epf_test.function import SimEpfTest
