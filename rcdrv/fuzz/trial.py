@@ -151,9 +151,7 @@ def _all_cases(whole: bool) -> tuple[Case, ...]:
     )
 
 
-def _sessions(
-    layout: Layout, *, real_time: bool, whole: bool
-) -> Iterator[tuple[bool, tuple[Case, ...]]]:
+def _sessions(layout: Layout, *, whole: bool) -> Iterator[tuple[bool, tuple[Case, ...]]]:
     """Yield the cases of both sessions; the flag is true for the second."""
     chosen = []
     for case in _all_cases(whole):
@@ -161,7 +159,7 @@ def _sessions(
             continue
         if case.name.variant == "dma" and case.name.test == "WRITE_TEST":
             continue  # as READ
-        if case.name.test == "BAR_SUBRANGE_TEST" and not (real_time and whole):
+        if case.name.test == "BAR_SUBRANGE_TEST" and not whole:
             bar = layout.bars[int(case.name.variant[3:])]
             if bar is not None and WHOLE < bar.size <= LARGEST_SUBRANGE:
                 continue  # the endpoint fills all of it
@@ -210,7 +208,7 @@ def run_layout(layout: Layout, *, real_time: bool = False, whole: bool = False) 
     endpoint = device.endpoint if device is not None else SimEndpoint(layout, watch)
     watch.endpoint, watch.virtual = endpoint, device is not None
     try:
-        for again, chosen in _sessions(layout, real_time=real_time, whole=whole):
+        for again, chosen in _sessions(layout, whole=whole):
             opened = _direct(device) if device is not None else _served(endpoint)
             _session(report, oracle, opened, chosen, again)
             _check_rest(report, oracle, watch, device)
@@ -230,7 +228,7 @@ def run_elsewhere(layout: Layout, opened: Callable[[], Function]) -> Report:
     """
     report = Report()
     oracle = Oracle(layout)
-    for again, chosen in _sessions(layout, real_time=True, whole=False):
+    for again, chosen in _sessions(layout, whole=False):
         with opened() as function:
             _check_presented(oracle, function)
             _session(report, oracle, nullcontext(function), chosen, again)

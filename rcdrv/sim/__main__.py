@@ -15,7 +15,7 @@ from rcdrv.sim.serve import serve
 def main() -> int:
     spec, fd = sys.argv[1:]
     try:
-        serve(load_layout(spec), fd=int(fd))
+        serve(load_layout(spec), int(fd))
     except RcdrvError as error:
         hint = f"\nhint: {error.hint}" if error.hint else ""
         print(f"rcdrv: {error.message}{hint}", file=sys.stderr)

@@ -333,4 +333,4 @@ def test_what_is_no_socket_to_serve_at(tmp_path: Path) -> None:
     with unconnected, datagrams[0], datagrams[1], (tmp_path / "file").open("w") as file:
         for fd in (unconnected.fileno(), datagrams[0].fileno(), file.fileno(), 987):
             with pytest.raises(UsageError, match="is not a UNIX stream socket"):
-                serve(load_layout("rk3588"), fd=os.dup(fd) if fd != 987 else fd)
+                serve(load_layout("rk3588"), os.dup(fd) if fd != 987 else fd)
