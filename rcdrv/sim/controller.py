@@ -27,7 +27,7 @@ from rcdrv.sim.description import (
     Layout,
     Trap,
 )
-from rcdrv.sim.doorbell import RegisterPage, SimDoorbells, bus_accesses
+from rcdrv.sim.doorbell import SimDoorbells, bus_accesses
 from rcdrv.sim.faults import Faults
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
@@ -41,9 +41,8 @@ SWAPPED = (1, 0)
 
 @dataclass(frozen=True)
 class _Shown:
-    """A page of registers, or part of it, shown in a BAR."""
+    """The doorbells' page of registers, or part of it, shown in a BAR."""
 
-    page: RegisterPage
     offset: int
     """Offset of the page's base in the BAR; negative if the BAR is smaller than the page."""
     start: int
@@ -101,13 +100,13 @@ class SimController(SimBusMaster):
         """Find registers that a BAR always shows: a page in a reserved BAR; in any other BAR
         memory surrounds the doorbell."""
         doorbell = self.layout.doorbell
-        page = self.doorbells.page
-        if page is None or doorbell.backend is not DoorbellBackend.EXPOSED:
+        if doorbell.backend is not DoorbellBackend.EXPOSED:
             return {}
+        base = self.doorbells.base
         start, end = doorbell.offset, doorbell.offset + 4
         if self.layout.bar(doorbell.bar).type is BarType.RESERVED:
-            start, end = page.base, page.base + EP_PAGE
-        return {doorbell.bar: _Shown(page, page.base, start, end)}
+            start, end = base, base + EP_PAGE
+        return {doorbell.bar: _Shown(base, start, end)}
 
     # -- host: attach and detach -----------------------------------------------------
 
@@ -188,7 +187,7 @@ class SimController(SimBusMaster):
             first = max(offset, shown.start)
             last = min(offset + size, shown.end)
             if first < last:
-                inside = shown.page.read(first - shown.offset, last - first)
+                inside = self.doorbells.read(first - shown.offset, last - first)
                 data[first - offset : last - offset] = inside
         return bytes(data)
 
@@ -207,7 +206,7 @@ class SimController(SimBusMaster):
             shown = next((one for one in pages if one.start <= start < one.end), None)
             if shown is None and bar not in self._shown:
                 self._store(bar, start, piece)
-            elif shown is None or (alive and not shown.page.write(start - shown.offset, piece)):
+            elif shown is None or (alive and not self.doorbells.write(start - shown.offset, piece)):
                 self._stray(bar, start, piece)
 
     def _pages(self, bar: int) -> Iterator[_Shown]:
@@ -320,10 +319,8 @@ class SimController(SimBusMaster):
             raise OSError(errno.EINVAL, f"{base:#x} is not a multiple of {self.layout.align:#x}")
         self._windows[bar] = 0
         self._take_windows(bar, 1)
-        page = self.doorbells.page
-        assert page is not None, "only a doorbell is ever mapped"
-        offset = page.base - base - self.faults.window_off(self.layout.bar(bar).size)
-        self._show(bar, REGISTERS, _Shown(page, offset, offset, offset + EP_PAGE))
+        offset = self.doorbells.base - base - self.faults.window_off(self.layout.bar(bar).size)
+        self._show(bar, REGISTERS, _Shown(offset, offset, offset + EP_PAGE))
 
     def _take_windows(self, bar: int, count: int) -> None:
         if sum(self._windows.values()) + count > self.layout.inbound_windows:
