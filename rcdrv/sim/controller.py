@@ -179,17 +179,15 @@ class SimController(SimBusMaster):
         spoilt = self._spoiler.active and bar != self.layout.register_bar
         access = self._memory[bar]
         memory = self._spoiler.read(access, offset, size) if spoilt else access.read(offset, size)
-        if bar not in self._exposed and bar not in self._shown:
+        shown = self._shown.get(bar) or self._exposed.get(bar)
+        if shown is None:
             return memory
-        data = bytearray(memory)
-        for shown in self._pages(bar):
-            # It may begin before this access, or end after it.
-            first = max(offset, shown.start)
-            last = min(offset + size, shown.end)
-            if first < last:
-                inside = self.doorbells.read(first - shown.offset, last - first)
-                data[first - offset : last - offset] = inside
-        return bytes(data)
+        # The registers may begin before this access, or end after it.
+        first, last = max(offset, shown.start), min(offset + size, shown.end)
+        if first >= last:
+            return memory
+        registers = self.doorbells.read(first - shown.offset, last - first)
+        return memory[: first - offset] + registers + memory[last - offset :]
 
     def write_bar(self, bar: int, offset: int, data: bytes) -> None:
         """Write on behalf of the host. Ignored while BARs are not decoded."""
@@ -197,23 +195,20 @@ class SimController(SimBusMaster):
             return
         if self._spoiler.active and len(data) == 4:
             bar = self._spoiler.reached(bar, offset + 4, self._memory, self.layout.register_bar)
-        if bar not in self._exposed and bar not in self._shown:
+        shown = self._shown.get(bar) or self._exposed.get(bar)
+        if shown is None:
             self._store(bar, offset, data)
             return
-        pages, alive = list(self._pages(bar)), "doorbell-dead" not in self.faults
+        alive = "doorbell-dead" not in self.faults
         # Registers see accesses of at most their own width.
         for start, piece in bus_accesses(offset, data):
-            shown = next((one for one in pages if one.start <= start < one.end), None)
-            if shown is None and bar not in self._shown:
-                self._store(bar, start, piece)
-            elif shown is None or (alive and not self.doorbells.write(start - shown.offset, piece)):
+            if not shown.start <= start < shown.end:
+                if bar in self._shown:
+                    self._stray(bar, start, piece)
+                else:
+                    self._store(bar, start, piece)
+            elif alive and not self.doorbells.write(start - shown.offset, piece):
                 self._stray(bar, start, piece)
-
-    def _pages(self, bar: int) -> Iterator[_Shown]:
-        if bar in self._exposed:
-            yield self._exposed[bar]
-        if bar in self._shown:
-            yield self._shown[bar]
 
     def _store(self, bar: int, offset: int, data: bytes) -> None:
         if self._spoiler.active and bar != self.layout.register_bar:
