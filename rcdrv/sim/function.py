@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from rcdrv.results.layout import Region
+from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.checks import Check
 from rcdrv.sim.description import Layout
-
-if TYPE_CHECKING:
-    from rcdrv.sim.controller import SimController  # which imports this module
+from rcdrv.sim.faults import Faults
 
 
 class EndpointFunction(ABC):
@@ -62,7 +61,7 @@ class EndpointFunction(ABC):
     def regions(self, layout: Layout, doorbell: tuple[int, int] | None) -> dict[int, list[Region]]:
         """Return the known regions of each BAR, for a picture."""
 
-    def build(self, controller: SimController) -> SimFunction:
+    def build(self, controller: Any) -> SimFunction:
         """Build and start the function."""
         function: SimFunction = resolve_name(self.runs)(controller)
         return function
@@ -71,13 +70,13 @@ class EndpointFunction(ABC):
 class SimFunction(ABC):
     """A running endpoint function. Times are seconds of the endpoint's clock."""
 
-    def __init__(self, controller: SimController) -> None:
+    def __init__(self, controller: Any) -> None:  # SimController, which imports this module
         self._controller = controller
-        self._layout = controller.layout
+        self._layout: Layout = controller.layout
         self._doorbells = controller.doorbells
-        self.faults = controller.faults
-        self._log = controller.log
-        self.clock = controller.clock
+        self.faults: Faults = controller.faults
+        self._log: AccessLog = controller.log
+        self.clock: Callable[[], float] = controller.clock
         self._due: float | None = None
 
     @property

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.registers import NO_BAR, IrqType, Reg, Status, bit_names
 from rcdrv.fuzz.device.facts import LARGEST_SIZE, Facts, Seen, Wrong
+from rcdrv.fuzz.device.memory import Memory
 from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step, command_of
 
 _SURELY_MAPPED = 1024001
@@ -23,49 +24,6 @@ _IRQ_TYPES = {
     IrqChoice.MSIX: IrqType.MSIX,
     IrqChoice.POLL: IrqType.MSI,
 }
-
-
-class Memory:
-    """Expected contents of ``size`` bytes of endpoint memory, whose halves a BAR may show swapped.
-
-    Addressed as in the BAR. A byte is unknown until written or read.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.swapped = False
-        # Of the memory itself, by half and by byte; a fill of a half discards its bytes.
-        self._fill: list[int | None] = [None, None]
-        self._bytes: dict[int, int] = {}
-
-    def write(self, offset: int, data: bytes) -> None:
-        for index, byte in enumerate(data, offset):
-            self._bytes[self._where(index)] = byte
-
-    def expected(self, offset: int) -> int | None:
-        """Return the expected byte, or None if unknown."""
-        where = self._where(offset)
-        return self._bytes.get(where, self._fill[where * 2 // self.size])
-
-    def sign(self, signatures: tuple[int, int]) -> None:
-        """Fill the halves with one byte each, in the BAR's order."""
-        self._bytes.clear()
-        for half, byte in enumerate(signatures):
-            self._fill[half ^ self.swapped] = byte
-
-    def known(self) -> list[int]:
-        """Return offsets with known contents: written ones, and the ends of filled halves."""
-        half = self.size // 2
-        filled = [
-            offset
-            for offset in (0, half - 1, half, self.size - 1)
-            if self._fill[self._where(offset) // half] is not None
-        ]
-        return sorted({*filled, *map(self._where, self._bytes)})
-
-    def _where(self, offset: int) -> int:
-        """Convert an offset between BAR and memory; swapping is its own inverse."""
-        return (offset + self.size // 2) % self.size if self.swapped else offset
 
 
 class Model:

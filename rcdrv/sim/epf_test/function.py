@@ -16,6 +16,7 @@ from collections.abc import Generator
 from rcdrv.device import IrqKind
 from rcdrv.sim.controller import SWAPPED, SimController
 from rcdrv.sim.description import BarType, Dma
+from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_test.registers import (
     KMALLOC_MAX,
     LARGEST_SUBRANGE,
@@ -48,6 +49,9 @@ class _LinkDown(Exception):
 
 class SimEpfTest(SimFunction):
     """pci-epf-test on a controller. Times are seconds of the endpoint's clock."""
+
+    _controller: SimController
+    _doorbells: SimDoorbells
 
     def __init__(self, controller: SimController) -> None:
         super().__init__(controller)
