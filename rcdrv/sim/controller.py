@@ -179,9 +179,9 @@ class SimController(SimBusMaster):
         spoilt = self._spoiler.active and bar != self.layout.register_bar
         access = self._memory[bar]
         memory = self._spoiler.read(access, offset, size) if spoilt else access.read(offset, size)
-        shown = self._shown.get(bar) or self._exposed.get(bar)
-        if shown is None:
+        if bar not in self._exposed and bar not in self._shown:
             return memory
+        shown = self._shown.get(bar) or self._exposed[bar]
         # The registers may begin before this access, or end after it.
         first, last = max(offset, shown.start), min(offset + size, shown.end)
         if first >= last:
@@ -195,10 +195,10 @@ class SimController(SimBusMaster):
             return
         if self._spoiler.active and len(data) == 4:
             bar = self._spoiler.reached(bar, offset + 4, self._memory, self.layout.register_bar)
-        shown = self._shown.get(bar) or self._exposed.get(bar)
-        if shown is None:
+        if bar not in self._exposed and bar not in self._shown:
             self._store(bar, offset, data)
             return
+        shown = self._shown.get(bar) or self._exposed[bar]
         alive = "doorbell-dead" not in self.faults
         # Registers see accesses of at most their own width.
         for start, piece in bus_accesses(offset, data):
