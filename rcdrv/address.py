@@ -218,7 +218,7 @@ def _spawn(address: str) -> Device:
     with theirs, os.fdopen(printed, "r+", errors="replace") as output:
         try:
             process = subprocess.Popen(
-                [*_sim_command(), spec, "--fd", str(theirs.fileno())],
+                [*_sim_command(), spec, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for us; it ends when our socket does
                 stdin=subprocess.DEVNULL,

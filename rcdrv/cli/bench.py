@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 
-from rcdrv.bench import dma, irq, mmio, ring
+from rcdrv.bench import answers, mmio, ring
 from rcdrv.bench.setup import describe
 from rcdrv.bench.text import table
 from rcdrv.cli import exit_status, print_error
@@ -153,15 +153,15 @@ def _mmio(args: argparse.Namespace, driver: EpfTest, _result: Result) -> Iterato
 def _dma(args: argparse.Namespace, driver: EpfTest, _result: Result) -> Iterator[Series]:
     for direction in map(Direction, dict.fromkeys(args.direction or Direction)):
         for size in args.size or _DEFAULT_SIZES:
-            yield dma.measure(driver, direction, size, args.dma, args.count)
+            yield answers.transfer(driver, direction, size, args.dma, args.count)
 
 
 def _irq(args: argparse.Namespace, driver: EpfTest, _result: Result) -> Iterator[Series]:
-    for choice in irq.choices(driver):
-        here = irq.loopback(driver, choice, args.count)
+    for choice in answers.irq_choices(driver):
+        here = answers.loopback(driver, choice, args.count)
         if here is not None:
             yield here
-        yield irq.measure(driver, choice, args.vectors, args.count)
+        yield answers.interrupt(driver, choice, args.vectors, args.count)
 
 
 _BENCHES: dict[str, Callable[[argparse.Namespace, EpfTest, Result], Iterator[Series]]] = {

@@ -202,7 +202,7 @@ def _rescan(address: str, cancel: Cancel) -> None:
 
 
 def _board_end(args: argparse.Namespace, address: str, report: Any) -> int:
-    from rcdrv.fuzz.saved import save
+    from rcdrv.fuzz.finding import save
 
     documents = []
     for finding, table in report.findings:
@@ -231,7 +231,7 @@ def _line(progress: Any) -> str:
 
 
 def _show_finding(finding: Any, table: dict[str, Any], path: Path | None) -> None:
-    from rcdrv.fuzz.saved import dump_table
+    from rcdrv.fuzz.finding import dump_table
 
     print(f"{finding.kind}: {finding.message}")
     print(f"  saved as {path}" if path else indent(dump_table(table).rstrip("\n"), "  "))
@@ -264,7 +264,7 @@ def _document(plan: Any, progress: Any) -> dict[str, Any]:
 def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.device:
         return _replay_elsewhere(args, cancel)
-    from rcdrv.fuzz.saved import saved_files
+    from rcdrv.fuzz.finding import saved_files
     from rcdrv.fuzz.trial import run_layout
     from rcdrv.sim.layout import load_layout
 
@@ -283,7 +283,7 @@ def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
 
 def _replayed(args: argparse.Namespace, path: Path, report: Any) -> dict[str, Any]:
     """Return the document of a layout that was run again, and show its findings."""
-    from rcdrv.fuzz.saved import reason_of
+    from rcdrv.fuzz.finding import reason_of
 
     findings = [f"{finding.kind}: {finding.message}" for finding in report.findings]
     if not args.json:
@@ -329,6 +329,7 @@ def _device(args: argparse.Namespace, cancel: Cancel) -> int:
     from rcdrv.fuzz.device import campaign
     from rcdrv.fuzz.device.harm import CLASSES
     from rcdrv.fuzz.device.steps import parse_step
+    from rcdrv.sim.layout import load_layout
 
     if "list" in args.destructive:
         for name, what in CLASSES.items():
@@ -343,9 +344,15 @@ def _device(args: argparse.Namespace, cancel: Cancel) -> int:
         irq=IrqChoice(args.irq),
         trace=tracer(args),
     )
+    address = args.device or default_address()
     with ExitStack() as stack:
-        target = _target(args, cancel, stack)
-        fuzzer = campaign.DeviceFuzzer(target, options)
+        if scheme_of(address).is_started:
+            software = campaign.Software(load_layout(address.removeprefix("sim:")), cancel)
+            stack.callback(software.close)
+            fuzzer = campaign.DeviceFuzzer(software.open, options, software.renew)
+        else:
+            guard(args, address)
+            fuzzer = campaign.DeviceFuzzer(partial(open_function, address, cancel=cancel), options)
         if steps:
             done = campaign.Campaign(1, len(steps), fuzzer.replay(steps))
         else:
@@ -356,20 +363,7 @@ def _device(args: argparse.Namespace, cancel: Cancel) -> int:
                 seconds=args.seconds,
                 on_sequence=_sequence_log(args.out, stack),
             )
-    return _device_end(args, target.address, options, done)
-
-
-def _target(args: argparse.Namespace, cancel: Cancel, stack: ExitStack) -> Any:
-    from rcdrv.fuzz.device.campaign import Software, Target
-    from rcdrv.sim.layout import load_layout
-
-    address = args.device or default_address()
-    if scheme_of(address).is_started:
-        software = Software(load_layout(address.removeprefix("sim:")), cancel)
-        stack.callback(software.close)
-        return Target(software.open, address, software.renew)
-    guard(args, address)
-    return Target(partial(open_function, address, cancel=cancel), address)
+    return _device_end(args, address, options, done)
 
 
 def _harm_classes(names: list[str]) -> tuple[str, ...]:

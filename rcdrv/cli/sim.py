@@ -65,8 +65,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         where = args.socket if args.fd is None else f"descriptor {args.fd}"
         print(f"serving {args.spec} on {where}", file=sys.stderr, flush=True)
 
-    fd = -1 if args.fd is None else args.fd
-    serve(layout, path=args.socket, fd=fd, access_log=args.access_log, ready=ready, owned=False)
+    where = args.socket if args.fd is None else args.fd
+    serve(layout, where, access_log=args.access_log, ready=ready)
     return 0
 
 

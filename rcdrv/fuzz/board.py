@@ -21,8 +21,7 @@ from rcdrv.epf_test.registers import Caps
 from rcdrv.epf_test.suite import Case, cases, run_cases
 from rcdrv.errors import DeviceLost, HostError, UsageError
 from rcdrv.function import Function
-from rcdrv.fuzz.shrink import Table
-from rcdrv.fuzz.trial import Finding
+from rcdrv.fuzz.finding import Finding, Table
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import Run
 from rcdrv.wait import Cancel, Deadline
@@ -290,7 +289,7 @@ def draw_settings(seed: int, examples: int) -> list[dict[str, int]]:
     """
     from hypothesis import strategies as st
 
-    from rcdrv.fuzz.seeded import draw
+    from rcdrv.fuzz.strategies import draw
 
     sizes = st.sampled_from([1 << bit for bit in range(7, 21)])
     optional: dict[str, st.SearchStrategy[int]] = {

@@ -31,9 +31,8 @@ from rcdrv.files import (
     replace_file,
 )
 from rcdrv.fuzz.coverage import Coverage
-from rcdrv.fuzz.saved import save
-from rcdrv.fuzz.shrink import Table, shrink
-from rcdrv.fuzz.trial import Finding, Report, run_layout
+from rcdrv.fuzz.finding import Finding, Table, save, shrink
+from rcdrv.fuzz.trial import Report, run_layout
 from rcdrv.results.node import Node, parse
 from rcdrv.sim.layout import BAR_KEYS, parse_layout
 
@@ -140,8 +139,7 @@ def run_block(plan: Plan, number: int) -> list[Example]:
         raise HostError(
             "fuzz layout needs hypothesis, which is not installed", hint="pip install 'rcdrv[fuzz]'"
         ) from None
-    from rcdrv.fuzz.seeded import draw
-    from rcdrv.fuzz.strategies import LARGEST, tables
+    from rcdrv.fuzz.strategies import LARGEST, draw, tables
 
     layouts = tables(hostile=plan.hostile, largest=LARGEST_WHOLE if plan.real_time else LARGEST)
     drawn = draw(layouts, f"{plan.seed}/{number}", BLOCK)

@@ -11,13 +11,19 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from rcdrv.fuzz.shrink import Table
+from rcdrv.fuzz.finding import Table
 from rcdrv.sim.faults import FAULTS
+
+T = TypeVar("T")
+_BACKEND = "rcdrv"
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 
@@ -282,3 +288,42 @@ def _hostility(draw: DrawFn, table: Table, bars: dict[int, Table]) -> None:
         reserved = sum(0x40 << i for i, bar in bars.items() if bar["type"] == "reserved")
         low, high = draw(_ODD_CAPS)
         table["caps"] = low | high | reserved
+
+
+# -- draws that depend on the seed alone -----------------------------------------------------------
+
+
+class SeededProvider(HypothesisProvider):
+    """Hypothesis's provider of draws, without constants.
+
+    Hypothesis mixes constants into its draws, some from the source of every imported module outside
+    ``site-packages``. A seed would thus give different examples in another process or an installed
+    rcdrv, while a campaign must give the same ones anywhere.
+    """
+
+    def _maybe_draw_constant(self, *_what: Any, **_how: Any) -> None:
+        return None
+
+
+AVAILABLE_PROVIDERS[_BACKEND] = f"{__name__}.{SeededProvider.__name__}"
+
+
+def draw(strategy: SearchStrategy[T], seed: int | str, examples: int) -> list[T]:
+    """Return up to ``examples`` draws of a strategy, which depend on the seed alone."""
+    drawn: list[T] = []
+
+    @seeded(seed)
+    @settings(
+        max_examples=examples,
+        backend=_BACKEND,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def collect(example: T) -> None:
+        drawn.append(example)
+
+    collect()
+    return drawn

@@ -20,6 +20,7 @@ from rcdrv.epf_test.transfer import Placement
 from rcdrv.errors import EndpointError, HostError, RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct, Hang
+from rcdrv.fuzz.finding import Finding
 from rcdrv.fuzz.oracle import (
     ANY,
     CONSECUTIVE_TEST,
@@ -28,10 +29,11 @@ from rcdrv.fuzz.oracle import (
     LIES,
     STAYS_ENABLED,
     TRANSFER_SIZES,
+    WHOLE,
     Oracle,
     Outcomes,
+    sample,
 )
-from rcdrv.fuzz.sampling import WHOLE, sample
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseResult, Run
 from rcdrv.sim.access_log import AccessLog
@@ -49,21 +51,6 @@ LONGEST = 120.0
 
 MOST_ACCESSES = 30_000
 """Size limit of a BAR on virtual time, where large BARs are sampled."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    kind: str
-    """``verdict``, ``crash``, ``hang``, ``access`` or ``left``."""
-    what: str
-    """Identity of the violation, which shrinking preserves."""
-    message: str
-    """One line for the user."""
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Equal for findings of one fault."""
-        return self.kind, self.what
 
 
 @dataclass
@@ -164,9 +151,7 @@ def _all_cases(whole: bool) -> tuple[Case, ...]:
     )
 
 
-def _sessions(
-    layout: Layout, *, real_time: bool, whole: bool
-) -> Iterator[tuple[bool, tuple[Case, ...]]]:
+def _sessions(layout: Layout, *, whole: bool) -> Iterator[tuple[bool, tuple[Case, ...]]]:
     """Yield the cases of both sessions; the flag is true for the second."""
     chosen = []
     for case in _all_cases(whole):
@@ -174,7 +159,7 @@ def _sessions(
             continue
         if case.name.variant == "dma" and case.name.test == "WRITE_TEST":
             continue  # as READ
-        if case.name.test == "BAR_SUBRANGE_TEST" and not (real_time and whole):
+        if case.name.test == "BAR_SUBRANGE_TEST" and not whole:
             bar = layout.bars[int(case.name.variant[3:])]
             if bar is not None and WHOLE < bar.size <= LARGEST_SUBRANGE:
                 continue  # the endpoint fills all of it
@@ -223,7 +208,7 @@ def run_layout(layout: Layout, *, real_time: bool = False, whole: bool = False) 
     endpoint = device.endpoint if device is not None else SimEndpoint(layout, watch)
     watch.endpoint, watch.virtual = endpoint, device is not None
     try:
-        for again, chosen in _sessions(layout, real_time=real_time, whole=whole):
+        for again, chosen in _sessions(layout, whole=whole):
             opened = _direct(device) if device is not None else _served(endpoint)
             _session(report, oracle, opened, chosen, again)
             _check_rest(report, oracle, watch, device)
@@ -243,7 +228,7 @@ def run_elsewhere(layout: Layout, opened: Callable[[], Function]) -> Report:
     """
     report = Report()
     oracle = Oracle(layout)
-    for again, chosen in _sessions(layout, real_time=True, whole=False):
+    for again, chosen in _sessions(layout, whole=False):
         with opened() as function:
             _check_presented(oracle, function)
             _session(report, oracle, nullcontext(function), chosen, again)

@@ -225,14 +225,8 @@ class Binder:
 
     def _release(self, function: HostFunction, driver: str) -> None:
         address = function.address
-        what = f"cannot take {address} from {driver}"
-        try:
-            kernel.change(what, function.path / "driver/unbind", address, blocks=True)
-        except TimeoutError:
-            raise HostError(
-                f"{address} is still in use by {', '.join(function.holders) or 'somebody'}",
-                hint=f"the kernel takes it from {driver} as soon as that process closes it",
-            ) from None
+        what, later = f"cannot take {address} from {driver}", f"takes it from {driver}"
+        kernel.change_unused(what, function, "driver/unbind", address, later)
 
     def _return_to(self, function: HostFunction, driver: str) -> None:
         folder = self._drivers / driver

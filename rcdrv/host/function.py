@@ -6,7 +6,6 @@ missing, unreadable or malformed is None, 0 or empty: a function may disappear a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from rcdrv import parts, pci
@@ -34,19 +33,6 @@ _IORESOURCE_MEM = 0x200
 _IORESOURCE_PREFETCH = 0x2000
 _IORESOURCE_MEM_64 = 0x100000
 _IORESOURCE_UNSET = 0x20000000
-
-
-@dataclass(frozen=True)
-class HostBar:
-    """One BAR, as the kernel assigned it."""
-
-    index: int
-    size: int
-    address: int
-    """Host address; 0 if the kernel assigned none."""
-    is_memory: bool
-    is_64bit: bool
-    prefetchable: bool
 
 
 class HostFunction:
@@ -93,21 +79,21 @@ class HostFunction:
         return known or self.class_code >> 8 in classes or self.driver == DRIVER
 
     @property
-    def bars(self) -> tuple[HostBar, ...]:
-        """Implemented BARs, assigned or not."""
+    def bars(self) -> tuple[pci.Bar, ...]:
+        """Implemented BARs, with host addresses; 0 if the kernel assigned none."""
         found = []
         for index, line in enumerate(self.text("resource").splitlines()[:6]):
             start, end, flags = (int(word, 16) for word in line.split())
             if not flags & (_IORESOURCE_MEM | _IORESOURCE_IO) or end <= start:
                 continue
             found.append(
-                HostBar(
+                pci.Bar(
                     index,
-                    end - start + 1,
-                    0 if flags & _IORESOURCE_UNSET else start,
-                    bool(flags & _IORESOURCE_MEM),
-                    bool(flags & _IORESOURCE_MEM_64),
-                    bool(flags & _IORESOURCE_PREFETCH),
+                    size=end - start + 1,
+                    is_memory=bool(flags & _IORESOURCE_MEM),
+                    is_64bit=bool(flags & _IORESOURCE_MEM_64),
+                    prefetchable=bool(flags & _IORESOURCE_PREFETCH),
+                    address=0 if flags & _IORESOURCE_UNSET else start,
                 )
             )
         return tuple(found)

@@ -11,24 +11,38 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rcdrv.errors import HostError
+from rcdrv.host.function import HostFunction
 from rcdrv.sysfs import Paths
 
 WITHIN = 5.0
 """Seconds for a process that has a function open to close it."""
 
 
-def change(what: str, path: Path, text: str, *, blocks: bool = False) -> None:
+def change(what: str, path: Path, text: str) -> None:
     """Write to a file of sysfs.
 
     :param what: the error, if the kernel refuses
-    :param blocks: the write blocks while a process has the function open
     :raises HostError: the kernel refuses
-    :raises TimeoutError: see :func:`write_within`
     """
     try:
-        (write_within if blocks else write)(path, text)
+        write(path, text)
+    except OSError as error:
+        raise refused(what, error) from error
+
+
+def change_unused(what: str, function: HostFunction, name: str, text: str, later: str) -> None:
+    """Write to a file of a function, which blocks while a process has the function open.
+
+    :param later: what the kernel does when that process closes it
+    :raises HostError: the kernel refuses, or the process does not close it within :data:`WITHIN`
+    """
+    try:
+        write_within(function.path / name, text)
     except TimeoutError:
-        raise
+        raise HostError(
+            f"{function.address} is still in use by {', '.join(function.holders) or 'somebody'}",
+            hint=f"the kernel {later} as soon as that process closes it",
+        ) from None
     except OSError as error:
         raise refused(what, error) from error
 

@@ -53,17 +53,6 @@ def behind(port: HostFunction) -> list[HostFunction]:
     return [one for one in functions(port.paths) if one.ports[:1] == [port.address]]
 
 
-def in_use(members: list[HostFunction]) -> list[str]:
-    """Return the functions used by a driver of this host, or by a process through VFIO."""
-    said = []
-    for one in members:
-        if one.driver not in (None, DRIVER):
-            said.append(f"{one.address} (driver {one.driver})")
-        elif one.holders:
-            said.append(f"{one.address} ({', '.join(one.holders)})")
-    return said
-
-
 def link_is_up(port: HostFunction) -> bool:
     """Return whether the port's link is up; True if the port is not PCI Express."""
     link = port.link
@@ -93,7 +82,8 @@ def rescan(
     _refuse_used(port, before, force, "end or unbind it, or let `force` remove it")
     bound = {one.address for one in before if one.driver == DRIVER}
     for one in before:
-        _remove(one)
+        what = f"cannot remove {one.address}"
+        kernel.change_unused(what, one, "remove", "1", "removes it")
         say(f"{one.address}: removed")
     found = _scan(port, wanted, within, cancel)
     for one in found:
@@ -106,21 +96,15 @@ def rescan(
 
 
 def _refuse_used(port: HostFunction, members: list[HostFunction], force: bool, cure: str) -> None:
-    used = in_use(members)
+    """Refuse if a driver of this host, or a process through VFIO, uses one of the functions."""
+    used = []
+    for one in members:
+        if one.driver not in (None, DRIVER):
+            used.append(f"{one.address} (driver {one.driver})")
+        elif one.holders:
+            used.append(f"{one.address} ({', '.join(one.holders)})")
     if used and not force:
         raise HostError(f"behind {port.address} is in use: {', '.join(used)}", hint=cure)
-
-
-def _remove(function: HostFunction) -> None:
-    try:
-        what = f"cannot remove {function.address}"
-        kernel.change(what, function.path / "remove", "1", blocks=True)
-    except TimeoutError:
-        holders = ", ".join(function.holders) or "somebody"
-        raise HostError(
-            f"{function.address} is still in use by {holders}",
-            hint="the kernel removes it as soon as that process closes it",
-        ) from None
 
 
 def _scan(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from rcdrv.sim.description import BarLayout, BarType, Layout, Reset
 from rcdrv.sim.faults import CAP_LISTS, Faults
@@ -44,18 +45,16 @@ class SimConfigSpace:
         self._clears = bytearray(SIZE)
         self._flr = layout.reset is Reset.FLR
         self._header(layout)
-        capabilities = [(PM, self._power_management), (EXPRESS, self._express)]
+        compose = {PM: self._power_management, EXPRESS: self._express}
         if layout.msi:
-            capabilities.append((MSI, self._msi))
+            compose[MSI] = self._msi
         if layout.msix:
-            capabilities.append((MSIX, self._msix))
-        capabilities.sort(key=lambda entry: entry[0])
+            compose[MSIX] = self._msix
+        chain = [*sorted(compose), PM if loop == "standard" else 0]
         self._set(CAPABILITIES, 1, PM)
-        for index, (offset, compose) in enumerate(capabilities):
-            compose(layout)
-            last = index + 1 == len(capabilities)
-            end = PM if loop == "standard" else 0
-            self._set(offset + 1, 1, end if last else capabilities[index + 1][0])
+        for offset, following in pairwise(chain):
+            compose[offset](layout)
+            self._set(offset + 1, 1, following)
         resizable = [
             (index, bar.size)
             for index, bar in enumerate(layout.bars)

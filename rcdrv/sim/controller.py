@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from rcdrv.device import Area, IrqKind
 from rcdrv.mmio import MappedWindow
 from rcdrv.sim.access_log import AccessLog
+from rcdrv.sim.bus_master import SimBusMaster
 from rcdrv.sim.config_space import COMMAND, SimConfigSpace
 from rcdrv.sim.description import (
     EP_PAGE,
@@ -24,13 +25,13 @@ from rcdrv.sim.description import (
     BarType,
     DoorbellBackend,
     Layout,
+    Trap,
 )
-from rcdrv.sim.doorbell import RegisterPage, SimDoorbells, bus_accesses
+from rcdrv.sim.doorbell import SimDoorbells, bus_accesses
 from rcdrv.sim.faults import Faults
 from rcdrv.sim.functions import doorbell_place
 from rcdrv.sim.memory import REGISTERS, STRAIGHT, BarMemory
 from rcdrv.sim.msix import MsixTable
-from rcdrv.sim.outbound import SimOutbound
 from rcdrv.sim.spoiler import Spoiler
 from rcdrv.vfio_user.served import Peer
 
@@ -40,9 +41,8 @@ SWAPPED = (1, 0)
 
 @dataclass(frozen=True)
 class _Shown:
-    """A page of registers, or part of it, shown in a BAR."""
+    """The doorbells' page of registers, or part of it, shown in a BAR."""
 
-    page: RegisterPage
     offset: int
     """Offset of the page's base in the BAR; negative if the BAR is smaller than the page."""
     start: int
@@ -50,30 +50,22 @@ class _Shown:
     end: int
 
 
-class SimController(SimOutbound):
+class SimController(SimBusMaster):
     """The controller of ``layout``. Times are seconds of ``clock``."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        doorbells: SimDoorbells,
-        faults: Faults,
-        log: AccessLog,
-        clock: Callable[[], float],
-        *,
-        trap_all: bool = False,
-    ) -> None:
-        """:param trap_all: no BAR may be mapped by the client"""
-        self._trap_all = trap_all
-        seen = replace(layout, bars=self._seen_bars(layout, faults))
-        config = SimConfigSpace(seen, faults)
+    def __init__(self, layout: Layout, log: AccessLog, clock: Callable[[], float]) -> None:
+        faults = Faults(layout.faults)
+        logs = layout.trap is Trap.AUTO and log.enabled
+        self._trap_all = layout.trap is Trap.ALL or logs or faults.traps
+        empty = faults.empty_bar(layout.sizes, layout.register_bar)
+        self._seen = tuple(None if n == empty else bar for n, bar in enumerate(layout.bars))
+        config = SimConfigSpace(replace(layout, bars=self._seen), faults)
         super().__init__(layout, config, faults, log, clock)
-        self._seen = seen.bars
         # BARs that the endpoint function has configured, as ep_func->epf_bar[], and those that it
         # had and lost: no host finds them any more.
         self._configured: set[int] = set()
         self._gone: set[int] = set()
-        self.doorbells = doorbells
+        self.doorbells = SimDoorbells(layout, log)
         self._spoiler = Spoiler(faults)
         self._memory = {
             index: BarMemory(index, bar.size)
@@ -87,7 +79,10 @@ class SimController(SimOutbound):
             or layout.bar(layout.msix_bar).type is BarType.RESERVED
         )
         self._msix = MsixTable(layout, self._memory[layout.msix_bar], faults) if kept else None
-        self._alias_memory()
+        aliases = faults.aliases(layout.sizes, layout.register_bar)
+        if aliases is not None:
+            self._memory[aliases[1]].close()
+            self._memory[aliases[1]] = self._memory[aliases[0]]
         # Registers that a BAR shows instead of its memory, and inbound windows a BAR takes.
         self._shown: dict[int, _Shown] = {}
         self._windows: dict[int, int] = {}
@@ -101,45 +96,17 @@ class SimController(SimOutbound):
         """BARs that the host finds."""
         return tuple(None if n in self._gone else bar for n, bar in enumerate(self._seen))
 
-    @staticmethod
-    def _seen_bars(layout: Layout, faults: Faults) -> tuple[BarLayout | None, ...]:
-        """Apply the fault bar-empty: hide one BAR, by default the last without the registers."""
-        if "bar-empty" not in faults:
-            return layout.bars
-        present = [index for index, bar in enumerate(layout.bars) if bar is not None]
-        others = [index for index in present if index != layout.register_bar]
-        empty = faults.get("bar-empty", (others or present)[-1])
-        return tuple(None if index == empty else bar for index, bar in enumerate(layout.bars))
-
-    def _alias_memory(self) -> None:
-        """Apply the fault bar-alias: a BAR shows the memory of another one of the same size."""
-        if "bar-alias" not in self.faults:
-            return
-        bars = [n for n in self._memory if n != self.layout.register_bar]
-        pairs = [
-            (one, other)
-            for one in bars
-            for other in bars
-            if one < other and self._memory[one].size == self._memory[other].size
-        ]
-        chosen = self.faults.get("bar-alias", pairs[0][1] if pairs else -1)
-        for one, other in pairs:
-            if other == chosen:
-                self._memory[other].close()
-                self._memory[other] = self._memory[one]
-                return
-
     def _find_exposed(self) -> dict[int, _Shown]:
         """Find registers that a BAR always shows: a page in a reserved BAR; in any other BAR
         memory surrounds the doorbell."""
         doorbell = self.layout.doorbell
-        page = self.doorbells.page
-        if page is None or doorbell.backend is not DoorbellBackend.EXPOSED:
+        if doorbell.backend is not DoorbellBackend.EXPOSED:
             return {}
+        base = self.doorbells.base
         start, end = doorbell.offset, doorbell.offset + 4
         if self.layout.bar(doorbell.bar).type is BarType.RESERVED:
-            start, end = page.base, page.base + EP_PAGE
-        return {doorbell.bar: _Shown(page, page.base, start, end)}
+            start, end = base, base + EP_PAGE
+        return {doorbell.bar: _Shown(base, start, end)}
 
     # -- host: attach and detach -----------------------------------------------------
 
@@ -214,15 +181,13 @@ class SimController(SimOutbound):
         memory = self._spoiler.read(access, offset, size) if spoilt else access.read(offset, size)
         if bar not in self._exposed and bar not in self._shown:
             return memory
-        data = bytearray(memory)
-        for shown in self._pages(bar):
-            # It may begin before this access, or end after it.
-            first = max(offset, shown.start)
-            last = min(offset + size, shown.end)
-            if first < last:
-                inside = shown.page.read(first - shown.offset, last - first)
-                data[first - offset : last - offset] = inside
-        return bytes(data)
+        shown = self._shown.get(bar) or self._exposed[bar]
+        # The registers may begin before this access, or end after it.
+        first, last = max(offset, shown.start), min(offset + size, shown.end)
+        if first >= last:
+            return memory
+        registers = self.doorbells.read(first - shown.offset, last - first)
+        return memory[: first - offset] + registers + memory[last - offset :]
 
     def write_bar(self, bar: int, offset: int, data: bytes) -> None:
         """Write on behalf of the host. Ignored while BARs are not decoded."""
@@ -233,20 +198,17 @@ class SimController(SimOutbound):
         if bar not in self._exposed and bar not in self._shown:
             self._store(bar, offset, data)
             return
-        pages, alive = list(self._pages(bar)), "doorbell-dead" not in self.faults
+        shown = self._shown.get(bar) or self._exposed[bar]
+        alive = "doorbell-dead" not in self.faults
         # Registers see accesses of at most their own width.
         for start, piece in bus_accesses(offset, data):
-            shown = next((one for one in pages if one.start <= start < one.end), None)
-            if shown is None and bar not in self._shown:
-                self._store(bar, start, piece)
-            elif shown is None or (alive and not shown.page.write(start - shown.offset, piece)):
+            if not shown.start <= start < shown.end:
+                if bar in self._shown:
+                    self._stray(bar, start, piece)
+                else:
+                    self._store(bar, start, piece)
+            elif alive and not self.doorbells.write(start - shown.offset, piece):
                 self._stray(bar, start, piece)
-
-    def _pages(self, bar: int) -> Iterator[_Shown]:
-        if bar in self._exposed:
-            yield self._exposed[bar]
-        if bar in self._shown:
-            yield self._shown[bar]
 
     def _store(self, bar: int, offset: int, data: bytes) -> None:
         if self._spoiler.active and bar != self.layout.register_bar:
@@ -257,17 +219,6 @@ class SimController(SimOutbound):
         if self._msix is not None and bar == self.layout.msix_bar:
             for vector in self._msix.written(offset, len(data)):
                 self._send(IrqKind.MSIX, vector)
-
-    def irqs_changed(self, kind: IrqKind) -> None:
-        super().irqs_changed(kind)
-        if kind is IrqKind.MSIX and self._msix is not None:
-            self._msix.arm(self.vectors(IrqKind.MSIX))
-
-    def _holds_back(self, vector: int) -> bool:
-        held = self._msix is not None and self._msix.holds_back(vector)
-        if held:
-            self._failed(IrqKind.MSIX, f"vector {vector} is masked")
-        return held
 
     def forget(self) -> None:
         """Apply the fault bar-forgets."""
@@ -363,10 +314,8 @@ class SimController(SimOutbound):
             raise OSError(errno.EINVAL, f"{base:#x} is not a multiple of {self.layout.align:#x}")
         self._windows[bar] = 0
         self._take_windows(bar, 1)
-        page = self.doorbells.page
-        assert page is not None, "only a doorbell is ever mapped"
-        offset = page.base - base - self.faults.window_off(self.layout.bar(bar).size)
-        self._show(bar, REGISTERS, _Shown(page, offset, offset, offset + EP_PAGE))
+        offset = self.doorbells.base - base - self.faults.window_off(self.layout.bar(bar).size)
+        self._show(bar, REGISTERS, _Shown(offset, offset, offset + EP_PAGE))
 
     def _take_windows(self, bar: int, count: int) -> None:
         if sum(self._windows.values()) + count > self.layout.inbound_windows:

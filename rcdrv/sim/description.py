@@ -224,6 +224,11 @@ class Layout:
     faults: tuple[str, ...] = _key((), _faults)
     """NAME or NAME=ARGUMENT, as :mod:`rcdrv.sim.faults` lists them."""
 
+    @property
+    def sizes(self) -> list[int]:
+        """Size of each BAR in bytes; 0 if there is none."""
+        return [0 if bar is None else bar.size for bar in self.bars]
+
     def bar(self, index: int) -> BarLayout:
         """Return the BAR at ``index``, which must exist."""
         bar = self.bars[index]

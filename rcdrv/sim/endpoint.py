@@ -10,9 +10,8 @@ from rcdrv.device import CONFIG_REGION, IrqKind, RegionFlag
 from rcdrv.sim import config_space
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.controller import SimController
-from rcdrv.sim.description import Layout, Reset, Trap
-from rcdrv.sim.doorbell import SimDoorbells
-from rcdrv.sim.faults import RESET_LOSES, Faults
+from rcdrv.sim.description import Layout, Reset
+from rcdrv.sim.faults import RESET_LOSES
 from rcdrv.sim.functions import FUNCTIONS
 from rcdrv.vfio_user.served import Peer, ServedDevice, ServedRegion
 
@@ -34,23 +33,14 @@ class SimEndpoint(ServedDevice):
         self.layout = layout
         self._log = log if log is not None else AccessLog()
         self._log.clock = clock
-        self._faults = Faults(layout.faults)
-        trap_all = layout.trap is Trap.ALL or (layout.trap is Trap.AUTO and self._log.enabled)
-        self.controller = SimController(
-            layout,
-            SimDoorbells(layout, self._log),
-            self._faults,
-            self._log,
-            clock,
-            trap_all=trap_all or self._faults.traps,
-        )
+        self.controller = SimController(layout, self._log, clock)
+        faults = self._faults = self.controller.faults
         self.function = FUNCTIONS[layout.function].build(self.controller)
         self._attached = False
         self._vanished = False
         self._accesses = 0
         self._resets = 0
         never = sys.maxsize
-        faults = self._faults
         self._vanishes = faults.get("vanish", 0) if "vanish" in faults else never
         self._goes_silent = faults.get("all-ones", 0) if "all-ones" in faults else never
         self._first_lost = min(self._vanishes, self._goes_silent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from rcdrv.errors import UsageError, did_you_mean
 
@@ -76,10 +77,7 @@ FAULTS: dict[str, Fault] = {
     # vNTB
     "command-error": Fault("commands are answered with COMMAND_STATUS_ERROR", function="epf_vntb"),
     "link-drops": Fault(
-        "pci-epf-vntb is bound again after so many doorbells",
-        "n",
-        3,
-        function="epf_vntb",
+        "pci-epf-vntb is bound again after so many doorbells", "n", 3, function="epf_vntb"
     ),
     "sequence-gap": Fault(
         "ntb_transport leaves out the number of a packet", "number", 3, function="epf_vntb"
@@ -114,8 +112,15 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def _more(summary: str, argument: str = "", default: int | None = None, *, traps: bool) -> Fault:
-    return Fault(summary, argument, default, function="epf_test", traps=traps, more=True)
+def _more(
+    summary: str,
+    argument: str = "",
+    default: int | None = None,
+    choices: tuple[str, ...] = (),
+    *,
+    traps: bool = False,
+) -> Fault:
+    return Fault(summary, argument, default, choices, "epf_test", traps, more=True)
 
 
 FAULTS |= {
@@ -130,48 +135,37 @@ FAULTS |= {
     ),
     "bar-forgets": _more("a command clears the start of the BARs", traps=True),
     # config space
-    "id-writable": _more("DEVICE_ID takes writes", traps=False),
-    "bar-mask": _more("the BARs size as twice of what they are", traps=False),
-    "msix-outside": _more("the MSI-X capability puts the table behind its BAR", traps=False),
-    "master-ignored": _more("COMMAND's BUS_MASTER has no effect", traps=False),
-    "intx-disable-ignored": _more("COMMAND's INTX_DISABLE has no effect", traps=False),
-    "msix-mask-ignored": _more("masked MSI-X vectors are sent", traps=False),
-    "msix-pending-stuck": _more("a pending MSI-X vector is not sent when unmasked", traps=False),
+    "id-writable": _more("DEVICE_ID takes writes"),
+    "bar-mask": _more("the BARs size as twice of what they are"),
+    "msix-outside": _more("the MSI-X capability puts the table behind its BAR"),
+    "master-ignored": _more("COMMAND's BUS_MASTER has no effect"),
+    "intx-disable-ignored": _more("COMMAND's INTX_DISABLE has no effect"),
+    "msix-mask-ignored": _more("masked MSI-X vectors are sent"),
+    "msix-pending-stuck": _more("a pending MSI-X vector is not sent when unmasked"),
     # the link
-    "link-slows": _more("transfers make the link fall back to 2.5 GT/s", traps=False),
-    "link-errors": _more("transfers log a correctable error: Bad TLP", traps=False),
+    "link-slows": _more("transfers make the link fall back to 2.5 GT/s"),
+    "link-errors": _more("transfers log a correctable error: Bad TLP"),
     # resets and power states
     "reset-wears": _more("so many resets in a row disable the BARs", "resets", 3, traps=True),
-    "d3-resets": _more("D3hot resets the function, and No_Soft_Reset denies it", traps=False),
-    "d3-loses": Fault(
-        "D3hot disables the BARs, or MSI and MSI-X",
-        "what",
-        0,
-        RESET_LOSES,
-        function="epf_test",
-        traps=True,
-        more=True,
+    "d3-resets": _more("D3hot resets the function, and No_Soft_Reset denies it"),
+    "d3-loses": _more(
+        "D3hot disables the BARs, or MSI and MSI-X", "what", 0, RESET_LOSES, traps=True
     ),
     # the doorbell
-    "ring-overrun": _more("a ring before STATUS is cleared ends the doorbell", traps=False),
-    "ring-vector": _more("a ring is always answered by the first vector", traps=False),
-    "ring-while-busy": _more("a ring while a command runs is lost", traps=False),
+    "ring-overrun": _more("a ring before STATUS is cleared ends the doorbell"),
+    "ring-vector": _more("a ring is always answered by the first vector"),
+    "ring-while-busy": _more("a ring while a command runs is lost"),
     "disable-races": _more(
-        "rings are handled late, and DISABLE_DOORBELL fails meanwhile",
-        "milliseconds",
-        25,
-        traps=False,
+        "rings are handled late, and DISABLE_DOORBELL fails meanwhile", "milliseconds", 25
     ),
-    "doorbell-leaks": _more(
-        "so many ENABLE_DOORBELL use up all doorbells", "times", 8, traps=False
-    ),
+    "doorbell-leaks": _more("so many ENABLE_DOORBELL use up all doorbells", "times", 8),
     # transfers
-    "writes-beside": _more("transfers of more than 1 KiB write 4 bytes too many", traps=False),
-    "crosses-4k": _more("from an unaligned address, what crosses 4 KiB wraps around", traps=False),
+    "writes-beside": _more("transfers of more than 1 KiB write 4 bytes too many"),
+    "crosses-4k": _more("from an unaligned address, what crosses 4 KiB wraps around"),
     "one-translation": _more(
-        "what a transfer does beyond the host's mapping of its first byte is lost", traps=False
+        "what a transfer does beyond the host's mapping of its first byte is lost"
     ),
-    "high-address-cut": _more("outbound windows reach 32-bit addresses only", traps=False),
+    "high-address-cut": _more("outbound windows reach 32-bit addresses only"),
 }
 
 
@@ -244,6 +238,29 @@ class Faults:
         elif "unaligned-offset" in self:
             offset += self.get("unaligned-offset", 0)
         return said, offset
+
+    def empty_bar(self, sizes: Sequence[int], register_bar: int) -> int | None:
+        """Return the BAR that bar-empty hides, by default the last without the registers.
+
+        :param sizes: as for :meth:`said_place`
+        """
+        if "bar-empty" not in self:
+            return None
+        present = [index for index, size in enumerate(sizes) if size]
+        others = [index for index in present if index != register_bar]
+        return self.get("bar-empty", (others or present)[-1])
+
+    def aliases(self, sizes: Sequence[int], register_bar: int) -> tuple[int, int] | None:
+        """Return two BARs of one size, if any, of which the second shows the first one's memory.
+
+        :param sizes: as for :meth:`said_place`
+        """
+        if "bar-alias" not in self:
+            return None
+        bars = [index for index, size in enumerate(sizes) if size and index != register_bar]
+        pairs = [pair for pair in combinations(bars, 2) if sizes[pair[0]] == sizes[pair[1]]]
+        chosen = self.get("bar-alias", pairs[0][1] if pairs else -1)
+        return next((pair for pair in pairs if pair[1] == chosen), None)
 
     def window_off(self, size: int) -> int:
         """Return the bytes by which windows into a BAR of ``size`` begin too late."""

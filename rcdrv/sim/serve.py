@@ -25,43 +25,33 @@ _TICK = 1.0
 
 def serve(
     layout: Layout,
+    where: Path | int,
     *,
-    path: str | Path | None = None,
-    fd: int = -1,
-    access_log: str | Path | None = None,
+    access_log: Path | None = None,
     ready: Callable[[], None] | None = None,
-    owned: bool = True,
 ) -> None:
     """Serve ``layout`` to one client after another, until SIGTERM or SIGINT.
 
-    :param path: the socket to listen on; only for this user, and removed at the end
-    :param fd: instead of ``path``, a UNIX socket. If connected, only that client is served; if
-        listening, one client after another
+    :param where: path of the socket to listen on, only for this user, and removed at the end; or
+        the descriptor of a UNIX socket: if connected, only that client is served; if listening, one
+        client after another
     :param access_log: file for the access log, overwritten. It has every access unless the layout
         has ``trap = "sparse"``
     :param ready: called once a client can connect
-    :param owned: the other end of ``fd`` starts and ends this process, so SIGINT from the terminal
-        is ignored
-    :raises UsageError: ``fd`` is no such socket
+    :raises UsageError: the descriptor is no such socket
     :raises HostError: cannot listen there, or the access log cannot be written
     """
-    if (path is None) == (fd < 0):
-        raise UsageError("serve a socket path or a connected socket: one of the two")
     allow_descriptors(layout.msi + layout.msix)
     with contextlib.ExitStack() as stack:
-        log = AccessLog()
-        if access_log is not None:
-            log = AccessLog(stack.enter_context(open_output(Path(access_log))))
+        stream = stack.enter_context(open_output(access_log)) if access_log is not None else None
+        log = AccessLog(stream)
         endpoint = SimEndpoint(layout, log)
         stack.callback(endpoint.close)
-        sock = stack.enter_context(_inherited(fd)) if path is None else None
         server = Server(endpoint, wake=endpoint.function.wake_fd)
         stack.callback(server.close)
-        stack.enter_context(_signals(server, interactive=sock is None or not owned))
+        stack.enter_context(_signals(server))
         stack.enter_context(_ticks())
-        if path is not None:
-            sock = stack.enter_context(listen(path))
-        assert sock is not None
+        sock = stack.enter_context(_inherited(where) if isinstance(where, int) else listen(where))
         if ready:
             ready()
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -95,16 +85,13 @@ def _inherited(fd: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _signals(server: Server, *, interactive: bool) -> Iterator[None]:
+def _signals(server: Server) -> Iterator[None]:
     def stop(_signum: int, _frame: FrameType | None) -> None:
         server.stop()
 
     before = {
         signum: signal.signal(signum, stop) for signum in heeded([signal.SIGTERM, signal.SIGINT])
     }
-    if not interactive:
-        before.setdefault(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from rcdrv.errors import UsageError
-from rcdrv.fuzz.saved import saved_files
+from rcdrv.fuzz.finding import saved_files
 from tools.lab.channel import Process
 from tools.lab.debug_kernel import debug_kernel
 from tools.lab.errors import CommandTimeout, LabError

@@ -9,8 +9,9 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
 from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.errors import HostError, Interrupted, RcdrvError, UsageError
@@ -20,13 +21,12 @@ from rcdrv.fuzz.device.draw import Draw
 from rcdrv.fuzz.device.facts import STEPS as STEPS
 from rcdrv.fuzz.device.facts import Options as Options
 from rcdrv.fuzz.device.facts import Wrong
-from rcdrv.fuzz.device.harm import check_sense, harm_of
+from rcdrv.fuzz.device.harm import harm_of, nonsense
 from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.session import DeviceSession, Opener
-from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import Irq, Step
 from rcdrv.fuzz.direct import Direct, Hang
-from rcdrv.fuzz.saved import slug
+from rcdrv.fuzz.finding import slug
 from rcdrv.fuzz.trial import describe_crash
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.description import Layout
@@ -46,12 +46,33 @@ _MOST_SECONDS = 120.0
 """The same in real time."""
 
 
-class Target(NamedTuple):
-    open: Opener
-    address: str
-    """Address, as given."""
-    renew: Callable[[], None] = lambda: None
-    """Restore the initial state. A board cannot; it is cleaned up before each sequence."""
+_PAIRS_UP_TO = 12
+"""Limit of steps for dropping pairs, whose number is quadratic."""
+
+Shows = Callable[[Sequence[Step]], "Found | None"]
+"""Runs the steps; returns whether they show the same fault."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A sequence whose last step has a wrong outcome."""
+
+    steps: tuple[Step, ...]
+    """Empty if the endpoint could not be prepared for the first step."""
+    kind: str
+    """Kind of fault in a word or two; equal for equal faults."""
+    message: str
+    dead: bool = False
+    """Whether the endpoint takes no command any more."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Identity: the last step's verb and the kind of fault."""
+        return self.steps[-1].verb if self.steps else "", self.kind
+
+    @property
+    def lost(self) -> bool:
+        return self.kind == "device-lost"
 
 
 class Software:
@@ -88,19 +109,13 @@ class Campaign:
 
 
 @dataclass
-class _Run:
-    """One sequence, up to its last executed step."""
-
-    steps: list[Step] = field(default_factory=list)
-    found: Found | None = None
-
-
-@dataclass
 class DeviceFuzzer:
-    """Run sequences on ``target``."""
+    """Run sequences on the endpoint that ``open`` opens."""
 
-    target: Target
+    open: Opener
     options: Options = field(default_factory=Options)
+    renew: Callable[[], None] = lambda: None
+    """Restore the initial state. A board cannot; it is cleaned up before each sequence."""
 
     def run(
         self,
@@ -122,12 +137,13 @@ class DeviceFuzzer:
             if seconds is not None and time.monotonic() - begun > seconds:
                 break
             draw = Draw(random.Random(f"{seed}/{campaign.sequences}"), self.options.destructive)
-            done = self._sequence(lambda model: self._drawn(draw, model))  # noqa: B023 - used now
-            on_sequence(campaign.sequences, done.steps, done.found)
+            steps: list[Step] = []
+            found = self._sequence(partial(self._drawn, draw), steps)
+            on_sequence(campaign.sequences, steps, found)
             campaign.sequences += 1
-            campaign.steps += len(done.steps)
-            if done.found is not None:
-                campaign.found, campaign.flaky = self._shorten(done.found)
+            campaign.steps += len(steps)
+            if found is not None:
+                campaign.found, campaign.flaky = self._shorten(found)
                 break
         return campaign
 
@@ -136,7 +152,7 @@ class DeviceFuzzer:
 
         :raises UsageError: a step is senseless, or does harm without consent
         """
-        return self._sequence(lambda _model: iter(steps)).found
+        return self._sequence(lambda _model: iter(steps), [])
 
     # -- one sequence -----------------------------------------------------------------------------
 
@@ -155,16 +171,18 @@ class DeviceFuzzer:
             for offset in memory.known():
                 yield Step("peek", bar=bar, offset=offset, width=8)
 
-    def _sequence(self, choose: Callable[[Model], Iterator[Step]]) -> _Run:
-        """Run the steps that ``choose`` returns, up to the first fault."""
-        options, run, dead = self.options, _Run(), False
-        self.target.renew()
+    def _sequence(
+        self, choose: Callable[[Model], Iterator[Step]], done: list[Step]
+    ) -> Found | None:
+        """Run the steps that ``choose`` returns up to the first fault; add them to ``done``."""
+        options, dead = self.options, False
+        self.renew()
         try:
-            with DeviceSession(self.target.open, options) as session:
+            with DeviceSession(self.open, options) as session:
                 model = Model(session.facts, session.registers())
                 for step in choose(model):
                     self._check(step, model)
-                    run.steps.append(step)
+                    done.append(step)
                     if options.trace is not None:
                         options.trace(f"step  {step}")
                     try:
@@ -176,17 +194,17 @@ class DeviceFuzzer:
                     if step.verb in ("reset", "reopen") and not session.facts.keeps_state:
                         model.restart(seen.registers)
         except Wrong as wrong:
-            run.found = _found(run.steps, wrong.kind, str(wrong), dead)
+            return _found(done, wrong.kind, str(wrong), dead)
         except (Interrupted, HostError, UsageError):
             raise
         except RcdrvError as error:
             reason = classify(error)[1]
-            run.found = _found(run.steps, reason.value if reason else "", error.message, dead)
+            return _found(done, reason.value if reason else "", error.message, dead)
         except Hang as hang:
-            run.found = _found(run.steps, "hang", f"hangs: {hang}")
+            return _found(done, "hang", f"hangs: {hang}")
         except Exception as error:
-            run.found = _found(run.steps, *describe_crash(error))
-        return run
+            return _found(done, *describe_crash(error))
+        return None
 
     def _check(self, step: Step, model: Model) -> None:
         harm = harm_of(step, model)
@@ -195,7 +213,9 @@ class DeviceFuzzer:
                 f"{step} may harm the endpoint here",
                 hint=f"`destructive={harm}` permits it",
             )
-        check_sense(step, model)
+        why = nonsense(step, model)
+        if why:
+            raise UsageError(f"{step}: {why}")
 
     # -- shortening -------------------------------------------------------------------------------
 
@@ -230,6 +250,87 @@ def _found(steps: Sequence[Step], kind: str, message: str, dead: bool = False) -
     if dead:
         message += "; the endpoint is dead: it takes no command any more, so reboot it"
     return Found(tuple(steps), kind, f"{where}: {' '.join(message.split())}", dead)
+
+
+# -- shortening ----------------------------------------------------------------------------------
+
+
+def shorten(found: Found, shows: Shows) -> Found:
+    """Drop steps and arguments while the fault remains; the last step stays.
+
+    :param shows: called with sensible sequences only, not with ``found`` itself
+    """
+    size = len(found.steps) // 2
+    while size > 1:
+        found = _leave_out(found, size, shows)
+        size //= 2
+    before: tuple[Step, ...] = ()
+    while found.steps != before:
+        before = found.steps
+        found = _leave_out(found, 1, shows)
+        found = _leave_out_pairs(found, shows)
+        found = _simplify(found, shows)
+    return found
+
+
+def _leave_out(found: Found, size: int, shows: Shows) -> Found:
+    """Drop each run of ``size`` steps, the last ones first."""
+    end = len(found.steps) - 1
+    while end > 0:
+        start = max(0, end - size)
+        fewer = shows(found.steps[:start] + found.steps[end:])
+        if fewer is not None:
+            found = fewer
+        end = min(start, len(found.steps) - 1)
+    return found
+
+
+def _leave_out_pairs(found: Found, shows: Shows) -> Found:
+    """Drop pairs, such as an ENABLE and its DISABLE."""
+    if len(found.steps) > _PAIRS_UP_TO:
+        return found
+    for pair in combinations(range(len(found.steps) - 1), 2):
+        fewer = shows([step for index, step in enumerate(found.steps) if index not in pair])
+        if fewer is not None:
+            return _leave_out_pairs(fewer, shows)
+    return found
+
+
+def _simplify(found: Found, shows: Shows) -> Found:
+    index = 0
+    while index < len(found.steps):
+        for simpler in _simpler(found.steps[index]):
+            plainer = shows([*found.steps[:index], simpler, *found.steps[index + 1 :]])
+            if plainer is not None and len(plainer.steps) <= len(found.steps):
+                found = plainer
+                break
+        else:
+            index += 1
+    return found
+
+
+def _simpler(step: Step) -> Iterator[Step]:
+    """Yield the step with one argument dropped or simplified."""
+    if step.irq is not None:
+        yield step.but(irq=None)
+        if step.irq.number > 1:
+            yield step.but(irq=Irq(step.irq.choice))
+    for key, plain in (("stale", 0), ("flags", 0), ("dma", False), ("shift", 0), ("bad", False)):
+        if getattr(step, key) != plain:
+            yield step.but(**{key: plain})
+    simple = {"count": (1, 2), "size": (1, 64, 1024), "value": (1,), "bar": (1, 2, 6)}
+    for key, values in simple.items():
+        yield from (step.but(**{key: v}) for v in values if v < getattr(step, key))
+    if step.verb in ("peek", "poke"):
+        if step.offset:
+            yield step.but(offset=0)
+        for width in (8, 16, 32):
+            if width < step.width:
+                yield step.but(width=width, value=step.value & (1 << width) - 1)
+    for key in ("stale", "flags"):
+        bits = getattr(step, key)
+        if bits & (bits - 1):
+            yield step.but(**{key: bits & -bits})
 
 
 # -- files of a finding ----------------------------------------------------------------------------

@@ -7,9 +7,8 @@ from collections.abc import Collection
 
 from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.registers import ANSWERS, Command, Status
-from rcdrv.errors import UsageError
 from rcdrv.fuzz.device.facts import LARGEST_SIZE
-from rcdrv.fuzz.device.harm import HARMS, check_sense, harm_of
+from rcdrv.fuzz.device.harm import HARMS, harm_of, nonsense
 from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.steps import VERBS, Irq, Step, command_of
 from rcdrv.mmio import WIDTHS
@@ -50,13 +49,7 @@ class Draw:
 
     def _fits(self, step: Step, model: Model) -> bool:
         harm = harm_of(step, model)
-        if harm and harm not in self._destructive:
-            return False
-        try:
-            check_sense(step, model)
-        except UsageError:
-            return False
-        return True
+        return (not harm or harm in self._destructive) and not nonsense(step, model)
 
     def _step(self, verb: str, model: Model) -> Step | None:
         rng, facts = self._rng, model.facts

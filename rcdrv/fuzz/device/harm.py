@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.registers import NO_BAR, Caps, Command, Reg
-from rcdrv.errors import UsageError
 from rcdrv.fuzz.device.facts import LARGEST_SIZE
 from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.steps import TRANSFERS, Irq, Step, command_of
@@ -104,79 +103,38 @@ def harm_of(step: Step, model: Model) -> str:
     return next((name for name, harm in HARMS.items() if harm.done_by(step, model)), "")
 
 
-_RINGS = ("ring", "threads")
-_DOORBELL = ("enable", "disable", "cycle", "expect")
-_SUBRANGE = ("setup", "clear")
-
-# Verbs, condition under which they are senseless, and the reason.
-_NONSENSE: tuple[tuple[tuple[str, ...], _Test, str], ...] = (
-    (
-        ("peek", "poke"),
-        lambda step, model: model.facts.in_window(step) and step.bar in model.facts.reserved,
-        "BAR{step.bar} is reserved",
-    ),
-    (
-        ("poke",),
-        lambda step, model: (
-            model.facts.in_window(step)
-            and step.bar == model.facts.reg_bar
-            and step.offset + step.width // 8 > 4
-        ),
-        "the test registers are not for poking",
-    ),
+def nonsense(step: Step, model: Model) -> str:
+    """Return why a step is never done, with any consent; empty if it makes sense now."""
+    verb, bar, facts, irq = step.verb, step.bar, model.facts, step.irq
+    if verb in ("peek", "poke") and facts.in_window(step):
+        if bar in facts.reserved:
+            return f"BAR{bar} is reserved"
+        if verb == "poke" and bar == facts.reg_bar and step.offset + step.width // 8 > 4:
+            return "the test registers are not for poking"
     # An older kernel may lack an unannounced command, or support it silently.
-    (
-        _DOORBELL,
-        lambda _step, model: not model.facts.caps & Caps.DYNAMIC_INBOUND_MAPPING,
-        "CAPS does not announce DYNAMIC_INBOUND_MAPPING",
-    ),
-    (
-        _SUBRANGE,
-        lambda _step, model: not model.facts.caps & Caps.SUBRANGE_MAPPING,
-        "CAPS does not announce SUBRANGE_MAPPING",
-    ),
-    (_RINGS, lambda _step, model: not model.enabled, "no doorbell is enabled"),
-    (
-        (*_RINGS, "cycle", "expect"),
-        lambda _step, model: model.tainted,
-        "DB_BAR was overwritten, so the place of the doorbell is unknown",
-    ),
-    (
-        _SUBRANGE,
-        lambda step, model: step.bar == model.doorbell_bar,
-        "BAR{step.bar} holds the doorbell",
-    ),
-    (
-        ("expect",),
-        lambda step, model: step.bar == model.facts.reg_bar,
-        "BAR{step.bar} holds the test registers",
-    ),
-    (
-        (),
-        lambda step, model: step.irq and step.irq.choice not in model.facts.vectors,
-        "this function has no {step.irq.choice.value}",
-    ),
-    (
-        ("command",),
-        lambda step, _model: step.type <= 2 and step.value in [int(one) for one in Command],
-        "that is a command",
-    ),
-    (("reset",), lambda _step, model: not model.facts.can_reset, "the function has no reset"),
+    doorbell, subrange = Caps.DYNAMIC_INBOUND_MAPPING, Caps.SUBRANGE_MAPPING
+    if verb in ("enable", "disable", "cycle", "expect") and not facts.caps & doorbell:
+        return "CAPS does not announce DYNAMIC_INBOUND_MAPPING"
+    if verb in ("setup", "clear"):
+        if not facts.caps & subrange:
+            return "CAPS does not announce SUBRANGE_MAPPING"
+        if bar == model.doorbell_bar:
+            return f"BAR{bar} holds the doorbell"
+    if verb in ("ring", "threads") and not model.enabled:
+        return "no doorbell is enabled"
+    if verb in ("ring", "threads", "cycle", "expect") and model.tainted:
+        return "DB_BAR was overwritten, so the place of the doorbell is unknown"
+    if verb == "expect" and bar == facts.reg_bar:
+        return f"BAR{bar} holds the test registers"
+    if irq and irq.choice not in facts.vectors:
+        return f"this function has no {irq.choice.value}"
+    if verb == "command" and step.type <= 2 and step.value in list(map(int, Command)):
+        return "that is a command"
+    if verb == "reset" and not facts.can_reset:
+        return "the function has no reset"
     # epf->bar[].submap survives it, and the next pci_epc_set_bar() is -EINVAL.
-    (
-        ("reset", "reopen"),
-        lambda _step, model: model.swapped and not model.facts.keeps_state,
-        "it would cost the BARs that have a subrange mapping",
-    ),
-    ((), lambda step, _model: step.size + step.shift > 64 << 20, "no buffer is that large"),
-)
-
-
-def check_sense(step: Step, model: Model) -> None:
-    """Check a step that is never done, with any consent.
-
-    :raises UsageError: impossible, or senseless in the current state
-    """
-    for verbs, senseless, why in _NONSENSE:
-        if (not verbs or step.verb in verbs) and senseless(step, model):
-            raise UsageError(f"{step}: {why.format(step=step)}")
+    if verb in ("reset", "reopen") and model.swapped and not facts.keeps_state:
+        return "it would cost the BARs that have a subrange mapping"
+    if step.size + step.shift > 64 << 20:
+        return "no buffer is that large"
+    return ""

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from rcdrv.device import IrqKind
-from rcdrv.epf_test.answer import IrqChoice
+from rcdrv.epf_test.answer import Answer, IrqChoice
 from rcdrv.epf_test.bars import is_reserved
 from rcdrv.epf_test.block import stale_doorbell
 from rcdrv.epf_test.doorbell import LEFT_ENABLED_HINT, Doorbell, free_stale_doorbell
@@ -291,23 +291,18 @@ class DeviceSession:
                 vector=irq.number - 1,
                 timeout=self._timeout + step.size / SLOWEST,
             )
-            vectors, answered, left = answer.vectors, answer.answered, answer.command_left
         else:
-            vectors, answered, left = self._raw(step, irq, parameters)
-        return self._settled(irq, vectors, answered, left, parameters)
+            answer = self._raw(step, irq, parameters)
+        return self._settled(irq, answer, parameters)
 
-    def _raw(
-        self, step: Step, irq: Irq, parameters: Mapping[Reg, int]
-    ) -> tuple[dict[int, int], bool, bool]:
+    def _raw(self, step: Step, irq: Irq, parameters: Mapping[Reg, int]) -> Answer:
         """Issue a command as the driver never does.
 
         Its FLAGS or STATUS have invalid bits, or its IRQ_TYPE or COMMAND is invalid.
-
-        :returns: interrupts, whether it was answered, whether COMMAND remained
         """
         driver = self.driver
         if driver.read(Reg.COMMAND):
-            return {}, False, True
+            return Answer(Status(0), answered=False, command_left=True)
         if driver.read(Reg.IRQ_TYPE) > IrqType.MSIX:
             # A tick that has already read COMMAND would swallow it.
             driver.write(Reg.IRQ_TYPE, driver.irq_type)
@@ -326,7 +321,8 @@ class DeviceSession:
         answer = driver.wait_answer(start, _ANSWERS.get(command), patience)
         if step.dma and not answer.answered:
             self._swallows_dma = True
-        return answer.vectors, answer.answered, driver.read(Reg.COMMAND) != 0
+        answer.command_left = driver.read(Reg.COMMAND) != 0
+        return answer
 
     def _request(self, step: Step, irq: Irq) -> int:
         """Write what the endpoint reads for its answer, and return the time."""
@@ -338,17 +334,10 @@ class DeviceSession:
         barrier()
         return self.function.clock.now_ns()
 
-    def _settled(
-        self,
-        irq: Irq,
-        vectors: dict[int, int],
-        answered: bool,
-        left: bool,
-        parameters: Mapping[Reg, int],
-    ) -> Seen:
-        """Return the interrupts after a pause in which surplus ones may arrive."""
-        driver = self.driver
-        if irq.choice is IrqChoice.INTX and answered and not vectors:
+    def _settled(self, irq: Irq, answer: Answer, parameters: Mapping[Reg, int]) -> Seen:
+        """Return the answer, with the interrupts of a pause in which surplus ones may arrive."""
+        driver, vectors = self.driver, answer.vectors
+        if irq.choice is IrqChoice.INTX and answer.answered and not vectors:
             self._lacks_intx = True
         self.function.pause(SETTLE)
         driver.drop_interrupts()
@@ -358,8 +347,8 @@ class DeviceSession:
             vectors = {**vectors, first: vectors.get(first, 0) + more}
         return Seen(
             self.registers(),
-            answered=answered,
-            command_left=left,
+            answered=answer.answered,
+            command_left=answer.command_left,
             vectors=vectors,
             armed=self.facts.vectors[irq.choice],
             parameters=parameters,
@@ -426,4 +415,4 @@ class DeviceSession:
         if step.rings > 1:
             # Each that is not merged may take as long as the first.
             self.function.pause(max(_QUIET, step.rings * (answer.latency_ns or 0) / 1e9))
-        return self._settled(irq, answer.vectors, answer.answered, False, {})
+        return self._settled(irq, answer, {})

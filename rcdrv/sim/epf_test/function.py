@@ -65,8 +65,8 @@ class SimEpfTest(SimFunction):
         self._silent = "silent" in self.faults
         # epf->bar[].submap: nothing clears it but BAR_SUBRANGE_CLEAR, no reset and no rebind.
         self._submaps: dict[int, tuple[int, ...]] = {}
-        # epf_test->reg[]: the BARs that have memory
-        self._allocated = self._alloc_space()
+        # epf_test->reg[]: the BARs that have memory (pci_epf_test_alloc_space())
+        self._allocated = set(self._layout.usable_bars)
         self._bound = True
         # The doorbell's interrupt thread crashed.
         self._handler_died = False
@@ -84,10 +84,6 @@ class SimEpfTest(SimFunction):
         self.start()
 
     # -- life -------------------------------------------------------------------------------------
-
-    def _alloc_space(self) -> set[int]:
-        """Return the BARs that get memory (pci_epf_test_alloc_space())."""
-        return set(self._layout.usable_bars)
 
     def set_up(self) -> None:
         """Set up CAPS and the BARs (pci_epf_test_epc_deinit(), pci_epf_test_epc_init()).
@@ -128,7 +124,7 @@ class SimEpfTest(SimFunction):
         """
         self._bound = True
         self._log.event("bind")
-        self._allocated = self._alloc_space()
+        self._allocated = set(self._layout.usable_bars)
         self.set_up()
         self.start()
 
@@ -492,8 +488,8 @@ class SimEpfTest(SimFunction):
 
     def _announce(self, bar: int, offset: int, data: int) -> None:
         """Write DB_BAR, DB_OFFSET, DB_DATA; faults change the announcement, not the doorbell."""
-        sizes = [entry.size if entry else 0 for entry in self._layout.bars]
-        said, offset = self.faults.said_place((bar, offset), sizes, self._layout.register_bar)
+        layout = self._layout
+        said, offset = self.faults.said_place((bar, offset), layout.sizes, layout.register_bar)
         said &= 0xFFFF_FFFF
         self._said_bar = (said, bar)
         self._regs.write32(SimRegister.DB_DATA, data)

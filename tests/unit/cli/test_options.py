@@ -45,7 +45,6 @@ SPEAKERS: tuple[Callable[..., object], ...] = (
 """What a program calls, and the messages speak of."""
 
 OWN_COMMAND_LINE = {
-    "sim/__main__.py": "is a program of its own",
     "fuzz/device/campaign.py": "writes the shell script that replays a finding",
 }
 

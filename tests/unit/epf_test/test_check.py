@@ -9,7 +9,7 @@ from rcdrv.epf_test.check import Check, check_endpoint
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
-from rcdrv.sim.interrupts import SimInterrupts
+from rcdrv.sim.controller import SimController
 
 from .virtual import endpoint
 
@@ -33,9 +33,9 @@ def test_the_interrupt_of_a_polled_command_may_come_after_its_status(
 
     monkeypatch.setattr(Direct, "trigger", late)
     # The host enables MSI between STATUS and pci_epc_get_msi().
-    vectors = SimInterrupts.vectors
+    vectors = SimController.vectors
     monkeypatch.setattr(
-        SimInterrupts, "vectors", lambda self, kind: vectors(self, kind) or int(kind is IrqKind.MSI)
+        SimController, "vectors", lambda self, kind: vectors(self, kind) or int(kind is IrqKind.MSI)
     )
     with (
         endpoint("rk3588") as device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rcdrv.fuzz.campaign import Plan, run_block
-from rcdrv.fuzz.shrink import Table
+from rcdrv.fuzz.finding import Table
 from rcdrv.fuzz.trial import run_layout
 from rcdrv.sim.layout import load_layout, parse_layout, preset_names
 

@@ -17,9 +17,8 @@ from rcdrv.errors import HostError, UsageError
 from rcdrv.fuzz import campaign
 from rcdrv.fuzz.campaign import BLOCK, Plan, run, run_block
 from rcdrv.fuzz.coverage import Coverage
-from rcdrv.fuzz.saved import dump_table, reason_of, save, saved_files
-from rcdrv.fuzz.shrink import shrink
-from rcdrv.fuzz.trial import Finding, run_layout
+from rcdrv.fuzz.finding import Finding, dump_table, reason_of, save, saved_files, shrink
+from rcdrv.fuzz.trial import run_layout
 from rcdrv.sim.layout import load_layout
 
 CORPUS = Path(__file__).parents[2] / "fuzz_corpus"

@@ -21,18 +21,18 @@ from rcdrv.errors import UsageError
 from rcdrv.fuzz.device.campaign import (
     Campaign,
     DeviceFuzzer,
+    Found,
     Options,
     Software,
-    Target,
     save,
     script,
+    shorten,
 )
 from rcdrv.fuzz.device.draw import Draw
 from rcdrv.fuzz.device.facts import Facts, Seen
 from rcdrv.fuzz.device.harm import CLASSES
 from rcdrv.fuzz.device.model import Model
 from rcdrv.fuzz.device.session import DeviceSession
-from rcdrv.fuzz.device.shorten import Found, shorten
 from rcdrv.fuzz.device.steps import VERBS, Step, parse_step
 from rcdrv.sim.access_log import AccessLog
 from rcdrv.sim.epf_test.function import SimEpfTest
@@ -59,7 +59,7 @@ def fuzzer(
             log.renew()
 
     try:
-        yield DeviceFuzzer(Target(software.open, f"sim:{spec}", renew), options)
+        yield DeviceFuzzer(software.open, options, renew)
     finally:
         software.close()
 
@@ -318,9 +318,7 @@ def test_the_crash_behind_an_overwritten_db_bar_is_found(seed: int) -> None:
 def test_a_lost_doorbell_is_noticed_and_disabled_all_the_same(value: int) -> None:
     """pci_epf_test_disable_doorbell(): if (bar < BAR_0) goto set_status_err"""
     software = Software(load_layout("generic"))
-    fuzz = DeviceFuzzer(
-        Target(software.open, "sim:generic", software.renew), Options(destructive=["write-db-bar"])
-    )
+    fuzz = DeviceFuzzer(software.open, Options(destructive=["write-db-bar"]), software.renew)
     found = fuzz.replay([Step("enable"), Step("db_bar", value=value), Step("disable")])
     assert found is not None
     assert (found.kind, found.dead) == ("doorbell lost", False)
@@ -332,9 +330,7 @@ def test_a_lost_doorbell_is_noticed_and_disabled_all_the_same(value: int) -> Non
 def test_a_bar_that_another_was_taken_for_is_given_back(end: str) -> None:
     """DISABLE maps the memory of the BAR that DB_BAR names, whichever shows the doorbell."""
     software = Software(load_layout("generic"))
-    fuzz = DeviceFuzzer(
-        Target(software.open, "sim:generic", software.renew), Options(destructive=["write-db-bar"])
-    )
+    fuzz = DeviceFuzzer(software.open, Options(destructive=["write-db-bar"]), software.renew)
     steps = f"enable db_bar,value=3{end}".split()
     assert fuzz.replay([parse_step(text) for text in steps]) is None
     endpoint = software.device.endpoint
@@ -356,9 +352,7 @@ def test_a_doorbell_cannot_always_give_its_window_back(end: str) -> None:
 def test_a_board_that_died_is_called_dead() -> None:
     """It is not there to be shown the same again."""
     software = Software(load_layout("generic"))
-    fuzz = DeviceFuzzer(
-        Target(software.open, "a board"), Options(destructive=["write-db-bar"], timeout=0.1)
-    )
+    fuzz = DeviceFuzzer(software.open, Options(destructive=["write-db-bar"], timeout=0.1))
     done = fuzz.run(21, examples=10)
     assert done.found is not None
     assert done.found.dead
@@ -400,7 +394,7 @@ def test_disable_is_harmless_behind_another() -> None:
 )
 def test_doorbell_and_mappings_are_given_back(steps: list[str]) -> None:
     software = Software(load_layout("generic"))
-    fuzz = DeviceFuzzer(Target(software.open, "sim:generic", software.renew))
+    fuzz = DeviceFuzzer(software.open, renew=software.renew)
     assert fuzz.replay([parse_step(text) for text in steps]) is None
     endpoint = software.device.endpoint
     assert not endpoint.doorbell_enabled
@@ -416,7 +410,7 @@ def test_what_an_earlier_run_left_does_not_confuse() -> None:
         session.do(parse_step("enable"))
         session.do(parse_step("setup,bar=2"))
         session.close = lambda: None  # type: ignore[method-assign]  # it is killed
-    fuzz = DeviceFuzzer(Target(software.open, "a board"))
+    fuzz = DeviceFuzzer(software.open)
     assert fuzz.run(3, examples=3).found is None
     software.close()
 
@@ -515,7 +509,7 @@ def run_script(path: Path, bug: str) -> subprocess.CompletedProcess[str]:
 def test_what_is_not_seen_again_is_said_and_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """An endpoint that fails once and never again."""
     software = Software(load_layout("generic"))
-    fuzz = DeviceFuzzer(Target(software.open, "sim:generic", software.renew))
+    fuzz = DeviceFuzzer(software.open, renew=software.renew)
     do, once = DeviceSession.do, [True]
 
     def fail_once(session: DeviceSession, step: Step) -> Seen:

@@ -16,8 +16,7 @@ from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Command, Flags, Reg
 from rcdrv.function import Function
 from rcdrv.fuzz.campaign import Plan, run_block, try_table
-from rcdrv.fuzz.shrink import Table, shrink
-from rcdrv.fuzz.trial import Finding
+from rcdrv.fuzz.finding import Finding, Table, shrink
 from rcdrv.sim.controller import SimController
 from rcdrv.sim.epf_test import function as sim_epf_test
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rcdrv.errors import HostError
-from rcdrv.host.function import HostBar, HostFunction, candidates, functions
-from rcdrv.pci import Command, Link
+from rcdrv.host.function import HostFunction, candidates, functions
+from rcdrv.pci import Bar, Command, Link
 from tests.unit.host.tree import ENDPOINT, IO, MEM, MEM_64, PORT, UNSET, Tree
 
 
@@ -32,10 +32,10 @@ def test_bars(tree: Tree) -> None:
         )
     )
     assert function.bars == (
-        HostBar(0, 128, 0xFE000000, True, False, False),
-        HostBar(1, 0x20000, 0, True, False, False),
-        HostBar(2, 1 << 20, 0x3800000000, True, True, True),
-        HostBar(4, 32, 0xE000, False, False, False),
+        Bar(0, 128, True, False, False, 0xFE000000),
+        Bar(1, 0x20000, True, False, False, 0),
+        Bar(2, 1 << 20, True, True, True, 0x3800000000),
+        Bar(4, 32, False, False, False, 0xE000),
     )
 
 

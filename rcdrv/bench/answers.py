@@ -1,17 +1,46 @@
-"""Interrupts: the latency of this host alone, and from a command to its answer."""
+"""Time from COMMAND to the answer, of transfers and interrupts; and interrupts of this host alone.
+
+It includes the endpoint's tick of a millisecond or more, and the checksum of a transfer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rcdrv.device import IrqKind, SetIrqs
-from rcdrv.epf_test.answer import IrqChoice
+from rcdrv.epf_test.answer import Answer, IrqChoice
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.irqs import raise_vector
+from rcdrv.epf_test.transfer import Direction, Placement, transfers
 from rcdrv.results.bench import Series
 from rcdrv.results.distribution import Distribution
 from rcdrv.verdict import NotPassed, Reason, skip
 
 
-def choices(driver: EpfTest) -> tuple[IrqChoice, ...]:
+def transfer(driver: EpfTest, direction: Direction, size: int, dma: bool, count: int) -> Series:
+    """Measure ``count`` transfers of ``size`` bytes, of which every byte is checked.
+
+    :param dma: use the endpoint's DMA engine, else its processor
+    :raises NotPassed: the first failure
+    :raises UsageError: the size could harm the endpoint
+    """
+    placement = Placement(size)
+    with transfers(driver, direction, dma, [placement]) as move:
+        found = _latencies(driver, count, lambda _number: move(placement))
+    return Series(f"{'dma' if dma else 'memcpy'} {direction.value} {size}", found, size)
+
+
+def _latencies(driver: EpfTest, count: int, request: Callable[[int], Answer]) -> Distribution:
+    samples = []
+    for number in range(count):
+        driver.function.check()
+        answer = request(number)
+        assert answer.latency_ns is not None
+        samples.append(answer.latency_ns)
+    return Distribution.of(samples)
+
+
+def irq_choices(driver: EpfTest) -> tuple[IrqChoice, ...]:
     """Return the requested kind, else all that function and endpoint have."""
     if driver.irq_choice is not IrqChoice.AUTO:
         return (driver.irq_choice,)
@@ -49,10 +78,8 @@ def loopback(driver: EpfTest, choice: IrqChoice, count: int) -> Series | None:
     return Series(f"{choice.value} on this host", Distribution.of(samples))
 
 
-def measure(driver: EpfTest, choice: IrqChoice, vectors: int, count: int) -> Series:
+def interrupt(driver: EpfTest, choice: IrqChoice, vectors: int, count: int) -> Series:
     """Measure ``count`` interrupts of the endpoint, on vectors 1 to ``vectors`` in turn.
-
-    From COMMAND to the answer, with the endpoint's tick of a millisecond or more.
 
     :raises NotPassed: an interrupt failed; or a skip, too few vectors
     """
@@ -65,11 +92,6 @@ def measure(driver: EpfTest, choice: IrqChoice, vectors: int, count: int) -> Ser
             hint="rcdrv info shows how many there are",
         )
     driver.drop_interrupts()
-    samples = []
-    for number in range(count):
-        driver.function.check()
-        answer = raise_vector(driver, choice, number % vectors)
-        assert answer.latency_ns is not None
-        samples.append(answer.latency_ns)
+    found = _latencies(driver, count, lambda number: raise_vector(driver, choice, number % vectors))
     name = f"{choice.value} of the endpoint"
-    return Series(f"{name}, {vectors} vectors" if vectors > 1 else name, Distribution.of(samples))
+    return Series(f"{name}, {vectors} vectors" if vectors > 1 else name, found)
