@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rcdrv.api import case_names as case_names
     from rcdrv.api import open as open
     from rcdrv.epf_test.answer import IrqChoice as IrqChoice
+    from rcdrv.epf_test.check import CheckResult as CheckResult
     from rcdrv.epf_test.doorbell import Doorbell as Doorbell
     from rcdrv.epf_test.doorbell import Location as Location
     from rcdrv.epf_test.driver import EpfTest as EpfTest
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
     from rcdrv.function import Function as Function
     from rcdrv.mmio import Window as Window
     from rcdrv.needs import CAPABILITIES as CAPABILITIES
-    from rcdrv.outcomes import CheckResult as CheckResult
-    from rcdrv.outcomes import Result as Result
     from rcdrv.outcomes import RingResult as RingResult
     from rcdrv.outcomes import SuiteResult as SuiteResult
+    from rcdrv.results.outcome import Result as Result
     from rcdrv.verdict import NotPassed as NotPassed
     from rcdrv.verdict import Reason as Reason
     from rcdrv.verdict import Verdict as Verdict
@@ -53,8 +53,8 @@ _HOMES = {
     "NotPassed": "verdict",
     "RcdrvError": "errors",
     "Reason": "verdict",
-    "Result": "outcomes",
-    "CheckResult": "outcomes",
+    "Result": "results.outcome",
+    "CheckResult": "epf_test.check",
     "RingResult": "outcomes",
     "SuiteResult": "outcomes",
     "UsageError": "errors",

@@ -1,9 +1,9 @@
 """The Python API: open an endpoint, ring, test, read and write.
 
 The endpoint's outcome is data: :meth:`Endpoint.ring` and :meth:`Endpoint.test` return a
-:class:`~rcdrv.outcomes.Result` also for a dead doorbell or a lost device; its
-:meth:`~rcdrv.outcomes.Result.check` raises. A fault of the caller or the host is an exception:
-:class:`~rcdrv.errors.UsageError`, :class:`~rcdrv.errors.HostError`.
+:class:`~rcdrv.results.outcome.Result` also for a dead doorbell or a lost device; its ``check()``
+raises. A fault of the caller or the host is an exception: :class:`~rcdrv.errors.UsageError`,
+:class:`~rcdrv.errors.HostError`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rcdrv.errors import DeviceLost, EndpointError, RcdrvError, UsageError
 from rcdrv.function import Function
 from rcdrv.mmio import Window
 from rcdrv.needs import lacks
-from rcdrv.outcomes import CheckResult, RingResult, SuiteResult
+from rcdrv.outcomes import RingResult, SuiteResult
 from rcdrv.results.baseline import load
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import Baseline, Run
@@ -33,7 +33,7 @@ from rcdrv.verdict import NotPassed
 from rcdrv.wait import Cancel
 
 if TYPE_CHECKING:
-    from rcdrv.epf_test.check import LayerResult
+    from rcdrv.epf_test.check import CheckResult, LayerResult
     from rcdrv.epf_test.suite import Case
     from rcdrv.epf_vntb.driver import Vntb
 
@@ -107,19 +107,22 @@ def all_cases(
 
     :raises UsageError: invalid transfers, or no such destructive case
     """
-    from rcdrv.epf_test.suite import cases, vary_transfers
+    from rcdrv.epf_test import bars
+    from rcdrv.epf_test.suite import cases
+    from rcdrv.epf_test.transfer import choose_placements
 
     for name in destructive:
         if name not in DESTRUCTIVE_NAMES:
             hint = f"one of {', '.join(DESTRUCTIVE_NAMES)}"
             raise UsageError(f"{name!r} is no destructive case", hint=hint)
-    options = vary_transfers(sizes, align, boundaries=boundaries, whole=whole)
+    placements = choose_placements(sizes, align, boundaries=boundaries)
+    suite = cases(placements, bars.chunks if whole else bars.sampled)
     if not more and not destructive:
-        return cases(options)
+        return suite
     from rcdrv.epf_test.more import MORE
 
     by_name = _destructive()
-    suite = MORE if more else cases(options)
+    suite = MORE if more else suite
     return (*suite, *(case for name in dict.fromkeys(destructive) for case in by_name[name]))
 
 
@@ -419,11 +422,9 @@ class Endpoint:
         :raises UsageError: the function is no pci-epf-test
         :raises Departed: the function is a recording of something else
         """
-        from rcdrv.epf_test.check import Check, check_endpoint
+        from rcdrv.epf_test.check import check_endpoint
 
-        check = Check(self.address)
-        check_endpoint(self.function, lambda: self.driver, check, reset=destructive, done=done)
-        return CheckResult(check)
+        return check_endpoint(self.function, lambda: self.driver, reset=destructive, done=done)
 
     # -- closing --------------------------------------------------------------------------------
 

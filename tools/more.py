@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterator
 
 from rcdrv.epf_test.more import DESTRUCTIVE_MORE, MORE
-from rcdrv.epf_test.more.case import MoreCase
+from rcdrv.epf_test.suite import Case
 
 
 def rows() -> Iterator[str]:
@@ -24,7 +24,7 @@ def rows() -> Iterator[str]:
             yield _row(f"`{case.name}`, with `--destructive {option}`", case)
 
 
-def _row(name: str, case: MoreCase) -> str:
+def _row(name: str, case: Case) -> str:
     name = name.replace("BAR0", "BARn")
     return f"| {name} | {case.summary} | {case.risk} | {case.needs} |"
 

@@ -20,7 +20,7 @@ from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import (
     bar_number,
     common_options,
-    endpoint,
+    drive,
     file_name,
     number,
     open_function,
@@ -127,7 +127,7 @@ def _measure(args: argparse.Namespace, cancel: Cancel) -> tuple[Result, RcdrvErr
     result: Result | None = None
     try:
         with open_function(args, cancel) as function:
-            driver = endpoint(args, function).driver
+            driver = drive(args, function)
             result = Result(args.what, function.address, describe(driver))
             for series in _BENCHES[args.what](args, driver, result):
                 result.series.append(series)

@@ -19,9 +19,8 @@ from rcdrv.cli import exit_status
 from rcdrv.cli.common import ENDPOINT, RECORD, endpoint, open_function, print_json
 from rcdrv.cli.options import spell
 from rcdrv.cli.several import each
-from rcdrv.epf_test.check import Layer, LayerResult
+from rcdrv.epf_test.check import CheckResult, Layer, LayerResult, unopened
 from rcdrv.errors import Departed, DeviceLost, EndpointError
-from rcdrv.outcomes import CheckResult
 from rcdrv.report.text import one_line
 from rcdrv.verdict import Verdict
 from rcdrv.wait import Cancel
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     except Departed:
         raise
     except (DeviceLost, EndpointError) as error:
-        result = CheckResult.unopened(args.device, error)
+        result = unopened(args.device, error)
         for layer in result.layers:
             shown(layer)
     else:
@@ -67,13 +66,10 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
 
 
 def _show(one: LayerResult) -> None:
-    said = one.detail
-    if one.error is not None:
-        said = one.error.message
     mark, layer = _MARKS.get(one.verdict, "BROKEN"), one.layer
     if one.noticed is not None:  # the link has its line already
         mark, layer = "lost", one.noticed
-    print(f"{mark:6}  {layer.value:12}  {one_line(spell(said))}".rstrip(), flush=True)
+    print(f"{mark:6}  {layer.value:12}  {one_line(spell(one.message))}".rstrip(), flush=True)
     for note in one.notes:
         print(f"{'':22}note: {one_line(spell(note))}", flush=True)
 

@@ -6,8 +6,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 
 from rcdrv.address import default_address, forms, prefixes, scheme_of
 from rcdrv.address import open_function as open_address
@@ -82,6 +82,8 @@ def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace
     args, left = parser.parse_known_args(arguments)
     if not left:
         return args
+    from rcdrv.sysfs import is_address  # `ring` on a socket starts without it
+
     command = getattr(args, "command", None)
     hint = f"{parser.prog} {command} --help" if command else f"{parser.prog} --help"
     if left[0].startswith("--"):
@@ -90,15 +92,9 @@ def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace
             hint = did_you_mean(option, known) or hint
     elif left[0][:2] in ("-d", "-v"):
         hint = "-d and -v stand before the command; --device and --verbose anywhere"
-    elif left[0].startswith(prefixes()) or _is_pci_address(left[0]):
+    elif left[0].startswith(prefixes()) or is_address(left[0]):
         hint = f"an address is the value of an option: --device {left[0]}"
     raise UsageError(f"unrecognized arguments: {' '.join(left)}", hint=hint)
-
-
-def _is_pci_address(text: str) -> bool:
-    from rcdrv.sysfs import is_address  # `ring` on a socket starts without it
-
-    return is_address(text)
 
 
 ENDPOINT = ("device", "json", "verbose", "timeout", "reg_bar", "irq", "vf_token")
@@ -353,24 +349,17 @@ def guard(args: argparse.Namespace, address: str) -> None:
 def endpoint(args: argparse.Namespace, function: Function) -> Endpoint:
     from rcdrv.api import Endpoint
 
-    return Endpoint(
-        function,
-        reg_bar=args.reg_bar,
-        irq=args.irq,
-        timeout=args.timeout,
-        trace=tracer(args),
-    )
+    return Endpoint(function, **_settings(args))
 
 
 def drive(args: argparse.Namespace, function: Function) -> EpfTest:
     """Return the pci-epf-test driver alone, so that `ring` starts without the rest of the API."""
-    return EpfTest(
-        function,
-        reg_bar=args.reg_bar,
-        irq=IrqChoice(args.irq),
-        timeout=args.timeout,
-        trace=tracer(args),
-    )
+    return EpfTest(function, **_settings(args))
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    irq, trace = IrqChoice(args.irq), tracer(args)
+    return {"reg_bar": args.reg_bar, "irq": irq, "timeout": args.timeout, "trace": trace}
 
 
 def tracer(args: argparse.Namespace) -> Callable[[str], None] | None:
@@ -401,15 +390,21 @@ def warn_left_enabled(left_enabled: bool) -> None:
 
 def printer(args: argparse.Namespace) -> Say:
     """Return the function that prints a line at once, or nothing with --json."""
-    return say_nothing if args.json else _say
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    return say_nothing if args.json else partial(print, flush=True)
 
 
 def say_nothing(_line: str) -> None:
     """Show nothing."""
+
+
+def show(args: argparse.Namespace, document: dict[str, Any], lines: Iterable[str]) -> int:
+    """Print a result: the document with --json, else the lines. Return exit status 0."""
+    if args.json:
+        print_json(document)
+    else:
+        for line in lines:
+            print(line)
+    return 0
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from rcdrv.cli.common import (
     refuse_unused,
     say_nothing,
     seconds,
+    show,
     tracer,
 )
 from rcdrv.epf_test.answer import IrqChoice
@@ -145,18 +146,21 @@ def _layout(args: argparse.Namespace, cancel: Cancel) -> int:
         print(file=sys.stderr)
     if args.picture is not None:
         replace_file(args.picture, progress.coverage.svg().encode("utf-8"))
-    if args.json:
-        print_json(_document(plan, progress))
-    else:
-        for found in progress.findings:
-            _show_finding(found.finding, found.table, found.path)
-        print(progress.coverage.picture())
-        print(_line(progress))
-    return 1 if progress.findings else 0
+    document = {
+        **plan.identity,
+        "examples": progress.examples,
+        "resumed": progress.resumed,
+        "seconds": progress.seconds,
+        "rate": progress.rate,
+        "coverage": progress.coverage.share,
+    }
+    found = [(one.finding, one.table, one.path) for one in progress.findings]
+    return _conclude(args, document, found, [progress.coverage.picture(), _line(progress)])
 
 
 def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
     from rcdrv.fuzz import board
+    from rcdrv.fuzz.finding import save
 
     layouts = board.draw_settings(args.seed, args.examples or 20)
     if args.dry_run:
@@ -187,7 +191,15 @@ def _layout_on_board(args: argparse.Namespace, cancel: Cancel) -> int:
         irq=IrqChoice(args.irq),
         timeout=args.timeout,
     )
-    return _board_end(args, address, board.campaign(one, layouts, on_layout))
+    report = board.campaign(one, layouts, on_layout)
+    document = {"device": address, "examples": report.settings}
+    out: Path | None = args.out
+    found = [
+        (finding, table, None if out is None else save(out, finding, table))
+        for finding, table in report.findings
+    ]
+    line = f"{report.settings} layouts, {len(found)} findings"
+    return _conclude(args, document, found, [line])
 
 
 def _rescan(address: str, cancel: Cancel) -> None:
@@ -199,22 +211,6 @@ def _rescan(address: str, cancel: Cancel) -> None:
     port = port_above(address, Paths())
     binder = Binder(port.paths, say_nothing)
     rescan(port, binder, say_nothing, address, within=LINK_TIMEOUT, cancel=cancel)
-
-
-def _board_end(args: argparse.Namespace, address: str, report: Any) -> int:
-    from rcdrv.fuzz.finding import save
-
-    documents = []
-    for finding, table in report.findings:
-        path = save(args.out, finding, table) if args.out is not None else None
-        documents.append(_finding(finding, table, path))
-        if not args.json:
-            _show_finding(finding, table, path)
-    if args.json:
-        print_json({"device": address, "examples": report.settings, "findings": documents})
-    else:
-        print(f"{report.settings} layouts, {len(documents)} findings")
-    return 1 if documents else 0
 
 
 def _show_progress(line: str) -> None:
@@ -230,35 +226,30 @@ def _line(progress: Any) -> str:
     )
 
 
-def _show_finding(finding: Any, table: dict[str, Any], path: Path | None) -> None:
+def _conclude(
+    args: argparse.Namespace,
+    document: dict[str, Any],
+    found: Sequence[tuple[Any, dict[str, Any], Path | None]],
+    lines: Sequence[str],
+) -> int:
+    """Show findings, with the layout and the file of each, before ``lines``; return the status."""
     from rcdrv.fuzz.finding import dump_table
 
-    print(f"{finding.kind}: {finding.message}")
-    print(f"  saved as {path}" if path else indent(dump_table(table).rstrip("\n"), "  "))
-
-
-def _finding(finding: Any, table: dict[str, Any], path: Path | None) -> dict[str, Any]:
-    return {
-        "kind": finding.kind,
-        "what": finding.what,
-        "message": finding.message,
-        "layout": table,
-        "file": str(path) if path else None,
-    }
-
-
-def _document(plan: Any, progress: Any) -> dict[str, Any]:
-    return {
-        **plan.identity,
-        "examples": progress.examples,
-        "resumed": progress.resumed,
-        "seconds": progress.seconds,
-        "rate": progress.rate,
-        "coverage": progress.coverage.share,
-        "findings": [
-            _finding(found.finding, found.table, found.path) for found in progress.findings
-        ],
-    }
+    documents, shown = [], []
+    for finding, table, path in found:
+        documents.append(
+            {
+                "kind": finding.kind,
+                "what": finding.what,
+                "message": finding.message,
+                "layout": table,
+                "file": str(path) if path else None,
+            }
+        )
+        place = f"  saved as {path}" if path else indent(dump_table(table).rstrip("\n"), "  ")
+        shown += [f"{finding.kind}: {finding.message}", place]
+    show(args, {**document, "findings": documents}, [*shown, *lines])
+    return 1 if found else 0
 
 
 def _replay(args: argparse.Namespace, cancel: Cancel) -> int:
@@ -402,23 +393,19 @@ def _device_end(args: argparse.Namespace, address: str, options: Any, done: Any)
         text = script(found, address, options, origin)
         if args.out is not None:
             path = save(args.out, found, text)
-    if args.json:
-        print_json(
-            {
-                "device": address,
-                "seed": args.seed,
-                "sequences": done.sequences,
-                "steps": done.steps,
-                "finding": found.message if found else None,
-                "flaky": done.flaky,
-                "script": text or None,
-                "file": str(path) if path else None,
-            }
-        )
-    else:
-        print(text, end="")
-        finding = f"1 finding{f', saved as {path}' if path else ''}" if found else "no finding"
-        print(f"{done.sequences} sequences, {done.steps} steps, {finding}")
+    document = {
+        "device": address,
+        "seed": args.seed,
+        "sequences": done.sequences,
+        "steps": done.steps,
+        "finding": found.message if found else None,
+        "flaky": done.flaky,
+        "script": text or None,
+        "file": str(path) if path else None,
+    }
+    finding = f"1 finding{f', saved as {path}' if path else ''}" if found else "no finding"
+    line = f"{done.sequences} sequences, {done.steps} steps, {finding}"
+    show(args, document, [f"{text}{line}"])
     if found is None:
         return 0
     return DeviceLost.exit_status if found.lost else 1

@@ -11,7 +11,7 @@ import argparse
 import sys
 from typing import Any
 
-from rcdrv.cli.common import HOST, print_json
+from rcdrv.cli.common import HOST, show
 from rcdrv.host.function import HostFunction, candidates, functions
 from rcdrv.results.units import size_text
 from rcdrv.sysfs import Paths, name_a_port
@@ -26,15 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     del cancel  # there are no waits
-    found = functions() if args.all else candidates()
-    if args.json:
-        print_json({"functions": [describe(function) for function in found]})
-        return 0
-    for function in found:
-        print(f"{function.address}  {function.vendor:04x}:{function.device:04x}  {_name(function)}")
-        for line in host_lines(describe(function)):
-            print(f"    {line}")
-    if not found:
+    found = [describe(function) for function in (functions() if args.all else candidates())]
+    lines = []
+    for one in found:
+        lines.append(f"{headline(one)}, class {one['class'] >> 8:04x}")
+        lines += [f"    {line}" for line in host_lines(one)]
+    show(args, {"functions": found}, lines)
+    if not found and not args.json:
         print(
             "rcdrv: no endpoint found on this host\n"
             f"hint: {name_a_port(Paths())}; rcdrv list --all shows every function",
@@ -66,6 +64,10 @@ def describe(function: HostFunction) -> dict[str, Any]:
     }
 
 
+def headline(host: dict[str, Any]) -> str:
+    return f"{host['address']}  {host['vendor_id']:04x}:{host['device_id']:04x}  {host['part']}"
+
+
 def host_lines(host: dict[str, Any]) -> list[str]:
     others = ", ".join(
         f"{member['address']} ({member['driver'] or 'no driver'})"
@@ -86,7 +88,3 @@ def host_lines(host: dict[str, Any]) -> list[str]:
         lines.append(f"link {state} (can do {link['max_speed_gts']:g} GT/s x{link['max_width']})")
     lines.append(f"reset by {', '.join(host['reset_methods']) or 'nothing'}")
     return lines
-
-
-def _name(function: HostFunction) -> str:
-    return f"{function.part.name}, class {function.class_code >> 8:04x}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from rcdrv.cli import print_error
-from rcdrv.cli.common import ENDPOINT, RECORD, bar_number, endpoint, number, open_function
+from rcdrv.cli.common import ENDPOINT, RECORD, bar_number, drive, number, open_function
 from rcdrv.epf_test import bars, irqs, transfer
 from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.doorbell import free_stale_doorbell
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
             hint="-b 0 is the test of BAR0; rcdrv pcitest --help lists them",
         )
     with open_function(args, cancel) as function:
-        driver = endpoint(args, function).driver
+        driver = drive(args, function)
         free_stale_doorbell(driver)
         passed = True
         for label, body in _tests(args, driver):

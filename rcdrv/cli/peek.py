@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from rcdrv.cli.common import OPENED, RECORD, add_place, number, open_function, print_json
+from rcdrv.cli.common import OPENED, RECORD, add_place, number, open_function, show
 from rcdrv.errors import UsageError
 from rcdrv.wait import Cancel
 
@@ -38,10 +38,9 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         for index in range(args.count):
             function.check()
             values.append(window.read(args.width, args.offset + index * step))
-    if args.json:
-        place = {name: getattr(args, name) for name in ("bar", "offset", "width")}
-        print_json({"device": function.address, **place, "values": values})
-        return 0
-    for index, value in enumerate(values):
-        print(f"BAR{args.bar}+{args.offset + index * step:#x} {value:#0{2 * step + 2}x}")
-    return 0
+    place = {name: getattr(args, name) for name in ("bar", "offset", "width")}
+    lines = (
+        f"BAR{args.bar}+{args.offset + index * step:#x} {value:#0{2 * step + 2}x}"
+        for index, value in enumerate(values)
+    )
+    return show(args, {"device": function.address, **place, "values": values}, lines)

@@ -14,7 +14,7 @@ from rcdrv.epf_vntb.driver import Vntb
 from rcdrv.epf_vntb.ping import DoorbellPinger, Pinger, PingReport, RoundTrip, Spread, run_pings
 from rcdrv.epf_vntb.transport import TransportPinger
 from rcdrv.errors import RcdrvError, UsageError
-from rcdrv.verdict import NotPassed, Verdict, verdict_document
+from rcdrv.verdict import Verdict, verdict_document
 from rcdrv.wait import Cancel
 
 COMPARED = (
@@ -63,25 +63,17 @@ def _run_pings(
             where.device = function.address
             pinger = _pinger(args, vntb)
             source = pinger.source
-
-            def on_start() -> None:
-                say(f"PING {pinger.title}")
-
-            def on_trip(trip: RoundTrip) -> None:
-                say(_trip_line(source, trip))
-
-            def on_miss(sequence: int, miss: NotPassed) -> None:
-                say(f"no answer: seq={sequence} {miss.reason.value}: {miss.message}")
-
             run_pings(
                 pinger,
                 vntb,
                 report,
                 count=count,
                 interval=interval,
-                on_start=on_start,
-                on_trip=on_trip,
-                on_miss=on_miss,
+                on_start=lambda: say(f"PING {pinger.title}"),
+                on_trip=lambda trip: say(_trip_line(source, trip)),
+                on_miss=lambda seq, miss: say(
+                    f"no answer: seq={seq} {miss.reason.value}: {miss.message}"
+                ),
             )
     except RcdrvError as error:
         return source, error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from rcdrv.cli.common import OPENED, RECORD, add_place, open_function, print_json
+from rcdrv.cli.common import OPENED, RECORD, add_place, open_function, show
 from rcdrv.mmio import barrier
 from rcdrv.wait import Cancel
 
@@ -24,9 +24,6 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         barrier()
         window.write(args.width, args.offset, args.value)
     digits = args.width // 4 + 2
-    if args.json:
-        place = {name: getattr(args, name) for name in ("bar", "offset", "width", "value")}
-        print_json({"device": function.address, **place})
-    else:
-        print(f"BAR{args.bar}+{args.offset:#x} {args.value:#0{digits}x} written")
-    return 0
+    place = {name: getattr(args, name) for name in ("bar", "offset", "width", "value")}
+    line = f"BAR{args.bar}+{args.offset:#x} {args.value:#0{digits}x} written"
+    return show(args, {"device": function.address, **place}, [line])

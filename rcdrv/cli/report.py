@@ -17,7 +17,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from rcdrv.cli.common import HOST, print_json
+from rcdrv.cli.common import HOST, show
 from rcdrv.errors import UsageError
 from rcdrv.wait import Cancel
 
@@ -59,12 +59,9 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         sys.stdout.buffer.write(text)
         return 0
     replace_file(path, text)
-    if args.json:
-        results = [{"file": source.name, "kind": source.kind} for source in sources]
-        print_json({"report": str(path), "results": results})
-    elif not is_stream(path):  # into the page it must not go
-        print(path)
-    return 0
+    results = [{"file": source.name, "kind": source.kind} for source in sources]
+    lines = [] if is_stream(path) else [str(path)]  # into the page it must not go
+    return show(args, {"report": str(path), "results": results}, lines)
 
 
 def _is_page(path: Path) -> bool:

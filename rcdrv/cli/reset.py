@@ -11,7 +11,7 @@ import contextlib
 import sys
 
 from rcdrv.address import open_function
-from rcdrv.cli.common import OPENED, print_json
+from rcdrv.cli.common import OPENED, show
 from rcdrv.cli.host import Steps, add_address
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import KNOWN_CAPS, Command, Reg
@@ -40,11 +40,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         args.address or args.device, cancel=cancel, vf_token=args.vf_token
     ) as function:
         _reset(function)
-        if args.json:
-            print_json({"device": function.address, "reset": "function"})
-        else:
-            print(f"{function.address}: reset")
-    return 0
+        document = {"device": function.address, "reset": "function"}
+        return show(args, document, [f"{function.address}: reset"])
 
 
 def _reset(function: Function) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import (
@@ -76,25 +77,31 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         from rcdrv.cli.soak import soak  # only for this: it imports more than a ring needs
 
         return soak(args, cancel, override)
-    output = _Output(args)
+    device: str | None = args.device
     error: RcdrvError | None = None
     report = RingReport(keep=args.json)
 
     def use(function: Function) -> None:
-        output.device = function.address
+        nonlocal device
+        device = function.address
         # After a reboot the doorbell may be elsewhere, and is no longer enabled.
         report.location, report.left_enabled = None, False
-        if args.no_enable:
-            assert override is not None
-            _run_blind(function, override, args, report, output)
+        if override is not None and args.no_enable:
+            _run_blind(function, override, args, report)
         else:
-            _run(function, override, args, report, output)
+            _run(function, override, args, report)
 
     try:
         persist(args, cancel, use)
     except RcdrvError as caught:
         error = caught
-    return output.finish(report, error, cancel)
+    finding = worst(report, error)
+    if args.json:
+        print_json(ring_document(device, report, finding))
+    else:
+        _show_end(report, error)
+    warn_left_enabled(report.left_enabled)
+    return exit_status(finding, cancel)
 
 
 def _override(args: argparse.Namespace) -> Location | None:
@@ -124,11 +131,7 @@ def _override(args: argparse.Namespace) -> Location | None:
 
 
 def _run(
-    function: Function,
-    override: Location | None,
-    args: argparse.Namespace,
-    report: RingReport,
-    output: _Output,
+    function: Function, override: Location | None, args: argparse.Namespace, report: RingReport
 ) -> None:
     count, cycles = _left(args, report)
     if args.count and not count * cycles:
@@ -142,13 +145,9 @@ def _run(
         force=args.force,
         override=override,
     )
-    run = RingRun(
-        drive(args, function),
-        plan,
-        report,
-        on_location=output.show_location,
-        on_ring=output.show_ring,
-    )
+    run = RingRun(drive(args, function), plan, report)
+    if not args.json:
+        run.on_location, run.on_ring = _show_location, partial(_show_ring, report)
     error: RcdrvError | None = None
     try:
         run.run()
@@ -168,14 +167,11 @@ def _left(args: argparse.Namespace, report: RingReport) -> tuple[int, int]:
 
 
 def _run_blind(
-    function: Function,
-    where: Location,
-    args: argparse.Namespace,
-    report: RingReport,
-    output: _Output,
+    function: Function, where: Location, args: argparse.Namespace, report: RingReport
 ) -> None:
     report.location = where
-    output.show_location(report)
+    if not args.json:
+        _show_location(report)
     count, _ = _left(args, report)
     if args.count and not count:
         return
@@ -183,68 +179,44 @@ def _run_blind(
         function, where, count=count, interval=args.interval, reg_bar=args.reg_bar
     ):
         report.note(ring)
-        output.show_ring(ring)
+        if not args.json:
+            _show_ring(report, ring)
 
 
-class _Output:
-    """Output: lines during the run, or one document at the end."""
+def _show_location(report: RingReport) -> None:
+    if report.said is not None and report.said != report.location:
+        print(f"endpoint's doorbell {report.said}, not used")
+    print(f"doorbell {report.location}", flush=True)
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._json: bool = args.json
-        self.device: str | None = args.device
-        self._irq = "none"
 
-    def show_location(self, report: RingReport) -> None:
-        self._irq = report.irq
-        if self._json:
-            return
-        if report.said is not None and report.said != report.location:
-            print(f"endpoint's doorbell {report.said}, not used")
-        print(f"doorbell {report.location}", flush=True)
+def _show_ring(report: RingReport, ring: Ring) -> None:
+    if ring.acknowledged is None:
+        print(f"ring {ring.number}: written", flush=True)
+        return
+    status = "" if ring.status is None else f"status {int(ring.status):#010x}"
+    if ring.status:
+        status += f" {bit_names(ring.status)}"
+    if ring.failure is not None:
+        print(f"ring {ring.number}: FAIL {ring.failure.reason.value}, {status}", flush=True)
+        return
+    assert ring.latency_ns is not None
+    vector = report.irq if ring.vector is None else f"{report.irq} {ring.vector + 1}"
+    print(
+        f"ring {ring.number}: acknowledged in {ring.latency_ns / 1e3:.1f} us, {status}, {vector}",
+        flush=True,
+    )
 
-    def show_ring(self, ring: Ring) -> None:
-        if self._json:
-            return
-        if ring.acknowledged is None:
-            print(f"ring {ring.number}: written", flush=True)
-            return
-        status = "" if ring.status is None else f"status {int(ring.status):#010x}"
-        if ring.status:
-            status += f" {bit_names(ring.status)}"
-        if ring.failure is not None:
-            print(f"ring {ring.number}: FAIL {ring.failure.reason.value}, {status}", flush=True)
-            return
-        assert ring.latency_ns is not None
-        vector = self._irq if ring.vector is None else f"{self._irq} {ring.vector + 1}"
-        print(
-            f"ring {ring.number}: acknowledged in {ring.latency_ns / 1e3:.1f} us, {status},"
-            f" {vector}",
-            flush=True,
-        )
 
-    def finish(self, report: RingReport, error: RcdrvError | None, cancel: Cancel) -> int:
-        """Print the rest and return the exit status."""
-        failure = report.failure()
-        finding = worst(report, error)
-        status = exit_status(finding, cancel)
-        if self._json:
-            print_json(ring_document(self.device, report, finding))
-        else:
-            self._summary(report, failure, error)
-        warn_left_enabled(report.left_enabled)
-        return status
-
-    def _summary(
-        self, report: RingReport, failure: NotPassed | None, error: RcdrvError | None
-    ) -> None:
-        if report.count > 1:
-            print(summary_line(report))
-        sys.stdout.flush()
-        if failure is not None and failure.verdict is not Verdict.UNVERIFIED:
-            print_error(failure)
-        same = isinstance(error, NotPassed) and failure and error.reason is failure.reason
-        if error is not None and not same:
-            print_error(error)
+def _show_end(report: RingReport, error: RcdrvError | None) -> None:
+    failure = report.failure()
+    if report.count > 1:
+        print(summary_line(report))
+    sys.stdout.flush()
+    if failure is not None and failure.verdict is not Verdict.UNVERIFIED:
+        print_error(failure)
+    same = isinstance(error, NotPassed) and failure and error.reason is failure.reason
+    if error is not None and not same:
+        print_error(error)
 
 
 def summary_line(report: RingReport) -> str:

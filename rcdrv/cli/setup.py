@@ -13,7 +13,7 @@ import argparse
 import os
 from pathlib import Path
 
-from rcdrv.cli.common import HOST, print_json
+from rcdrv.cli.common import HOST, show
 from rcdrv.errors import HostError, UsageError
 from rcdrv.files import make_folder, replace_file
 from rcdrv.wait import Cancel
@@ -52,13 +52,8 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
         return 0
     for path, text in files.items():
         _write(path, text)
-    if args.json:
-        print_json({"written": [str(path) for path in files]})
-        return 0
-    for path in files:
-        print(f"wrote {path}")
-    print(after)
-    return 0
+    written = [str(path) for path in files]
+    return show(args, {"written": written}, [*(f"wrote {path}" for path in written), after])
 
 
 def _udev(_args: argparse.Namespace) -> tuple[dict[Path, str], str]:

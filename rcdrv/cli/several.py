@@ -253,8 +253,8 @@ class _Process:
     ) -> None:
         self.number = number
         self.queue: list[int] = []
-        self._address, self._name = args.devices[number], names[number]
-        self._width = max(map(len, names))
+        self._address = args.devices[number]
+        self._mark = f"{names[number]:{max(map(len, names))}}  "
         self._receive = receive
         self._rest: dict[int, bytes] = {}
         (out, child_out), (err, child_err) = os.pipe(), os.pipe()
@@ -294,7 +294,7 @@ class _Process:
             if stream is self._out:
                 self._receive(self.number, text)
             else:
-                complain(f"{self._name:{self._width}}  {text}")
+                complain(f"{self._mark}{text}")
         if not data:
             self.streams.remove(stream)
             selector.unregister(stream)
@@ -307,8 +307,8 @@ class _Process:
     def leave(self) -> None:
         """Report that it does not end; it gets SIGTERM when this one ends (:func:`end_with`)."""
         complain(
-            f"{self._name:{self._width}}  rcdrv: process {self._pid} does not end: it is stopped,"
-            " or waits in the kernel; its doorbell may still be enabled"
+            f"{self._mark}rcdrv: process {self._pid} does not end: it is stopped, or waits in the"
+            " kernel; its doorbell may still be enabled"
         )
         for stream in self.streams:
             stream.close()
@@ -326,12 +326,10 @@ class _Process:
         status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         ended = outcome(self._address, status)
         if isinstance(ended, DeviceLost):
-            complain(f"{self._name:{self._width}}  rcdrv: {ended.message}\nhint: {ended.hint}")
+            complain(f"{self._mark}rcdrv: {ended.message}\nhint: {ended.hint}")
             return ended.exit_status
         if status < 0:
-            complain(
-                f"{self._name:{self._width}}  rcdrv: its process was ended by signal {-status}"
-            )
+            complain(f"{self._mark}rcdrv: its process was ended by signal {-status}")
         assert isinstance(ended, SystemExit)
         return int(ended.code or 0)
 

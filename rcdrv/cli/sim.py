@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rcdrv.cli.common import HOST, file_name, number, print_json
+from rcdrv.cli.common import HOST, file_name, number, show
 from rcdrv.errors import UsageError
 from rcdrv.sim.faults import FAULTS
 from rcdrv.sim.layout import load_layout, preset_names
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, cancel: Cancel) -> int:
     if args.list:
-        return _list(as_json=args.json)
+        return _list(args)
     if args.socket is not None and args.fd is not None:
         raise UsageError("--socket and --fd are two places to serve at", hint="give one of them")
     if args.spec is None or (args.socket is None and args.fd is None):
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     return 0
 
 
-def _list(*, as_json: bool) -> int:
+def _list(args: argparse.Namespace) -> int:
     presets = {name: load_layout(name).description for name in preset_names()}
     faults = {}
     for name, fault in FAULTS.items():
@@ -78,12 +78,8 @@ def _list(*, as_json: bool) -> int:
         only = " (of pci-epf-vntb)" if fault.function == "epf_vntb" else ""
         faults[name] = f"{fault.summary}{argument}{only}"
     lists = {"presets": presets, "faults": faults}
-    if as_json:
-        print_json(lists)
-        return 0
+    lines = []
     for title, entries in lists.items():
         width = max(map(len, entries))
-        print(f"{title}:")
-        for name, summary in entries.items():
-            print(f"  {name:{width}} {summary}")
-    return 0
+        lines += [f"{title}:", *(f"  {name:{width}} {said}" for name, said in entries.items())]
+    return show(args, lists, lines)

@@ -25,9 +25,8 @@ _LIVE_EVERY = 0.5
 
 def soak(args: argparse.Namespace, cancel: Cancel, override: Location | None) -> int:
     """Ring for ``args.soak`` seconds; return the exit status."""
-    show = _Shown(args)
-    run = Soak(args.soak, on_ring=show.ring)
-    show.soak = run
+    run = Soak(args.soak)
+    show = None if args.json else _Shown(run)
     device: str | None = args.device
     begun = False
     error: RcdrvError | None = None
@@ -49,14 +48,14 @@ def soak(args: argparse.Namespace, cancel: Cancel, override: Location | None) ->
             override=override,
             end=run.end,
         )
-        run.run(drive(args, function), plan, on_location=show.location)
+        run.run(drive(args, function), plan)
 
     try:
         persist(args, cancel, use)
     except RcdrvError as caught:
         error = caught
     finding = worst(run.report, error)
-    if args.json:
+    if show is None:
         print_json(document(run, device, finding))
     else:
         show.summary()
@@ -69,23 +68,20 @@ def soak(args: argparse.Namespace, cancel: Cancel, override: Location | None) ->
 class _Shown:
     """Progress: a line rewritten on a terminal; elsewhere one per minute, for that minute."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.soak: Soak
-        self._quiet: bool = args.json
-        self._live = not args.json and has_colours(sys.stdout)
+    def __init__(self, soak: Soak) -> None:
+        self._soak = soak
+        soak.on_location, soak.on_ring = self._location, self._ring
+        self._live = has_colours(sys.stdout)
         self._minute = Part(0.0)
         self._next = 0.0 if self._live else _LINE_EVERY
 
-    def location(self, report: RingReport) -> None:
-        if not self._quiet:
-            print(f"doorbell {report.location}, {report.irq}", flush=True)
+    def _location(self, report: RingReport) -> None:
+        print(f"doorbell {report.location}, {report.irq}", flush=True)
 
-    def ring(self, ring: Ring) -> None:
-        if self._quiet:
-            return
+    def _ring(self, ring: Ring) -> None:
         if not self._live:
             self._minute.note(ring)
-        elapsed = self.soak.elapsed
+        elapsed = self._soak.elapsed
         if elapsed < self._next:
             return
         if self._live:
@@ -105,16 +101,16 @@ class _Shown:
         )
 
     def _rewrite(self, elapsed: float) -> None:
-        report = self.soak.report
+        report = self._soak.report
         text = (
-            f"{period_text(int(elapsed))} of {period_text(self.soak.seconds)}:"
-            f" {_counts(report.count, report.failed)}{_spread(self.soak.latencies)}"
+            f"{period_text(int(elapsed))} of {period_text(self._soak.seconds)}:"
+            f" {_counts(report.count, report.failed)}{_spread(self._soak.latencies)}"
         )
         rewrite(sys.stdout, text)
 
     def summary(self) -> None:
         """Print the summary, also of a run that ended early."""
-        soak, report = self.soak, self.soak.report
+        soak, report = self._soak, self._soak.report
         if self._live:
             rewrite(sys.stdout)
         cycles = f"{soak.cycles} cycle{'' if soak.cycles == 1 else 's'}"

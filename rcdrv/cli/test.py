@@ -30,6 +30,7 @@ from rcdrv.cli.common import (
     number,
     open_function,
     print_json,
+    show,
 )
 from rcdrv.cli.options import spell
 from rcdrv.cli.reconnect import add_reconnect, wait_until_back
@@ -123,11 +124,7 @@ def run(args: argparse.Namespace, cancel: Cancel) -> int:
     )
     if args.list:
         listed = [case.name for case in choose_cases(every, args.names, ())]
-        if args.json:
-            print_json({"tests": [str(name) for name in listed]})
-        else:
-            print(list_text(listed), end="")
-        return 0
+        return show(args, {"tests": [str(name) for name in listed]}, list_text(listed).splitlines())
     chosen = choose_cases(every, args.names, args.filters)
     baseline = None if args.baseline is None else load(args.baseline, cancel)
 

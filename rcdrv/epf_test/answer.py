@@ -40,6 +40,11 @@ class Answer:
     """STATUS has both the success and the failure bit of the command."""
 
     @property
+    def fired(self) -> str:
+        """The vectors that fired, as IRQ_NUMBER counts them: ``1, 3``."""
+        return ", ".join(str(vector + 1) for vector in sorted(self.vectors))
+
+    @property
     def good(self) -> bool:
         """Whether the answer follows the protocol; STATUS may still report a failure."""
         return self.answered and not self.command_left and not self.contradicts

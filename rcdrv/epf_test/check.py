@@ -17,7 +17,6 @@ from rcdrv.describe import describe, missing_bars
 from rcdrv.device import IrqKind
 from rcdrv.epf_test import bars, irqs
 from rcdrv.epf_test.answer import IrqChoice
-from rcdrv.epf_test.bars import no_progress
 from rcdrv.epf_test.doorbell import check_may_reset, free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Caps, Reg, decode
@@ -32,6 +31,7 @@ from rcdrv.errors import (
 )
 from rcdrv.function import Function, lost_by_reset
 from rcdrv.parts import Part, part_of
+from rcdrv.results.outcome import Result
 from rcdrv.verdict import NotPassed, Reason, Verdict, classify, skip, verdict_document
 
 MSI_VECTORS = 32
@@ -96,42 +96,29 @@ class LayerResult:
     noticed: Layer | None = None
     """The later layer that was tried when the link was lost; None if it was not lost later."""
 
-
-@dataclass
-class Check:
-    """Results of the layers checked so far."""
-
-    device: str
-    description: str = ""
-    layers: list[LayerResult] = field(default_factory=list)
-
     @property
-    def broken(self) -> LayerResult | None:
+    def message(self) -> str:
+        return self.detail if self.error is None else self.error.message
+
+
+class CheckResult(Result):
+    """Outcome of a bring-up check. It passed if no layer is broken; a skip is no failure."""
+
+    def __init__(self, device: str, description: str, layers: Sequence[LayerResult]) -> None:
+        self._device, self._description = device, description
+        self.layers = tuple(layers)
+        """The layers up to the broken one."""
+        self.broken = next((one for one in layers if one.error is not None), None)
         """The first broken layer, where the check ends; None if there is none."""
-        return next((one for one in self.layers if one.error is not None), None)
-
-    @property
-    def reason(self) -> Reason | None:
-        return None if self.broken is None else classify(self.broken.error)[1]
-
-    @property
-    def hint(self) -> str:
-        """Advice for the broken layer; empty if there is none."""
-        if self.broken is None or self.broken.error is None:
-            return ""
-        return self.broken.error.hint or _LOOK[self.broken.layer]
-
-    @property
-    def side(self) -> Side | None:
+        super().__init__(None if self.broken is None else self.broken.error)
+        self.side = _side(self.broken)
         """Side of the link to examine; None if nothing is broken."""
-        if self.reason is None or self.broken is None:
-            return None
-        if self.reason is Reason.IRQ_LOST and self.broken.detail:
-            return Side.ENDPOINT  # another kind of interrupt arrived at this host
-        return _SIDES.get(self.reason, Side.ENDPOINT)
+        if self.broken is not None:
+            self.hint = self.hint or _LOOK[self.broken.layer]
 
+    @property
     def picture(self) -> str:
-        """Return how far the path works: ``RC == link == config space =X= BARs .. EP``."""
+        """How far the path works, in one line: ``RC == link == config space =X= BARs .. EP``."""
         text, good = "RC", True
         states = {one.layer: one for one in self.layers}
         for layer in Layer:
@@ -155,29 +142,33 @@ class Check:
         ``verdict``, ``reason``, ``message``, ``hint``
             See :mod:`rcdrv.verdict`; ``reason`` is null on a pass.
         """
-        broken, side = self.broken, self.side
         states = {one.layer: one for one in self.layers}
         return {
-            "device": self.device,
-            "description": self.description,
+            "device": self._device,
+            "description": self._description,
             "layers": [
                 {
                     "name": layer.value,
                     "verdict": one.verdict.value if (one := states.get(layer)) else None,
-                    "message": _message(one) if one else "",
+                    "message": one.message if one else "",
                     "notes": _notes(one) if one else [],
                 }
                 for layer in Layer
             ],
-            "broken": None if broken is None else broken.layer.value,
-            "side": None if side is None else side.value,
-            **verdict_document(None if broken is None else broken.error),
+            "broken": None if self.broken is None else self.broken.layer.value,
+            "side": None if self.side is None else self.side.value,
+            **verdict_document(self._finding),
             "hint": self.hint,
         }
 
 
-def _message(one: LayerResult) -> str:
-    return one.detail if one.error is None else one.error.message
+def _side(broken: LayerResult | None) -> Side | None:
+    if broken is None:
+        return None
+    _, reason = classify(broken.error)
+    if reason is Reason.IRQ_LOST and broken.detail:
+        return Side.ENDPOINT  # another kind of interrupt arrived at this host
+    return Side.ENDPOINT if reason is None else _SIDES.get(reason, Side.ENDPOINT)
 
 
 def _notes(one: LayerResult) -> list[str]:
@@ -185,51 +176,47 @@ def _notes(one: LayerResult) -> list[str]:
     return [*one.notes, *lost]
 
 
-Done = Callable[[LayerResult], None]
-
-
 def check_endpoint(
     function: Function,
     make_driver: Callable[[], EpfTest],
-    check: Check,
     *,
-    reset: bool = False,
-    done: Done = lambda _result: None,
-) -> Check:
+    reset: bool,
+    done: Callable[[LayerResult], None] = lambda _result: None,
+) -> CheckResult:
     """Check the layers in order, and stop after the first broken one.
 
     :param make_driver: called at the layer of the BARs, as it reads the test registers
-    :param check: receives each result as soon as it is known
     :param reset: also reset the function, which may destroy the endpoint's set-up
-    :param done: called with each result
+    :param done: called with each result as soon as it is known
     :raises UsageError: the function is no pci-epf-test
     :raises Departed: the function is a recording of something else
     :raises Interrupted: the user asked to stop
     """
     config = function.config
     part = part_of(config.vendor_id, config.device_id)
-    check.description = f"{part.name}, {config.vendor_id:04x}:{config.device_id:04x}"
-    run = _Run(function, make_driver, part, check.description, reset)
+    description = f"{part.name}, {config.vendor_id:04x}:{config.device_id:04x}"
+    run = _Run(function, make_driver, part, description, reset)
+    layers: list[LayerResult] = []
     for layer in Layer:
         function.mark("case", layer.value)
         result = run.layer(layer)
         if result.noticed is not None:  # the link's pass does not hold any more
-            check.layers = [one for one in check.layers if one.layer is not result.layer]
-        check.layers.append(result)
+            layers = [one for one in layers if one.layer is not result.layer]
+        layers.append(result)
         _, reason = classify(result.error)
         function.mark("verdict", result.verdict.value, reason.value if reason else "-")
         done(result)
         if result.error is not None:
             break
-    return check
+    return CheckResult(function.address, description, layers)
 
 
-def unopened(address: str, error: RcdrvError) -> Check:
+def unopened(address: str, error: RcdrvError) -> CheckResult:
     """Return the check of a function that failed to open because of the endpoint."""
     layer = Layer.LINK if isinstance(error, DeviceLost) else Layer.CONFIG
     before = [] if layer is Layer.LINK else [LayerResult(Layer.LINK, Verdict.PASS)]
     broken = LayerResult(layer, classify(error)[0], error=error)
-    return Check(address, layers=[*before, broken])
+    return CheckResult(address, "", [*before, broken])
 
 
 @dataclass
@@ -364,14 +351,14 @@ class _Run:
 
     def _transfers(self) -> None:
         for case in _named("pci_ep_data_transfer.memcpy.*"):
-            case.body(self._driver, no_progress)
+            case.run(self._driver)
             self.passed.append(case.name.test.removesuffix("_TEST"))
         self.notes.append("the endpoint's DMA engine was not tried: rcdrv test -v dma does")
 
     def _doorbell(self) -> None:
         (case,) = _named("pcie_ep_doorbell.DOORBELL_TEST")
         try:
-            self.passed.append(case.body(self._driver, no_progress))
+            self.passed.append(case.run(self._driver))
         except NotPassed as error:
             if error.reason is Reason.ENABLE_FAILED and self.part.doorbell == "none":
                 message = f"{self.part.name} has no doorbell: {error.message}"

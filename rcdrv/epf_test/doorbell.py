@@ -351,7 +351,7 @@ class Doorbell:
         return answer
 
     def acknowledged(self, what: str = "") -> Answer:
-        """Ring once and return the acknowledgement.
+        """Ring once, return the acknowledgement, and wait for a second interrupt.
 
         :param what: the ring, in the message of a failure
         :raises NotPassed: there is none
@@ -361,6 +361,7 @@ class Doorbell:
         if failure is not None:
             failure.message = f"{what}: {failure.message}" if what else failure.message
             raise failure
+        self.settle()
         return answer
 
     def settle(self) -> None:
@@ -393,10 +394,8 @@ class Doorbell:
         if not answer.vectors:  # polled
             return None
         if min(answer.vectors) or len(answer.vectors) > 1:
-            fired = ", ".join(str(vector + 1) for vector in sorted(answer.vectors))
-            return NotPassed(
-                Reason.WRONG_VECTOR, f"doorbell: {driver.irq_name} vector {fired} fired, not 1"
-            )
+            message = f"doorbell: {driver.irq_name} vector {answer.fired} fired, not 1"
+            return NotPassed(Reason.WRONG_VECTOR, message)
         if sum(answer.vectors.values()) > 1 and driver.irq_kind is not IrqKind.INTX:
             return NotPassed(
                 Reason.IRQ_TWICE,

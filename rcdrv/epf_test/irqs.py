@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rcdrv.epf_test.answer import Answer, IrqChoice
+from rcdrv.epf_test.bars import Progress, no_progress
 from rcdrv.epf_test.driver import SETTLE, EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.registers import Command
@@ -33,7 +32,7 @@ def vector_test(
     choice: IrqChoice,
     count: int,
     driver: EpfTest,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = no_progress,
 ) -> str:
     """Raise vectors 1 to ``count`` of MSI or MSI-X, and check that exactly that vector fires.
 
@@ -85,8 +84,7 @@ def raise_vector(driver: EpfTest, choice: IrqChoice, vector: int) -> Answer:
     if choice not in (IrqChoice.MSI, IrqChoice.MSIX):
         return answer
     if set(answer.vectors) != {vector}:
-        fired = ", ".join(str(other + 1) for other in sorted(answer.vectors))
-        raise NotPassed(Reason.WRONG_VECTOR, f"{what}: vector {fired} fired instead")
+        raise NotPassed(Reason.WRONG_VECTOR, f"{what}: vector {answer.fired} fired instead")
     if answer.vectors[vector] > 1:
         raise NotPassed(Reason.IRQ_TWICE, f"{what}: it fired {answer.vectors[vector]} times")
     return answer

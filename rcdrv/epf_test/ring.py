@@ -138,23 +138,15 @@ class RingRun:
     """One execution of a plan; :attr:`report` is updated after every ring.
 
     :param report: report to extend; default a new one
-    :param on_location: called once, when the doorbell's location is known
-    :param on_ring: called after every ring
     """
 
-    def __init__(
-        self,
-        driver: EpfTest,
-        plan: RingPlan,
-        report: RingReport | None = None,
-        *,
-        on_location: Callable[[RingReport], None] = lambda _report: None,
-        on_ring: Callable[[Ring], None] = lambda _ring: None,
-    ) -> None:
+    def __init__(self, driver: EpfTest, plan: RingPlan, report: RingReport | None = None) -> None:
         self._driver = driver
         self._plan = plan
-        self._on_location = on_location
-        self._on_ring = on_ring
+        self.on_location: Callable[[RingReport], None] = lambda _report: None
+        """Called once, when the doorbell's location is known."""
+        self.on_ring: Callable[[Ring], None] = lambda _ring: None
+        """Called after every ring."""
         self.report = RingReport() if report is None else report
         self.report.irq = driver.irq_name
 
@@ -208,7 +200,7 @@ class RingRun:
         report = self.report
         if report.location is None:
             report.location, report.said = doorbell.location, doorbell.said
-            self._on_location(report)
+            self.on_location(report)
 
     def _ring_cycle(self, doorbell: Doorbell) -> None:
         plan, rung = self._plan, 0
@@ -242,7 +234,7 @@ class RingRun:
             latency = answer.latency_ns
             ring = Ring(number, failure is None, latency, answer.status, vector, failure)
         self.report.note(ring)
-        self._on_ring(ring)
+        self.on_ring(ring)
 
 
 def ring_blind(

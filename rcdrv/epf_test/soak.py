@@ -78,16 +78,9 @@ class Soak:
     """Cycles of enable, ring and disable until the time is up; may continue after a lost device.
 
     :param seconds: duration
-    :param on_ring: called after every ring
     """
 
-    def __init__(
-        self,
-        seconds: float,
-        *,
-        clock: Clock = MONOTONIC,
-        on_ring: Callable[[Ring], None] = lambda _ring: None,
-    ) -> None:
+    def __init__(self, seconds: float, *, clock: Clock = MONOTONIC) -> None:
         self.seconds = seconds
         self.report = RingReport(keep=False)
         self.cycles = 0
@@ -96,7 +89,9 @@ class Soak:
         self.parts: list[Part] = []
         self.held: tuple[Held, Held] | None = None
         """Resources after the first cycle, and after the latest."""
-        self._on_ring = on_ring
+        self.on_location: Callable[[RingReport], None] = lambda _report: None
+        self.on_ring: Callable[[Ring], None] = lambda _ring: None
+        """These two as of :class:`RingRun`, for every cycle."""
         self._clock = clock
         self.begin()
 
@@ -110,13 +105,7 @@ class Soak:
         """Seconds since the start."""
         return self._clock.now() - self._start
 
-    def run(
-        self,
-        driver: EpfTest,
-        plan: RingPlan,
-        *,
-        on_location: Callable[[RingReport], None] = lambda _report: None,
-    ) -> None:
+    def run(self, driver: EpfTest, plan: RingPlan) -> None:
         """Ring until the time is up, at least once.
 
         :param plan: one cycle
@@ -125,20 +114,17 @@ class Soak:
         :raises Interrupted: the user asked to stop
         """
         while True:
-            self.cycle(driver, plan, on_location)
+            self.cycle(driver, plan)
             if plan.interval:
                 driver.function.pause(min(plan.interval, self.end.remaining))
             if self.end.expired:
                 return
 
-    def cycle(
-        self,
-        driver: EpfTest,
-        plan: RingPlan,
-        on_location: Callable[[RingReport], None] = lambda _report: None,
-    ) -> None:
+    def cycle(self, driver: EpfTest, plan: RingPlan) -> None:
         """Enable, ring, disable; see :meth:`run`."""
-        RingRun(driver, plan, self.report, on_location=on_location, on_ring=self._note).run()
+        run = RingRun(driver, plan, self.report)
+        run.on_location, run.on_ring = self.on_location, self._note
+        run.run()
         self.cycles += 1
         now = held(driver.function)
         self.held = (now if self.held is None else self.held[0], now)
@@ -152,7 +138,7 @@ class Soak:
         self.parts[-1].note(ring)
         if ring.acknowledged and ring.latency_ns is not None:
             self.latencies.add(ring.latency_ns)
-        self._on_ring(ring)
+        self.on_ring(ring)
 
     def drifts(self) -> list[Drift]:
         """Return the percentiles that differ between the first and the last quarter.

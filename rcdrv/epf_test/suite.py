@@ -13,13 +13,13 @@ from functools import partial
 
 from rcdrv.epf_test import bars, irqs, transfer
 from rcdrv.epf_test.answer import IrqChoice
-from rcdrv.epf_test.bars import Progress
+from rcdrv.epf_test.bars import Progress, no_progress
 from rcdrv.epf_test.block import stale_doorbell
 from rcdrv.epf_test.doorbell import LOST_BAR_HINT, Doorbell, free_stale_doorbell
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.logged import LoggedErrors
 from rcdrv.epf_test.registers import Reg
-from rcdrv.epf_test.transfer import Direction, Placement
+from rcdrv.epf_test.transfer import Direction, Placements
 from rcdrv.errors import DeviceLost, Interrupted, RcdrvError, UsageError, did_you_mean
 from rcdrv.results.observer import Observer
 from rcdrv.results.result import CaseName, CaseResult, Run
@@ -39,83 +39,42 @@ class Case:
     name: CaseName
     body: Body
     summary: str
+    """What it does; of a case of the second suite, what a pass proves."""
+    risk: str = "nothing"
+    """Possible effects on a board."""
+    needs: str = "nothing"
+    """Requirements; the case is skipped without them."""
+
+    def run(self, driver: EpfTest, progress: Progress = no_progress) -> str:
+        """Run it, at first with the interrupt kind of the user, else that of CAPS.
+
+        That is PCITEST_IRQ_TYPE_AUTO of the kselftest.
+        """
+        driver.use_irq(driver.irq_choice)
+        return self.body(driver, progress)
 
 
-@dataclass(frozen=True)
-class Options:
-    placements: Callable[[EpfTest], Sequence[Placement]] = lambda _driver: transfer.PLACEMENTS
-    """Sizes and alignments of the transfers; default those of the kselftest."""
-    stretches: bars.Stretches = bars.sampled
-    """Parts of a BAR to test; default all of it up to 1 GiB."""
+def cases(
+    placements: Placements = transfer.of_kselftest, stretches: bars.Stretches = bars.sampled
+) -> tuple[Case, ...]:
+    """Return all cases in the order of the kselftest.
 
-
-def vary_transfers(
-    sizes: Sequence[int] | None = None,
-    align: int | None = None,
-    *,
-    boundaries: bool = False,
-    whole: bool = False,
-) -> Options:
-    """Return options for transfers other than the kselftest's.
-
-    :param sizes: bytes, each 1 to 4 MiB; None or empty: the five of the kselftest
-    :param align: place the buffers at odd multiples of this power of two
-    :param boundaries: instead, transfers that begin and end around 4 KiB boundaries
-    :param whole: also test BARs above 1 GiB completely
-    :raises UsageError: an invalid value or combination
+    :param placements: sizes and alignments of the transfers
+    :param stretches: parts of a BAR to test; default all of it up to 1 GiB
     """
-    stretches = bars.chunks if whole else bars.sampled
-    if boundaries:
-        if sizes or align:
-            raise UsageError(
-                "boundaries choose sizes and alignments by themselves: give neither with them"
-            )
-        return Options(
-            lambda driver: transfer.around_pages(transfer.default_align(driver)), stretches
-        )
-    if align is not None and (align < 1 or align & (align - 1)):
-        raise UsageError(f"an alignment of {align} bytes is not a power of two")
-    if align is not None and align > 1 << 30:
-        raise UsageError(f"an alignment of {align:#x} bytes is above 1 GiB")
-    for size in sizes or ():
-        transfer.check_size(size)
-    if not sizes and align is None:
-        return Options(stretches=stretches)
-    placements = tuple(
-        Placement(size) if align is None else transfer.aligned(size, align)
-        for size in sizes or transfer.SIZES
-    )
-    return Options(lambda _driver: placements, stretches)
-
-
-_DEFAULTS = Options()
-
-
-def cases(options: Options = _DEFAULTS) -> tuple[Case, ...]:
-    """Return all cases in the order of the kselftest."""
     found: list[Case] = []
 
-    def add(name: str, body: Body, summary: str, *, announced_irq: bool = False) -> None:
-        fixture, *variant, test = name.split(".")
-        body = partial(_with_announced_irq, body) if announced_irq else body
-        found.append(Case(CaseName(fixture, "".join(variant), test), body, summary))
+    def add(name: str, body: Body, summary: str) -> None:
+        found.append(Case(CaseName.parse(name), body, summary))
 
     for index in range(6):
         bar = f"BAR{index}"
-        test: Body = partial(bars.bar_test, index, stretches=options.stretches)
-        halves: Body = partial(bars.subrange_test, index, stretches=options.stretches)
+        test: Body = partial(bars.bar_test, index, stretches=stretches)
+        halves: Body = partial(bars.subrange_test, index, stretches=stretches)
         add(f"pci_ep_bar.{bar}.BAR_TEST", test, f"fill {bar} with a pattern and read it back")
-        add(
-            f"pci_ep_bar.{bar}.BAR_SUBRANGE_TEST",
-            halves,
-            f"map the halves of {bar} swapped",
-            announced_irq=True,
-        )
-    add(
-        "pci_ep_basic.CONSECUTIVE_BAR_TEST",
-        partial(bars.consecutive_bar_test, stretches=options.stretches),
-        "write all BARs, then read them all",
-    )
+        add(f"pci_ep_bar.{bar}.BAR_SUBRANGE_TEST", halves, f"map the halves of {bar} swapped")
+    consecutive: Body = partial(bars.consecutive_bar_test, stretches=stretches)
+    add("pci_ep_basic.CONSECUTIVE_BAR_TEST", consecutive, "write all BARs, then read them all")
     add("pci_ep_basic.LEGACY_IRQ_TEST", irqs.intx_test, "raise INTx")
     msi: Body = partial(irqs.vector_test, IrqChoice.MSI, MSI_VECTORS)
     msix: Body = partial(irqs.vector_test, IrqChoice.MSIX, MSIX_VECTORS)
@@ -125,27 +84,17 @@ def cases(options: Options = _DEFAULTS) -> tuple[Case, ...]:
         for direction in Direction:
             add(
                 f"pci_ep_data_transfer.{variant}.{direction.value}_TEST",
-                partial(transfer.transfer_test, direction, dma, options.placements),
+                partial(transfer.transfer_test, direction, dma, placements),
                 f"{direction.value.lower()} by {'the DMA engine' if dma else 'the CPU'}",
-                announced_irq=True,
             )
-    add(f"{_DOORBELL}.DOORBELL_TEST", _doorbell, "ring the doorbell", announced_irq=True)
+    add(f"{_DOORBELL}.DOORBELL_TEST", _doorbell, "ring the doorbell")
     return tuple(found)
-
-
-def _with_announced_irq(body: Body, driver: EpfTest, progress: Progress) -> str:
-    """Run a case with the user's interrupt kind, else that of CAPS.
-
-    For cases in which the kselftest sets PCITEST_IRQ_TYPE_AUTO.
-    """
-    driver.use_irq(driver.irq_choice)
-    return body(driver, progress)
 
 
 DESTRUCTIVE = {
     "iommu-fault": Case(
-        CaseName("rcdrv_destructive", "", "IOMMU_FAULT_TEST"),
-        partial(_with_announced_irq, transfer.iommu_fault_test),
+        CaseName.parse("rcdrv_destructive.IOMMU_FAULT_TEST"),
+        transfer.iommu_fault_test,
         "transfers to an address that the IOMMU refuses",
     ),
 }
@@ -155,7 +104,6 @@ DESTRUCTIVE = {
 def _doorbell(driver: EpfTest, _progress: Progress) -> str:
     with Doorbell(driver) as doorbell:
         answer = doorbell.acknowledged()
-        doorbell.settle()
         if driver.stray:
             raise NotPassed(Reason.IRQ_TWICE, f"{driver.stray} interrupts too many for one ring")
     assert doorbell.location is not None
@@ -306,7 +254,7 @@ def _run_one(
         observer.progress(case.name, done, total, case.summary)
 
     try:
-        return CaseResult(case.name, Verdict.PASS, message=case.body(driver, progress)), None
+        return CaseResult(case.name, Verdict.PASS, message=case.run(driver, progress)), None
     except Interrupted:
         raise
     except RcdrvError as error:

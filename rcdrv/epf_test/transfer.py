@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from rcdrv.device import PhysicalDma
 from rcdrv.dma import DmaBuffer
 from rcdrv.epf_test.answer import Answer
+from rcdrv.epf_test.bars import Progress, no_progress
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.mismatch import compare
@@ -105,41 +106,67 @@ class Placement:
     """Power of two; the endpoint may need more."""
 
 
-def aligned(size: int, align: int) -> Placement:
-    """Return a placement at an odd multiple of ``align``, a power of two."""
-    return Placement(size, align, max(2 * align, _PAGE))
+Placements = Callable[[EpfTest], Sequence[Placement]]
+"""Return the transfers for an endpoint."""
 
 
-PLACEMENTS = tuple(Placement(size) for size in SIZES)
+def of_kselftest(_driver: EpfTest) -> Sequence[Placement]:
+    return [Placement(size) for size in SIZES]
 
 
-def around_pages(align: int) -> tuple[Placement, ...]:
-    """Return placements that begin or end just before, at and just after a 4 KiB boundary.
+def choose_placements(
+    sizes: Sequence[int] | None, align: int | None, *, boundaries: bool
+) -> Placements:
+    """Return the transfers that the user asked for.
 
-    :param align: alignment that the endpoint needs; placements without it are omitted
+    :param sizes: bytes, each 1 to 4 MiB; None or empty: the five of the kselftest
+    :param align: place the buffers at odd multiples of this power of two
+    :param boundaries: instead, transfers that begin and end around 4 KiB boundaries
+    :raises UsageError: an invalid value or combination
     """
+    if boundaries:
+        if sizes or align:
+            raise UsageError(
+                "boundaries choose sizes and alignments by themselves: give neither with them"
+            )
+        return _around_pages
+    if align is not None and (align < 1 or align & (align - 1)):
+        raise UsageError(f"an alignment of {align} bytes is not a power of two")
+    if align is not None and align > 1 << 30:
+        raise UsageError(f"an alignment of {align:#x} bytes is above 1 GiB")
+    for size in sizes or ():
+        check_size(size)
+    chosen = [
+        Placement(size) if align is None else Placement(size, align, max(2 * align, _PAGE))
+        for size in sizes or SIZES
+    ]
+    return lambda _driver: chosen
+
+
+def _around_pages(driver: EpfTest) -> Sequence[Placement]:
+    """Return placements that begin or end just before, at and just after a 4 KiB boundary."""
+    align = default_align(driver)
     edges = range(-4, 5)
     sizes = {1, 2, 3, 4, 7, 8} | {pages * _PAGE + edge for pages in (1, 2) for edge in edges}
     shifts = {edge % _PAGE for edge in edges}
-    return tuple(
+    return [
         Placement(size, shift)
         for size in sorted(sizes)
         for shift in sorted(shifts)
         if shift % align == 0
-    )
+    ]
 
 
 def transfer_test(
     direction: Direction,
     dma: bool,
-    placements: Callable[[EpfTest], Sequence[Placement]],
+    placements: Placements,
     driver: EpfTest,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = no_progress,
 ) -> str:
     """Run one transfer per placement, and verify all bytes in and around the buffer.
 
     :param dma: let the endpoint use its DMA engine
-    :param placements: returns the transfers for an endpoint
     :returns: the rate of the largest transfer, as text
     :raises NotPassed: the first failure, with its size
     :raises UsageError: a size that could harm the endpoint, or an unsupported alignment

@@ -15,7 +15,7 @@ from rcdrv.device import CONFIG_REGION, IrqKind
 from rcdrv.epf_test import bars
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Reg
-from rcdrv.epf_test.suite import Case, Options, cases, run_cases
+from rcdrv.epf_test.suite import Case, cases, run_cases
 from rcdrv.epf_test.transfer import Placement
 from rcdrv.errors import EndpointError, HostError, RcdrvError, UsageError
 from rcdrv.function import Function
@@ -144,10 +144,8 @@ class Watch(AccessLog):
 @lru_cache
 def _all_cases(whole: bool) -> tuple[Case, ...]:
     return cases(
-        Options(
-            placements=lambda _driver: [Placement(size) for size in TRANSFER_SIZES],
-            stretches=bars.chunks if whole else sample,
-        )
+        lambda _driver: [Placement(size) for size in TRANSFER_SIZES],
+        bars.chunks if whole else sample,
     )
 
 

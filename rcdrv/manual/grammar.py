@@ -222,9 +222,9 @@ def _words(action: argparse.Action) -> tuple[str, ...]:
         return ("0", "1", "2", "3", "4", "5")
     if action.dest == "names":
         from rcdrv.epf_test.more import MORE  # not for each touch of the tabulator key
-        from rcdrv.epf_test.suite import Options, cases
+        from rcdrv.epf_test.suite import cases
 
-        return tuple(str(case.name) for case in (*cases(Options()), *MORE))
+        return tuple(str(case.name) for case in (*cases(), *MORE))
     if action.dest == "fault":
         return tuple(FAULTS)
     return ()

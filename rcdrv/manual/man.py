@@ -45,7 +45,7 @@ def _overview(tree: Command) -> str:
         ".SH FILES",
         *_definitions((_italic(term), text) for term, text in FILES),
         ".SH SEE ALSO",
-        _see_also(_page_name(one) for one in tree.children),
+        ",\n".join(rf"\fB{_escape(_page_name(one))}\fR(1)" for one in tree.children),
     ]
     return _document(lines)
 
@@ -121,10 +121,6 @@ def _exit_status() -> list[str]:
 
 def _definitions(rows: Iterable[tuple[str, str]]) -> list[str]:
     return [line for term, text in rows for line in (".TP", term, _guard(_escape(text)))]
-
-
-def _see_also(names: Iterable[str]) -> str:
-    return ",\n".join(rf"\fB{_escape(name)}\fR(1)" for name in names)
 
 
 def _prose(text: str) -> list[str]:

@@ -58,9 +58,8 @@ class Plain(Observer):
     def _summary(self, run: Run) -> None:
         for line in differences(run):
             self._print((one_line(line), ""))
-        counts = ", ".join(f"{count} {what}" for what, count in tally(run).items())
         spent = _seconds(sum(result.seconds for result in run.results))
-        self._print((f"{counts or 'no tests'} in {spent}", "bold"))
+        self._print((f"{_counts(run)} in {spent}", "bold"))
 
     def _print(self, *parts: Part, mark: Verdict | None = None, indent: bool = False) -> None:
         """Print a line, after a mark or indented like one."""
@@ -128,8 +127,7 @@ def side_by_side(runs: Sequence[Run]) -> Iterator[str]:
         yield f"{one_line(name):{width}}  {'  '.join(cells)}".rstrip()
     yield ""
     for number, run in enumerate(runs, 1):
-        counts = ", ".join(f"{count} {what}" for what, count in tally(run).items()) or "no tests"
-        yield one_line(f"{number}  {run.device}: {counts}  {run.description}").rstrip()
+        yield one_line(f"{number}  {run.device}: {_counts(run)}  {run.description}").rstrip()
 
 
 def rewrite(stream: TextIO, text: str = "") -> None:
@@ -154,6 +152,10 @@ def tally(run: Run) -> dict[str, int]:
     counts = {verdict.value: count for verdict, count in run.totals.items()}
     counts["not run"] = len(run.not_run)
     return {what: count for what, count in counts.items() if count}
+
+
+def _counts(run: Run) -> str:
+    return ", ".join(f"{count} {what}" for what, count in tally(run).items()) or "no tests"
 
 
 def _seconds(value: float) -> str:

@@ -22,6 +22,12 @@ class CaseName:
     device: str = ""
     """Where several are tested in one run: the one that the case ran on."""
 
+    @classmethod
+    def parse(cls, name: str) -> CaseName:
+        """Return the name of ``FIXTURE.TEST`` or ``FIXTURE.VARIANT.TEST``."""
+        fixture, *variant, test = name.split(".")
+        return cls(fixture, "".join(variant), test)
+
     def __str__(self) -> str:
         return self._text
 

@@ -6,18 +6,7 @@ shell completion, docs/commands/test.md (``python3 -m tools.more``) and tests.
 
 from __future__ import annotations
 
-from rcdrv.epf_test.more import (
-    bars,
-    config,
-    doorbell,
-    interrupts,
-    link,
-    master,
-    power,
-    reset,
-    several,
-    transfers,
-)
+from rcdrv.epf_test.more import bars, config, doorbell, interrupts, link, reset, several, transfers
 
 MORE = (
     *bars.CASES,
@@ -31,9 +20,9 @@ MORE = (
 """Harmless cases: they treat an endpoint as the 23 cases do."""
 
 DESTRUCTIVE_MORE = {
-    "bus-master": (master.bus_master,),
+    "bus-master": (interrupts.bus_master,),
     "link": (link.retrain,),
-    "power": (power.d3hot,),
+    "power": (reset.d3hot,),
     "reset": reset.CASES,
 }
 """Cases that may crash or reset an endpoint, by the name that selects them."""

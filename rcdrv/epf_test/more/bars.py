@@ -48,17 +48,23 @@ def _window(index: int, driver: EpfTest) -> tuple[Window, int]:
     return driver.function.bar(index), testable_size(driver, index)
 
 
-def _expect(driver: EpfTest, place: str, wrote: int, got: int, hint: str) -> None:
-    """Compare a value read with the value written.
+def _expect(
+    driver: EpfTest, index: int, place: int, wrote: int, hint: str, width: int | None = None
+) -> None:
+    """Read a value of a BAR, and compare it with the value written.
 
+    :param width: bits, to be named in the message; default 32
     :raises NotPassed: ``data-mismatch``
     """
+    got = driver.function.bar(index).read(width or 32, place)
     if got == wrote:
         return
     driver.function.check_alive()
+    bits = f", {width} bits" if width else ""
     raise NotPassed(
         Reason.DATA_MISMATCH,
-        f"{place}: wrote {wrote:#010x}, read {got:#010x} (differs in {wrote ^ got:#x})",
+        f"BAR{index}+{place:#x}{bits}: wrote {wrote:#010x}, read {got:#010x}"
+        f" (differs in {wrote ^ got:#x})",
         hint=hint,
     )
 
@@ -73,13 +79,8 @@ def walking_ones(index: int, driver: EpfTest, _progress: Progress) -> str:
             for number, word in enumerate(words):
                 window.write32(4 * number, word)
             for number, word in enumerate(words):
-                _expect(
-                    driver,
-                    f"BAR{index}+{4 * number:#x}",
-                    word,
-                    window.read32(4 * number),
-                    "a data line of the endpoint's memory is stuck or tied to another",
-                )
+                hint = "a data line of the endpoint's memory is stuck or tied to another"
+                _expect(driver, index, 4 * number, word, hint)
     places = {0, size - 4}
     step = 4
     while step < size:
@@ -89,13 +90,8 @@ def walking_ones(index: int, driver: EpfTest, _progress: Progress) -> str:
     for place, mark in marks.items():
         window.write32(place, mark)
     for place, mark in marks.items():
-        _expect(
-            driver,
-            f"BAR{index}+{place:#x}",
-            mark,
-            window.read32(place),
-            "an address line has no effect: does the inbound window cover the whole BAR?",
-        )
+        hint = "an address line has no effect: does the inbound window cover the whole BAR?"
+        _expect(driver, index, place, mark, hint)
     return f"32 data bits, {len(marks)} places in {size:#x} bytes"
 
 
@@ -147,13 +143,8 @@ def widths(index: int, driver: EpfTest, _progress: Progress) -> str:
                 for read in (8, 16, 32, 64):
                     for start in range(0, unit, read // 8) if read // 8 <= unit else ():
                         wanted = int.from_bytes(expected[start : start + read // 8], "little")
-                        _expect(
-                            driver,
-                            f"BAR{index}+{place + start:#x}, {read} bits",
-                            wanted,
-                            window.read(read, place + start),
-                            f"a read of {read} bits does not see what a longer one does",
-                        )
+                        hint = f"a read of {read} bits does not see what a longer one does"
+                        _expect(driver, index, place + start, wanted, hint, read)
     return f"8 to {8 * unit} bits at {', '.join(f'{place:#x}' for place in places)}"
 
 
@@ -165,7 +156,7 @@ def order(index: int, driver: EpfTest, _progress: Progress) -> str:
             word = number * 0x0101_0101 ^ place & ALL_ONES
             window.write32(place, word)
             hint = "a read overtook the write before it: does the endpoint's bus reorder them?"
-            _expect(driver, f"BAR{index}+{place:#x}", word, window.read32(place), hint)
+            _expect(driver, index, place, word, hint)
     return "64 writes, each read back at once"
 
 
@@ -214,15 +205,10 @@ def together(driver: EpfTest, progress: Progress) -> str:
         for index, window in windows.items():
             window.write32(4 * (number % places[index]), words[index][number])
     for number in range(_TURNS):
-        for index, window in windows.items():
+        for index in bars:
             last = max(n for n in range(_TURNS) if n % places[index] == number % places[index])
-            _expect(
-                driver,
-                f"BAR{index}+{4 * (number % places[index]):#x}",
-                words[index][last],
-                window.read32(4 * (number % places[index])),
-                "written in turns with other BARs: do their inbound windows overlap?",
-            )
+            hint = "written in turns with other BARs: do their inbound windows overlap?"
+            _expect(driver, index, 4 * (number % places[index]), words[index][last], hint)
     mapped = {index: area for index in bars if (area := _largest_area(driver, index))}
     if len(mapped) >= 2:
         _by_threads(driver, mapped)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from rcdrv.epf_test.bars import Progress as Progress
-from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.suite import Body, Case
 from rcdrv.errors import EndpointError
 from rcdrv.results.result import CaseName
@@ -15,34 +13,14 @@ from rcdrv.verdict import NotPassed, Reason
 from rcdrv.verdict import skip as skip
 
 
-@dataclass(frozen=True)
-class MoreCase(Case):
-    """One case; the summary is what a pass proves."""
-
-    risk: str
-    """Possible effects on a board."""
-    needs: str
-    """Requirements; the case is skipped without them."""
-
-
 def case(
     name: str, proves: str, *, risk: str = "nothing", needs: str = "nothing"
-) -> Callable[[Body], MoreCase]:
-    """Make a body a case, which starts with the interrupt kind of the user or CAPS.
+) -> Callable[[Body], Case]:
+    """Return a decorator that makes a body a case.
 
     :param name: ``GROUP.TEST`` or ``GROUP.VARIANT.TEST``
     """
-    group, *variant, test = name.split(".")
-
-    def made(body: Body) -> MoreCase:
-        def run(driver: EpfTest, progress: Progress) -> str:
-            driver.use_irq(driver.irq_choice)
-            return body(driver, progress)
-
-        full = CaseName(f"more_{group}", "".join(variant), f"{test}_TEST")
-        return MoreCase(full, run, proves, risk, needs)
-
-    return made
+    return lambda body: Case(CaseName.parse(f"more_{name}_TEST"), body, proves, risk, needs)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,17 @@
-"""Interrupts that must not arrive."""
+"""Interrupts and data that must not arrive."""
 
 from __future__ import annotations
 
 from rcdrv.device import IrqKind
 from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.block import ALL_ONES
-from rcdrv.epf_test.driver import EpfTest
+from rcdrv.epf_test.driver import SETTLE, EpfTest
 from rcdrv.epf_test.explain import explain
 from rcdrv.epf_test.irqs import raise_vector
 from rcdrv.epf_test.more.case import Progress, case, judged, skip
-from rcdrv.epf_test.registers import Command
+from rcdrv.epf_test.more.state import transfer
+from rcdrv.epf_test.registers import Command, Reg
+from rcdrv.epf_test.transfer import address_registers, dma_buffer
 from rcdrv.errors import HostError
 from rcdrv.pci import Command as ConfigCommand
 from rcdrv.verdict import NotPassed, Reason
@@ -18,6 +20,8 @@ _VECTOR_CONTROL = 12
 """Offset in an entry of the MSI-X table; bit 0 masks the vector."""
 _UNMASKED = 0.05
 """Seconds in which an unmasked pending vector must fire."""
+_WRITTEN = 1024
+"""Bytes that the endpoint is to write while it must not."""
 
 
 def _arrives(driver: EpfTest, choice: IrqChoice, otherwise: str) -> None:
@@ -130,6 +134,42 @@ def msix_mask(driver: EpfTest, _progress: Progress) -> str:
     if pending:
         return "pending while masked, and sent when unmasked"
     return "dropped while masked (dw_pcie_ep_raise_msix_irq() does that), and sent again unmasked"
+
+
+@case(
+    "destructive.BUS_MASTER",
+    "nothing leaves the function while bus mastering is off",
+    risk="a write of the endpoint's processor may end in an external abort there: its kernel may"
+    " crash",
+)
+def bus_master(driver: EpfTest, _progress: Progress) -> str:
+    """Have the endpoint write to this host's memory while COMMAND lacks BUS_MASTER."""
+    function = driver.function
+    config = function.config
+    with dma_buffer(driver, _WRITTEN) as buffer:
+        driver.arm()
+        config.command &= ~ConfigCommand.BUS_MASTER
+        driver.must_not_interrupt = True
+        try:
+            address = address_registers(Reg.DST_ADDR_LOW, buffer.iova)
+            answer = driver.command(Command.WRITE, {**address, Reg.SIZE: _WRITTEN, Reg.CHECKSUM: 0})
+            function.pause(SETTLE)
+            arrived = any(bytes(buffer.memory))
+        finally:
+            driver.must_not_interrupt = False
+            with function.cancel.deferred():
+                config.command |= ConfigCommand.BUS_MASTER
+    what = "data" if arrived else f"{driver.irq_name}" if answer.interrupted else ""
+    if what and (arrived or driver.irq_name != "intx"):
+        raise NotPassed(
+            Reason.BAD_CONFIG,
+            f"{what} arrived although bus mastering is off in COMMAND",
+            hint="the controller does not look at BUS_MASTER, and a host cannot stop its DMA",
+        )
+    if not answer.good:
+        raise explain(driver, answer, "WRITE with bus mastering off")
+    transfer(driver)
+    return "nothing arrived, and all does since it is on again"
 
 
 CASES = (intx_disable, msix_mask)

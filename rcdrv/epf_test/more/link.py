@@ -20,10 +20,15 @@ from rcdrv.verdict import NotPassed, Reason
 
 _SIZE = 1 << 16
 _ROUNDS = 4
-_CURE = (
-    "signal integrity first: cable, riser, connector, reference clock, PHY; a slower"
-    " max-link-speed in the endpoint's device tree tells"
-)
+
+
+def _bad(message: str) -> NotPassed:
+    return NotPassed(
+        Reason.BAD_LINK,
+        message,
+        hint="signal integrity first: cable, riser, connector, reference clock, PHY; a slower"
+        " max-link-speed in the endpoint's device tree tells",
+    )
 
 
 @case(
@@ -54,13 +59,9 @@ def load(driver: EpfTest, progress: Progress) -> str:
     after, risen = config.express(), errors.risen()
     driver.function.check_alive()
     if after is not None and (after.speed, after.width) != (before.speed, before.width):
-        raise NotPassed(
-            Reason.BAD_LINK,
-            f"the link ran at {before}, and now at {after}",
-            hint=_CURE,
-        )
+        raise _bad(f"the link ran at {before}, and now at {after}")
     if risen:
-        raise NotPassed(Reason.BAD_LINK, f"the function logged {', '.join(risen)}", hint=_CURE)
+        raise _bad(f"the function logged {', '.join(risen)}")
     logged = "no error" if errors.available else "no log of errors (AER)"
     logged += f"; logged before: {', '.join(known)}" if known else ""
     return f"{before} of {before.most}, {logged}"
@@ -99,12 +100,10 @@ def retrain(driver: EpfTest, progress: Progress) -> str:
             function.check_alive()
             with during(f"after training {done} of {_ROUNDS}"):
                 if not back:
-                    message = "the link does not come back within a second"
-                    raise NotPassed(Reason.BAD_LINK, message, hint=_CURE)
+                    raise _bad("the link does not come back within a second")
                 now = _link(config)
                 if link and now and (now.speed < link.speed or now.width < link.width):
-                    message = f"the link ran at {link}, and now at {now}"
-                    raise NotPassed(Reason.BAD_LINK, message, hint=_CURE)
+                    raise _bad(f"the link ran at {link}, and now at {now}")
                 before.compare(but=LINK)
             progress(done, _ROUNDS)
     with during(f"after {_ROUNDS} trainings"):

@@ -246,4 +246,3 @@ def transfer(driver: EpfTest) -> str:
 def _ring(driver: EpfTest) -> None:
     with Doorbell(driver) as doorbell:
         doorbell.acknowledged()
-        doorbell.settle()

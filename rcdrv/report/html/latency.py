@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rcdrv.report.html.markup import Child, Markup, element, join
-from rcdrv.report.html.plot import Point, Series, course, distributions
+from rcdrv.report.html.plot import course, distributions
 from rcdrv.report.html.section import (
     Section,
     code,
@@ -17,7 +18,7 @@ from rcdrv.report.html.section import (
     table,
 )
 from rcdrv.report.html.source import Source
-from rcdrv.results.bench import TITLES, distribution
+from rcdrv.results.bench import TITLES, Series, distribution, from_document
 from rcdrv.results.distribution import Distribution
 from rcdrv.results.node import Node
 from rcdrv.results.units import duration_text, period_text
@@ -27,40 +28,33 @@ from rcdrv.verdict import Verdict
 def ring(source: Source) -> Section:
     node = source.node
     device = node.said("device")
-    points, told = [], []
-    for one in node["rings"]:
-        acknowledged = one.find("acknowledged")
-        latency = one.find("latency_ns")
-        good = acknowledged is not None and acknowledged.flag and latency is not None
-        points.append(Point(latency.nanoseconds if good and latency is not None else None))
-        told.append(None if acknowledged is None else acknowledged.flag)
-    measured = [one.nanoseconds for one in points if one.nanoseconds is not None]
-    verdict = node["verdict"].verdict
     if node.find("soak") is not None:
         return _soak(source, device)
-    failed = sum(one is False for one in told)
-    words = f"{len(points)} rings" if len(points) != 1 else "1 ring"
+    latencies: list[int | None] = []
+    told: list[bool | None] = []
+    for one in node["rings"]:
+        acknowledged, latency = one.find("acknowledged"), one.find("latency_ns")
+        told.append(None if acknowledged is None else acknowledged.flag)
+        latencies.append(latency.nanoseconds if told[-1] and latency is not None else None)
+    words = f"{len(told)} rings" if len(told) != 1 else "1 ring"
     if all(one is None for one in told):
         words += " written, not verified" if told else ""
     else:
-        words += f", {len(points) - failed - told.count(None)} acknowledged"
-    body: list[Child] = [facts([*_doorbell(node), ("interrupt", node["irq"].text)])]
+        words += f", {told.count(True)} acknowledged"
+    body = [*_judged(node), facts([*_doorbell(node), ("interrupt", node["irq"].text)])]
+    measured = [one for one in latencies if one is not None]
     if measured:
-        series = [Series("ring to answer", Distribution.of(measured))]
-        words += f", median {_median(series[0])}"
-        if len(measured) > 1:
-            body.append(distributions(series, f"Ring to acknowledgement, {device}"))
-        if len(points) > 2:
-            body.append(course(points, f"Each ring, {device}", "ring"))
-        body.append(percentile_table(series))
-    body = [*_judged(node), *body]
+        series = Series("ring to answer", Distribution.of(measured))
+        words += f", median {_median(series)}"
+        each = course(latencies, f"Each ring, {device}", "ring") if len(latencies) > 2 else None
+        body += _drawn(series, f"Ring to acknowledgement, {device}", each)
     if node["stray_interrupts"].integer:
         words += f", {node['stray_interrupts'].integer} stray interrupts"
-    return Section("ring", device, source.name, verdict, words, join(*body), finding(node, device))
+    return _section("ring", source, device, words, body)
 
 
 def _soak(source: Source, device: str) -> Section:
-    """What ``rcdrv ring --soak`` printed."""
+    """Return the section of ``rcdrv ring --soak``."""
     node, soak = source.node, source.node["soak"]
     count, failed = soak["count"].integer, soak["failed"].integer
     words = f"{count} rings in {period_text(soak['elapsed'].number)}, {failed} failed"
@@ -69,18 +63,31 @@ def _soak(source: Source, device: str) -> Section:
     for drift in soak["drift"]:
         before, after = (duration_text(drift[key].number) for key in ("before", "after"))
         pairs.append((f"drift of p{drift['percentile'].number:g}", f"{before} to {after}"))
-    body: list[Child] = [*_judged(node), facts(pairs)]
+    body = [*_judged(node), facts(pairs)]
     if soak["acknowledged"].integer:
-        series = [Series("ring to answer", distribution(soak))]
-        words += f", median {_median(series[0])}"
-        medians = [part.find("p50") for part in soak["parts"]]
-        points = [Point(None if one is None else one.nanoseconds) for one in medians]
-        body.append(distributions(series, f"Ring to acknowledgement, {device}"))
-        if len(points) > 2:
-            body.append(course(points, f"Median of each part of the time, {device}", "part"))
-        body.append(percentile_table(series))
-    verdict = node["verdict"].verdict
-    return Section("ring", device, source.name, verdict, words, join(*body), finding(node, device))
+        series = Series("ring to answer", distribution(soak))
+        words += f", median {_median(series)}"
+        parts = [part.find("p50") for part in soak["parts"]]
+        medians = [None if one is None else one.nanoseconds for one in parts]
+        title = f"Median of each part of the time, {device}"
+        each = course(medians, title, "part") if len(medians) > 2 else None
+        body += _drawn(series, f"Ring to acknowledgement, {device}", each)
+    return _section("ring", source, device, words, body)
+
+
+def _section(
+    kind: str, source: Source, device: str, headline: str, body: Sequence[Child]
+) -> Section:
+    node = source.node
+    verdict, findings = node["verdict"].verdict, finding(node, device)
+    return Section(kind, device, source.name, verdict, headline, join(*body), findings)
+
+
+def _drawn(series: Series, title: str, each: Markup | None) -> list[Child]:
+    """Return the distribution if it is of several, the course, and the numbers."""
+    several = series.distribution.count > 1
+    hill = distributions([series], title) if several else None
+    return [hill, each, percentile_table([series])]
 
 
 def _doorbell(node: Node) -> list[tuple[str, Child]]:
@@ -109,105 +116,86 @@ def _judged(node: Node) -> list[Child]:
 
 
 def bench(source: Source) -> Section:
-    node = source.node
-    what, device = node["bench"].text, node["device"].text
-    series, sizes = [], []
-    for entry in node["series"]:
-        series.append(Series(entry["name"].text, distribution(entry)))
-        sizes.append(entry["size"].integer)
-    setup = [(name.replace("_", " "), _plain(value)) for name, value in node["setup"].items()]
-    body: list[Child] = [*(_judged(node) if node.has("verdict") else [])]
+    node, result = source.node, from_document(source.node)
+    what, series = result.kind, result.series
+    judged = node.has("verdict")
+    body: list[Child] = _judged(node) if judged else []
     if series:
-        body.append(distributions(series, f"{TITLES.get(what, what)}, {device}"))
-        body.append(percentile_table(series, sizes))
+        body.append(distributions(series, f"{TITLES.get(what, what)}, {result.device}"))
+        body.append(percentile_table(series))
+    setup = [(name.replace("_", " "), _plain(value)) for name, value in result.setup.items()]
     body.append(facts([(name, value) for name, value in setup if value]))
     first = f"{series[0].name}: median {_median(series[0])}" if series else "nothing was measured"
     count = f" and {len(series) - 1} more" if len(series) > 1 else ""
-    return Section(
-        f"bench {what}",
-        device,
-        source.name,
-        node["verdict"].verdict if node.has("verdict") else None,
-        first + count,
-        join(*body),
-        finding(node, device) if node.has("verdict") else (),
-    )
+    if judged:
+        return _section(f"bench {what}", source, result.device, first + count, body)
+    return Section(f"bench {what}", result.device, source.name, None, first + count, join(*body))
 
 
 def compared_benches(sources: Sequence[Source]) -> Markup:
     """Compare a benchmark's series in several files, as ratios to the first."""
-    runs = [
-        {entry["name"].text: distribution(entry) for entry in source.node["series"]}
-        for source in sources
-    ]
-    drawn, rows = [], []
-    for name in dict.fromkeys(name for run in runs for name in run):
-        first = runs[0].get(name)
+    runs = [from_document(source.node) for source in sources]
+    drawn, looks, rows = [], [], []
+    for name in dict.fromkeys(one.name for run in runs for one in run.series):
+        first = runs[0].find(name)
         for number, (source, run) in enumerate(zip(sources, runs, strict=True)):
-            found = run.get(name)
+            found = run.find(name)
             if found is None:
                 continue
-            drawn.append(Series(f"{name}, {source.name}", found, number))
-            cells = [source.name, *(duration_text(found.percentile(p)) for p in (50, 99))]
+            drawn.append(found._replace(name=f"{name}, {source.name}"))
+            looks.append(number)
+            cells = [source.name, *(_duration(found, percent) for percent in (50, 99))]
             cells += [_ratio(found, first, percent) for percent in (50, 99)]
             rows.append(row(*cells, name=name))
     heads = ["", "file", "p50", "p99", "p50 / first", "p99 / first"]
-    what = sources[0].node["bench"].text
+    what = runs[0].kind
     return join(
-        distributions(drawn, f"{TITLES.get(what, what)}, compared") if drawn else None,
+        distributions(drawn, f"{TITLES.get(what, what)}, compared", looks) if drawn else None,
         table(heads, rows, "Each file, and how many times as long as in the first one it takes"),
     )
 
 
-def _ratio(found: Distribution, first: Distribution | None, percent: float) -> str:
+def _ratio(found: Series, first: Series | None, percent: float) -> str:
     if first is None or first is found:
         return ""
-    return f"{found.percentile(percent) / max(1, first.percentile(percent)):.2f}"
+    now, then = (one.distribution.percentile(percent) for one in (found, first))
+    return f"{now / max(1, then):.2f}"
 
 
-def _plain(value: Node) -> str:
+def _plain(value: Any) -> str:
     """Return a value of the set-up as text; lists are joined, null is empty."""
-    if value.value is None:
+    if value is None:
         return ""
-    if isinstance(value.value, list):
-        return ", ".join(_plain(one) for one in value)
-    if isinstance(value.value, bool):
-        return "yes" if value.value else "no"
-    return f"{value.value:.3g}" if isinstance(value.value, float) else str(value.value)
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _duration(series: Series, percent: float) -> str:
+    return duration_text(series.distribution.percentile(percent))
 
 
 def _median(series: Series) -> str:
-    return duration_text(series.distribution.percentile(50))
+    return _duration(series, 50)
 
 
 def ping(source: Source) -> Section:
     node = source.node
     device = node.said("device")
     series = _trips(node, "round trip")
-    body: list[Child] = [*_judged(node)]
+    words = f"{node['transmitted'].integer} sent, {node['received'].integer} answered"
+    body = _judged(node)
     if series is not None:
-        if series.distribution.count > 1:
-            body.append(distributions([series], f"Round trips, {device}"))
-        body.append(_ping_course(node, device))
-        body.append(percentile_table([series]))
-    return Section(
-        "ntb ping",
-        device,
-        source.name,
-        node["verdict"].verdict,
-        _ping_words(node) + (f", median {_median(series)}" if series else ""),
-        join(*body),
-        finding(node, device),
-    )
+        words += f", median {_median(series)}"
+        body += _drawn(series, f"Round trips, {device}", _ping_course(node, device))
+    return _section("ntb ping", source, device, words, body)
 
 
 def _trips(node: Node, name: str) -> Series | None:
     times = [trip["nanoseconds"].nanoseconds for trip in node["trips"]]
     return Series(name, Distribution.of(times)) if times else None
-
-
-def _ping_words(node: Node) -> str:
-    return f"{node['transmitted'].integer} sent, {node['received'].integer} answered"
 
 
 def _ping_course(node: Node, device: str) -> Markup | None:
@@ -218,8 +206,9 @@ def _ping_course(node: Node, device: str) -> Markup | None:
     if not found or not 3 <= count <= 10 * max(100, len(found)) or max(found) > count + 1:
         return None
     first = min(1, *found)
-    points = [Point(found.get(first + index)) for index in range(count)]
-    return course(points, f"Each ping, {device}", "ping")
+    return course(
+        [found.get(first + index) for index in range(count)], f"Each ping, {device}", "ping"
+    )
 
 
 def compared_pings(source: Source) -> Section:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from rcdrv.report.html.markup import Markup, drawing, element
 from rcdrv.report.text import wrapped
+from rcdrv.results.bench import Series
 from rcdrv.results.distribution import Distribution
 from rcdrv.results.units import duration_text
 
@@ -21,21 +21,6 @@ _FEWEST_BINS, _MOST_BINS = 24, 110
 _TICKS = (1, 2, 5)
 _DOTS = 700
 """Maximum number of columns of a course; with more points each shows the range of several."""
-
-
-class Series(NamedTuple):
-    """A named distribution."""
-
-    name: str
-    distribution: Distribution
-    """Nanoseconds."""
-    colour: int = -1
-    """Series of equal number have one look; -1: a look of its own."""
-
-
-class Point(NamedTuple):
-    nanoseconds: int | None
-    """None if it failed."""
 
 
 class _Axis:
@@ -64,8 +49,11 @@ class _Axis:
                     yield value
 
 
-def distributions(series: Sequence[Series], title: str) -> Markup:
-    """Draw one row per series, over one axis."""
+def distributions(series: Sequence[Series], title: str, colours: Sequence[int] = ()) -> Markup:
+    """Draw one row per series, over one axis.
+
+    :param colours: number of each one's look; default a look of its own
+    """
     tall = len(series) == 1
     row, hill = (150, 104) if tall else (92, 54)
     top, bottom = 14, 34
@@ -92,12 +80,12 @@ def distributions(series: Sequence[Series], title: str) -> Markup:
     ]
     for index, one in enumerate(series):
         base = top + row * index + row - 30
-        parts.append(_row(one, axis, base, hill, index))
+        parts.append(_row(one, axis, base, hill, colours[index] if colours else index))
     words = "; ".join(map(_in_words, series))
     return drawing(WIDTH, height, title, words, parts, "plot")
 
 
-def _row(one: Series, axis: _Axis, base: float, hill: float, index: int) -> Markup:
+def _row(one: Series, axis: _Axis, base: float, hill: float, colour: int) -> Markup:
     found = one.distribution
     high = max(count for _, _, count in _bins(found, axis))
     bars = [
@@ -128,7 +116,7 @@ def _row(one: Series, axis: _Axis, base: float, hill: float, index: int) -> Mark
         element("text", f"n = {found.count}", x=_LEFT - 16, y=base + 9, class_="count"),
         element("text", f"p50 {middle}", x=WIDTH - _RIGHT + 14, y=base - 8, class_="value"),
         element("text", f"p99 {high_text}", x=WIDTH - _RIGHT + 14, y=base + 9, class_="value"),
-        class_=f"series s{(index if one.colour < 0 else one.colour) % 6}",
+        class_=f"series s{colour % 6}",
     )  # fmt: skip
 
 
@@ -163,14 +151,14 @@ def _bins(found: Distribution, axis: _Axis) -> list[tuple[float, float, int]]:
     ]
 
 
-def course(points: Sequence[Point], title: str, unit: str) -> Markup:
+def course(points: Sequence[int | None], title: str, unit: str) -> Markup:
     """Draw the latencies in order, with the failures.
 
-    :param points: at least one with a latency
+    :param points: nanoseconds, at least one; None if it failed
     :param unit: unit of the axis, such as ``ring``
     """
     top, floor, height = 16, 176, 222
-    measured = [one.nanoseconds for one in points if one.nanoseconds is not None]
+    measured = [one for one in points if one is not None]
     axis = _Axis(min(measured), max(measured), floor, top)
     count = len(points)
 
@@ -198,7 +186,7 @@ def course(points: Sequence[Point], title: str, unit: str) -> Markup:
     for start in range(0, count, width):
         part = points[start : start + width]
         x = across(start + (len(part) - 1) / 2)
-        values = sorted(one.nanoseconds for one in part if one.nanoseconds is not None)
+        values = sorted(one for one in part if one is not None)
         if len(values) > 1:
             dots.append(
                 element("line", x1=x, x2=x, y1=axis(values[0]), y2=axis(values[-1]), class_="range")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rcdrv.report.html.markup import Child, Markup, element
-from rcdrv.report.html.plot import Series
-from rcdrv.results.distribution import PERCENTILES, Distribution
+from rcdrv.results.bench import Series
+from rcdrv.results.distribution import PERCENTILES
 from rcdrv.results.node import Node
 from rcdrv.results.units import duration_text
 from rcdrv.verdict import Verdict
@@ -101,25 +101,17 @@ def table(heads: Sequence[str], rows: Sequence[Markup], caption: str) -> Markup:
 _COLUMNS = ("count", "min", *(f"p{share:g}" for share in PERCENTILES), "max")
 
 
-def percentile_table(series: Sequence[Series], sizes: Sequence[int] = ()) -> Markup:
-    """Return the distributions as numbers.
-
-    :param sizes: bytes per operation of each series, 0 for none; adds the rate at p50
-    """
-    moving = any(sizes)
+def percentile_table(series: Sequence[Series]) -> Markup:
+    """Return the distributions as numbers, with the rates at p50 of those that have one."""
+    moving = any(one.size for one in series)
     rows = []
-    for index, one in enumerate(series):
+    for one in series:
         found = one.distribution
-        cells = [str(found.count), *map(duration_text, _values(found))]
+        shares = [found.percentile(share) for share in PERCENTILES]
+        cells = [str(found.count), *map(duration_text, (found.minimum, *shares, found.maximum))]
         if moving:
-            size = sizes[index]
-            rate = size / max(1, found.percentile(50)) * 1e3
-            cells.append(f"{rate:.3g} MB/s" if size else "")
+            rate = one.rate(found.percentile(50))
+            cells.append(f"{rate:.3g} MB/s" if one.size else "")
         rows.append(row(*cells, name=one.name))
     heads = ["", *_COLUMNS, *(["at p50"] if moving else [])]
     return table(heads, rows, "Percentiles")
-
-
-def _values(found: Distribution) -> list[int]:
-    shares = [found.percentile(share) for share in PERCENTILES]
-    return [found.minimum, *shares, found.maximum]

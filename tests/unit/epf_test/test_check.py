@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rcdrv.device import IrqKind
-from rcdrv.epf_test.check import Check, check_endpoint
+from rcdrv.epf_test.check import check_endpoint
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
@@ -41,6 +41,6 @@ def test_the_interrupt_of_a_polled_command_may_come_after_its_status(
         endpoint("rk3588") as device,
         Function(device.attach(), clock=device.clock) as function,
     ):
-        check = check_endpoint(function, lambda: EpfTest(function), Check("direct"), reset=True)
+        check = check_endpoint(function, lambda: EpfTest(function), reset=True)
     assert check.broken is None, check.broken
     assert came == [True, True]  # before the interrupts, and after the reset

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.suite import Options, cases, run_cases, select
+from rcdrv.epf_test.suite import cases, run_cases, select
 from rcdrv.epf_test.transfer import Placement
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
@@ -27,7 +27,7 @@ def endpoint(spec: str, log: AccessLog | None = None) -> Iterator[Direct]:
 
 def run(device: Direct, *names: str) -> dict[str, tuple[str, str | None]]:
     """{case: (verdict, reason)} of a session with these cases; transfers are of 1024 bytes."""
-    every = cases(Options(placements=lambda _driver: [Placement(1024)]))
+    every = cases(lambda _driver: [Placement(1024)])
     with Function(device.attach(), clock=device.clock) as function:
         result = run_cases(EpfTest(function), select(names, (), every), Run("test"), Observer())
     return {

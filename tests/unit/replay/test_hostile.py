@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rcdrv.cli import main
 from rcdrv.epf_test.driver import EpfTest
-from rcdrv.epf_test.suite import Options, cases, run_cases, select
+from rcdrv.epf_test.suite import cases, run_cases, select
 from rcdrv.epf_test.transfer import Placement
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import Function
@@ -30,7 +30,7 @@ NAMES = ("BAR1", "MSI_TEST", "memcpy.COPY_TEST", "DOORBELL_TEST")
 
 
 def session(function: Function) -> object:
-    every = cases(Options(placements=lambda _driver: [Placement(9001)]))
+    every = cases(lambda _driver: [Placement(9001)])
     chosen = select([f"*{name}*" for name in NAMES], (), every)
     run = run_cases(EpfTest(function), chosen, Run("test"), Observer())
     return [case.verdict for case in run.results]

@@ -19,7 +19,7 @@ from rcdrv.device import CONFIG_REGION, Area, IrqKind, PhysicalDma
 from rcdrv.epf_test.answer import IrqChoice
 from rcdrv.epf_test.driver import EpfTest
 from rcdrv.epf_test.registers import Command, Status
-from rcdrv.epf_test.suite import Options, cases, run_cases
+from rcdrv.epf_test.suite import cases, run_cases
 from rcdrv.epf_test.transfer import Placement
 from rcdrv.errors import Departed, DeviceLost, HostError, UsageError
 from rcdrv.function import Function
@@ -44,7 +44,7 @@ def suite(irq: IrqChoice = IrqChoice.AUTO) -> Session:
     takes a replay some microseconds more or less)."""
 
     def run(function: Function) -> object:
-        every = cases(Options(placements=lambda _driver: [Placement(size) for size in SIZES]))
+        every = cases(lambda _driver: [Placement(size) for size in SIZES])
         result = run_cases(EpfTest(function, irq=irq), every, Run("test"), Observer())
         return [
             (str(case.name), case.verdict, case.reason, re.sub(r"[\d.]+ us", "", case.message))

@@ -24,6 +24,7 @@ from rcdrv.report.html.markup import element
 from rcdrv.report.html.page import page
 from rcdrv.report.html.source import KINDS, Source, read
 from rcdrv.report.text import one_line
+from rcdrv.results.bench import Series
 from rcdrv.results.distribution import Distribution
 from rcdrv.results.document import to_document
 from rcdrv.results.layout import Bar, Region
@@ -584,7 +585,7 @@ durations = st.lists(st.integers(0, 10**12), min_size=1, max_size=200)
 
 @given(st.lists(durations, min_size=1, max_size=4))
 def test_every_duration_is_in_the_drawing(samples: list[list[int]]) -> None:
-    series = [plot.Series(f"series {n}", Distribution.of(one)) for n, one in enumerate(samples)]
+    series = [Series(f"series {n}", Distribution.of(one)) for n, one in enumerate(samples)]
     root = ElementTree.fromstring(plot.distributions(series, "title"))
     for node in root.iter():
         for name in ("x", "x1", "x2", "cx"):
@@ -602,7 +603,7 @@ def test_every_duration_is_in_the_drawing(samples: list[list[int]]) -> None:
 def test_every_failure_leaves_its_mark_in_the_course(values: list[int | None]) -> None:
     if all(value is None for value in values):
         values = [*values, 1]
-    root = ElementTree.fromstring(plot.course([plot.Point(one) for one in values], "t", "ring"))
+    root = ElementTree.fromstring(plot.course(values, "t", "ring"))
     failed = values.count(None)
     marks = len(list(root.iter("path")))
     assert bool(marks) == bool(failed)
