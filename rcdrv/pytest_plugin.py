@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from rcdrv import Doorbell, Endpoint, Function, NotPassed, RcdrvError
+    from rcdrv import Doorbell, Endpoint, Function, RcdrvError
 
 SOFTWARE = "sim:rk3588"
 """Default device, so that a suite can be tried without a board."""
@@ -143,11 +143,9 @@ def doorbell(endpoint: Endpoint) -> Iterator[Doorbell]:
     with contextlib.ExitStack() as stack:
         try:
             enabled = stack.enter_context(endpoint.doorbell())
-        except rcdrv.NotPassed as finding:
-            if finding.verdict is rcdrv.Verdict.SKIP:
-                pytest.skip(f"needs doorbell: {finding.message}")
-            _give_up(endpoint.address, finding)
         except rcdrv.RcdrvError as error:
+            if isinstance(error, rcdrv.NotPassed) and error.verdict is rcdrv.Verdict.SKIP:
+                pytest.skip(f"needs doorbell: {error.message}")
             _give_up(endpoint.address, error)
         yield enabled
 
@@ -201,6 +199,6 @@ def _needs(item: pytest.Item) -> list[str]:
     return [need for marker in item.iter_markers("rcdrv_needs") for need in marker.args]
 
 
-def _give_up(address: str, error: RcdrvError | NotPassed) -> None:
+def _give_up(address: str, error: RcdrvError) -> None:
     hint = f"\nhint: {error.hint}" if error.hint else ""
     pytest.fail(f"{address}: {error.message}{hint}", pytrace=False)

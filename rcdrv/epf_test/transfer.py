@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from rcdrv.device import PhysicalDma
 from rcdrv.dma import DmaBuffer
@@ -62,17 +62,12 @@ class Direction(Enum):
     """Root complex to root complex, through the endpoint."""
 
 
-class _Kind(NamedTuple):
-    command: Command
-    success: Status
-    failure: Status
-
-
-_KINDS = {
-    Direction.READ: _Kind(Command.WRITE, Status.WRITE_SUCCESS, Status.WRITE_FAIL),
-    Direction.WRITE: _Kind(Command.READ, Status.READ_SUCCESS, Status.READ_FAIL),
-    Direction.COPY: _Kind(Command.COPY, Status.COPY_SUCCESS, Status.COPY_FAIL),
+_COMMANDS = {
+    Direction.READ: Command.WRITE,
+    Direction.WRITE: Command.READ,
+    Direction.COPY: Command.COPY,
 }
+"""Commands are named from the endpoint's side."""
 
 
 def crc32(data: bytes | memoryview) -> int:
@@ -284,7 +279,7 @@ def _transfer(
     if direction is Direction.WRITE:
         parameters[Reg.CHECKSUM] = crc32(data)
     answer = driver.command(
-        _KINDS[direction].command,
+        _COMMANDS[direction],
         parameters,
         flags=Flags.USE_DMA if dma else Flags(0),
         timeout=driver.timeout + size / SLOWEST,
@@ -315,7 +310,7 @@ def _check_late(driver: EpfTest, direction: Direction, what: str, size: int) -> 
 
     :raises NotPassed: ``silent``: the answer came too late
     """
-    late = driver.wait_on(_KINDS[direction].command, size / _LATEST)
+    late = driver.wait_on(_COMMANDS[direction], size / _LATEST)
     if late.answered and late.latency_ns is not None:
         seconds = late.latency_ns / 1e9
         raise NotPassed(
@@ -359,7 +354,7 @@ def iommu_fault_test(driver: EpfTest, _progress: object = None) -> str:
             Reg.SIZE: len(data),
             Reg.CHECKSUM: crc32(data),
         }
-        answer = driver.command(_KINDS[direction].command, parameters)
+        answer = driver.command(_COMMANDS[direction], parameters)
         what = f"{direction.value} at the unmapped address {unmapped:#x}"
         if answer.good and not answer.irq_lost and answer.status & expected:
             outcomes.append(f"{direction.value} {(answer.status & expected).name}")
@@ -383,8 +378,9 @@ def address_registers(low: Reg, address: int) -> dict[Reg, int]:
 def _check_answer(
     driver: EpfTest, direction: Direction, answer: Answer, what: str, dma: bool
 ) -> None:
-    kind = _KINDS[direction]
-    if answer.good and answer.status & kind.success:
+    command = _COMMANDS[direction]
+    success, failed = (Status[f"{command.name}_{word}"] for word in ("SUCCESS", "FAIL"))
+    if answer.good and answer.status & success:
         if answer.irq_lost:
             raise explain(driver, answer, what)
         return
@@ -395,10 +391,10 @@ def _check_answer(
             f"{what}: the endpoint could not map {side} ({side}_ADDR_INVALID)",
             hint="its outbound window failed: is one free, and does it reach such addresses?",
         )
-    if answer.good and answer.status & kind.failure:
+    if answer.good and answer.status & failed:
         raise NotPassed(
             Reason.TRANSFER_FAILED,
-            f"{what}: the endpoint says {kind.failure.name}",
+            f"{what}: the endpoint says {failed.name}",
             hint=_failed_hint(driver, direction, dma),
         )
     failure = explain(driver, answer, what)

@@ -12,7 +12,7 @@ from rcdrv.report.html.section import (
     code,
     explanation,
     facts,
-    finding,
+    judged,
     percentile_table,
     row,
     table,
@@ -50,7 +50,7 @@ def ring(source: Source) -> Section:
         body += _drawn(series, f"Ring to acknowledgement, {device}", each)
     if node["stray_interrupts"].integer:
         words += f", {node['stray_interrupts'].integer} stray interrupts"
-    return _section("ring", source, device, words, body)
+    return judged("ring", source, device, words, join(*body))
 
 
 def _soak(source: Source, device: str) -> Section:
@@ -72,15 +72,7 @@ def _soak(source: Source, device: str) -> Section:
         title = f"Median of each part of the time, {device}"
         each = course(medians, title, "part") if len(medians) > 2 else None
         body += _drawn(series, f"Ring to acknowledgement, {device}", each)
-    return _section("ring", source, device, words, body)
-
-
-def _section(
-    kind: str, source: Source, device: str, headline: str, body: Sequence[Child]
-) -> Section:
-    node = source.node
-    verdict, findings = node["verdict"].verdict, finding(node, device)
-    return Section(kind, device, source.name, verdict, headline, join(*body), findings)
+    return judged("ring", source, device, words, join(*body))
 
 
 def _drawn(series: Series, title: str, each: Markup | None) -> list[Child]:
@@ -118,8 +110,8 @@ def _judged(node: Node) -> list[Child]:
 def bench(source: Source) -> Section:
     node, result = source.node, from_document(source.node)
     what, series = result.kind, result.series
-    judged = node.has("verdict")
-    body: list[Child] = _judged(node) if judged else []
+    has_verdict = node.has("verdict")
+    body: list[Child] = _judged(node) if has_verdict else []
     if series:
         body.append(distributions(series, f"{TITLES.get(what, what)}, {result.device}"))
         body.append(percentile_table(series))
@@ -127,8 +119,8 @@ def bench(source: Source) -> Section:
     body.append(facts([(name, value) for name, value in setup if value]))
     first = f"{series[0].name}: median {_median(series[0])}" if series else "nothing was measured"
     count = f" and {len(series) - 1} more" if len(series) > 1 else ""
-    if judged:
-        return _section(f"bench {what}", source, result.device, first + count, body)
+    if has_verdict:
+        return judged(f"bench {what}", source, result.device, first + count, join(*body))
     return Section(f"bench {what}", result.device, source.name, None, first + count, join(*body))
 
 
@@ -190,7 +182,7 @@ def ping(source: Source) -> Section:
     if series is not None:
         words += f", median {_median(series)}"
         body += _drawn(series, f"Round trips, {device}", _ping_course(node, device))
-    return _section("ntb ping", source, device, words, body)
+    return judged("ntb ping", source, device, words, join(*body))
 
 
 def _trips(node: Node, name: str) -> Series | None:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from rcdrv import __version__
 from rcdrv.report.html import fuzzed, latency, layout, suite
 from rcdrv.report.html.markup import Markup, element, join, style
-from rcdrv.report.html.section import Finding, Section, badge, explanation, facts, finding
+from rcdrv.report.html.section import Finding, Section, badge, explanation, facts, judged
 from rcdrv.report.html.source import Source
 from rcdrv.results.layout import Region
 from rcdrv.verdict import Verdict
@@ -213,16 +213,9 @@ def _info(source: Source, sources: Sequence[Source]) -> Section:
 def _error(source: Source) -> Section:
     """Return the section of a command that failed before it began."""
     node = source.node
-    device = node.said("device")
-    return Section(
-        "error",
-        device,
-        source.name,
-        node["verdict"].verdict,
-        node.said("reason"),
-        join(*explanation(node.said("reason"), node["message"].text, node["hint"].text)),
-        finding(node, device or source.name),
-    )
+    device, reason = node.said("device"), node.said("reason")
+    body = join(*explanation(reason, node["message"].text, node["hint"].text))
+    return judged("error", source, device, reason, body, device or source.name)
 
 
 _SECTIONS: dict[str, Callable[[Source], Section]] = {

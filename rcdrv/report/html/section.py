@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rcdrv.report.html.markup import Child, Markup, element
+from rcdrv.report.html.source import Source
 from rcdrv.results.bench import Series
 from rcdrv.results.distribution import PERCENTILES
-from rcdrv.results.node import Node
 from rcdrv.results.units import duration_text
 from rcdrv.verdict import Verdict
 
@@ -40,13 +40,20 @@ class Section(NamedTuple):
     findings: Sequence[Finding] = ()
 
 
-def finding(node: Node, device: str) -> list[Finding]:
-    """Return the finding of a document with ``verdict``, ``reason``, ``message`` and ``hint``."""
+def judged(
+    kind: str, source: Source, device: str, headline: str, body: Markup, subject: str = ""
+) -> Section:
+    """Return the section of a document with ``verdict``, ``reason``, ``message`` and ``hint``.
+
+    :param subject: what its finding is about, if not the device
+    """
+    node = source.node
     verdict = node["verdict"].verdict
-    if verdict in (Verdict.PASS, Verdict.SKIP):
-        return []
-    said = (node.said(key) for key in ("reason", "message", "hint"))
-    return [Finding(verdict, device, "", *said)]
+    findings = []
+    if verdict not in (Verdict.PASS, Verdict.SKIP):
+        said = (node.said(key) for key in ("reason", "message", "hint"))
+        findings = [Finding(verdict, subject or device, "", *said)]
+    return Section(kind, device, source.name, verdict, headline, body, findings)
 
 
 def badge(verdict: Verdict) -> Markup:

@@ -13,7 +13,7 @@ from rcdrv.report.html.section import (
     badge,
     code,
     explanation,
-    finding,
+    judged,
     row,
     wide_table,
 )
@@ -236,18 +236,10 @@ def check(source: Source) -> Section:
     device = node["device"].text
     rows = [_layer(one, node) for one in node["layers"]]
     heads = ("verdict", "layer", "what was seen")
-    return Section(
-        "check",
-        device,
-        source.name,
-        node["verdict"].verdict,
-        f"{broken} is broken, look at: {side}" if broken else "no layer is broken",
-        join(
-            element("p", node.said("description"), class_="note"),
-            wide_table(heads, element("tbody", rows)),
-        ),
-        finding(node, device),
-    )
+    headline = f"{broken} is broken, look at: {side}" if broken else "no layer is broken"
+    described = element("p", node.said("description"), class_="note")
+    body = join(described, wide_table(heads, element("tbody", rows)))
+    return judged("check", source, device, headline, body)
 
 
 def _layer(layer: Node, document: Node) -> Markup:
