@@ -19,7 +19,7 @@ from rcdrv.cli.options import OPTIONS, spell, spell_document
 from rcdrv.epf_vntb import perf
 from rcdrv.epf_vntb.netdev import NetInterface
 from rcdrv.epf_vntb.registers import choose_map
-from rcdrv.epf_vntb.transport import QueuePair, TransportPinger
+from rcdrv.epf_vntb.transport import Transport, TransportPinger
 from rcdrv.errors import UsageError
 from rcdrv.fuzz import board, campaign
 from rcdrv.host.binding import Binder
@@ -33,7 +33,7 @@ SPEAKERS: tuple[Callable[..., object], ...] = (
     rcdrv.Endpoint.test,
     choose_map,
     NetInterface,
-    QueuePair,
+    Transport,
     TransportPinger,
     perf.measure,
     Binder.bind,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcdrv.epf_vntb.driver import Vntb
-from rcdrv.epf_vntb.netdev import Counts, NetInterface, next_check
+from rcdrv.epf_vntb.netdev import NetInterface, Statistics, next_check
 from rcdrv.epf_vntb.rings import Ring
 from rcdrv.errors import UsageError
 from rcdrv.verdict import NotPassed
@@ -152,10 +152,9 @@ def test_an_mtu_that_no_interface_has_is_not_set(
     """ETH_MIN_MTU, which tun.c has. Slots are as small as the endpoint's windows say."""
     vntb: Any = Vntb.__new__(Vntb)
     tap: Any = SimpleNamespace(existed=False)  # nothing of it is to be used
-    interface = NetInterface(vntb, tap, Counts(), mtu=mtu, on_event=print)
-    queue: Any = SimpleNamespace(largest=largest)
+    interface = NetInterface(vntb, tap, Statistics(), mtu=mtu, on_event=print)
     with pytest.raises(error, match=message):
-        interface._set_up(queue)
+        interface._set_up(largest)
 
 
 def test_an_interface_that_cannot_be_is_refused_before_the_endpoint_is_asked() -> None:
@@ -166,8 +165,8 @@ def test_an_interface_that_cannot_be_is_refused_before_the_endpoint_is_asked() -
     )
     for wrong, message in wrongs:
         with pytest.raises(UsageError, match=message):
-            NetInterface(nothing, nothing, Counts(), on_event=print, **wrong)
-    NetInterface(nothing, nothing, Counts(), on_event=print, mtu=68, transport_mtu=94)
+            NetInterface(nothing, nothing, Statistics(), on_event=print, **wrong)
+    NetInterface(nothing, nothing, Statistics(), on_event=print, mtu=68, transport_mtu=94)
 
 
 def test_a_full_ring_is_checked_often_while_the_endpoint_reads_it() -> None:
