@@ -185,24 +185,26 @@ def test_an_endpoint_of_the_commands_own(namespaces: Namespaces) -> None:
     assert namespaces.interfaces() == ([], [])
 
 
+DATAGRAMS = f"""
+import socket, time
+s = socket.socket(type=socket.SOCK_DGRAM)
+while True:
+    s.sendto(b"x", ("{BOARD}", 9))
+    time.sleep(0.02)
+"""
+"""A packet every 20 ms, which nobody answers but by ICMP."""
+
+
 def test_a_link_that_comes_again(namespaces: Namespaces) -> None:
     """The endpoint's function is set up anew now and then: pci-epf-vntb is unbound and bound."""
     device = "sim:" + namespaces.layout(f"{QUICK},fault=link-drops=20")
     running = Running(namespaces, device)
     running.until("link up")
-    pinging = inside(
-        namespaces.host,
-        [
-            sys.executable,
-            "-c",
-            f"import socket, time\ns = socket.socket(type=socket.SOCK_DGRAM)\n"
-            f"while True:\n s.sendto(b'x', ('{BOARD}', 9)); time.sleep(0.02)",
-        ],
-    )
+    sending = inside(namespaces.host, [sys.executable, "-c", DATAGRAMS])
     running.until("link down: .*")
     running.until("link up")
-    pinging.kill()
-    finish(pinging)
+    sending.kill()
+    finish(sending)
     result = running.stop()
     assert (result.status, "link up 2 times" in result.out) == (128 + signal.SIGTERM, True), result
 
@@ -226,12 +228,12 @@ def test_an_endpoint_that_stands_still_is_named(namespaces: Namespaces, tmp_path
     running.until("link up")
     ping(namespaces.host, BOARD, 56)  # the board's address is known: frames go out at once
     server.send_signal(signal.SIGSTOP)
-    flood = inside(namespaces.host, ["ping", "-f", "-q", BOARD])
+    sending = inside(namespaces.host, [sys.executable, "-c", DATAGRAMS])
     running.until("ntb0: the endpoint takes no frames")
     server.send_signal(signal.SIGCONT)
     running.until("ntb0: it takes frames again")
-    flood.kill()
-    finish(flood)
+    sending.kill()
+    finish(sending)
     assert running.stop().status == 128 + signal.SIGTERM
     server.kill()
     finish(server)
