@@ -115,12 +115,13 @@ class Transport:
     def join(self) -> list[QueuePair]:
         """Bring up the queue pairs that the endpoint has brought up; return those that are new.
 
-        ntb_qp_link_work() writes what it read, plus its own bit, every 10 ms until it reads its
-        bit. To announce a pair that the endpoint does not use would therefore come back as if it
-        did, so this side only answers.
+        Each pair's ntb_qp_link_work() writes what it has read, plus its own bit, every 10 ms until
+        it reads that bit. So this side only answers: what it announced for a pair that the endpoint
+        does not use would come back as if it did. And pairs overwrite each other's bits, but a bit
+        stands for all below it, as ntb_transport_create_queue() gives the lowest that is free.
         """
-        links = self._vntb.spad_read(_QP_LINKS)
-        new = [pair for pair in self.pairs if links & pair.bit and not pair.up]
+        used = self._vntb.spad_read(_QP_LINKS).bit_length()
+        new = [pair for pair in self.pairs[:used] if not pair.up]
         for pair in new:
             pair.up = True
         if new:
@@ -206,15 +207,15 @@ class Transport:
         wanted, vntb = self._queues, self._vntb
         if wanted > announced:
             raise self._too_many(windows, announced)
-        doorbells = [vntb.doorbell(number) for number in range(1, wanted)]
-        if doorbells and vntb.vectors < FIRST_SLOT + wanted:
+        if wanted > 1 and vntb.vectors < FIRST_SLOT + wanted:
             raise NotPassed(
                 Reason.NO_VECTORS,
-                f"{wanted} queue pairs need {FIRST_SLOT + wanted} MSI vectors, the host gives"
+                f"{wanted} queue pairs need {FIRST_SLOT + wanted} MSI vectors, there are"
                 f" {vntb.vectors}",
-                hint=f"`queues` {vntb.vectors - FIRST_SLOT} at most",
+                hint=f"`queues` {vntb.vectors - FIRST_SLOT} at most: pci-epf-vntb announces 16, and"
+                " the host may give less",
             )
-        return doorbells
+        return [vntb.doorbell(number) for number in range(1, wanted)]
 
     def _too_many(self, windows: int, announced: int) -> UsageError:
         """Name the limit of ntb_transport_probe(): ilog2 of the doorbells, and max_num_clients if
@@ -274,7 +275,7 @@ class Transport:
         problem, cure = str(error), f"make mw{share.window + 1} larger"
         if share.count > 1:
             problem = f"{share.count} queue pairs in window {share.window}: {problem}"
-            cure += ", or give each window 1, 2 or 4 of the endpoint's queue pairs"
+            cure = f"{cure}, or have 1, 2 or 4 of the endpoint's queue pairs in a window"
         return NotPassed(Reason.LINK_DOWN, problem, hint=cure)
 
     def close(self) -> None:

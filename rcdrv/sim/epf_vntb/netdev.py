@@ -27,8 +27,10 @@ class Netdev(SimTransport):
         if count <= len(self.pairs):
             new = self.pairs[len(self.open_pairs) : count]
             self.open_pairs += new
-            for pair in new if self._up else ():
-                pair.link_up()
+            if self._up:
+                for pair in new:
+                    pair.link_up()
+                self.due = self._bridge.clock()
 
     def link_event(self, up: bool) -> None:
         super().link_event(up)
