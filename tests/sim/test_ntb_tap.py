@@ -185,6 +185,124 @@ def test_an_endpoint_of_the_commands_own(namespaces: Namespaces) -> None:
     assert namespaces.interfaces() == ([], [])
 
 
+def transfers(namespaces: Namespaces) -> None:
+    """Many connections at once, which the stacks spread over the queues; each both ways."""
+    echo = inside(namespaces.board, [sys.executable, "-c", ECHO_TCP])
+    read_until(echo, echo.stdout, "ready")
+    client = finish(inside(namespaces.host, [sys.executable, "-c", FLOWS]))
+    echo.kill()
+    finish(echo)
+    assert (client.status, client.out) == (0, f"{CONNECTIONS} connections\n"), client
+
+
+CONNECTIONS = 24
+"""So many are on one of two queues once in 8 million times."""
+ECHO_TCP = f"""
+import socket, threading
+server = socket.create_server(("{BOARD}", 5003))
+print("ready", flush=True)
+def echo(s):
+    while data := s.recv(1 << 16):
+        s.sendall(data)
+while True:
+    s, _ = server.accept()
+    threading.Thread(target=echo, args=(s,), daemon=True).start()
+"""
+FLOWS = f"""
+import socket, threading
+done = []
+def flow(number):
+    data = bytes([number]) * (1 << 18)
+    s = socket.create_connection(("{BOARD}", 5003), {LIMIT})
+    s.settimeout({LIMIT})
+    sending = threading.Thread(target=s.sendall, args=(data,))
+    sending.start()
+    back = bytearray()
+    while len(back) < len(data):
+        back += s.recv(1 << 18) or b"end" * len(data)
+    sending.join()
+    if back == data:
+        done.append(number)
+threads = [threading.Thread(target=flow, args=(number,)) for number in range({CONNECTIONS})]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(done), "connections")
+"""
+QUEUES = "vntb.db_count=6,vntb.peer_max_clients=2,vntb.peer_queues=2"
+"""Two queue pairs in the one window."""
+WINDOWS = (
+    "vntb.db_count=5,vntb.num_mws=2,bar3.type=programmable,vntb.mw2_bar=3,vntb.mw2=512K,"
+    "vntb.peer_queues=2"
+)
+
+
+@pytest.mark.parametrize(
+    ("layout", "slots", "windows"),
+    [
+        (f"rcar-s4-vntb,{QUEUES}", "7 slots", ()),
+        (f"{QUICK},{WINDOWS}", "15 slots", ("--mw-bar", "2", "--mw-bar", "3")),
+    ],
+    ids=["one-window", "two-windows"],
+)
+def test_two_queues_carry_frames_both_ways(
+    namespaces: Namespaces, layout: str, slots: str, windows: tuple[str, ...]
+) -> None:
+    device = "sim:" + namespaces.layout(layout)
+    running = Running(namespaces, device, "--queues", "2", *windows)
+    assert slots in running.until("link up")
+    running.until("queue pairs 0, 1 of 2 up")
+    transfers(namespaces)
+    transfer(namespaces)
+    result = running.stop()
+    assert result.status == 128 + signal.SIGTERM, result
+    assert "dropped 0 too long, 0 not taken by this host, 0 out of order, 0 of a bad" in result.out
+    queues = re.findall(r"^queue (\d): sent (\d+) .*received (\d+) .*up once$", result.out, re.M)
+    assert [number for number, *_ in queues] == ["0", "1"], result.out
+    assert all(int(sent) > 100 and int(received) > 100 for _, sent, received in queues), queues
+    assert namespaces.interfaces() == ([], [])
+
+
+def test_a_second_queue_pair_that_comes_late(namespaces: Namespaces) -> None:
+    """``ethtool -L`` at the endpoint. Until then the host sends by the first queue alone."""
+    device = "sim:" + namespaces.layout(f"{QUICK},{QUEUES},vntb.peer_queues_delay_ms=2500")
+    running = Running(namespaces, device, "--queues", "2", "--json")
+    while not namespaces.interfaces()[0]:
+        time.sleep(0.05)
+    transfers(namespaces)
+    time.sleep(3.0)
+    transfers(namespaces)
+    result = running.stop()
+    first, second = result.document["queues"]
+    total = result.document["counts"]
+    assert total["sent_packets"] == first["sent_packets"] + second["sent_packets"]
+    assert (total["link_ups"], first["link_ups"], second["link_ups"]) == (1, 1, 1)
+    # The connections before are the first queue's alone.
+    assert first["sent_packets"] > second["sent_packets"] > 50
+    assert second["received_packets"] > 50
+    assert total["dropped"] == 0
+
+
+def test_a_second_queue_pair_that_does_not_come(namespaces: Namespaces) -> None:
+    device = "sim:" + namespaces.layout(f"{QUICK},{QUEUES},vntb.peer_queues_delay_ms=60000")
+    running = Running(namespaces, device, "--queues", "2")
+    running.until("queue pair 0 of 2 up")
+    running.until("queue pair 1 is down at the endpoint; ethtool -L there")
+    transfers(namespaces)
+    result = running.stop()
+    assert "queue 1: sent 0 packets, 0 bytes, received 0 packets" in result.out, result
+
+
+def test_more_queues_than_queue_pairs_are_refused(namespaces: Namespaces) -> None:
+    device = "sim:" + namespaces.layout(f"{QUICK},{QUEUES}")
+    result = finish(Running(namespaces, device, "--queues", "3").process)
+    assert (result.status, result.out) == (2, ""), result
+    assert "--queues 3: the endpoint has 2 queue pairs, by its ntb_transport's" in result.err
+    assert "db_count 6 or more and num_mws 3; or db_count 7 or more and ntb_" in result.err
+    assert namespaces.interfaces() == ([], [])
+
+
 DATAGRAMS = f"""
 import socket, time
 s = socket.socket(type=socket.SOCK_DGRAM)
@@ -276,6 +394,8 @@ NO_DRIVER = ("sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
         (("--address", "fe80::1/64"), (), 2, "is not an IPv4 address with its prefix"),
         (("--mtu", "67"), (), 2, "an MTU of 68 at least, not 67"),
         (("--transport-mtu", "93"), (), 2, "94 bytes at least, not 93"),
+        (("--queues", "65"), (), 2, "ntb_netdev has 64 queues at most, not 65"),
+        (("--queues", "2", "--name", "lo"), (), 2, "an interface that is no TAP of several queues"),
         (("--mtu", "65511"), (), 2, "the window carries an MTU of 65510, not 65511"),
         ((), NO_CAPABILITY, 3, "the interface ntb0 cannot be made: no CAP_NET_ADMIN"),
         ((), NO_DRIVER, 3, "/dev/net/tun: No such file or directory"),
@@ -314,6 +434,32 @@ def test_an_interface_of_the_users_own_needs_no_privilege(namespaces: Namespaces
     process.terminate()
     assert finish(process).status == 128 + signal.SIGTERM
     assert namespaces.interfaces() == (["mine"], [])
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_an_interface_of_the_users_own_has_one_queue_or_several(
+    namespaces: Namespaces, queues: int
+) -> None:
+    """IFF_MULTI_QUEUE is of the interface, and whoever attaches has to say the same."""
+    for name, multi_queue in (("single", ()), ("several", ("multi_queue",))):
+        made = ["tuntap", "add", name, "mode", "tap", *multi_queue, "user", "root"]
+        subprocess.run(["ip", "-n", namespaces.host, *made], check=True)
+    device = f"sim:{QUICK},{QUEUES},vntb.peer=netdev"
+    command = [*NO_CAPABILITY, *PROGRAM, "-d", device, "ntb", "tap", "--queues", str(queues)]
+    fits, other = ("single", "several") if queues == 1 else ("several", "single")
+    refused = finish(inside(namespaces.host, [*command, "--name", other]))
+    kind = "one queue" if queues == 1 else "several queues"
+    assert (refused.status, f"is no TAP of {kind}" in refused.err) == (2, True), refused
+    assert ("mode tap multi_queue user" in refused.err) == (queues == 2)
+    process = inside(namespaces.host, [*command, "--name", fits])
+    # Nobody has set it up, which takes a privilege.
+    assert "as root: ip link set" in finish(process).err
+    subprocess.run(["ip", "-n", namespaces.host, "link", "set", fits, "up"], check=True)
+    process = inside(namespaces.host, [*command, "--name", fits])
+    read_until(process, process.stdout, "link up")
+    process.terminate()
+    assert finish(process).status == 128 + signal.SIGTERM
+    assert sorted(namespaces.interfaces()[0]) == ["several", "single"]
 
 
 def test_an_interface_that_is_deleted(namespaces: Namespaces) -> None:
