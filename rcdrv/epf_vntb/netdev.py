@@ -459,7 +459,8 @@ class NetInterface:
     def _tell_up(self, up: Sequence[Queue]) -> None:
         count = len(self._tap.queues)
         if count > 1:
-            self._say(f"{_pairs(up)} of {count} up")
+            numbers = ", ".join(str(queue.pair.number) for queue in up)
+            self._say(f"queue pairs up: {numbers} ({len(up)} of {count})")
 
     def _tell_missing(self, up: Sequence[Queue], queues: Sequence[Queue]) -> None:
         down = [queue for queue in queues if queue not in up]

@@ -252,7 +252,7 @@ def test_two_queues_carry_frames_both_ways(
     device = "sim:" + namespaces.layout(layout)
     running = Running(namespaces, device, "--queues", "2", *windows)
     assert slots in running.until("link up")
-    running.until("queue pairs 0, 1 of 2 up")
+    running.until(r"queue pairs up: 0, 1 \(2 of 2\)")
     transfers(namespaces)
     transfer(namespaces)
     result = running.stop()
@@ -287,7 +287,7 @@ def test_a_second_queue_pair_that_comes_late(namespaces: Namespaces) -> None:
 def test_a_second_queue_pair_that_does_not_come(namespaces: Namespaces) -> None:
     device = "sim:" + namespaces.layout(f"{QUICK},{QUEUES},vntb.peer_queues_delay_ms=60000")
     running = Running(namespaces, device, "--queues", "2")
-    running.until("queue pair 0 of 2 up")
+    running.until(r"queue pairs up: 0 \(1 of 2\)")
     running.until("queue pair 1 is down at the endpoint; ethtool -L there")
     transfers(namespaces)
     result = running.stop()
