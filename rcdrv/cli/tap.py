@@ -16,7 +16,8 @@ from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import positive, print_json, say_nothing
 from rcdrv.cli.reconnect import add_reconnect, persist
 from rcdrv.cli.vntb import bridge
-from rcdrv.epf_vntb.netdev import Counts, NetInterface, Statistics
+from rcdrv.epf_vntb.netdev import NetInterface
+from rcdrv.epf_vntb.pump import Counts, Statistics
 from rcdrv.epf_vntb.transport import MAX_PAIRS, MTU
 from rcdrv.errors import Interrupted, RcdrvError
 from rcdrv.function import Function

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rcdrv.cli.tap import _document, _text
-from rcdrv.epf_vntb.netdev import Counts, Statistics
+from rcdrv.epf_vntb.pump import Counts, Statistics
 
 
 def test_numbers_are_read_as_they_are_said() -> None:

@@ -12,7 +12,7 @@ import random
 import struct
 import sys
 
-from rcdrv.epf_vntb.netdev import Counts, Pump
+from rcdrv.epf_vntb.pump import Counts, Pump
 from rcdrv.epf_vntb.rings import Ring, Rings
 from rcdrv.mmio import MappedWindow
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from rcdrv.epf_vntb.driver import Vntb
+from rcdrv.epf_vntb.echo import TransportPinger
 from rcdrv.epf_vntb.ping import DoorbellPinger
 from rcdrv.epf_vntb.registers import RCAR_MAP, Command, CommandStatus, Reg
-from rcdrv.epf_vntb.transport import QueuePair, Transport, TransportPinger
+from rcdrv.epf_vntb.transport import QueuePair, Transport
 from rcdrv.errors import Interrupted
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcdrv.epf_vntb.driver import Vntb
-from rcdrv.epf_vntb.netdev import NetInterface, Statistics, next_check
+from rcdrv.epf_vntb.netdev import NetInterface
+from rcdrv.epf_vntb.pump import Statistics, next_check
 from rcdrv.epf_vntb.rings import Ring
 from rcdrv.errors import UsageError
 from rcdrv.verdict import NotPassed

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcdrv.epf_vntb.driver import Vntb
+from rcdrv.epf_vntb.echo import TransportPinger
 from rcdrv.epf_vntb.perf import Rate, measure
 from rcdrv.epf_vntb.ping import PingReport, run_pings
 from rcdrv.epf_vntb.registers import RCAR_MAP, BarMap
 from rcdrv.epf_vntb.rings import LINK_DOWN, Ring, Share
-from rcdrv.epf_vntb.transport import QueuePair, Transport, TransportPinger
+from rcdrv.epf_vntb.transport import QueuePair, Transport
 from rcdrv.errors import UsageError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
