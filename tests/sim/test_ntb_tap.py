@@ -327,8 +327,8 @@ def test_a_link_that_comes_again(namespaces: Namespaces) -> None:
     assert (result.status, "link up 2 times" in result.out) == (128 + signal.SIGTERM, True), result
 
 
-def serve(namespaces: Namespaces, path: Path) -> subprocess.Popen[str]:
-    command = [*PROGRAM, "sim", namespaces.layout(QUICK), "--socket", str(path)]
+def serve(namespaces: Namespaces, path: Path, layout: str = QUICK) -> subprocess.Popen[str]:
+    command = [*PROGRAM, "sim", namespaces.layout(layout), "--socket", str(path)]
     process = inside(namespaces.board, command)
     deadline = time.monotonic() + LIMIT
     while not listening(path):
@@ -357,18 +357,27 @@ def test_an_endpoint_that_stands_still_is_named(namespaces: Namespaces, tmp_path
     finish(server)
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_server_that_dies(namespaces: Namespaces, tmp_path: Path, again: bool) -> None:
+@pytest.mark.parametrize(
+    ("again", "layout", "options"),
+    [
+        (False, QUICK, ()),
+        (True, QUICK, ("--reconnect",)),
+        (True, f"{QUICK},{QUEUES}", ("--reconnect", "--queues", "2")),
+    ],
+    ids=["ended", "again", "again-by-two-queues"],
+)
+def test_a_server_that_dies(
+    namespaces: Namespaces, tmp_path: Path, again: bool, layout: str, options: tuple[str, ...]
+) -> None:
     path = tmp_path / "ep.sock"
-
-    server = serve(namespaces, path)
-    running = Running(namespaces, f"vfio-user:{path}", *(["--reconnect"] if again else []))
+    server = serve(namespaces, path, layout)
+    running = Running(namespaces, f"vfio-user:{path}", *options)
     running.until("link up")
     server.kill()
     finish(server)
     if again:
         path.unlink()
-        server = serve(namespaces, path)
+        server = serve(namespaces, path, layout)
         running.until("link up")
         ping(namespaces.host, BOARD, 56)
         assert running.stop().status == 128 + signal.SIGTERM

@@ -123,14 +123,12 @@ class SimTransport(Peer):
             # vntb_epf_mw_set_trans() takes no more.
             if not 0 < said[-1] <= size:
                 return False
-        if not all(pair.set_up(said[pair.window]) for pair in self.pairs):
-            return False
         try:
             memories = [bridge.mw_set_trans(index) for index in range(self.windows)]
         except OSError:  # ntb_set_mw() fails, and the link does not come up
             return False
         for pair in self.pairs:
-            pair.start(memories[pair.window])
+            pair.set_up(said[pair.window], memories[pair.window])
         return True
 
 
@@ -151,7 +149,7 @@ class SimQueuePair:
         self.tx_frame = min(_MTU, self._tx_end // 2)
         self.tx_entries = self._tx_end // self.tx_frame if self.tx_frame else 0
         self.memory: MappedWindow | None = None
-        """The window's memory here, which the host writes."""
+        """The window's memory here, which the host writes; None: this queue pair stays down."""
         self._view: memoryview | None = None
         self.due: float | None = None
         self._link_due: float | None = None
@@ -165,25 +163,22 @@ class SimQueuePair:
         self.tx_index = self.tx_packets = 0
         self.due = None
 
-    def set_up(self, window: int) -> bool:
-        """ntb_transport_setup_qp_mw() with the size of the window that the host says.
+    def set_up(self, window: int, memory: MappedWindow) -> None:
+        """ntb_transport_setup_qp_mw()
 
-        :returns: False for what the kernel takes, and divides by zero or makes slots whose headers
-            are no words
+        :param window: size of the window that the host says
+        :param memory: the window's memory here, which is zeroed
         """
         rx_size = window // self._shares
         self._rx_start = rx_size * self._place
         self._rx_end = rx_size - _RX_INFO_SIZE
         self._rx_frame = min(_MTU, self._rx_end // 2)
-        if self._rx_frame <= HEADER.size or self._rx_end % 4 or self._rx_frame % 4:
-            return False
-        self._rx_entries = self._rx_end // self._rx_frame
-        return self.tx_frame > HEADER.size
-
-    def start(self, memory: MappedWindow) -> None:
-        """Use the window's memory, which is zeroed."""
-        self.memory = memory
-        self._tell_reader_of_all()
+        # The kernel divides by zero, or makes slots whose headers are no words.
+        least, words = min(self._rx_frame, self.tx_frame), self._rx_end | self._rx_frame
+        self.memory = None if least <= HEADER.size or words % 4 else memory
+        if self.memory is not None:
+            self._rx_entries = self._rx_end // self._rx_frame
+            self._tell_reader_of_all()
 
     def _tell_reader_of_all(self) -> None:
         """remote_rx_info->entry, as if the host had read all"""
@@ -194,7 +189,8 @@ class SimQueuePair:
 
     def link_up(self) -> None:
         """ntb_transport_link_up()"""
-        self.due = self._link_due = self._bridge.clock()
+        if self.memory is not None:
+            self.due = self._link_due = self._bridge.clock()
 
     def link_down(self) -> None:
         """ntb_transport_link_down()"""

@@ -61,13 +61,14 @@ def test_shares_are_disjoint_and_both_sides_agree(pairs: int, sizes: list[int]) 
         size = sizes[share.window]
         sim = sim_pair(number, pairs, tuple(sizes))
         assert sim.window == share.window
-        usable = sim.set_up(size)
+        memory: Any = SimpleNamespace(write32=lambda *_: None)
+        sim.set_up(size, memory)
         try:
             ring = Ring.of(size, share.count, MTU, share.index)
         except ValueError:
-            assert not usable
+            assert sim.memory is None
             continue
-        assert usable
+        assert sim.memory is memory
         assert (ring.base, ring.end) == (sim._tx_start, sim._tx_end)
         assert (ring.frame, ring.entries) == (sim.tx_frame, sim.tx_entries)
         receiving = (sim._rx_start, sim._rx_end, sim._rx_frame, sim._rx_entries)
@@ -210,6 +211,14 @@ def test_an_interface_that_is_set_down_and_up(both: Both) -> None:
         pair.link_up()
     both.peer.due = both.device.clock.now()
     assert both.join() == both.up() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "both", [(f"{TWO_WINDOWS},vntb.mw2=64K,vntb.peer_queues=2", 1)], indirect=True
+)
+def test_a_queue_pair_without_slots_is_in_the_way_of_none(both: Both) -> None:
+    both.transport.prepare()
+    assert both.join() == both.up() == [0]
 
 
 @pytest.mark.parametrize("both", [(clients(2, 2), 2)], indirect=True)

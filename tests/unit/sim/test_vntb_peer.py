@@ -53,8 +53,7 @@ def bring_up(peer: Netdev, ring: Ring) -> None:
     """Link its queue pair up, with this memory in its window."""
     memory: Any = ring  # as far as it is used
     (pair,) = peer.open_pairs
-    assert pair.set_up(SIZE)
-    pair.start(memory)
+    pair.set_up(SIZE, memory)
     pair.up = True
 
 
