@@ -95,21 +95,27 @@ class Rings:
         self._out, self._memory = out, memory
         self._plain = out.plain
         self.tx, self.rx = tx, rx
-        self.reset()
+        for index in range(rx.entries):
+            header = rx.header(index)
+            memory[header : header + HEADER.size] = bytes(HEADER.size)
+        self._begin()
 
-    def reset(self) -> None:
-        """Reset both rings to empty (ntb_qp_link_down_reset).
-
-        Does not access the window, whose memory may be freed after the endpoint's link went down.
-        """
+    def _begin(self) -> None:
         self.tx_index = self.rx_index = 0
         self._sent = self.expected = 0
-        for index in range(self.rx.entries):
-            header = self.rx.header(index)
-            self._memory[header : header + HEADER.size] = bytes(HEADER.size)
         # All slots of the ring that we fill are free.
         self._put(self.rx.info, self.tx.entries - 1)
         self._rx_header = self.rx.header(0)
+
+    def restart(self) -> None:
+        """Begin both rings anew after a frame with LINK_DOWN (ntb_qp_link_down_reset).
+
+        That is the next one, and it is freed (ntb_process_rxc). What else is in the ring stays: the
+        endpoint may have begun anew already. Does not access the window, whose memory may be freed
+        after the endpoint's link went down.
+        """
+        self._put(self._rx_header + _FLAGS, 0)
+        self._begin()
 
     def _put(self, offset: int, value: int) -> None:
         self._memory[offset : offset + 4] = value.to_bytes(4, "little")

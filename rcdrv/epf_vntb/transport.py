@@ -116,9 +116,16 @@ class Transport:
         it reads that bit. So this side only answers: what it announced for a pair that the endpoint
         does not use would come back as if it did. And pairs overwrite each other's bits, but a bit
         stands for all below it, as ntb_transport_create_queue() gives the lowest that is free.
+
+        A pair that went down and up before :meth:`leave` is up at the endpoint by what was
+        announced before, and does not write its bit again. Its frames tell of it.
         """
         used = self._vntb.spad_read(_QP_LINKS).bit_length()
-        new = [pair for pair in self.pairs[:used] if not pair.up]
+        new = [
+            pair
+            for pair in self.pairs
+            if not pair.up and (pair.number < used or pair.rings.arrived() is not None)
+        ]
         for pair in new:
             pair.up = True
         if new:
@@ -137,8 +144,7 @@ class Transport:
         links = self._vntb.spad_read(_QP_LINKS)
         if not links & pair.bit:
             # ntb_transport_link_down() wrote what it read here without this pair's bit: so with
-            # those of pairs that it had taken down before. A pair that is up again has its bit
-            # set by ntb_qp_link_work(), which repeats it until it is answered.
+            # those of pairs that it had taken down before.
             self._vntb.spad_write(_QP_LINKS, self._up)
 
     @property
@@ -338,7 +344,7 @@ class QueuePair:
     def restart(self) -> None:
         """Reset the rings after the endpoint took the queue pair down (ntb_qp_link_cleanup)."""
         self.up = False
-        self.rings.reset()
+        self.rings.restart()
 
     # -- packets ------------------------------------------------------------------------------
 

@@ -197,7 +197,9 @@ class SimQueuePair:
         links = self._bridge.spad_read(_QP_LINKS)
         self._bridge.peer_spad_write(_QP_LINKS, links & ~(1 << self.number))
         if self.up:
+            # ntb_send_link_down(), ntb_qp_link_down_reset()
             self.send(b"", _LINK_DOWN)
+            self._tell_reader_of_all()
         self._link_due = None
         self._reset()
 

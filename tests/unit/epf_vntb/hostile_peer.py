@@ -226,7 +226,7 @@ def mutate(host: Host, chance: random.Random) -> None:
 def behave(host: Host) -> None:
     """A peer that is right again, and has taken its nonsense back, is understood."""
     if host.pump.link_down:
-        host.rings.reset()
+        host.rings.restart()
         host.freed = host.pump.link_down = False
     for slot in range(ENTRIES):
         host.set(slot, 0, 0, 0)

@@ -242,6 +242,30 @@ def test_an_mtu_that_is_changed_there(both: Both, late: bool) -> None:
 
 
 @pytest.mark.parametrize("both", [(clients(2, 2), 2)], indirect=True)
+def test_a_queue_pair_whose_bit_was_overwritten_is_known_by_its_frames(both: Both) -> None:
+    """Up by what was announced before, and pair 0's ntb_qp_link_work() wrote 1 since."""
+    both.transport.prepare()
+    assert both.join() == [0, 1]
+    first, second = both.peer.open_pairs
+    second.send(b"before")
+    assert both.transport.pairs[1].receive() == b"before"
+    first.link_down()
+    assert [pair.number for pair in both.hear()] == [0]
+    second.link_down()
+    first.link_up()
+    second.link_up()
+    both.peer.due = both.device.clock.now()
+    both.vntb.function.pause(0.001)
+    assert both.up() == [1]
+    second.send(b"early")
+    assert [pair.number for pair in both.hear()] == [1]
+    both.vntb.function.pause(0.02)
+    assert both.vntb.spad_read(QP_LINKS) == 0b01
+    assert both.join() == both.up() == [0, 1]
+    assert both.transport.pairs[1].receive() == b"early"
+
+
+@pytest.mark.parametrize("both", [(clients(2, 2), 2)], indirect=True)
 def test_one_queue_pair_goes_down_and_the_other_stays(both: Both) -> None:
     """ethtool -L with one queue less (ntb_dec_channels)."""
     both.transport.prepare()
