@@ -21,8 +21,9 @@ LARGEST_MTU = 65535 - ETHERNET
 LEAST_MTU = 68
 """ETH_MIN_MTU: min_mtu of tun.c."""
 
-_TUNSETIFF, _TUNSETCARRIER = 0x400454CA, 0x400454E2
+_TUNSETIFF, _TUNSETQUEUE, _TUNSETCARRIER = 0x400454CA, 0x400454D9, 0x400454E2
 _IFF_TAP, _IFF_NO_PI, _IFF_UP = 0x0002, 0x1000, 0x1
+_IFF_MULTI_QUEUE, _IFF_ATTACH_QUEUE, _IFF_DETACH_QUEUE = 0x0100, 0x0200, 0x0400
 _GET_INDEX, _GET_FLAGS, _SET_FLAGS, _GET_MTU, _SET_MTU = 0x8933, 0x8913, 0x8914, 0x8921, 0x8922
 _GET_ADDRESS, _SET_ADDRESS, _GET_MASK, _SET_MASK = 0x8915, 0x8916, 0x891B, 0x891C
 _NAME = struct.Struct("16s24x")  # struct ifreq
@@ -34,63 +35,16 @@ _IPV4 = struct.Struct("16sHH4s16x")
 _NOT_TAKEN = (errno.EIO, errno.EINVAL, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
 
 
-class Tap:
-    """A TAP interface, made or, where it exists, attached to. :meth:`close` removes what was made.
+class TapQueue:
+    """A queue of a :class:`Tap`, which opens and closes it.
 
-    Attaching to one of the user's own (``ip tuntap add mode tap user``) needs no privilege.
-
-    :raises UsageError: the name cannot be one, or belongs to an interface of another kind
-    :raises HostError: no TUN driver, no permission, or another program has it
+    :param single: the interface has no other
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = check_name(name)
-        self._encoded = name.encode()
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self.existed = self._exists()
-        """It was there before: its settings are its owner's."""
-        try:
-            self.fd = _open_driver()
-            try:
-                self._attach()
-            except BaseException:
-                os.close(self.fd)
-                raise
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def _exists(self) -> bool:
-        try:
-            self._ask(_GET_INDEX, _NAME.pack(self._encoded))
-        except OSError:
-            return False
-        return True
-
-    def _attach(self) -> None:
-        try:
-            fcntl.ioctl(self.fd, _TUNSETIFF, _SHORT.pack(self._encoded, _IFF_TAP | _IFF_NO_PI))
-        except OSError as error:
-            name = self.name
-            if error.errno == errno.EBUSY:
-                raise HostError(
-                    f"{name} is in use by another program",
-                    hint="end that program, or choose another name",
-                ) from None
-            if error.errno == errno.EPERM:
-                owner = "is another user's" if self.existed else "cannot be made: no CAP_NET_ADMIN"
-                raise HostError(
-                    f"the interface {name} {owner}",
-                    hint=f"as root, once: ip tuntap add {name} mode tap user $USER; or run as root",
-                ) from None
-            if error.errno == errno.EINVAL and self.existed:
-                raise UsageError(
-                    f"the name {name} is taken by an interface that is no TAP of one queue",
-                    hint="choose another name",
-                ) from None
-            raise HostError(f"cannot make the interface {name}: {error.strerror}") from None
-
-    # -- frames -------------------------------------------------------------------------------
+    def __init__(self, name: str, *, single: bool) -> None:
+        self._name, self._single = name, single
+        self._attached = True
+        self.fd = _open_driver()
 
     def read_into(self, buffer: memoryview) -> int:
         """Read the next frame that the host sends; return its length, 0 where there is none.
@@ -102,7 +56,7 @@ class Tap:
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise self._deleted() from error
+            raise _deleted(self._name) from error
 
     def write(self, frame: bytes | memoryview) -> bool:
         """Hand a frame to the host; return whether it was taken.
@@ -114,11 +68,96 @@ class Tap:
         except OSError as error:
             if error.errno in _NOT_TAKEN:
                 return False
-            raise self._deleted() from error
+            raise _deleted(self._name) from error
         return True
 
-    def _deleted(self) -> HostError:
-        return HostError(f"the interface {self.name} was deleted", hint="start the command again")
+    def attach(self) -> None:
+        """Have the host send by this queue too, as it does after the interface was opened.
+
+        :raises HostError: the interface was deleted
+        """
+        self._use(True)
+
+    def detach(self) -> None:
+        """Have the host send by the other queues alone; frames that wait in this one are dropped.
+
+        A single queue stays. Without a carrier the host sends nothing.
+        """
+        with contextlib.suppress(HostError):  # it was deleted
+            self._use(False)
+
+    def _use(self, attached: bool) -> None:
+        if self._single or attached == self._attached:
+            return
+        flag = _IFF_ATTACH_QUEUE if attached else _IFF_DETACH_QUEUE
+        try:
+            fcntl.ioctl(self.fd, _TUNSETQUEUE, _SHORT.pack(b"", flag))
+        except OSError as error:
+            raise _deleted(self._name) from error
+        self._attached = attached
+
+
+class Tap:
+    """A TAP interface, made or, where it exists, attached to. :meth:`close` removes what was made.
+
+    Attaching to one of the user's own (``ip tuntap add mode tap user``, for several queues with
+    ``multi_queue``) needs no privilege.
+
+    :param queues: number of queues
+    :raises UsageError: the name cannot be one, or belongs to an interface of another kind
+    :raises HostError: no TUN driver, no permission, or another program has it
+    """
+
+    def __init__(self, name: str, queues: int = 1) -> None:
+        self.name = check_name(name)
+        self._encoded = name.encode()
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self.existed = self._exists()
+        """It was there before: its settings are its owner's."""
+        self.queues: list[TapQueue] = []
+        try:
+            for _ in range(queues):
+                self.queues.append(TapQueue(name, single=queues == 1))
+                self._attach(self.queues[-1].fd, queues)
+        except BaseException:
+            self.close()
+            raise
+
+    def _exists(self) -> bool:
+        try:
+            self._ask(_GET_INDEX, _NAME.pack(self._encoded))
+        except OSError:
+            return False
+        return True
+
+    def _attach(self, fd: int, queues: int) -> None:
+        # An interface made with IFF_MULTI_QUEUE is attached to with it, and else without.
+        multi_queue = _IFF_MULTI_QUEUE if queues > 1 else 0
+        flags = _IFF_TAP | _IFF_NO_PI | multi_queue
+        try:
+            fcntl.ioctl(fd, _TUNSETIFF, _SHORT.pack(self._encoded, flags))
+        except OSError as error:
+            name = self.name
+            make = f"ip tuntap add {name} mode tap{' multi_queue' if multi_queue else ''}"
+            if error.errno == errno.EBUSY:
+                raise HostError(
+                    f"{name} is in use by another program",
+                    hint="end that program, or choose another name",
+                ) from None
+            if error.errno == errno.EPERM:
+                owner = "is another user's" if self.existed else "cannot be made: no CAP_NET_ADMIN"
+                raise HostError(
+                    f"the interface {name} {owner}",
+                    hint=f"as root, once: {make} user $USER; or run as root",
+                ) from None
+            if error.errno == errno.EINVAL and self.existed:
+                kind = "several queues" if multi_queue else "one queue"
+                raise UsageError(
+                    f"the name {name} is taken by an interface that is no TAP of {kind}",
+                    hint=f"choose another name; one of your own is made, as root, by {make} user"
+                    " $USER",
+                ) from None
+            raise HostError(f"cannot make the interface {name}: {error.strerror}") from None
 
     # -- settings -----------------------------------------------------------------------------
 
@@ -127,7 +166,7 @@ class Tap:
         try:
             found: int = _INT.unpack(self._ask(_GET_MTU, _NAME.pack(self._encoded)))[1]
         except OSError as error:
-            raise self._deleted() from error
+            raise _deleted(self.name) from error
         return found
 
     def set_mtu(self, mtu: int) -> None:
@@ -157,15 +196,16 @@ class Tap:
         try:
             flags: int = _SHORT.unpack(self._ask(_GET_FLAGS, _NAME.pack(self._encoded)))[1]
         except OSError as error:
-            raise self._deleted() from error
+            raise _deleted(self.name) from error
         if not flags & _IFF_UP:
             with self._permission(f"ip link set {self.name} up"):
                 self._ask(_SET_FLAGS, _SHORT.pack(self._encoded, flags | _IFF_UP))
 
     def carrier(self, on: bool) -> None:
         """Show that the link is up, or down; without a carrier the host sends nothing."""
-        with contextlib.suppress(OSError):  # before Linux 5.0, and after it was deleted
-            fcntl.ioctl(self.fd, _TUNSETCARRIER, struct.pack("i", on))
+        for queue in self.queues[:1]:
+            with contextlib.suppress(OSError):  # before Linux 5.0, and after it was deleted
+                fcntl.ioctl(queue.fd, _TUNSETCARRIER, struct.pack("i", on))
 
     @contextlib.contextmanager
     def _permission(self, command: str) -> Iterator[None]:
@@ -183,16 +223,20 @@ class Tap:
 
     def close(self) -> None:
         """Detach; an interface that was made here goes with it. Closing twice is harmless."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-            self._socket.close()
+        queues, self.queues = self.queues, []
+        for queue in queues:
+            os.close(queue.fd)
+        self._socket.close()
 
     def __enter__(self) -> Tap:
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def _deleted(name: str) -> HostError:
+    return HostError(f"the interface {name} was deleted", hint="start the command again")
 
 
 def check_name(name: str) -> str:

@@ -36,6 +36,7 @@ OPTIONS = {
     "mtu": "--transport-mtu",
     "transport_mtu": "--transport-mtu",
     "peer_ip": "--peer-ip",
+    "queues": "--queues",
     # host: Binder.bind, rescan
     "whole_group": "--group",
     "within": "--wait",

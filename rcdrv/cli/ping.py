@@ -11,8 +11,8 @@ from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import Say, open_function, print_json, printer, say_nothing
 from rcdrv.cli.vntb import bridge
 from rcdrv.epf_vntb.driver import Vntb
+from rcdrv.epf_vntb.echo import TransportPinger
 from rcdrv.epf_vntb.ping import DoorbellPinger, Pinger, PingReport, RoundTrip, Spread, run_pings
-from rcdrv.epf_vntb.transport import TransportPinger
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.verdict import Verdict, verdict_document
 from rcdrv.wait import Cancel

@@ -10,13 +10,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from ipaddress import IPv4Interface
+from typing import Any
 
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import positive, print_json, say_nothing
 from rcdrv.cli.reconnect import add_reconnect, persist
 from rcdrv.cli.vntb import bridge
-from rcdrv.epf_vntb.netdev import Counts, NetInterface
-from rcdrv.epf_vntb.transport import MTU
+from rcdrv.epf_vntb.netdev import NetInterface
+from rcdrv.epf_vntb.pump import Counts, Statistics
+from rcdrv.epf_vntb.transport import MAX_PAIRS, MTU
 from rcdrv.errors import Interrupted, RcdrvError
 from rcdrv.function import Function
 from rcdrv.report.terminal import rewrite
@@ -50,7 +52,21 @@ def add_tap(parser: argparse.ArgumentParser) -> None:
         help="its MTU (default: the most that the window carries, or the one that it has)",
     )
     add("--transport-mtu", type=positive, default=MTU, metavar="BYTES", help=MTU_HELP)
+    add(
+        "--queues",
+        type=_queues,
+        default=1,
+        metavar="N",
+        help="queues of the interface, each with a queue pair of the endpoint's (default 1)",
+    )
     add_reconnect(parser)
+
+
+def _queues(text: str) -> int:
+    count = positive(text)
+    if count > MAX_PAIRS:
+        raise argparse.ArgumentTypeError(f"ntb_netdev has {MAX_PAIRS} queues at most, not {count}")
+    return count
 
 
 def _address(text: str) -> IPv4Interface:
@@ -65,22 +81,22 @@ def _address(text: str) -> IPv4Interface:
 
 def tap(args: argparse.Namespace, cancel: Cancel) -> int:
     """Carry frames until stopped, and show statistics."""
-    counts = Counts()
+    statistics = Statistics(args.queues)
     finding: RcdrvError | None = None
     with contextlib.ExitStack() as stack:
-        display = stack.enter_context(_Display.shown(args, counts))
+        display = stack.enter_context(_Display.shown(args, statistics))
         interface: list[Tap] = []
 
         def use(function: Function) -> None:
             args.device = function.address
             # After the fork of open_function(); the interface stays while the endpoint reboots.
             if not interface:
-                interface.append(stack.enter_context(Tap(args.name)))
+                interface.append(stack.enter_context(Tap(args.name, args.queues)))
             with bridge(args, function) as vntb:
                 NetInterface(
                     vntb,
                     interface[0],
-                    counts,
+                    statistics,
                     mtu=args.mtu,
                     address=args.address,
                     transport_mtu=args.transport_mtu,
@@ -99,12 +115,12 @@ def tap(args: argparse.Namespace, cancel: Cancel) -> int:
             {
                 "device": args.device,
                 "interface": args.name,
-                "counts": {**asdict(counts), "dropped": counts.dropped},
+                **_document(statistics),
                 **verdict_document(finding),
             }
         )
-    elif counts.link_ups:
-        print(_statistics(args.name, counts), flush=True)
+    elif statistics.link_ups:
+        print(_text(args.name, statistics), flush=True)
     if finding is None:
         return 128 + cancel.signal
     if not args.json:
@@ -112,8 +128,18 @@ def tap(args: argparse.Namespace, cancel: Cancel) -> int:
     return exit_status(finding, cancel)
 
 
-def _statistics(name: str, counts: Counts) -> str:
-    c = counts
+def _document(statistics: Statistics) -> dict[str, Any]:
+    def one(counts: Counts) -> dict[str, int]:
+        return {**asdict(counts), "dropped": counts.dropped}
+
+    document: dict[str, Any] = {"counts": one(statistics.total)}
+    if len(statistics.queues) > 1:
+        document["queues"] = [one(counts) for counts in statistics.queues]
+    return document
+
+
+def _text(name: str, statistics: Statistics) -> str:
+    c = statistics.total
     lines = [
         f"--- {name} statistics ---",
         f"sent {_packets(c.sent_packets, c.sent_bytes)}, with {_number(c.rings, 'doorbell')};"
@@ -124,7 +150,18 @@ def _statistics(name: str, counts: Counts) -> str:
         f" order, {c.bad_length} of a bad length",
         f"link up {_times(c.link_ups)}; bad indexes of the endpoint: {c.bad_index}",
     ]
+    if len(statistics.queues) > 1:
+        lines += [_queue_line(number, one) for number, one in enumerate(statistics.queues)]
     return "\n".join(lines)
+
+
+def _queue_line(number: int, counts: Counts) -> str:
+    c = counts
+    return (
+        f"queue {number}: sent {_packets(c.sent_packets, c.sent_bytes)}, received"
+        f" {_packets(c.received_packets, c.received_bytes)}; full {_times(c.ring_full)}, dropped"
+        f" {c.dropped}, up {_times(c.link_ups)}"
+    )
 
 
 def _packets(packets: int, octets: int) -> str:
@@ -142,8 +179,8 @@ def _times(count: int) -> str:
 class _Display:
     """Lines of events, statistics on SIGUSR1, and on a terminal a live line below them."""
 
-    def __init__(self, args: argparse.Namespace, counts: Counts) -> None:
-        self._name, self._counts = args.name, counts
+    def __init__(self, args: argparse.Namespace, statistics: Statistics) -> None:
+        self._name, self._statistics = args.name, statistics
         self.event = say_nothing if args.json else self._line
         self._live = not args.json and sys.stderr.isatty()
         self._asked = False
@@ -152,8 +189,8 @@ class _Display:
 
     @classmethod
     @contextlib.contextmanager
-    def shown(cls, args: argparse.Namespace, counts: Counts) -> Iterator[_Display]:
-        display = cls(args, counts)
+    def shown(cls, args: argparse.Namespace, statistics: Statistics) -> Iterator[_Display]:
+        display = cls(args, statistics)
         before = signal.signal(signal.SIGUSR1, display._ask)
         try:
             yield display
@@ -173,18 +210,18 @@ class _Display:
         if self._asked:
             self._asked = False
             self._clear()
-            print(_statistics(self._name, self._counts), file=sys.stderr, flush=True)
+            print(_text(self._name, self._statistics), file=sys.stderr, flush=True)
         now = time.monotonic()
         seconds = now - self._since
         if not self._live or seconds < _REFRESH:
             return
-        last, counts = self._last, self._counts
+        last, counts = self._last, self._statistics.total
         sent = (counts.sent_bytes - last.sent_bytes) / seconds
         received = (counts.received_bytes - last.received_bytes) / seconds
         line = f"sent {counts.sent_packets}, {sent / 1e6:.1f} MB/s;"
         line += f" received {counts.received_packets}, {received / 1e6:.1f} MB/s;"
         line += f" dropped {counts.dropped}; doorbells {counts.rings} out, {counts.doorbells} in"
-        self._since, self._last = now, Counts(**vars(counts))
+        self._since, self._last = now, counts
         rewrite(sys.stderr, line)
 
     def _clear(self) -> None:

@@ -1,22 +1,21 @@
-"""Network interface on a queue pair, the counterpart of ``drivers/net/ntb_netdev.c``.
+"""Network interface on queue pairs, the counterpart of ``drivers/net/ntb_netdev.c``.
 
-:class:`Pump` moves frames between the rings and the interface. It validates everything that the
-endpoint writes; an invalid frame is dropped and counted. :class:`NetInterface` brings the queue
-pair up, waits, and runs the pump.
+:class:`Queue` is a queue of the interface with its queue pair. :class:`NetInterface` brings the
+queue pairs up, waits, and gives each queue its turn to move frames (:mod:`rcdrv.epf_vntb.pump`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Interface
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from rcdrv.epf_vntb.driver import Vntb
-from rcdrv.epf_vntb.rings import HEADER, LINK_DOWN, Rings
-from rcdrv.epf_vntb.transport import MTU, QueuePair
+from rcdrv.epf_vntb.pump import Counts, Pump, Statistics, next_check
+from rcdrv.epf_vntb.rings import HEADER
+from rcdrv.epf_vntb.transport import MTU, QueuePair, Transport
 from rcdrv.errors import UsageError
-from rcdrv.tap import ETHERNET, LARGEST_MTU, LEAST_MTU, Tap
+from rcdrv.tap import ETHERNET, LARGEST_MTU, LEAST_MTU, Tap, TapQueue
 from rcdrv.verdict import NotPassed, Reason
 from rcdrv.wait import await_readable
 
@@ -25,164 +24,78 @@ _STANDSTILL = 2.0
 _LOOK = 0.1
 """Seconds between reads of LINK_STATUS; its changes raise no interrupt."""
 _JOIN = 0.01
-"""Seconds between checks for the other side's queue pair (NTB_LINK_DOWN_TIMEOUT)."""
+"""Seconds between checks for the endpoint's queue pairs while all are down
+(NTB_LINK_DOWN_TIMEOUT)."""
 _AGAIN = 1.0
 """Seconds before the hand-shake is retried."""
-_FULL, _FULL_LONG = 0.0002, 0.002
-"""Seconds between checks of a full ring, at first and finally. The endpoint does not ring after
-reading. (ntb_netdev.c checks after tx_time, 1 us: a timer of one jiffy, 1 to 2 ms at 1000 Hz.)"""
 
 
-class FrameDevice(Protocol):
-    """The interface's side of a :class:`Pump`: a :class:`rcdrv.tap.Tap`."""
+class Queue:
+    """A queue of the interface with its queue pair (struct ntb_netdev_queue).
 
-    def read_into(self, buffer: memoryview) -> int: ...
-    def write(self, frame: memoryview) -> bool: ...
-
-
-@dataclass
-class Counts:
-    """Counters of frames and doorbells. "Sent" means to the endpoint."""
-
-    sent_packets: int = 0
-    sent_bytes: int = 0
-    received_packets: int = 0
-    received_bytes: int = 0
-    rings: int = 0
-    """Doorbells rung, each for one or more frames."""
-    doorbells: int = 0
-    """Interrupts from the endpoint."""
-    unheard: int = 0
-    """Frames found before their interrupt, or without one."""
-    ring_full: int = 0
-    """Times that all slots were full, so that frames had to wait."""
-    too_long: int = 0
-    """Frames of the host too long for a slot; dropped."""
-    refused: int = 0
-    """Frames refused by the host, whose interface is down or out of memory; dropped."""
-    bad_number: int = 0
-    """Frames of the endpoint out of order (rx_err_ver); dropped."""
-    bad_length: int = 0
-    """Frames of the endpoint with an invalid length (rx_err_oflow); dropped."""
-    bad_index: int = 0
-    """Invalid ring indexes read from the endpoint."""
-    link_ups: int = 0
-
-    @property
-    def dropped(self) -> int:
-        return self.too_long + self.refused + self.bad_number + self.bad_length
-
-
-class Pump:
-    """Moves the pending frames between rings and interface, without waiting.
-
-    :param ring: flush the posted writes and ring the endpoint's doorbell
+    :param now: the clock, in seconds
     """
 
     def __init__(
-        self, rings: Rings, device: FrameDevice, ring: Callable[[], None], counts: Counts
+        self, pair: QueuePair, device: TapQueue, counts: Counts, now: Callable[[], float]
     ) -> None:
-        self._rings, self._device, self._ring = rings, device, ring
-        self.counts = counts
-        # One byte more, so that a truncated frame is seen to be too long.
-        self._buffer = memoryview(bytearray(max(rings.tx.frame, LARGEST_MTU + ETHERNET) + 4))
-        self._most_in, self._most_out = rings.rx.largest, rings.tx.largest
-        self.link_down = False
-        """The endpoint took the queue pair down; its memory must not be accessed."""
+        self.pair, self.device, self.counts = pair, device, counts
+        self._now = now
+        self._pump = Pump(pair.rings, device, pair.ring, counts)
+        self.full = False
+        """Frames wait for a free slot; meanwhile the host's frames wait in the interface."""
+        self.patience = 0.0
+        """Seconds until the next check of a full ring; 0 if it has free slots."""
+        self._moved, self._moved_at = 0, now()
+        self._stands = False
+
+    @property
+    def link_down(self) -> bool:
+        """The endpoint took the queue pair down."""
+        return self._pump.link_down
+
+    def start(self) -> None:
+        """Take part in the host's traffic, now that the queue pair is up."""
+        self.counts.link_ups += 1
+        self.full = self._stands = self._pump.link_down = False
+        self.patience = 0.0
+        self._moved_at = self._now()
+        self.device.attach()
 
     def receive(self) -> int:
-        """Deliver frames from the endpoint, at most a full ring (ntb_transport_rxc_db).
+        """Deliver frames from the endpoint; return the number of slots freed."""
+        return self._pump.receive()
 
+    def turn(self, readable: bool) -> int:
+        """Send and receive what there is, at most a full ring each way.
+
+        :param readable: the host has frames to send
         :returns: the number of slots freed
         """
-        rings, counts = self._rings, self.counts
-        taken = 0
-        while taken < rings.rx.entries and not self.link_down:
-            arrived = rings.arrived()
-            if arrived is None:
-                break
-            number, length, flags = arrived
-            if flags & LINK_DOWN:
-                self.link_down = True
-                return taken
-            if taken:  # of the frame before, now that the link is known to be up
-                rings.tell()
-            if number != rings.expected:
-                # The kernel waits for the right number. But the endpoint does not rewrite the slot
-                # before it is freed, so that wait would never end.
-                counts.bad_number += 1
-            elif not ETHERNET <= length <= self._most_in:
-                counts.bad_length += 1
-            elif self._device.write(rings.packet(length)):
-                counts.received_packets += 1
-                counts.received_bytes += length
-            else:
-                counts.refused += 1
-            rings.take(number)
-            taken += 1
-        if taken:
-            rings.tell()
-        return taken
+        pump, counts = self._pump, self.counts
+        if (self.full or readable) and not pump.link_down:
+            before = counts.sent_packets
+            self.full = pump.send()
+            counts.ring_full += self.full and not self.patience
+            moving = counts.sent_packets != before
+            self.patience = next_check(self.patience, moving=moving) if self.full else 0.0
+        return pump.receive()
 
-    def send(self) -> bool:
-        """Send the host's pending frames, and ring for the first if the endpoint has read all
-        before it, and once for the others.
-
-        :returns: whether frames are left for lack of a free slot
-        """
-        rings, counts, largest = self._rings, self.counts, self._most_out
-        free = rings.free_behind(rings.reader)
-        if free is None:
-            counts.bad_index += 1
-            free = 0
-        idle = free == rings.tx.entries - 1
-        filled = unrung = 0
-        try:
-            for _ in range(free):  # frames that are too long count, too: they may never end
-                room = rings.room()
-                into = self._buffer if room is None else room
-                length = self._device.read_into(into)
-                if not length:
-                    return False
-                if length > largest:
-                    counts.too_long += 1
-                    continue
-                if room is None:
-                    # Whole words of 64 bits are one run (Window.write_block).
-                    whole = min((length + 7) & ~7, largest)
-                    into[length:whole] = bytes(whole - length)
-                    rings.put(into[:whole], length)
-                else:
-                    rings.put(None, length)
-                filled += 1
-                unrung += 1
-                if idle:
-                    self._ring()
-                    idle, unrung = False, 0
-                    counts.rings += 1
-                counts.sent_packets += 1
-                counts.sent_bytes += length
-        finally:
-            if unrung:
-                self._ring()
-                counts.rings += 1
-        return filled == free
-
-
-def next_check(patience: float, *, moving: bool) -> float:
-    """Return the seconds until the next check of a full ring.
-
-    :param patience: what it was before; 0 at first
-    :param moving: the endpoint has read since; so it will soon have read more
-    """
-    return _FULL if moving else min(2 * patience or _FULL, _FULL_LONG)
+    def stands_still(self) -> bool | None:
+        """Return whether the endpoint takes no frames; None if that is as at the last call."""
+        now = self._now()
+        if not self.full or self._moved != self.counts.sent_packets:
+            self._moved, self._moved_at = self.counts.sent_packets, now
+        before, self._stands = self._stands, now - self._moved_at > _STANDSTILL
+        return self._stands if self._stands != before else None
 
 
 class NetInterface:
-    """Interface that is up while the endpoint's queue pair is.
+    """Interface that is up while a queue pair of the endpoint is.
 
-    :param tap: the interface; the caller closes it
-    :param mtu: MTU of the interface. None: the most that the window carries; an existing interface
+    :param tap: the interface; the caller closes it. Each of its queues gets a queue pair
+    :param statistics: counters, for as many queues
+    :param mtu: MTU of the interface. None: the most that the windows carry; an existing interface
         keeps its own
     :param address: address of the interface; None: none, or the existing one
     :param transport_mtu: the endpoint's transport_mtu
@@ -194,7 +107,7 @@ class NetInterface:
         self,
         vntb: Vntb,
         tap: Tap,
-        counts: Counts,
+        statistics: Statistics,
         *,
         mtu: int | None = None,
         address: IPv4Interface | None = None,
@@ -213,7 +126,7 @@ class NetInterface:
                 f"a slot for an interface's frame has {least} bytes at least, not {transport_mtu}",
                 hint="`transport_mtu` is what the endpoint's module ntb_transport was loaded with",
             )
-        self._vntb, self._tap, self.counts = vntb, tap, counts
+        self._vntb, self._tap, self.statistics = vntb, tap, statistics
         self._mtu, self._address, self._transport_mtu = mtu, address, transport_mtu
         self._event, self._on_look = on_event, on_look
         self._said = ""
@@ -222,17 +135,18 @@ class NetInterface:
         """Carry frames until an exception ends it; a lost link is awaited again.
 
         :raises NotPassed: the endpoint does not answer, and the link has never been up
+        :raises UsageError: the endpoint has fewer queue pairs than the interface queues
         :raises HostError: the interface was deleted
         :raises DeviceLost: the device is gone
         :raises Interrupted: the user asked to stop
         """
         while True:
-            queue = QueuePair(self._vntb, mtu=self._transport_mtu)
+            transport = Transport(self._vntb, mtu=self._transport_mtu, queues=len(self._tap.queues))
             try:
-                self._serve(queue)
+                self._serve(transport)
             except NotPassed as error:
                 link = error.reason in (Reason.LINK_DOWN, Reason.LINK_LOST)
-                if not link and not self.counts.link_ups:
+                if not link and not self.statistics.link_ups:
                     raise
                 self._say(f"link down: {error.message}")
             deadline = self._vntb.function.deadline(_AGAIN)
@@ -240,18 +154,17 @@ class NetInterface:
                 self._vntb.function.pause(min(_LOOK, deadline.remaining))
                 self._on_look()
 
-    def _serve(self, queue: QueuePair) -> NoReturn:
+    def _serve(self, transport: Transport) -> NoReturn:
         try:
-            queue.prepare()
-            self._set_up(queue)
-            while True:
-                self._join(queue)
-                self._carry(queue)
-                queue.restart()
+            transport.prepare()
+            self._set_up(min(pair.largest for pair in transport.pairs))
+            self._carry(transport)
         finally:
             self._tap.carrier(False)
+            for device in self._tap.queues:
+                device.detach()
             try:
-                queue.close()
+                transport.close()
             except NotPassed as error:  # the first failure is the one to report
                 self._say(f"the endpoint was not told of the end: {error.message}")
 
@@ -260,14 +173,17 @@ class NetInterface:
             self._said = what
             self._event(f"{self._tap.name}: {what}")
 
-    def _set_up(self, queue: QueuePair) -> None:
-        """Configure the interface, now that the window's capacity is known."""
+    def _set_up(self, largest: int) -> None:
+        """Configure the interface, now that the windows' capacity is known.
+
+        :param largest: size of the largest packet that all queue pairs take
+        """
         tap = self._tap
-        most = min(queue.largest - ETHERNET, LARGEST_MTU)
+        most = min(largest - ETHERNET, LARGEST_MTU)
         if most < LEAST_MTU:
             raise NotPassed(
                 Reason.LINK_DOWN,
-                f"slots for {queue.largest} bytes are too small for an interface: the endpoint's"
+                f"slots for {largest} bytes are too small for an interface: the endpoint's"
                 " mw1 or transport_mtu is",
             )
         mtu = self._mtu
@@ -281,68 +197,122 @@ class NetInterface:
         tap.set_mtu(mtu)
         if self._address is not None:
             tap.set_address(self._address)
+        for device in tap.queues:
+            device.detach()
         tap.up()
 
-    def _join(self, queue: QueuePair) -> None:
-        """Wait until the endpoint's queue pair, and so its interface, is up."""
-        looks = 0
-        while not queue.joined():
-            self._vntb.check_link()
-            if looks == self._vntb.timeout // _JOIN:
-                self._say("link down: queue pair 0 is down at the endpoint; is ntb_netdev up?")
-            looks += 1
-            self._vntb.function.pause(_JOIN)
-            self._on_look()
-        tx = queue.rings.tx
-        self.counts.link_ups += 1
-        self._tap.carrier(True)
-        self._say(f"link up, MTU {self._tap.mtu}, {tx.entries} slots of {tx.frame:#x} bytes")
-
-    def _carry(self, queue: QueuePair) -> None:
-        """Move frames while the queue pair is up.
+    def _carry(self, transport: Transport) -> NoReturn:
+        """Move frames by the queue pairs that are up, and bring up those that the endpoint does.
 
         :raises NotPassed: ``link-lost``
         """
-        vntb, tap, counts = self._vntb, self._tap, self.counts
-        pump = Pump(queue.rings, tap, queue.ring, counts)
-        bells = vntb.function.fileno()
+        vntb = self._vntb
         now = vntb.function.clock.now
-        look_at = now()
-        patience = 0.0
-        """Seconds until the next check of a full ring; 0 if it has free slots."""
-        full = slept_out = stands = False
-        moved, moved_at = 0, now()
+        parts = zip(transport.pairs, self._tap.queues, self.statistics.queues, strict=True)
+        queues = [Queue(*part, now) for part in parts]
+        up: list[Queue] = []
+        look_at = join_at = now()
+        missing_at: float | None = now() + vntb.timeout
+        bells = vntb.function.fileno()
+        slept_out = False
         ready: list[int] = []
         while True:
             if bells in ready:
                 # The frames before their doorbell is counted, which takes as long, and again
                 # after it, as the doorbell may have been of later ones.
-                pump.receive()
-                counts.doorbells += sum(vntb.wait_doorbells(vntb.function.deadline(0.0)).values())
-            if (full or tap.fd in ready) and not pump.link_down:
-                before = counts.sent_packets
-                full = pump.send()
-                counts.ring_full += full and not patience
-                moving = counts.sent_packets != before
-                patience = next_check(patience, moving=moving) if full else 0.0
-            taken = pump.receive()
-            if pump.link_down:
-                self._say("link down: the endpoint took queue pair 0 down")
-                tap.carrier(False)
-                return
-            if slept_out:
-                counts.unheard += taken
+                for queue in up:
+                    queue.receive()
+                self._count_doorbells()
+            more = False
+            for queue in up:
+                taken = queue.turn(queue.device.fd in ready)
+                more = more or taken == queue.pair.rings.rx.entries
+                if slept_out:
+                    queue.counts.unheard += taken
+            if any(queue.link_down for queue in up):
+                up = self._leave(transport, up)
+                # The endpoint takes its queue pairs down one by one; see Transport.leave().
+                join_at = now() + _LOOK
+                missing_at = join_at + vntb.timeout
             if now() >= look_at:
                 vntb.check_link()
                 self._on_look()
+                self._tell_standstill(up)
                 look_at = now() + _LOOK
-                if not full or moved != counts.sent_packets:
-                    moved, moved_at = counts.sent_packets, now()
-                if stands != (now() - moved_at > _STANDSTILL):
-                    stands = not stands
-                    self._say("the endpoint takes no frames" if stands else "it takes frames again")
-            more = taken == queue.rings.rx.entries
+            if len(up) < len(queues) and now() >= join_at:
+                up = self._join(transport, up, queues)
+                join_at = now() + (_LOOK if up else _JOIN)
+                if missing_at is not None and now() > missing_at and len(up) < len(queues):
+                    missing_at = None
+                    self._tell_missing(up, queues)
+            full = [queue.patience for queue in up if queue.full]
             # While no slot is free, the host's frames wait in the interface.
-            watched = [bells] if full else [bells, tap.fd]
-            ready = await_readable(watched, 0.0 if more else patience or _LOOK)
+            watched = [bells, *(queue.device.fd for queue in up if not queue.full)]
+            pause = min(full, default=_LOOK if up else _JOIN)
+            ready = await_readable(watched, 0.0 if more else pause)
             slept_out = not ready and not more and not full
+
+    def _count_doorbells(self) -> None:
+        """Count the interrupts; those of no queue pair, such as a link event's, as the first's."""
+        counts = self.statistics.queues
+        fired = self._vntb.wait_doorbells(self._vntb.function.deadline(0.0))
+        for doorbell, times in fired.items():
+            counts[doorbell if 0 <= doorbell < len(counts) else 0].doorbells += times
+
+    def _join(self, transport: Transport, up: list[Queue], queues: Sequence[Queue]) -> list[Queue]:
+        """Start the queues whose pairs came up; return all that are up, by number."""
+        new = transport.join()
+        if not new:
+            return up
+        for queue in queues:
+            if queue.pair in new:
+                queue.start()
+        now_up = [queue for queue in queues if queue in up or queue.pair in new]
+        if not up:
+            tx = now_up[0].pair.rings.tx
+            self.statistics.link_ups += 1
+            self._tap.carrier(True)
+            self._say(f"link up, MTU {self._tap.mtu}, {tx.entries} slots of {tx.frame:#x} bytes")
+        self._tell_up(now_up)
+        return now_up
+
+    def _leave(self, transport: Transport, up: list[Queue]) -> list[Queue]:
+        """Stop the queues whose pairs the endpoint took down; return the others."""
+        gone = [queue for queue in up if queue.link_down]
+        left = [queue for queue in up if not queue.link_down]
+        if not left:
+            self._say(f"link down: the endpoint took {_pairs(gone)} down")
+            self._tap.carrier(False)
+        for queue in gone:
+            queue.device.detach()
+            transport.leave(queue.pair)
+        if left:
+            self._tell_up(left)
+        return left
+
+    def _tell_up(self, up: Sequence[Queue]) -> None:
+        count = len(self._tap.queues)
+        if count > 1:
+            numbers = ", ".join(str(queue.pair.number) for queue in up)
+            self._say(f"queue pairs up: {numbers} ({len(up)} of {count})")
+
+    def _tell_missing(self, up: Sequence[Queue], queues: Sequence[Queue]) -> None:
+        down = [queue for queue in queues if queue not in up]
+        what = f"{_pairs(down)} {'is' if len(down) == 1 else 'are'} down at the endpoint"
+        if up:
+            self._say(f"{what}; ethtool -L there gives its interface more queues")
+        else:
+            self._say(f"link down: {what}; is ntb_netdev up?")
+
+    def _tell_standstill(self, up: Sequence[Queue]) -> None:
+        for queue in up:
+            stands = queue.stands_still()
+            if stands is not None:
+                by = f" by {_pairs([queue])}" if len(self._tap.queues) > 1 else ""
+                what = "the endpoint takes no frames" if stands else "it takes frames again"
+                self._say(what + by)
+
+
+def _pairs(queues: Sequence[Queue]) -> str:
+    numbers = ", ".join(str(queue.pair.number) for queue in queues)
+    return f"queue pair{'s' if len(queues) > 1 else ''} {numbers}"

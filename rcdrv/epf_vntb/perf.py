@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from rcdrv.epf_vntb.driver import Vntb
-from rcdrv.epf_vntb.transport import MTU, QueuePair
+from rcdrv.epf_vntb.transport import MTU, Transport
 from rcdrv.epf_vntb.window import compare, pattern
 from rcdrv.errors import RcdrvError, UsageError
 from rcdrv.function import called_window
@@ -95,16 +95,16 @@ def _link(vntb: Vntb) -> Iterator[None]:
 
     Its queue pairs stay down, so that nothing but this uses the windows.
     """
-    queue = QueuePair(vntb, mtu=MTU)
+    transport = Transport(vntb, mtu=MTU)
     failed = True
     try:
-        queue.prepare()
-        queue.await_translations()
+        transport.prepare()
+        transport.await_translations()
         yield
         failed = False
     finally:
         try:
-            queue.close()
+            transport.close()
         except RcdrvError:
             # What went wrong first is what the user has to read.
             if not failed:

@@ -1,7 +1,7 @@
 """Round trips over the bridge, and their statistics.
 
 The endpoint's ``ntb_pingpong`` answers pings by doorbell and scratchpad; its network stack answers
-pings by packet (:mod:`rcdrv.epf_vntb.transport`).
+pings by packet (:mod:`rcdrv.epf_vntb.echo`).
 """
 
 from __future__ import annotations

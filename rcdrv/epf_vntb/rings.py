@@ -24,6 +24,22 @@ _WORD = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True)
+class Share:
+    """Place of a queue pair in the windows: share ``index`` of ``count`` equal ones of a window."""
+
+    window: int
+    index: int
+    count: int
+
+    @classmethod
+    def of(cls, pair: int, pairs: int, windows: int) -> Share:
+        """Return the share of queue pair number ``pair`` (QP_TO_MW, ntb_transport_init_queue)."""
+        window = pair % windows
+        count = pairs // windows + (1 if window < pairs % windows else 0)
+        return cls(window, pair // windows, count)
+
+
+@dataclass(frozen=True)
 class Ring:
     """Layout of a queue pair's share of a window (ntb_transport_setup_qp_mw)."""
 
@@ -36,19 +52,20 @@ class Ring:
     entries: int
 
     @classmethod
-    def of(cls, window: int, shares: int, mtu: int) -> Ring:
-        """Return the first share of a window of that size in bytes.
+    def of(cls, window: int, shares: int, mtu: int, index: int = 0) -> Ring:
+        """Return share ``index`` of ``shares`` of a window of that size in bytes.
 
         :raises ValueError: too small for two slots, or not of whole words
         """
-        end = window // shares - _RX_INFO
+        size = window // shares
+        end = size - _RX_INFO
         frame = min(mtu, end // 2)
         if frame <= HEADER.size:
             raise ValueError(f"no slots in a window of {window:#x} bytes")
         if frame % 4 or end % 4:
             # The kernel accepts it, but device memory on arm64 takes no unaligned access.
             raise ValueError(f"slots of {frame:#x} bytes, up to {end:#x}, are not whole words")
-        return cls(0, end, frame, end // frame)
+        return cls(size * index, end, frame, end // frame)
 
     @property
     def largest(self) -> int:
@@ -60,6 +77,11 @@ class Ring:
 
     def header(self, index: int) -> int:
         return self.slot(index) + self.frame - HEADER.size
+
+    @property
+    def info(self) -> int:
+        """Offset of the other direction's index in the window (struct ntb_rx_info)."""
+        return self.base + self.end
 
 
 class Rings:
@@ -73,21 +95,27 @@ class Rings:
         self._out, self._memory = out, memory
         self._plain = out.plain
         self.tx, self.rx = tx, rx
-        self.reset()
+        for index in range(rx.entries):
+            header = rx.header(index)
+            memory[header : header + HEADER.size] = bytes(HEADER.size)
+        self._begin()
 
-    def reset(self) -> None:
-        """Reset both rings to empty (ntb_qp_link_down_reset).
-
-        Does not access the window, whose memory may be freed after the endpoint's link went down.
-        """
+    def _begin(self) -> None:
         self.tx_index = self.rx_index = 0
         self._sent = self.expected = 0
-        for index in range(self.rx.entries):
-            header = self.rx.header(index)
-            self._memory[header : header + HEADER.size] = bytes(HEADER.size)
         # All slots of the ring that we fill are free.
-        self._put(self.rx.end, self.tx.entries - 1)
+        self._put(self.rx.info, self.tx.entries - 1)
         self._rx_header = self.rx.header(0)
+
+    def restart(self) -> None:
+        """Begin both rings anew after a frame with LINK_DOWN (ntb_qp_link_down_reset).
+
+        That is the next one, and it is freed (ntb_process_rxc). What else is in the ring stays: the
+        endpoint may have begun anew already. Does not access the window, whose memory may be freed
+        after the endpoint's link went down.
+        """
+        self._put(self._rx_header + _FLAGS, 0)
+        self._begin()
 
     def _put(self, offset: int, value: int) -> None:
         self._memory[offset : offset + 4] = value.to_bytes(4, "little")
@@ -97,8 +125,8 @@ class Rings:
     @property
     def reader(self) -> int:
         """Index of the slot that the endpoint read last; unvalidated."""
-        end = self.rx.end
-        return int.from_bytes(self._memory[end : end + 4], "little")
+        info = self.rx.info
+        return int.from_bytes(self._memory[info : info + 4], "little")
 
     def free_behind(self, reader: int) -> int | None:
         """Free slots where the endpoint reads slot ``reader`` (ntb_transport_tx_free_entry); None:
@@ -169,4 +197,4 @@ class Rings:
     def tell(self) -> None:
         """Publish our read index to the endpoint (ntb_complete_rxc)."""
         barrier()
-        self._out.write32(self.tx.base + self.tx.end, (self.rx_index - 1) % self.rx.entries)
+        self._out.write32(self.tx.info, (self.rx_index - 1) % self.rx.entries)

@@ -1,20 +1,17 @@
-"""Queue pair of ntb_transport version 4 (``drivers/ntb/ntb_transport.c``): hand-shake and packets.
+"""ntb_transport version 4 (``drivers/ntb/ntb_transport.c``): hand-shake, windows, queue pairs.
 
-The rings are in :mod:`rcdrv.epf_vntb.rings`.
+The rings of a queue pair are in :mod:`rcdrv.epf_vntb.rings`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 
 from rcdrv.dma import DmaBuffer
 from rcdrv.epf_vntb.driver import Doorbell, Vntb
-from rcdrv.epf_vntb.packets import OVERHEAD, EchoReply, Station
-from rcdrv.epf_vntb.ping import RoundTrip
-from rcdrv.epf_vntb.registers import MAX_WINDOWS
-from rcdrv.epf_vntb.rings import LINK_DOWN, Ring, Rings
+from rcdrv.epf_vntb.registers import FIRST_SLOT, MAX_WINDOWS
+from rcdrv.epf_vntb.rings import LINK_DOWN, Ring, Rings, Share
 from rcdrv.errors import UsageError
 from rcdrv.mmio import barrier
 from rcdrv.verdict import NotPassed, Reason
@@ -32,22 +29,28 @@ _RETRY = 0.01
 """Seconds between checks of the hand-shake (NTB_LINK_DOWN_TIMEOUT)."""
 _LARGEST_WINDOW = 1 << 30
 
+MAX_PAIRS = 64
+"""NTB_NETDEV_MAX_QUEUES, and the bits of struct ntb_transport_ctx's qp_bitmap."""
 
-class QueuePair:
-    """Queue pair 0: the hand-shake, packets out, packets in.
+
+class Transport:
+    """Hand-shake, windows and link of ntb_transport (struct ntb_transport_ctx).
 
     :param mtu: the endpoint's transport_mtu
+    :param queues: number of queue pairs to use
     """
 
-    def __init__(self, vntb: Vntb, *, mtu: int = MTU) -> None:
+    def __init__(self, vntb: Vntb, *, mtu: int = MTU, queues: int = 1) -> None:
         self._vntb = vntb
         self._mtu = mtu
+        self._queues = queues
+        self.pairs: list[QueuePair] = []
+        """The queue pairs in use, by number; :meth:`prepare` makes them."""
         self._buffers: list[DmaBuffer] = []
-        self._memory = memoryview(b"")
-        """Memory of the ring that we receive into."""
+        self._memories: list[memoryview] = []
+        """Memory of each window, which the endpoint writes."""
         self._pointed: list[int] = []
         self._linked = False
-        self._ready = False
         if vntb.spads < _MIN_SPADS or not vntb.windows:
             raise UsageError(
                 f"ntb_transport needs {_MIN_SPADS} scratchpads and a window; the endpoint has"
@@ -56,23 +59,26 @@ class QueuePair:
 
     # -- the link -----------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Bring the link and the queue pair up.
+    def open(self) -> QueuePair:
+        """Bring up the link and queue pair 0, and return that.
 
         :raises NotPassed: ``link-down``: how far it got
         """
         self.prepare()
-        self._await_peer(self.joined)
+        pair = self.pairs[0]
+        self._await_peer(pair.joined)
+        return pair
 
     def await_translations(self) -> None:
-        """Wait until the endpoint's windows lead to memory, and leave the queue pair down.
+        """Wait until the endpoint's windows lead to memory, and leave the queue pairs down.
 
         ntb_qp_link_work() says that its side is up after ntb_transport_link_work() has set them. As
-        this side does not say so, too, neither side uses the rings.
+        this side does not say so, too, neither side uses the rings. With several queue pairs at
+        the endpoint the last one's bit overwrites the others'.
 
         :raises NotPassed: ``link-down``: how far it got
         """
-        self._await_peer(lambda: bool(self._vntb.spad_read(_QP_LINKS) & 1 << 0))
+        self._await_peer(lambda: bool(self._vntb.spad_read(_QP_LINKS)))
 
     def _await_peer(self, ready: Callable[[], bool]) -> None:
         self._await(
@@ -84,10 +90,11 @@ class QueuePair:
     def prepare(self) -> None:
         """Bring the link up and exchange the windows (ntb_transport_link_work).
 
-        :raises NotPassed: ``link-down``: how far it got
+        :raises NotPassed: ``link-down``: how far it got; ``no-vectors``
+        :raises UsageError: the endpoint has fewer queue pairs
         """
         vntb = self._vntb
-        self._doorbell: Doorbell = vntb.doorbell(0)
+        first = vntb.doorbell(0)
         vntb.arm()
         if vntb.link_is_up:
             # Left by a run that crashed; the scratchpads may hold its values.
@@ -97,30 +104,55 @@ class QueuePair:
             vntb.spad_write(spad, 0, peer=True)
         self._linked = True
         vntb.link_up()
-        windows, queues = self._hear()
-        self._tell(windows, queues)
-        self._set_up(windows, queues)
+        windows, announced = self._hear()
+        doorbells = [first, *self._more_doorbells(len(windows), announced)]
+        self._tell(windows, announced)
+        self._set_up(windows, announced, doorbells)
 
-    def joined(self) -> bool:
-        """Announce our queue pair; return whether the endpoint's is up.
+    def join(self) -> list[QueuePair]:
+        """Bring up the queue pairs that the endpoint has brought up; return those that are new.
 
-        To be called every 10 ms until it is (ntb_qp_link_work).
+        Each pair's ntb_qp_link_work() writes what it has read, plus its own bit, every 10 ms until
+        it reads that bit. So this side only answers: what it announced for a pair that the endpoint
+        does not use would come back as if it did. And pairs overwrite each other's bits, but a bit
+        stands for all below it, as ntb_transport_create_queue() gives the lowest that is free.
+
+        A pair that went down and up before :meth:`leave` is up at the endpoint by what was
+        announced before, and does not write its bit again. Its frames tell of it.
         """
-        vntb = self._vntb
-        links = vntb.spad_read(_QP_LINKS)
-        vntb.spad_write(_QP_LINKS, links | 1 << 0, peer=True)
-        self._ready = bool(links & 1 << 0)
-        if self._ready:  # and its memory is there, with free slots
-            vntb.widen(0, self.rings.tx.slot(self.rings.tx_index))
-        return self._ready
+        used = self._vntb.spad_read(_QP_LINKS).bit_length()
+        new = [
+            pair
+            for pair in self.pairs
+            if not pair.up and (pair.number < used or pair.rings.arrived() is not None)
+        ]
+        for pair in new:
+            pair.up = True
+        if new:
+            self._announce()
+        for pair in new:
+            pair.widen()
+        return new
 
-    def restart(self) -> None:
-        """Reset the rings after the endpoint took the queue pair down (ntb_qp_link_cleanup).
+    def leave(self, pair: QueuePair) -> None:
+        """Reset a queue pair that the endpoint has taken down (ntb_qp_link_cleanup).
 
-        Nothing is sent until it has :meth:`joined` again.
+        Nothing is sent by it until it has joined again.
         """
-        self._ready = False
-        self.rings.reset()
+        pair.restart()
+        self._announce()
+        links = self._vntb.spad_read(_QP_LINKS)
+        if not links & pair.bit:
+            # ntb_transport_link_down() wrote what it read here without this pair's bit: so with
+            # those of pairs that it had taken down before.
+            self._vntb.spad_write(_QP_LINKS, self._up)
+
+    @property
+    def _up(self) -> int:
+        return sum(pair.bit for pair in self.pairs if pair.up)
+
+    def _announce(self) -> None:
+        self._vntb.spad_write(_QP_LINKS, self._up, peer=True)
 
     def _await(self, condition: Callable[[], bool], problem: str, hint: str) -> None:
         deadline = self._vntb.function.deadline(self._vntb.timeout)
@@ -148,11 +180,11 @@ class QueuePair:
                 f"the endpoint's ntb_transport has version {version:#x}, not {VERSION}",
                 hint=f"only version {VERSION} is known here",
             )
-        queues, count = vntb.spad_read(_NUM_QPS), vntb.spad_read(_NUM_MWS)
-        if not 0 < count <= vntb.windows or not 0 < queues <= 64:
+        pairs, count = vntb.spad_read(_NUM_QPS), vntb.spad_read(_NUM_MWS)
+        if not 0 < count <= vntb.windows or not 0 < pairs <= MAX_PAIRS:
             raise NotPassed(
                 Reason.LINK_DOWN,
-                f"the endpoint announces {count} windows and {queues} queue pairs",
+                f"the endpoint announces {count} windows and {pairs} queue pairs",
                 hint=f"it has {vntb.windows} windows; a queue pair needs a doorbell beside one"
                 " more that is kept free, so db_count has to be 4 at least",
             )
@@ -167,9 +199,48 @@ class QueuePair:
                     hint="what do mw1 to mw4 say in its configfs?",
                 )
             sizes.append(size)
-        return sizes, queues
+        return sizes, pairs
 
-    def _tell(self, windows: list[int], queues: int) -> None:
+    def _more_doorbells(self, windows: int, announced: int) -> list[Doorbell]:
+        """Return the doorbells of the queue pairs beyond the first.
+
+        :raises UsageError: the endpoint has fewer queue pairs
+        :raises NotPassed: ``no-vectors``
+        """
+        wanted, vntb = self._queues, self._vntb
+        if wanted > announced:
+            raise self._too_many(windows, announced)
+        if wanted > 1 and vntb.vectors < FIRST_SLOT + wanted:
+            raise NotPassed(
+                Reason.NO_VECTORS,
+                f"{wanted} queue pairs need {FIRST_SLOT + wanted} MSI vectors, there are"
+                f" {vntb.vectors}",
+                hint=f"`queues` {vntb.vectors - FIRST_SLOT} at most: pci-epf-vntb announces 16, and"
+                " the host may give less",
+            )
+        return [vntb.doorbell(number) for number in range(1, wanted)]
+
+    def _too_many(self, windows: int, announced: int) -> UsageError:
+        """Name the limit of ntb_transport_probe(): ilog2 of the doorbells, and max_num_clients if
+        that is less, or else the number of windows."""
+        wanted, doorbells = self._queues, self._vntb.doorbells
+        limits = []
+        if doorbells is not None and announced == doorbells - 1:
+            limits.append(f"db_count {doorbells + FIRST_SLOT}")
+        if announced == windows:
+            limits.append(f"num_mws {windows}")
+        limit = " and ".join(limits) or "ntb_transport's parameter max_num_clients"
+        least = wanted + FIRST_SLOT + 1
+        cures = [f"db_count {least + 1} or more and ntb_transport's max_num_clients={wanted}"]
+        if wanted <= MAX_WINDOWS:
+            cures.insert(0, f"db_count {least} or more and num_mws {wanted}")
+        several = "s" if announced > 1 else ""
+        return UsageError(
+            f"`queues` {wanted}: the endpoint has {announced} queue pair{several}, by its {limit}",
+            hint=f"on the endpoint: {'; or '.join(cures)}",
+        )
+
+    def _tell(self, windows: list[int], pairs: int) -> None:
         """Write the hand-shake's scratchpads: the same counts, our sizes, and last the version."""
         vntb = self._vntb
         for index in range(len(windows)):
@@ -177,11 +248,11 @@ class QueuePair:
             vntb.spad_write(_MW0_SZ_HIGH + 2 * index, size >> 32, peer=True)
             vntb.spad_write(_MW0_SZ_LOW + 2 * index, size & 0xFFFF_FFFF, peer=True)
         vntb.spad_write(_NUM_MWS, len(windows), peer=True)
-        vntb.spad_write(_NUM_QPS, queues, peer=True)
+        vntb.spad_write(_NUM_QPS, pairs, peer=True)
         barrier()
         vntb.spad_write(_VERSION, VERSION, peer=True)
 
-    def _set_up(self, windows: list[int], queues: int) -> None:
+    def _set_up(self, windows: list[int], pairs: int, doorbells: list[Doorbell]) -> None:
         vntb = self._vntb
         for index, size in enumerate(windows):
             buffer = vntb.window_buffer(size)
@@ -189,15 +260,91 @@ class QueuePair:
             # Before the command, which the endpoint may obey even if the wait is interrupted.
             self._pointed.append(index)
             vntb.point_window(index, buffer)
-        # ntb_transport_init_queue() distributes the pairs over the windows in turn.
-        shares = -(-queues // len(windows))
-        self._memory = self._buffers[0].memory.cast("B")
-        out = vntb.window(0)
-        try:
-            tx, rx = (Ring.of(size, shares, self._mtu) for size in (out.size, windows[0]))
-        except ValueError as error:
-            raise NotPassed(Reason.LINK_DOWN, str(error), hint="make mw1 larger") from None
-        self.rings = Rings(out, tx, self._memory, rx)
+        self._memories = [buffer.memory.cast("B") for buffer in self._buffers]
+        for number, doorbell in enumerate(doorbells):
+            share = Share.of(number, pairs, len(windows))
+            out = vntb.window(share.window)
+            try:
+                tx, rx = (
+                    Ring.of(size, share.count, self._mtu, share.index)
+                    for size in (out.size, windows[share.window])
+                )
+            except ValueError as error:
+                raise self._no_rings(share, error) from None
+            rings = Rings(out, tx, self._memories[share.window], rx)
+            self.pairs.append(QueuePair(vntb, number, doorbell, rings, share.window))
+
+    def _no_rings(self, share: Share, error: ValueError) -> NotPassed:
+        problem, cure = str(error), f"make mw{share.window + 1} larger"
+        if share.count > 1:
+            problem = f"{share.count} queue pairs in window {share.window}: {problem}"
+            cure = f"{cure}, or have 1, 2 or 4 of the endpoint's queue pairs in a window"
+        return NotPassed(Reason.LINK_DOWN, problem, hint=cure)
+
+    def close(self) -> None:
+        """Take the queue pairs and the link down; then free the memory.
+
+        A step that raises does not prevent the others.
+        """
+        vntb = self._vntb
+        with vntb.function.cancel.deferred(), contextlib.ExitStack() as steps:
+            # In reverse order, as the stack calls the last one first.
+            for buffer in self._buffers:
+                steps.callback(buffer.close)
+            for memory in self._memories:
+                steps.callback(memory.release)
+            steps.callback(vntb.close)
+            for index in reversed(self._pointed):
+                steps.callback(vntb.clear_window, index)
+            if self._linked:  # also if LINK_UP was sent and not yet obeyed
+                steps.callback(vntb.link_down)
+                up = [pair for pair in self.pairs if pair.up]
+                if up and vntb.link_is_up:
+                    for pair in reversed(up):
+                        steps.callback(pair.send, b"", LINK_DOWN)
+        self._buffers.clear()
+        self._memories.clear()
+        self._pointed.clear()
+        self.pairs.clear()
+        self._linked = False
+
+
+class QueuePair:
+    """A queue pair of a :class:`Transport` (struct ntb_transport_qp): packets out, packets in."""
+
+    def __init__(
+        self, vntb: Vntb, number: int, doorbell: Doorbell, rings: Rings, window: int
+    ) -> None:
+        self._vntb, self._doorbell, self._window = vntb, doorbell, window
+        self.number, self.rings = number, rings
+        self.bit = 1 << number
+        """Its bit in the scratchpad QP_LINKS."""
+        self.up = False
+        """Whether it is up on both sides."""
+
+    def joined(self) -> bool:
+        """Announce this queue pair; return whether the endpoint's is up.
+
+        To be called every 10 ms until it is (ntb_qp_link_work). Only for a single queue pair.
+        """
+        vntb = self._vntb
+        links = vntb.spad_read(_QP_LINKS)
+        # Not what was read, which would say that the endpoint's other pairs are up here.
+        vntb.spad_write(_QP_LINKS, self.bit, peer=True)
+        self.up = bool(links & self.bit)
+        if self.up:
+            self.widen()
+        return self.up
+
+    def widen(self) -> None:
+        """Use 64-bit accesses where they arrive. The endpoint's memory has to be there, with free
+        slots."""
+        self._vntb.widen(self._window, self.rings.tx.slot(self.rings.tx_index))
+
+    def restart(self) -> None:
+        """Reset the rings after the endpoint took the queue pair down (ntb_qp_link_cleanup)."""
+        self.up = False
+        self.rings.restart()
 
     # -- packets ------------------------------------------------------------------------------
 
@@ -246,10 +393,10 @@ class QueuePair:
             return None
         number, length, flags = arrived
         if flags & LINK_DOWN:
-            self._ready = False
+            self.up = False
             raise NotPassed(
                 Reason.LINK_LOST,
-                "the endpoint took queue pair 0 down",
+                f"the endpoint took queue pair {self.number} down",
                 hint="on the endpoint: was ntb_netdev unloaded, or its interface set down?",
             )
         if number != rings.expected:
@@ -277,135 +424,3 @@ class QueuePair:
     def wait_long(self) -> bool:
         """Like :meth:`wait`, for an overdue interrupt."""
         return bool(self._vntb.wait_doorbells(self._vntb.function.deadline(self._vntb.timeout)))
-
-    def close(self) -> None:
-        """Take the queue pair and the link down; then free the memory.
-
-        A step that raises does not prevent the others.
-        """
-        vntb = self._vntb
-        with vntb.function.cancel.deferred(), contextlib.ExitStack() as steps:
-            # In reverse order, as the stack calls the last one first.
-            for buffer in self._buffers:
-                steps.callback(buffer.close)
-            steps.callback(self._memory.release)
-            steps.callback(vntb.close)
-            for index in reversed(self._pointed):
-                steps.callback(vntb.clear_window, index)
-            if self._linked:  # also if LINK_UP was sent and not yet obeyed
-                steps.callback(vntb.link_down)
-                if self._ready and vntb.link_is_up:
-                    steps.callback(self.send, b"", LINK_DOWN)
-        self._buffers.clear()
-        self._pointed.clear()
-        self._linked = self._ready = False
-
-
-class TransportPinger:
-    """Ping by ICMP echo in Ethernet frames of ntb_netdev, answered by the endpoint's network stack.
-
-    :param size: bytes of data in an echo
-    """
-
-    MAC = bytes.fromhex("020000000001")
-
-    def __init__(
-        self, vntb: Vntb, *, ip: bytes, peer_ip: bytes, size: int = 56, mtu: int = MTU
-    ) -> None:
-        self._vntb = vntb
-        self._queue = QueuePair(vntb, mtu=mtu)
-        self._station = Station(self.MAC, ip, peer_ip)
-        self._identifier = os.getpid() & 0xFFFF
-        self._data = bytes(index & 0xFF for index in range(size))
-
-    @property
-    def title(self) -> str:
-        size = len(self._data)
-        return f"{self.source} over ntb_transport: {size}({size + OVERHEAD - 14}) bytes of data"
-
-    @property
-    def source(self) -> str:
-        return ".".join(map(str, self._station.peer_ip))
-
-    def open(self) -> None:
-        self._queue.open()
-        if len(self._data) + OVERHEAD > min(self._queue.largest, 0xFFFF):
-            raise UsageError(
-                f"`size` {len(self._data)}: a packet takes"
-                f" {min(self._queue.largest, 0xFFFF) - OVERHEAD} at most"
-            )
-        self._find_peer()
-
-    def _find_peer(self) -> None:
-        deadline = self._vntb.function.deadline(self._vntb.timeout)
-        while self._station.peer_mac is None:
-            self._vntb.check_link()
-            if deadline.expired:
-                raise NotPassed(
-                    Reason.SILENT,
-                    f"no answer to ARP for {self.source} within {self._vntb.timeout:g} s",
-                    hint="`peer_ip` is the address of the endpoint's ntb_netdev (ip addr add)",
-                )
-            self._queue.send(self._station.arp_request())
-            soon = self._vntb.function.deadline(min(deadline.remaining, 0.1))
-            self._exchange(soon, lambda _reply: False)
-
-    def ping(self, sequence: int) -> RoundTrip:
-        now_ns = self._vntb.function.clock.now_ns
-        start = now_ns()
-        self._queue.send(self._station.echo(self._identifier, sequence & 0xFFFF, self._data))
-
-        def ours(reply: EchoReply) -> bool:
-            return (reply.identifier, reply.sequence) == (self._identifier, sequence & 0xFFFF)
-
-        reply = self._exchange(self._vntb.function.deadline(self._vntb.timeout), ours)
-        now = now_ns()
-        if reply is None:
-            self._vntb.check_link()
-            raise NotPassed(
-                Reason.SILENT,
-                f"{self.source} does not answer within {self._vntb.timeout:g} s",
-                hint="on the endpoint: what do 'ip -s link' and the qp0 stats in debugfs count?",
-            )
-        if reply.data != self._data:
-            raise NotPassed(
-                Reason.DATA_MISMATCH,
-                f"icmp_seq {sequence}: the data came back changed",
-                hint="its checksum is right, so the endpoint's stack sent it so",
-            )
-        return RoundTrip(sequence, now - start, len(reply.data) + 8)
-
-    def _exchange(
-        self, deadline: Deadline, wanted: Callable[[EchoReply], bool]
-    ) -> EchoReply | None:
-        """Receive packets and answer requests until the wanted reply or the deadline."""
-        resolved = self._station.peer_mac is not None
-        rang = True
-        while True:
-            packet = self._queue.receive()
-            # The packet may have arrived after the wait, ahead of its interrupt.
-            if packet is not None and resolved and not (rang or self._queue.wait_long()):
-                self._vntb.check_link()
-                raise NotPassed(
-                    Reason.IRQ_LOST,
-                    "the endpoint put a packet into our ring, but MSI vector 2 did not fire",
-                    hint="it raises MSI only; does the endpoint's dmesg say that raising failed?",
-                )
-            if packet is None:
-                if deadline.expired or (not resolved and self._station.peer_mac is not None):
-                    return None
-                rang = self._queue.wait(deadline)
-                if not rang:
-                    self._vntb.check_link()
-                continue
-            answer = self._station.receive(packet)
-            if isinstance(answer, bytes):
-                self._queue.send(answer)
-            elif isinstance(answer, EchoReply) and wanted(answer):
-                return answer
-            if deadline.expired:  # packets of others may never stop
-                return None
-            self._vntb.function.check()
-
-    def close(self) -> None:
-        self._queue.close()

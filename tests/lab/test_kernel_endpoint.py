@@ -275,6 +275,19 @@ rmmod ntb_pingpong && insmod ntb_transport.ko && insmod ntb_netdev.ko || exit
 """
 
 
+CHANNELS = """
+import array, fcntl, socket, struct, sys
+channels = array.array("I", bytes(36))  # struct ethtool_channels
+ifreq = struct.pack("16sP16x", b"eth0", channels.buffer_info()[0])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    channels[0] = 0x3C  # ETHTOOL_GCHANNELS
+    fcntl.ioctl(s, 0x8946, ifreq)  # SIOCETHTOOL
+    channels[0], channels[8] = 0x3D, int(sys.argv[1])  # ETHTOOL_SCHANNELS
+    fcntl.ioctl(s, 0x8946, ifreq)
+"""
+"""``ethtool -L eth0 combined N``; the guest has neither ethtool nor ctypes."""
+
+
 def test_vntb_is_a_network_to_ntb_netdev(vntb: KernelEndpoint) -> None:
     """The kernel's stack behind the kernel's ntb_netdev answers, in frames of up to its MTU."""
     loaded = vntb.guest.run(["sh", "-c", NTB_NETDEV.format(address=BOARD)])
@@ -297,6 +310,49 @@ def test_vntb_is_a_network_to_ntb_netdev(vntb: KernelEndpoint) -> None:
         assert "0 out of order, 0 of a bad length" in out
     assert vntb.windows() == (3, 0)
     assert not vntb.crash()
+
+
+def test_two_queues_of_ntb_netdev() -> None:
+    """Each step of the kernel's interface is followed, and both queue pairs carry frames."""
+    spec = f"rcar-s4-vntb,vntb.peer=netdev,vntb.peer_ip={BOARD}"
+    one = KernelEndpoint(f"{spec},vntb.db_count=6,vntb.peer_max_clients=2")
+    with started(one) as endpoint, two_namespaces() as namespaces:
+        endpoint.guest.put("/channels.py", CHANNELS.encode())
+
+        def do(command: str, expected: str) -> None:
+            done = endpoint.shell(command)
+            assert done.status == 0, done.stderr
+            read_until(process, process.stdout, expected)
+
+        command = [*PROGRAM, "-d", f"vfio-user:{endpoint.socket}", "ntb", "tap", "--timeout", "30"]
+        command += ["--address", f"{HOST}/24", "--queues", "2", "--name", "two"]
+        process = inside(namespaces.host, command)
+        both = r"queue pairs up: 0, 1 \(2 of 2\)"
+        try:
+            read_until(process, process.stdout, r"queue pairs up: 0 \(1 of 2\)")
+            do("python3 /channels.py 2", both)
+            with serving(namespaces.host, HOST, 1_000_000) as (url, digest):
+                fetch = f"wget -q -O - {url} | sha256sum"
+                # Four at a time: the server resets what its backlog of 5 does not hold.
+                fetch = f"for i in 1 2 3 4; do for j in 1 2 3 4 5; do {fetch}; done & done; wait"
+                assert endpoint.shell(fetch).stdout.split().count(digest) == 20
+                # Down and up at once, after which one may only be known by its frames.
+                do(f"ip link set eth0 mtu 9000; ({fetch}) >/fetched", both)
+                assert endpoint.shell("cat /fetched").stdout.split().count(digest) == 20
+            do("ip link set eth0 down", "link down")
+            do("ip link set eth0 up", both)
+            do("python3 /channels.py 1", r"queue pairs up: 0 \(1 of 2\)")
+            do("python3 /channels.py 2", both)
+            ping(namespaces.host, BOARD, 56)
+        finally:
+            process.terminate()
+            out, err = process.communicate(timeout=LIMIT)
+        assert process.returncode == 128 + signal.SIGTERM, err
+        assert "0 out of order, 0 of a bad length" in out
+        queues = re.findall(r"^queue \d: sent (\d+) .*received (\d+) ", out, re.MULTILINE)
+        assert all(int(count) > 20 for queue in queues for count in queue), out
+        assert endpoint.windows() == (3, 0)
+        assert not endpoint.crash()
 
 
 # -- in a root complex's guest, and when it crashes -----------------------------------------------

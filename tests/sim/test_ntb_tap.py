@@ -185,30 +185,150 @@ def test_an_endpoint_of_the_commands_own(namespaces: Namespaces) -> None:
     assert namespaces.interfaces() == ([], [])
 
 
+def transfers(namespaces: Namespaces) -> None:
+    """Many connections at once, which the stacks spread over the queues; each both ways."""
+    echo = inside(namespaces.board, [sys.executable, "-c", ECHO_TCP])
+    read_until(echo, echo.stdout, "ready")
+    client = finish(inside(namespaces.host, [sys.executable, "-c", FLOWS]))
+    echo.kill()
+    finish(echo)
+    assert (client.status, client.out) == (0, f"{CONNECTIONS} connections\n"), client
+
+
+CONNECTIONS = 24
+"""So many are on one of two queues once in 8 million times."""
+ECHO_TCP = f"""
+import socket, threading
+server = socket.create_server(("{BOARD}", 5003))
+print("ready", flush=True)
+def echo(s):
+    while data := s.recv(1 << 16):
+        s.sendall(data)
+while True:
+    s, _ = server.accept()
+    threading.Thread(target=echo, args=(s,), daemon=True).start()
+"""
+FLOWS = f"""
+import socket, threading
+done = []
+def flow(number):
+    data = bytes([number]) * (1 << 18)
+    s = socket.create_connection(("{BOARD}", 5003), {LIMIT})
+    s.settimeout({LIMIT})
+    sending = threading.Thread(target=s.sendall, args=(data,))
+    sending.start()
+    back = bytearray()
+    while len(back) < len(data):
+        back += s.recv(1 << 18) or b"end" * len(data)
+    sending.join()
+    if back == data:
+        done.append(number)
+threads = [threading.Thread(target=flow, args=(number,)) for number in range({CONNECTIONS})]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(done), "connections")
+"""
+QUEUES = "vntb.db_count=6,vntb.peer_max_clients=2,vntb.peer_queues=2"
+"""Two queue pairs in the one window."""
+WINDOWS = (
+    "vntb.db_count=5,vntb.num_mws=2,bar3.type=programmable,vntb.mw2_bar=3,vntb.mw2=512K,"
+    "vntb.peer_queues=2"
+)
+
+
+@pytest.mark.parametrize(
+    ("layout", "slots", "windows"),
+    [
+        (f"rcar-s4-vntb,{QUEUES}", "7 slots", ()),
+        (f"{QUICK},{WINDOWS}", "15 slots", ("--mw-bar", "2", "--mw-bar", "3")),
+    ],
+    ids=["one-window", "two-windows"],
+)
+def test_two_queues_carry_frames_both_ways(
+    namespaces: Namespaces, layout: str, slots: str, windows: tuple[str, ...]
+) -> None:
+    device = "sim:" + namespaces.layout(layout)
+    running = Running(namespaces, device, "--queues", "2", *windows)
+    assert slots in running.until("link up")
+    running.until(r"queue pairs up: 0, 1 \(2 of 2\)")
+    transfers(namespaces)
+    transfer(namespaces)
+    result = running.stop()
+    assert result.status == 128 + signal.SIGTERM, result
+    assert "dropped 0 too long, 0 not taken by this host, 0 out of order, 0 of a bad" in result.out
+    queues = re.findall(r"^queue (\d): sent (\d+) .*received (\d+) .*up once$", result.out, re.M)
+    assert [number for number, *_ in queues] == ["0", "1"], result.out
+    assert all(int(sent) > 100 and int(received) > 100 for _, sent, received in queues), queues
+    assert namespaces.interfaces() == ([], [])
+
+
+def test_a_second_queue_pair_that_comes_late(namespaces: Namespaces) -> None:
+    """``ethtool -L`` at the endpoint. Until then the host sends by the first queue alone."""
+    device = "sim:" + namespaces.layout(f"{QUICK},{QUEUES},vntb.peer_queues_delay_ms=2500")
+    running = Running(namespaces, device, "--queues", "2", "--json")
+    while not namespaces.interfaces()[0]:
+        time.sleep(0.05)
+    transfers(namespaces)
+    time.sleep(3.0)
+    transfers(namespaces)
+    result = running.stop()
+    first, second = result.document["queues"]
+    total = result.document["counts"]
+    assert total["sent_packets"] == first["sent_packets"] + second["sent_packets"]
+    assert (total["link_ups"], first["link_ups"], second["link_ups"]) == (1, 1, 1)
+    # The connections before are the first queue's alone.
+    assert first["sent_packets"] > second["sent_packets"] > 50
+    assert second["received_packets"] > 50
+    assert total["dropped"] == 0
+
+
+def test_a_second_queue_pair_that_does_not_come(namespaces: Namespaces) -> None:
+    device = "sim:" + namespaces.layout(f"{QUICK},{QUEUES},vntb.peer_queues_delay_ms=60000")
+    running = Running(namespaces, device, "--queues", "2")
+    running.until(r"queue pairs up: 0 \(1 of 2\)")
+    running.until("queue pair 1 is down at the endpoint; ethtool -L there")
+    transfers(namespaces)
+    result = running.stop()
+    assert "queue 1: sent 0 packets, 0 bytes, received 0 packets" in result.out, result
+
+
+def test_more_queues_than_queue_pairs_are_refused(namespaces: Namespaces) -> None:
+    device = "sim:" + namespaces.layout(f"{QUICK},{QUEUES}")
+    result = finish(Running(namespaces, device, "--queues", "3").process)
+    assert (result.status, result.out) == (2, ""), result
+    assert "--queues 3: the endpoint has 2 queue pairs, by its ntb_transport's" in result.err
+    assert "db_count 6 or more and num_mws 3; or db_count 7 or more and ntb_" in result.err
+    assert namespaces.interfaces() == ([], [])
+
+
+DATAGRAMS = f"""
+import socket, time
+s = socket.socket(type=socket.SOCK_DGRAM)
+while True:
+    s.sendto(b"x", ("{BOARD}", 9))
+    time.sleep(0.02)
+"""
+"""A packet every 20 ms, which nobody answers but by ICMP."""
+
+
 def test_a_link_that_comes_again(namespaces: Namespaces) -> None:
     """The endpoint's function is set up anew now and then: pci-epf-vntb is unbound and bound."""
     device = "sim:" + namespaces.layout(f"{QUICK},fault=link-drops=20")
     running = Running(namespaces, device)
     running.until("link up")
-    pinging = inside(
-        namespaces.host,
-        [
-            sys.executable,
-            "-c",
-            f"import socket, time\ns = socket.socket(type=socket.SOCK_DGRAM)\n"
-            f"while True:\n s.sendto(b'x', ('{BOARD}', 9)); time.sleep(0.02)",
-        ],
-    )
+    sending = inside(namespaces.host, [sys.executable, "-c", DATAGRAMS])
     running.until("link down: .*")
     running.until("link up")
-    pinging.kill()
-    finish(pinging)
+    sending.kill()
+    finish(sending)
     result = running.stop()
     assert (result.status, "link up 2 times" in result.out) == (128 + signal.SIGTERM, True), result
 
 
-def serve(namespaces: Namespaces, path: Path) -> subprocess.Popen[str]:
-    command = [*PROGRAM, "sim", namespaces.layout(QUICK), "--socket", str(path)]
+def serve(namespaces: Namespaces, path: Path, layout: str = QUICK) -> subprocess.Popen[str]:
+    command = [*PROGRAM, "sim", namespaces.layout(layout), "--socket", str(path)]
     process = inside(namespaces.board, command)
     deadline = time.monotonic() + LIMIT
     while not listening(path):
@@ -226,29 +346,38 @@ def test_an_endpoint_that_stands_still_is_named(namespaces: Namespaces, tmp_path
     running.until("link up")
     ping(namespaces.host, BOARD, 56)  # the board's address is known: frames go out at once
     server.send_signal(signal.SIGSTOP)
-    flood = inside(namespaces.host, ["ping", "-f", "-q", BOARD])
+    sending = inside(namespaces.host, [sys.executable, "-c", DATAGRAMS])
     running.until("ntb0: the endpoint takes no frames")
     server.send_signal(signal.SIGCONT)
     running.until("ntb0: it takes frames again")
-    flood.kill()
-    finish(flood)
+    sending.kill()
+    finish(sending)
     assert running.stop().status == 128 + signal.SIGTERM
     server.kill()
     finish(server)
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_server_that_dies(namespaces: Namespaces, tmp_path: Path, again: bool) -> None:
+@pytest.mark.parametrize(
+    ("again", "layout", "options"),
+    [
+        (False, QUICK, ()),
+        (True, QUICK, ("--reconnect",)),
+        (True, f"{QUICK},{QUEUES}", ("--reconnect", "--queues", "2")),
+    ],
+    ids=["ended", "again", "again-by-two-queues"],
+)
+def test_a_server_that_dies(
+    namespaces: Namespaces, tmp_path: Path, again: bool, layout: str, options: tuple[str, ...]
+) -> None:
     path = tmp_path / "ep.sock"
-
-    server = serve(namespaces, path)
-    running = Running(namespaces, f"vfio-user:{path}", *(["--reconnect"] if again else []))
+    server = serve(namespaces, path, layout)
+    running = Running(namespaces, f"vfio-user:{path}", *options)
     running.until("link up")
     server.kill()
     finish(server)
     if again:
         path.unlink()
-        server = serve(namespaces, path)
+        server = serve(namespaces, path, layout)
         running.until("link up")
         ping(namespaces.host, BOARD, 56)
         assert running.stop().status == 128 + signal.SIGTERM
@@ -274,6 +403,8 @@ NO_DRIVER = ("sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
         (("--address", "fe80::1/64"), (), 2, "is not an IPv4 address with its prefix"),
         (("--mtu", "67"), (), 2, "an MTU of 68 at least, not 67"),
         (("--transport-mtu", "93"), (), 2, "94 bytes at least, not 93"),
+        (("--queues", "65"), (), 2, "ntb_netdev has 64 queues at most, not 65"),
+        (("--queues", "2", "--name", "lo"), (), 2, "an interface that is no TAP of several queues"),
         (("--mtu", "65511"), (), 2, "the window carries an MTU of 65510, not 65511"),
         ((), NO_CAPABILITY, 3, "the interface ntb0 cannot be made: no CAP_NET_ADMIN"),
         ((), NO_DRIVER, 3, "/dev/net/tun: No such file or directory"),
@@ -312,6 +443,32 @@ def test_an_interface_of_the_users_own_needs_no_privilege(namespaces: Namespaces
     process.terminate()
     assert finish(process).status == 128 + signal.SIGTERM
     assert namespaces.interfaces() == (["mine"], [])
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_an_interface_of_the_users_own_has_one_queue_or_several(
+    namespaces: Namespaces, queues: int
+) -> None:
+    """IFF_MULTI_QUEUE is of the interface, and whoever attaches has to say the same."""
+    for name, multi_queue in (("single", ()), ("several", ("multi_queue",))):
+        made = ["tuntap", "add", name, "mode", "tap", *multi_queue, "user", "root"]
+        subprocess.run(["ip", "-n", namespaces.host, *made], check=True)
+    device = f"sim:{QUICK},{QUEUES},vntb.peer=netdev"
+    command = [*NO_CAPABILITY, *PROGRAM, "-d", device, "ntb", "tap", "--queues", str(queues)]
+    fits, other = ("single", "several") if queues == 1 else ("several", "single")
+    refused = finish(inside(namespaces.host, [*command, "--name", other]))
+    kind = "one queue" if queues == 1 else "several queues"
+    assert (refused.status, f"is no TAP of {kind}" in refused.err) == (2, True), refused
+    assert ("mode tap multi_queue user" in refused.err) == (queues == 2)
+    process = inside(namespaces.host, [*command, "--name", fits])
+    # Nobody has set it up, which takes a privilege.
+    assert "as root: ip link set" in finish(process).err
+    subprocess.run(["ip", "-n", namespaces.host, "link", "set", fits, "up"], check=True)
+    process = inside(namespaces.host, [*command, "--name", fits])
+    read_until(process, process.stdout, "link up")
+    process.terminate()
+    assert finish(process).status == 128 + signal.SIGTERM
+    assert sorted(namespaces.interfaces()[0]) == ["several", "single"]
 
 
 def test_an_interface_that_is_deleted(namespaces: Namespaces) -> None:

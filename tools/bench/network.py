@@ -41,7 +41,8 @@ subprocess.run(["ip", "link", "set", "far", "netns", sys.argv[1]], check=True)
 for command in (["addr", "add", "{BOARD}/24", "dev", "far"], ["link", "set", "far", "up"]):
     subprocess.run(["ip", "-n", sys.argv[1], *command], check=True)
 print("link up", flush=True)
-other = {{near.fd: far.fd, far.fd: near.fd}}
+fds = [tap.queues[0].fd for tap in (near, far)]
+other = dict(zip(fds, reversed(fds)))
 while True:
     for fd in select.select(list(other), [], [])[0]:
         try:

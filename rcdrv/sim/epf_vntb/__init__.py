@@ -63,6 +63,12 @@ class VntbLayout:
     """Name of the interface. It is created if missing; else it keeps address, MTU and state."""
     peer_netns: str = ""
     """Network namespace (ip netns) of the interface; empty: that of the endpoint's process."""
+    peer_queues: int = 1
+    """Queues of ntb_netdev (``ethtool -L``), for ``peer = "netdev"`` and ``"tap"``."""
+    peer_queues_delay_ms: int = 0
+    """How long after the link came up; 0: before that."""
+    peer_max_clients: int = 0
+    """ntb_transport's ``max_num_clients``."""
 
     @property
     def mw_sizes(self) -> tuple[int, ...]:
@@ -72,6 +78,25 @@ class VntbLayout:
     def mw_bars(self) -> tuple[int, ...]:
         """BARs of the windows; -1 for a window that pci-epf-vntb leaves without one."""
         return (self.mw1_bar, self.mw2_bar, self.mw3_bar, self.mw4_bar)[: self.num_mws]
+
+    @property
+    def transport_windows(self) -> int:
+        """mw_count of ntb_transport_probe(); 0 where that fails for lack of scratchpads."""
+        for_windows = self.spad_count - 4  # MW0_SZ_HIGH
+        return min(self.num_mws, for_windows // 2) if for_windows >= 2 else 0
+
+    @property
+    def queue_pairs(self) -> int:
+        """qp_count of ntb_transport_probe(), without use_msi.
+
+        A ``max_num_clients`` that is not below the doorbells' limit counts for nothing, and the
+        number of windows is the limit.
+        """
+        windows = self.transport_windows
+        count = self.db_count - 2 - 1  # ilog2(vntb_epf_db_valid_mask())
+        if 0 < self.peer_max_clients < count and windows:
+            return self.peer_max_clients
+        return min(count, windows)
 
 
 def settings(layout: Layout) -> VntbLayout:
@@ -118,6 +143,9 @@ VNTB_SCHEMA: dict[str, Check] = {
     "peer_prefix": integer(0, 32),
     "peer_name": _interface,
     "peer_netns": _netns,
+    "peer_queues": integer(1, 64),  # NTB_NETDEV_MAX_QUEUES
+    "peer_queues_delay_ms": integer(0, 60_000),
+    "peer_max_clients": integer(0, 255),
 }
 
 
@@ -156,6 +184,13 @@ class EpfVntbFunction(EndpointFunction):
         if len(set(placed.values())) < len(placed):
             raise UsageError(f"{source}: vntb: two of {', '.join(names)} are the same BAR")
         vntb = replace(vntb, **bars)
+        if vntb.peer_queues > max(vntb.queue_pairs, 1):
+            raise UsageError(
+                f"{source}: vntb.peer_queues is {vntb.peer_queues}, and ntb_transport makes"
+                f" {vntb.queue_pairs} queue pairs",
+                hint="as many as vntb.num_mws, or as vntb.peer_max_clients if that is less than"
+                " vntb.db_count - 3; vntb.db_count - 3 at most",
+            )
         for bar, size in zip(vntb.mw_bars, vntb.mw_sizes, strict=True):
             if bar < 0:
                 continue

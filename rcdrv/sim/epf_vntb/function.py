@@ -18,7 +18,8 @@ from rcdrv.mmio import MappedWindow
 from rcdrv.sim.controller import SimController
 from rcdrv.sim.doorbell import SimDoorbells
 from rcdrv.sim.epf_vntb import VNTB_CONTROL_SIZE, VntbPeer, settings
-from rcdrv.sim.epf_vntb.peer import Netdev, Peer, PingPong, Tool
+from rcdrv.sim.epf_vntb.netdev import Netdev
+from rcdrv.sim.epf_vntb.peer import Peer, PingPong, Tool
 from rcdrv.sim.epf_vntb.tap import TapNetdev
 from rcdrv.sim.function import SimFunction
 

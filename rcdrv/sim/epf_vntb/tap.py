@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from ipaddress import IPv4Interface
 
 from rcdrv.errors import HostError
-from rcdrv.sim.epf_vntb.peer import HEADER, Bridge, Netdev
+from rcdrv.sim.epf_vntb.netdev import Netdev
+from rcdrv.sim.epf_vntb.peer import Bridge
+from rcdrv.sim.epf_vntb.transport import SimQueuePair
 from rcdrv.tap import ETHERNET, LARGEST_MTU, LEAST_MTU, Tap
 
 _NETNS = "/run/netns"
@@ -20,107 +22,110 @@ _FULL = 0.0002
 
 
 class TapNetdev(Netdev):
-    """Like :class:`Netdev`, with this machine's network stack."""
+    """Like :class:`Netdev`, with this machine's network stack.
+
+    The stack does not use a queue whose queue pair is down. The kernel's ntb_netdev stops it, and
+    frames wait for it.
+    """
 
     def __init__(self, bridge: Bridge) -> None:
         super().__init__(bridge)
         config = bridge.config
         with _namespace(config.peer_netns):
-            self._tap = Tap(config.peer_name)
+            self._tap = Tap(config.peer_name, config.peer_queues)
             # The settings are ioctls on a socket that stays in the namespace.
             try:
+                for queue in self._tap.queues:
+                    queue.detach()
                 if not self._tap.existed:
                     self._tap.set_address(IPv4Interface(f"{config.peer_ip}/{config.peer_prefix}"))
                     self._tap.up()
             except BaseException:
                 self._tap.close()
                 raise
-        self.wake_fd = self._tap.fd
         self._tap.carrier(False)
         self._buffer = memoryview(bytearray(LARGEST_MTU + ETHERNET + 4))
-        self._host: memoryview | None = None
-        self._readable = select.poll()
-        self._readable.register(self._tap.fd, select.POLLIN)
+        self._readable = select.epoll()
+        for queue in self._tap.queues:
+            self._readable.register(queue.fd, select.EPOLLIN)
+        self.wake_fd = self._readable.fileno()
 
     def next_due(self) -> float | None:
-        if self.due is None and self._qp_up and self._readable.poll(0):
-            self.due = self._bridge.clock()
+        idle = [pair for pair in self.open_pairs if pair.up and pair.due is None]
+        if idle and (ready := self._readable.poll(0)):
+            descriptors = {descriptor for descriptor, _ in ready}
+            for pair in idle:
+                if self._tap.queues[pair.number].fd in descriptors:
+                    self.due = pair.due = self._bridge.clock()
         return self.due
 
-    def _set_up_queue(self, rx_size: int) -> None:
-        super()._set_up_queue(rx_size)
-        self._largest = self._tx_frame - HEADER.size
-        # Less than an interface can have stays what it was: ntb_netdev sets it unchecked.
-        mtu = min(self._largest - ETHERNET, LARGEST_MTU)
-        if not self._tap.existed and mtu >= LEAST_MTU:
+    def _set_windows(self, sizes: tuple[int, ...]) -> bool:
+        done = super()._set_windows(sizes)
+        # Less than an interface can have stays what it was: ntb_netdev sets it unchecked, and to
+        # what the first queue pair takes.
+        mtu = min(self.pairs[0].largest - ETHERNET, LARGEST_MTU) if self.pairs else 0
+        if done and not self._tap.existed and mtu >= LEAST_MTU:
             self._tap.set_mtu(mtu)
+        return done
 
     def run(self) -> None:
-        was = self._qp_up
         # For this run only, as the host may unmap it afterwards.
-        host = self._bridge.mw_view(0) if was else None
-        self._host = host if host is not None and len(host) >= self._tx_end + 4 else None
+        views: dict[int, memoryview | None] = {}
+        for pair in self.open_pairs:
+            if pair.up:
+                if pair.window not in views:
+                    views[pair.window] = self._bridge.mw_view(pair.window)
+                pair.look(views[pair.window])
         try:
             super().run()
-            if self._qp_up != was:
-                self._tap.carrier(self._qp_up)
-            if self._qp_up:
-                self._transmit()
+            for pair in self.open_pairs:
+                if pair.up:
+                    self._transmit(pair)
+            self._schedule(self._link_due)
         finally:
-            self._host = None
+            for pair in self.open_pairs:
+                pair.look(None)
 
-    def remove(self) -> None:
-        super().remove()
-        self._tap.carrier(False)
+    def event_handler(self, pair: SimQueuePair) -> None:
+        """ntb_netdev_event_handler()"""
+        queue = self._tap.queues[pair.number]
+        if pair.up:
+            queue.attach()
+        else:
+            queue.detach()
+        self._tap.carrier(any(one.up for one in self.open_pairs))
 
-    def _cleanup(self) -> None:
-        super()._cleanup()
-        self._tap.carrier(False)
-
-    def _transmit(self) -> None:
+    def _transmit(self, pair: SimQueuePair) -> None:
         """ntb_netdev_start_xmit() for all waiting frames, with one interrupt, and one more for the
         first if the host has read all before it."""
-        host, unheard = self._host, 0
-        assert self._memory is not None
-        reader = self._memory.read32(self._rx_end)
-        idle = reader == (self._tx_index - 1) % self._tx_entries
-        for _ in range(self._tx_entries):
-            if self._full():
-                if self.due is None:
-                    self.due = self._bridge.clock() + _FULL
+        read, unheard = self._tap.queues[pair.number].read_into, 0
+        idle = pair.reader() == (pair.tx_index - 1) % pair.tx_entries
+        for _ in range(pair.tx_entries):
+            if pair.full():
+                if pair.due is None:
+                    pair.due = self._bridge.clock() + _FULL
                 break
-            start = self._tx_frame * self._tx_index
-            # A byte more, of the header, which is not valid yet: then the frame is too long.
-            room = self._buffer if host is None else host[start : start + self._largest + 1]
-            length = self._tap.read_into(room)
+            slot = pair.room()
+            room = self._buffer if slot is None else slot
+            length = read(room)
             if not length:
                 break
-            if length > self._largest:
+            if length > pair.largest:
                 continue
-            self._put(length, room[:length] if host is None else b"")
+            pair.put(length, room[:length] if slot is None else b"")
             unheard += 1
             if idle:
-                self._bridge.peer_db_set(1 << 0)
+                pair.ring()
                 idle, unheard = False, 0
         if unheard:
-            self._bridge.peer_db_set(1 << 0)
+            pair.ring()
 
-    def _write(self, offset: int, data: bytes | memoryview) -> None:
-        if self._host is None:
-            super()._write(offset, data)
-        else:
-            self._host[offset : offset + len(data)] = data
-
-    def _packet(self, start: int, length: int) -> memoryview:
-        assert self._memory is not None
-        assert self._memory.plain is not None
-        return self._memory.plain[start : start + length]
-
-    def _answer(self, packet: bytes | memoryview) -> bytes:
-        self._tap.write(packet)
+    def rx_handler(self, pair: SimQueuePair, packet: bytes | memoryview) -> bytes:
+        self._tap.queues[pair.number].write(packet)
         return b""
 
     def close(self) -> None:
+        self._readable.close()
         self._tap.close()
 
 

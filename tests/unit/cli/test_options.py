@@ -17,9 +17,10 @@ from rcdrv.bench import plot
 from rcdrv.cli import COMMANDS, main, print_error, whole_parser
 from rcdrv.cli.options import OPTIONS, spell, spell_document
 from rcdrv.epf_vntb import perf
+from rcdrv.epf_vntb.echo import TransportPinger
 from rcdrv.epf_vntb.netdev import NetInterface
 from rcdrv.epf_vntb.registers import choose_map
-from rcdrv.epf_vntb.transport import QueuePair, TransportPinger
+from rcdrv.epf_vntb.transport import Transport
 from rcdrv.errors import UsageError
 from rcdrv.fuzz import board, campaign
 from rcdrv.host.binding import Binder
@@ -33,7 +34,7 @@ SPEAKERS: tuple[Callable[..., object], ...] = (
     rcdrv.Endpoint.test,
     choose_map,
     NetInterface,
-    QueuePair,
+    Transport,
     TransportPinger,
     perf.measure,
     Binder.bind,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rcdrv.epf_vntb.driver import Vntb
+from rcdrv.epf_vntb.echo import TransportPinger
 from rcdrv.epf_vntb.ping import DoorbellPinger, Pinger, PingReport, run_pings
 from rcdrv.epf_vntb.registers import RCAR_MAP, Command, Reg
-from rcdrv.epf_vntb.transport import TransportPinger
 from rcdrv.epf_vntb.window import test_pointing as point_at_memory
 from rcdrv.errors import Interrupted, RcdrvError
 from rcdrv.function import Function

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from rcdrv.epf_vntb.driver import Vntb
+from rcdrv.epf_vntb.echo import TransportPinger
 from rcdrv.epf_vntb.ping import DoorbellPinger
 from rcdrv.epf_vntb.registers import RCAR_MAP, Command, CommandStatus, Reg
-from rcdrv.epf_vntb.transport import QueuePair, TransportPinger
+from rcdrv.epf_vntb.transport import QueuePair, Transport
 from rcdrv.errors import Interrupted
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct
@@ -174,8 +175,8 @@ def test_packets_of_others_without_end(
 def test_a_full_ring_behind_a_lost_link(unplugged: tuple[Unplugged, Vntb]) -> None:
     """The ring stays full because the endpoint is gone, which is the cause to report."""
     device, vntb = unplugged
-    queue = QueuePair(vntb)
-    queue.open()
+    transport = Transport(vntb)
+    queue = transport.open()
     queue.rings.tx_index = queue.rings.reader
     with pytest.raises(NotPassed) as caught:
         queue.send(b"x")
@@ -184,7 +185,7 @@ def test_a_full_ring_behind_a_lost_link(unplugged: tuple[Unplugged, Vntb]) -> No
     with pytest.raises(NotPassed) as caught:
         queue.send(b"x")
     assert caught.value.reason is Reason.LINK_LOST
-    queue.close()
+    transport.close()
 
 
 @pytest.mark.parametrize("unplugged", ["vntb.peer=netdev"], indirect=True)
@@ -192,7 +193,7 @@ def test_packets_are_written_in_words_of_64_bits(unplugged: tuple[Unplugged, Vnt
     """Whoever fills the ring, `ntb ping` or `ntb tap`: half the accesses of ntb_transport."""
     _, vntb = unplugged
     assert vntb.window(0).bulk == 32
-    queue = QueuePair(vntb)
-    queue.open()
+    transport = Transport(vntb)
+    transport.open()
     assert vntb.window(0).bulk == 64
-    queue.close()
+    transport.close()

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcdrv.epf_vntb.driver import Vntb
-from rcdrv.epf_vntb.netdev import Counts, NetInterface, next_check
+from rcdrv.epf_vntb.netdev import NetInterface
+from rcdrv.epf_vntb.pump import Statistics, next_check
 from rcdrv.epf_vntb.rings import Ring
 from rcdrv.errors import UsageError
 from rcdrv.verdict import NotPassed
@@ -40,7 +41,7 @@ SENT = st.builds(
 def test_each_frame_is_taken_or_counted_and_the_next_one_comes(
     frames: list[Sent], plain: bool
 ) -> None:
-    host = Host(plain=plain)
+    host = Host.alone(plain=plain)
     following = delivered = numbers = lengths = 0
     for slot, frame in enumerate(frames):
         number = following if frame.number is None else frame.number
@@ -61,7 +62,7 @@ def test_each_frame_is_taken_or_counted_and_the_next_one_comes(
 
 @given(st.lists(st.one_of(st.integers(0, ENTRIES), WORD), max_size=40))
 def test_a_reader_that_lies_stops_nothing_but_what_waits_for_it(readers: list[int]) -> None:
-    host = Host()
+    host = Host.alone()
     for reader in readers:
         host.tell(reader)
         before, sent = host.rings.tx_index, host.counts.sent_packets
@@ -75,7 +76,7 @@ def test_a_reader_that_lies_stops_nothing_but_what_waits_for_it(readers: list[in
 
 def test_frames_that_are_too_long_without_end_do_not_hold_the_pump() -> None:
     """Cancel and the link are looked at between two calls of it."""
-    host = Host()
+    host = Host.alone()
     host.tell(ENTRIES - 1)
 
     class Flood(list[bytes]):
@@ -95,7 +96,7 @@ def test_mutations_of_everything() -> None:
 
 
 def test_one_doorbell_for_the_first_frame_and_one_for_all_others_that_wait() -> None:
-    host = Host()
+    host = Host.alone()
     host.interface.outgoing = [bytes([n]) * 60 for n in range(20)]
     assert host.pump.send()  # more wait
     assert (host.counts.sent_packets, host.window.rang, host.counts.rings) == (ENTRIES - 1, 2, 2)
@@ -110,7 +111,7 @@ def test_one_doorbell_for_the_first_frame_and_one_for_all_others_that_wait() -> 
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_frame_is_as_the_kernel_writes_it(plain: bool) -> None:
     """ntb_async_tx() and ntb_tx_copy_callback(): the header is at the end of the slot."""
-    host = Host(plain=plain)
+    host = Host.alone(plain=plain)
     host.interface.outgoing = [b"\xaa" * 61]
     assert not host.pump.send()
     window = host.window
@@ -120,10 +121,10 @@ def test_a_frame_is_as_the_kernel_writes_it(plain: bool) -> None:
 
 def test_the_link_down_flag_is_obeyed_and_the_window_left_alone() -> None:
     """After ntb_transport_free() the endpoint's memory belongs to somebody else."""
-    host = Host()
+    host = Host.alone()
     host.set(0, 0, 60, DONE)
     host.set(1, 1, 0, DONE | LINK_DOWN)
-    host.window.freed = True
+    host.freed = True
     with pytest.raises(AssertionError, match="touched"):
         host.window.write32(0, 0)
     assert host.pump.receive() == 1
@@ -152,10 +153,9 @@ def test_an_mtu_that_no_interface_has_is_not_set(
     """ETH_MIN_MTU, which tun.c has. Slots are as small as the endpoint's windows say."""
     vntb: Any = Vntb.__new__(Vntb)
     tap: Any = SimpleNamespace(existed=False)  # nothing of it is to be used
-    interface = NetInterface(vntb, tap, Counts(), mtu=mtu, on_event=print)
-    queue: Any = SimpleNamespace(largest=largest)
+    interface = NetInterface(vntb, tap, Statistics(), mtu=mtu, on_event=print)
     with pytest.raises(error, match=message):
-        interface._set_up(queue)
+        interface._set_up(largest)
 
 
 def test_an_interface_that_cannot_be_is_refused_before_the_endpoint_is_asked() -> None:
@@ -166,8 +166,8 @@ def test_an_interface_that_cannot_be_is_refused_before_the_endpoint_is_asked() -
     )
     for wrong, message in wrongs:
         with pytest.raises(UsageError, match=message):
-            NetInterface(nothing, nothing, Counts(), on_event=print, **wrong)
-    NetInterface(nothing, nothing, Counts(), on_event=print, mtu=68, transport_mtu=94)
+            NetInterface(nothing, nothing, Statistics(), on_event=print, **wrong)
+    NetInterface(nothing, nothing, Statistics(), on_event=print, mtu=68, transport_mtu=94)
 
 
 def test_a_full_ring_is_checked_often_while_the_endpoint_reads_it() -> None:

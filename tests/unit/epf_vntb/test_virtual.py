@@ -9,9 +9,9 @@ from itertools import count
 import pytest
 
 from rcdrv.epf_vntb.driver import Vntb
+from rcdrv.epf_vntb.echo import TransportPinger
 from rcdrv.epf_vntb.ping import DoorbellPinger, Pinger, PingReport, run_pings
 from rcdrv.epf_vntb.registers import Reg, choose_map
-from rcdrv.epf_vntb.transport import TransportPinger
 from rcdrv.errors import RcdrvError
 from rcdrv.function import Function
 from rcdrv.fuzz.direct import Direct

@@ -6,7 +6,7 @@ import pytest
 
 from rcdrv.device import IrqKind
 from rcdrv.errors import UsageError
-from rcdrv.sim.epf_vntb import settings
+from rcdrv.sim.epf_vntb import VntbLayout, settings
 from rcdrv.sim.epf_vntb.function import (
     LINK_IS_UP,
     STATUS_ERROR,
@@ -268,6 +268,10 @@ def test_link_drops() -> None:
         ("vntb.peer_name=a/b", "cannot be the name of an interface"),
         ("vntb.peer_name=sixteen-letters-", "cannot be the name of an interface"),
         ("vntb.peer_netns=../../tmp/x", "is not a name of ip netns"),
+        ("vntb.peer_queues=0", "vntb.peer_queues"),
+        ("vntb.peer_queues=65", "vntb.peer_queues"),
+        ("vntb.peer_queues=2", "peer_queues is 2, and ntb_transport makes 1 queue pairs"),
+        ("vntb.peer_max_clients=256", "vntb.peer_max_clients"),
         ("vntb.db_bra=4", "no such key"),
         ("bar0.type=fixed,bar0.size=1024", "the registers need 0x534"),
     ],
@@ -275,6 +279,40 @@ def test_link_drops() -> None:
 def test_what_cannot_be(change: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_layout(f"{POLLED},{change}")
+
+
+@pytest.mark.parametrize(
+    ("db_count", "windows", "max_num_clients", "pairs"),
+    [
+        # ntb_transport_probe() by hand. ilog2() of db_count - 2 valid doorbells is db_count - 3.
+        (3, 1, 0, 0),
+        (4, 1, 0, 1),
+        (4, 4, 0, 1),
+        (6, 2, 0, 2),
+        (6, 4, 0, 3),
+        (32, 4, 0, 4),
+        (6, 1, 2, 2),
+        (6, 4, 1, 1),
+        (32, 1, 28, 28),
+        # No less than the doorbells allow: the number of windows is looked at instead.
+        (5, 1, 2, 1),
+        (5, 1, 255, 1),
+        (5, 4, 2, 2),
+        (3, 1, 5, 0),
+    ],
+)
+def test_the_number_of_queue_pairs(
+    db_count: int, windows: int, max_num_clients: int, pairs: int
+) -> None:
+    layout = VntbLayout(db_count=db_count, num_mws=windows, peer_max_clients=max_num_clients)
+    assert layout.queue_pairs == pairs
+
+
+@pytest.mark.parametrize(("spads", "windows"), [(5, 0), (6, 1), (7, 1), (8, 2), (64, 4)])
+def test_windows_without_scratchpads_are_not_used(spads: int, windows: int) -> None:
+    """max_mw_count_for_spads, and NTB_TRANSPORT_MIN_SPADS"""
+    layout = VntbLayout(db_count=32, spad_count=spads, num_mws=4, peer_max_clients=2)
+    assert (layout.transport_windows, layout.queue_pairs) == (windows, 2 if windows else 0)
 
 
 def test_bars_that_nobody_named_are_found() -> None:

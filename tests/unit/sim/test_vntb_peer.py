@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from rcdrv.sim.epf_vntb.peer import HEADER, Netdev
+from rcdrv.sim.epf_vntb import VntbLayout
+from rcdrv.sim.epf_vntb.netdev import Netdev
 from rcdrv.sim.epf_vntb.tap import TapNetdev
+from rcdrv.sim.epf_vntb.transport import HEADER, SimQueuePair
 
 SIZE = 0x10_0000
 DONE = 1
@@ -21,6 +23,7 @@ class Ring:
 
     def __init__(self) -> None:
         self.bytes = bytearray(SIZE)
+        self.plain = memoryview(self.bytes)
         self.between: Callable[[], None] = lambda: None
 
     def read32(self, offset: int) -> int:
@@ -39,17 +42,19 @@ class Taker(Netdev):
     def __init__(self, bridge: Any, ring: Ring) -> None:
         super().__init__(bridge)
         self.frames: list[bytes] = []
-        self._ring = ring
-        self._memory = ring  # type: ignore[assignment]  # as far as it is used
-        self._set_up_queue(SIZE)
-        self._up = self._qp_up = True
+        bring_up(self, ring)
 
-    def _packet(self, start: int, length: int) -> memoryview:
-        return memoryview(self._ring.bytes)[start : start + length]
-
-    def _answer(self, packet: bytes | memoryview) -> bytes:
+    def rx_handler(self, pair: SimQueuePair, packet: bytes | memoryview) -> bytes:
         self.frames.append(bytes(packet))
         return b""
+
+
+def bring_up(peer: Netdev, ring: Ring) -> None:
+    """Link its queue pair up, with this memory in its window."""
+    memory: Any = ring  # as far as it is used
+    (pair,) = peer.open_pairs
+    pair.set_up(SIZE, memory)
+    pair.up = True
 
 
 class Host:
@@ -76,8 +81,7 @@ class Host:
 
 def make_bridge(mw_write: Callable[[int, int, bytes], None]) -> SimpleNamespace:
     return SimpleNamespace(
-        db_valid_mask=3,
-        config=SimpleNamespace(num_mws=1, peer_ip="192.0.2.2", mw1=SIZE, spad_count=16),
+        config=VntbLayout(mw1=SIZE),
         faults={},
         clock=lambda: 0.0,
         mw_write=mw_write,
@@ -141,12 +145,10 @@ class Sender(TapNetdev):
 
     def __init__(self, bridge: Any, frames: list[bytes]) -> None:
         Netdev.__init__(self, bridge)
-        self._memory = Ring()  # type: ignore[assignment]  # as far as it is used
         self._buffer = memoryview(bytearray(0x11000))
-        self._tap: Any = SimpleNamespace(existed=True, read_into=self._read)
+        self._tap: Any = SimpleNamespace(queues=[SimpleNamespace(read_into=self._read)])
         self._frames = frames
-        self._set_up_queue(SIZE)
-        self._up = self._qp_up = True
+        bring_up(self, Ring())
 
     def _read(self, room: memoryview) -> int:
         frame = self._frames.pop(0)[: len(room)] if self._frames else b""
@@ -169,7 +171,7 @@ def test_frames_are_put_into_host_memory_with_or_without_a_view(reaches: int | N
     bridge.mw_view = lambda _index: None if reaches is None else memoryview(host)[:reaches]
     frames = [b"1" * 60, b"2" * 0x10000, b"3" * 0xFFF4, b"4" * 61]
     peer = Sender(bridge, frames)
-    bridge.peer_db_set = lambda bits: heard.append(peer._tx_packets)
+    bridge.peer_db_set = lambda bits: heard.append(peer.open_pairs[0].tx_packets)
     peer.run()
     headers = [HEADER.unpack_from(host, 0x10000 * (n + 1) - HEADER.size) for n in range(4)]
     assert headers == [(0, 60, DONE), (1, 0xFFF4, DONE), (2, 61, DONE), (0, 0, 0)]

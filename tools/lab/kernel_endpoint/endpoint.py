@@ -70,6 +70,8 @@ class KernelEndpoint(Endpoint):
             raise LabError("the debug kernel has no network for ntb_netdev: choose another peer")
         if peer is VntbPeer.TAP:
             raise LabError("vntb.peer=tap is the software endpoint's; here netdev is ntb_netdev")
+        if vntb_settings(self.layout).peer_queues > 1:
+            raise LabError("vntb.peer_queues is the software endpoint's; here it is ethtool -L's")
         self.spec = spec
         self.address = ""
         self.group = ""

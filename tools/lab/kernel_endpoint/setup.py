@@ -87,7 +87,11 @@ def script(layout: Layout, settings: Mapping[str, str]) -> str:
         lines.append(f"set_to {shlex.quote(name)} {shlex.quote(value)}")
     bind = "ln -s $function $controllers/$controller/ || exit"
     if layout.function == "epf_vntb":
-        options = {"ntb_pingpong": f" delay_ms={vntb_settings(layout).peer_delay_ms}"}
+        config = vntb_settings(layout)
+        options = {
+            "ntb_pingpong": f" delay_ms={config.peer_delay_ms}",
+            "ntb_transport": f" max_num_clients={config.peer_max_clients}",
+        }
         load = [
             f"insmod {module}.ko{options.get(module, '')} || exit"
             for module in PEERS[vntb_settings(layout).peer]
