@@ -14,7 +14,7 @@ from pathlib import Path
 from rcdrv.errors import HostError, UsageError
 from rcdrv.sysfs import Paths
 from rcdrv.vfio.device import VfioDevice
-from rcdrv.vfio.iommufd import Ioas, use_node
+from rcdrv.vfio.iommufd import Ioas, attach
 from rcdrv.vfio.refusals import open_node
 
 _NODES = "/dev/vfio/devices/vfio<n>"
@@ -39,7 +39,9 @@ def take_descriptor(
             os.set_inheritable(iommufd, False)
         os.set_inheritable(device, False)
         node = paths.device_node(found.name)
-        opened = use_node(paths, bdf, node, device, Ioas(iommufd), iommufd, token)
+        ioas = Ioas(iommufd)
+        attach(paths, bdf, node, device, ioas, token)
+        opened = VfioDevice(bdf, "iommufd", device, ioas)
         undo.pop_all()
     return opened
 
