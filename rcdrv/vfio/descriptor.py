@@ -25,7 +25,7 @@ def take_descriptor(
 ) -> VfioDevice:
     """Return the function behind a descriptor: see :func:`rcdrv.vfio.open_descriptor`."""
     found = _sysfs(paths, device, "vfio-dev", _NODES)
-    bdf = _function_of(found)
+    bdf = (found / "device").resolve().name
     if found.name.startswith("noiommu-"):
         raise HostError(
             f"descriptor {device}: {bdf} has no IOMMU, so it cannot be opened by descriptor",
@@ -48,11 +48,7 @@ def take_descriptor(
 
 def function_of(device: int, paths: Paths) -> str:
     """Return the PCI address of the function behind a descriptor, which stays the caller's."""
-    return _function_of(_sysfs(paths, device, "vfio-dev", _NODES))
-
-
-def _function_of(found: Path) -> str:
-    return (found / "device").resolve().name
+    return (_sysfs(paths, device, "vfio-dev", _NODES) / "device").resolve().name
 
 
 def _sysfs(paths: Paths, fd: int, kind: str, wanted: str) -> Path:
