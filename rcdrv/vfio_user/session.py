@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import sys
@@ -29,6 +28,7 @@ from rcdrv.vfio_user.messages import (
     unpack_access,
 )
 from rcdrv.vfio_user.served import DmaFault, ServedDevice, ServedRegion
+from rcdrv.vfio_user.stop import Stop
 from rcdrv.vfio_user.version import MAJOR, MINOR, PAGE_SIZES, Capabilities, Version
 from rcdrv.vfio_user.wire import Connection, Message, Refused, WireCommand
 from rcdrv.wait import Deadline, Readable
@@ -38,30 +38,6 @@ _DONE: _Reply = (b"", ())
 _READ, _WRITE = int(RegionFlag.READ), int(RegionFlag.WRITE)
 _WITH_FDS = (WireCommand.VERSION, WireCommand.DMA_MAP, WireCommand.DEVICE_SET_IRQS)
 """Commands that check their descriptors themselves."""
-
-
-class Stop:
-    """Request to end a server, from any thread or signal handler: an eventfd, readable for good."""
-
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.requested = False
-        self._poll = select.poll()
-        self._poll.register(self.fd, select.POLLIN)
-
-    def wait(self, seconds: float) -> None:
-        """Sleep until :meth:`set`, at most ``seconds``."""
-        self._poll.poll(seconds * 1000)
-
-    def set(self) -> None:
-        self.requested = True
-        if self.fd >= 0:
-            os.eventfd_write(self.fd, 1)
-
-    def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
 class Session:
