@@ -245,8 +245,9 @@ class DmaSpace:
         for mapping in mappings.values():
             self._release(mapping)
 
-    def find(self, address: int, size: int, access: DmaFlag) -> tuple[DmaMapping, int]:
-        """Return the mapping at ``address``, and how many of the ``size`` bytes it contains.
+    def find(self, address: int, size: int, access: DmaFlag) -> tuple[SharedFile | None, int, int]:
+        """Return where ``address`` is: the file (None: by messages), the offset in it, and how many
+        of the ``size`` bytes the mapping contains.
 
         :raises DmaFault: the address is not mapped, or not for this access
         """
@@ -256,10 +257,11 @@ class DmaSpace:
             raise DmaFault(f"the client has mapped nothing at {address:#x}")
         if not (mapping.writable if access is DmaFlag.WRITE else mapping.readable):
             raise DmaFault(f"the client's mapping at {address:#x} does not permit {access.name}")
-        return mapping, min(size, mapping.end - address)
+        offset = mapping.offset + address - mapping.address
+        return mapping.file, offset, min(size, mapping.end - address)
 
     def check(self, address: int, size: int, access: DmaFlag) -> None:
         """Raise :class:`DmaFault` unless the whole range permits this access."""
         while size > 0:
-            _, length = self.find(address, size, access)
+            length = self.find(address, size, access)[2]
             address, size = address + length, size - length

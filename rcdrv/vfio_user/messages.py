@@ -23,16 +23,16 @@ def _check_size(what: str, data: bytes, size: int) -> None:
         raise ProtocolError(f"{what} has {len(data)} bytes instead of {size}")
 
 
-def _check_argsz(what: str, data: bytes, form: Struct) -> None:
-    """Check the length of a structure that begins with argsz, and argsz itself."""
+def _with_argsz(what: str, data: bytes, form: Struct) -> tuple[int, ...]:
+    """Return the fields of a structure that begins with argsz, after checks of length and argsz."""
     if len(data) < form.size:
         raise ProtocolError(f"{what} has {len(data)} bytes instead of {form.size}")
-    argsz = int(_U32.unpack_from(data)[0])
-    if argsz < form.size:
-        raise ProtocolError(f"{what}: argsz is {argsz}, below {form.size}")
+    fields = form.unpack_from(data)
+    if fields[0] < form.size:
+        raise ProtocolError(f"{what}: argsz is {fields[0]}, below {form.size}")
+    return fields
 
 
-_U32 = Struct("=I")
 _DMA_MAP = Struct("=IIQQQ")
 _DMA_UNMAP = Struct("=IIQQ")
 _DEVICE_INFO = Struct("=IIII")
@@ -74,8 +74,7 @@ class DmaMap:
 
     @classmethod
     def unpack(cls, data: bytes) -> DmaMap:
-        _check_argsz("DMA_MAP", data, _DMA_MAP)
-        return cls(*_DMA_MAP.unpack_from(data)[1:])
+        return cls(*_with_argsz("DMA_MAP", data, _DMA_MAP)[1:])
 
 
 UNMAP_GET_DIRTY_BITMAP = 1
@@ -96,8 +95,7 @@ class DmaUnmap:
 
     @classmethod
     def unpack(cls, data: bytes) -> DmaUnmap:
-        _check_argsz("DMA_UNMAP", data, _DMA_UNMAP)
-        return cls(*_DMA_UNMAP.unpack_from(data)[1:])
+        return cls(*_with_argsz("DMA_UNMAP", data, _DMA_UNMAP)[1:])
 
 
 @record
@@ -113,8 +111,7 @@ class DeviceInfo:
 
     @classmethod
     def unpack(cls, data: bytes) -> DeviceInfo:
-        _check_argsz("DEVICE_GET_INFO", data, _DEVICE_INFO)
-        return cls(*_DEVICE_INFO.unpack_from(data)[1:])
+        return cls(*_with_argsz("DEVICE_GET_INFO", data, _DEVICE_INFO)[1:])
 
 
 @record
@@ -129,8 +126,7 @@ class RegionInfoRequest:
 
     @classmethod
     def unpack(cls, data: bytes) -> RegionInfoRequest:
-        _check_argsz("DEVICE_GET_REGION_INFO", data, _REGION_INFO)
-        fields = _REGION_INFO.unpack_from(data)
+        fields = _with_argsz("DEVICE_GET_REGION_INFO", data, _REGION_INFO)
         return cls(fields[2], fields[0])
 
 
@@ -211,8 +207,7 @@ class WireRegionInfo:
     @classmethod
     def unpack(cls, data: bytes) -> WireRegionInfo:
         what = "DEVICE_GET_REGION_INFO"
-        _check_argsz(what, data, _REGION_INFO)
-        argsz, flags, index, cap_offset, size, offset = _REGION_INFO.unpack_from(data)
+        argsz, flags, index, cap_offset, size, offset = _with_argsz(what, data, _REGION_INFO)
         areas = None
         if flags & RegionFlag.CAPS and argsz <= len(data):
             areas = _find_areas(what, data, cap_offset)
@@ -256,8 +251,7 @@ class IrqInfo:
 
     @classmethod
     def unpack(cls, data: bytes) -> IrqInfo:
-        _check_argsz("DEVICE_GET_IRQ_INFO", data, _IRQ_INFO)
-        _argsz, flags, index, count = _IRQ_INFO.unpack_from(data)
+        _argsz, flags, index, count = _with_argsz("DEVICE_GET_IRQ_INFO", data, _IRQ_INFO)
         return cls(index, flags, count)
 
 
@@ -306,8 +300,7 @@ class IrqSet:
 
     @classmethod
     def unpack(cls, data: bytes) -> IrqSet:
-        _check_argsz("DEVICE_SET_IRQS", data, _IRQ_SET)
-        _argsz, flags, index, start, count = _IRQ_SET.unpack_from(data)
+        _argsz, flags, index, start, count = _with_argsz("DEVICE_SET_IRQS", data, _IRQ_SET)
         return cls(flags, index, start, count, data[_IRQ_SET.size :])
 
 
