@@ -59,14 +59,18 @@ LARGEST_TEXT = 32 << 20
 _MAGIC = "rcdrv-recording"
 _TRANSPARENT = frozenset("ndpthlb")
 
+Place = tuple[int, int, int]
+"""Region, offset, size of an access."""
+
 
 def _hex(digits: int) -> str:
-    """Return the pattern of a number without leading zeros: numbers are compared as text."""
+    """Return the pattern of a number without leading zeros."""
     return f"(?:0|[1-9a-f][0-9a-f]{{0,{digits - 1}}})"
 
 
 _BUFFER, _COUNT, _WORD, _LONG = map(_hex, (4, 3, 8, 16))
 _PLACE, _CONTENTS = f"[0-8] {_LONG}", r"[=hzxc][\w:+/=]*"
+
 _FIELDS = {
     "r": f"{_PLACE} [1248](?: {_LONG})?",
     "w": rf"{_PLACE} [1248] (?:{_LONG}|@{_BUFFER}(?:\+{_LONG}|\^))",
@@ -80,18 +84,13 @@ _FIELDS = {
     "h": f"{_BUFFER} {_WORD}",
     "t": r"[\w.=-]{1,100}(?: [\w.=-]{1,100}){0,30}",
     "b": "[0-5] (?:20|40)",
-    "p": "",
-    "z": "",
-    "l": "",
-    "x": "",
+    **dict.fromkeys("pzlx", ""),
 }
-_LINE = re.compile(
-    rf"(?P<dt>\d{{1,12}}) (?P<op>[{''.join(_FIELDS)}])"
-    r"(?: (?P<fields>[^!]+?))?(?: !(?P<error>\S+))?",
-    re.ASCII,
-)
 _SHAPES = {op: re.compile(shape, re.ASCII) for op, shape in _FIELDS.items()}
-
+_LENGTHS = {"r": 4, "R": 4, "i": 5}
+"""Number of fields, where a failed call has one less."""
+_NUMBERS = {"t": 0, "R": 3, "d": 3}
+"""Number of fields that are numbers, where others follow."""
 _ERRORS: dict[str, type[RcdrvError]] = {
     "lost": DeviceLost,
     "host": HostError,
@@ -99,6 +98,16 @@ _ERRORS: dict[str, type[RcdrvError]] = {
     "usage": UsageError,
     "endpoint": EndpointError,
 }
+_FAILURES = [
+    f"{verdict.value}/{reason.value}"
+    for verdict in (Verdict.FAIL, Verdict.SKIP, Verdict.LOST)
+    for reason in Reason
+]
+_LINE = re.compile(
+    rf"(?P<dt>\d{{1,12}}) (?P<op>[{''.join(_FIELDS)}])(?: (?P<fields>[^!]+?))?"
+    rf"(?: !(?P<error>{'|'.join([*_ERRORS, *_FAILURES])}))?",
+    re.ASCII,
+)
 
 
 class Event(NamedTuple):
@@ -107,13 +116,39 @@ class Event(NamedTuple):
     time: float
     """Seconds since the start of the recording."""
     op: str
-    fields: tuple[str, ...] = ()
+    fields: tuple[Any, ...] = ()
+    """Numbers, and text: contents, words of a note, and an address in a buffer."""
     error: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Of an access."""
+        return self.fields[:3]
+
+    @property
+    def value(self) -> Any:
+        """Of an access: a number, an address in a buffer, or the contents of a block."""
+        return self.fields[3]
+
+    @property
+    def of_device(self) -> bool:
+        """Whether the device did something, or was lost."""
+        return self.op in "nld"
+
+    @property
+    def acts(self) -> bool:
+        """Whether the driver did something that the device may notice at once."""
+        return self.op in "wWz"
+
+    @property
+    def of_config(self) -> bool:
+        """Whether config space was accessed."""
+        return self.op in "rwRW" and self.fields[0] == CONFIG_REGION
 
     @property
     def transparent(self) -> bool:
         """Whether a driver may omit it: an event of the device, or a read of config space."""
-        return self.op in _TRANSPARENT or (self.op == "r" and self.fields[0] == "7")
+        return self.op in _TRANSPARENT or (self.op == "r" and self.of_config)
 
 
 @dataclass
@@ -284,21 +319,17 @@ def _events(path: str, lines: Sequence[str]) -> list[Event]:
     events, now = [], 0
     for number, line in enumerate(lines, 3):
         found = _LINE.fullmatch(line)
-        if found is None:
+        op, fields = (found["op"], found["fields"] or "") if found else ("", "")
+        if found is None or not _SHAPES[op].fullmatch(fields):
             _refuse(path, f"line {number} is not an event")
-        op, fields, error = found["op"], found["fields"] or "", found["error"] or ""
-        if not _SHAPES[op].fullmatch(fields) or (error and _error_of(error, "") is None):
-            _refuse(path, f"line {number} is not an event")
-        parts = tuple(fields.split())
-        if not error and len(parts) < _LENGTHS.get(op, 0):
+        words = fields.split()
+        if not found["error"] and len(words) < _LENGTHS.get(op, 0):
             _refuse(path, f"line {number} has no result")
+        count = _NUMBERS.get(op, len(words))
+        numbers = [word if word[0] == "@" else int(word, 16) for word in words[:count]]
         now += int(found["dt"])
-        events.append(Event(now / 1e6, op, parts, error))
+        events.append(Event(now / 1e6, op, (*numbers, *words[count:]), found["error"] or ""))
     return events
-
-
-_LENGTHS = {"r": 4, "R": 4, "i": 5}
-"""Number of fields, where a failed call has one less."""
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -313,31 +344,20 @@ def error_word(error: RcdrvError) -> str:
 
 def error_of(word: str, address: str) -> RcdrvError:
     """Return the error of a word, which was checked when the file was read."""
-    error = _error_of(word, f"{address}: this failed in the recording ({word})")
-    assert error is not None
-    return error
-
-
-def _error_of(word: str, message: str) -> RcdrvError | None:
+    message = f"{address}: this failed in the recording ({word})"
     if word in _ERRORS:
         return _ERRORS[word](message)
     verdict, _, reason = word.partition("/")
-    if verdict not in (Verdict.FAIL.value, Verdict.SKIP.value, Verdict.LOST.value):
-        return None  # no failure, or one of the words above
-    try:
-        return NotPassed(Reason(reason), message, verdict=Verdict(verdict))
-    except ValueError:
-        return None
+    return NotPassed(Reason(reason), message, verdict=Verdict(verdict))
 
 
 # -- events in messages ---------------------------------------------------------------------------
 
 
-def register(place: tuple[int, int, int], word: str | None) -> str:
+def register(place: Place, word: int | str | None) -> str:
     """Return what is in a register, in words."""
-    return (
-        f"{_value(word) if word is not None else 'nothing written'} in BAR{place[0]}+{place[1]:#x}"
-    )
+    held = "nothing written" if word is None else _value(word)
+    return f"{held} in BAR{place[0]}+{place[1]:#x}"
 
 
 _VERBS = {
@@ -347,9 +367,10 @@ _VERBS = {
 }
 
 
-def told(op: str, fields: tuple[str, ...]) -> str:
+def told(op: str, fields: tuple[Any, ...]) -> str:
+    """Return a call of the driver in words."""
     if op in "rwRW":
-        region, offset, size = (int(field, 16) for field in fields[:3])
+        region, offset, size = fields[:3]
         place = "config space" if region == CONFIG_REGION else f"BAR{region}"
         place += f"+{offset:#x}"
         article = "an" if size == 1 else "a"
@@ -359,21 +380,21 @@ def told(op: str, fields: tuple[str, ...]) -> str:
             return f"{article} {8 * size}-bit write of {_value(fields[3])} to {place}"
         if op == "R":
             return f"a read of {size:#x} bytes at {place}"
-        return f"a write of {size:#x} bytes (CRC {fields[3]}) at {place}"
+        return f"a write of {size:#x} bytes (CRC {fields[3]:x}) at {place}"
     if op == "i":
-        kind, flags, start, count = (int(field, 16) for field in fields[:4])
+        kind, flags, start, count = fields[:4]
         verb = _VERBS.get(SetIrqs(flags), f"setting to flags {flags:#x}") if count else "disarming"
         vectors = f"{count or 'all'} {IrqKind(kind).name}"
         return f"the {verb} of {vectors}{f' from vector {start}' if start else ''}"
     if op in "mu":
-        length = f" of 0x{fields[1]} bytes" if len(fields) > 1 else ""
-        return f"DMA buffer {int(fields[0], 16)}{length} {'' if op == 'm' else 'un'}mapped"
+        length = f" of {fields[1]:#x} bytes" if len(fields) > 1 else ""
+        return f"DMA buffer {fields[0]}{length} {'' if op == 'm' else 'un'}mapped"
     return {"z": "a reset", "x": "the cut-off of the recording"}.get(op, op)
 
 
-def _value(word: str) -> str:
-    if not word.startswith("@"):
-        return f"0x{word}"
+def _value(word: int | str) -> str:
+    if isinstance(word, int):
+        return f"{word:#x}"
     number, _, inside = word[1:].rstrip("^").partition("+")
     return f"the address{' (upper half)' if word.endswith('^') else ''} of DMA buffer {number}" + (
         f" + 0x{inside}" if inside not in ("", "0") else ""
