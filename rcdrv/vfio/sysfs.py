@@ -26,14 +26,13 @@ from rcdrv.device import (
 )
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
 from rcdrv.mmio import MappedWindow
-from rcdrv.sysfs import DRIVER, Paths, check_present, driver_of, group_of, text_of
+from rcdrv.sysfs import DRIVER, Paths, bars_in, check_present, driver_of, group_of, text_of
 from rcdrv.verdict import Reason, skip
 from rcdrv.vfio.noiommu import PhysicalMemory, look_up
 
 _COMMAND = 4  # offset in config space, 16 bits
 _DECODE = 0x3  # PCI_COMMAND_DECODE_ENABLE
 _BARS, _SIZING = range(0x10, 0x28), b"\xff" * 4
-_IO, _MEMORY = 0x100, 0x200  # IORESOURCE_* in include/linux/ioport.h
 
 
 class SysfsDevice(Device, PhysicalDma):
@@ -51,10 +50,8 @@ class SysfsDevice(Device, PhysicalDma):
         self._paths = paths
         self._windows: dict[int, MappedWindow] = {}
         self._memory = PhysicalMemory(look_up, lambda: None, huge_only=True)
-        self._lines = [
-            tuple(int(word, 16) for word in line.split())
-            for line in (self._folder / "resource").read_text().splitlines()[:6]
-        ]
+        found = bars_in((self._folder / "resource").read_text())
+        self._bars = {bar.index: bar for bar in found}
         self._command = self.read(CONFIG_REGION, _COMMAND, 2)
         self._decoded: bytes | None = None
         """COMMAND while a BAR is sized."""
@@ -70,13 +67,12 @@ class SysfsDevice(Device, PhysicalDma):
         flags = RegionFlag.READ | RegionFlag.WRITE
         if index == CONFIG_REGION:
             return RegionInfo(index, os.fstat(self._config).st_size, flags)
-        start, last, kind = self._lines[index] if index < len(self._lines) else (0, 0, 0)
-        if not last or not kind & (_IO | _MEMORY):
+        bar = self._bars.get(index)
+        if bar is None:
             return RegionInfo(index, 0, RegionFlag(0))
-        size = last - start + 1
-        if kind & _IO or start % mmap.PAGESIZE:
-            return RegionInfo(index, size, flags)
-        return RegionInfo(index, size, flags | RegionFlag.MMAP, (Area(0, size),))
+        if not bar.is_memory or bar.address % mmap.PAGESIZE:
+            return RegionInfo(index, bar.size, flags)
+        return RegionInfo(index, bar.size, flags | RegionFlag.MMAP, (Area(0, bar.size),))
 
     def read(self, region: int, offset: int, size: int) -> bytes:
         """Read a BAR by one aligned access of 1, 2, 4 or 8 bytes, or config space in any size."""
@@ -132,7 +128,7 @@ class SysfsDevice(Device, PhysicalDma):
     def map(self, region: int, area: Area) -> mmap.mmap:
         info = self.region(region)
         if area not in info.areas:
-            if region < len(self._lines) and self._lines[region][2] & _IO:
+            if region in self._bars and not self._bars[region].is_memory:
                 raise HostError(
                     f"{self.address}: BAR{region} is an I/O BAR, which cannot be mapped",
                     hint="have the endpoint offer a memory BAR",
