@@ -23,10 +23,12 @@ from rcdrv.device import (
     RegionFlag,
     RegionInfo,
     SetIrqs,
+    capabilities,
+    pairs,
 )
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
 from rcdrv.vfio import uapi
-from rcdrv.vfio.ioctl import call, capabilities, pairs, query
+from rcdrv.vfio.ioctl import call, query
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
@@ -108,9 +110,9 @@ class VfioDevice(Device):
             # includes the MSI-X table (capability MSIX_MAPPABLE).
             areas = [Area(0, info.size)]
             first = info.cap_offset if flags & RegionFlag.CAPS else 0
-            for identity, body in capabilities(answer, ctypes.sizeof(info), first):
+            for identity, body in capabilities(answer, ctypes.sizeof(info), first, HostError):
                 if identity == CAP_SPARSE_MMAP:
-                    areas = sorted_areas(pairs(body), info.size)
+                    areas = sorted_areas(pairs(body, HostError), info.size)
         return RegionInfo(index, info.size, flags, tuple(areas)), info.offset
 
     def read(self, region: int, offset: int, size: int) -> bytes:
