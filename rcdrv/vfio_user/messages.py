@@ -17,6 +17,12 @@ from rcdrv.device import CAP_SPARSE_MMAP, Area, IrqKind, RegionFlag, SetIrqs, ca
 from rcdrv.record import record
 from rcdrv.vfio_user.wire import ProtocolError
 
+TYPE_CHECKING = False  # without importing typing: see rcdrv.record
+if TYPE_CHECKING:
+    from typing import ClassVar, TypeVar
+
+    _T = TypeVar("_T", bound="_Structure")
+
 
 def _check_size(what: str, data: bytes, size: int) -> None:
     if len(data) != size:
@@ -33,14 +39,10 @@ def _check_argsz(what: str, data: bytes, form: Struct) -> None:
 
 
 _U32 = Struct("=I")
-_DMA_MAP = Struct("=IIQQQ")
-_DMA_UNMAP = Struct("=IIQQ")
-_DEVICE_INFO = Struct("=IIII")
 _REGION_INFO = Struct("=IIIIQQ")
 _CAP_HEADER = Struct("=HHI")
 _SPARSE_MMAP = Struct("=II")
 _AREA = Struct("=QQ")
-_IRQ_INFO = Struct("=IIII")
 _IRQ_SET = Struct("=IIIII")
 _REGION_ACCESS = Struct("=QII")
 _DMA_ACCESS = Struct("=QQ")
@@ -60,22 +62,32 @@ MAX_VECTORS = {
 }
 
 
+class _Structure:
+    """A body that consists of argsz and the fields of a record."""
+
+    FORM: ClassVar[Struct]
+    NAME: ClassVar[str]
+    __match_args__: ClassVar[tuple[str, ...]]
+
+    def pack(self) -> bytes:
+        fields = (getattr(self, name) for name in self.__match_args__)
+        return self.FORM.pack(self.FORM.size, *fields)
+
+    @classmethod
+    def unpack(cls: type[_T], data: bytes) -> _T:
+        _check_argsz(cls.NAME, data, cls.FORM)
+        return cls(*cls.FORM.unpack_from(data)[1:])
+
+
 @record
-class DmaMap:
+class DmaMap(_Structure):
     """DMA_MAP: ``size`` bytes at bus address ``address``, from ``offset`` of the file on."""
 
+    FORM, NAME = Struct("=IIQQQ"), "DMA_MAP"
     flags: int
     offset: int
     address: int
     size: int
-
-    def pack(self) -> bytes:
-        return _DMA_MAP.pack(_DMA_MAP.size, self.flags, self.offset, self.address, self.size)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> DmaMap:
-        _check_argsz("DMA_MAP", data, _DMA_MAP)
-        return cls(*_DMA_MAP.unpack_from(data)[1:])
 
 
 UNMAP_GET_DIRTY_BITMAP = 1
@@ -84,37 +96,23 @@ UNMAP_ALL = 2
 
 
 @record
-class DmaUnmap:
+class DmaUnmap(_Structure):
     """DMA_UNMAP, request and reply."""
 
+    FORM, NAME = Struct("=IIQQ"), "DMA_UNMAP"
     flags: int
     address: int
     size: int
 
-    def pack(self) -> bytes:
-        return _DMA_UNMAP.pack(_DMA_UNMAP.size, self.flags, self.address, self.size)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> DmaUnmap:
-        _check_argsz("DMA_UNMAP", data, _DMA_UNMAP)
-        return cls(*_DMA_UNMAP.unpack_from(data)[1:])
-
 
 @record
-class DeviceInfo:
+class DeviceInfo(_Structure):
     """DEVICE_GET_INFO, request (all zero) and reply."""
 
+    FORM, NAME = Struct("=IIII"), "DEVICE_GET_INFO"
     flags: int = 0
     num_regions: int = 0
     num_irqs: int = 0
-
-    def pack(self) -> bytes:
-        return _DEVICE_INFO.pack(_DEVICE_INFO.size, self.flags, self.num_regions, self.num_irqs)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> DeviceInfo:
-        _check_argsz("DEVICE_GET_INFO", data, _DEVICE_INFO)
-        return cls(*_DEVICE_INFO.unpack_from(data)[1:])
 
 
 @record
@@ -233,21 +231,13 @@ def _find_areas(what: str, data: bytes, offset: int) -> tuple[Area, ...] | None:
 
 
 @record
-class IrqInfo:
+class IrqInfo(_Structure):
     """DEVICE_GET_IRQ_INFO, request (only ``index``) and reply."""
 
-    index: int
+    FORM, NAME = Struct("=IIII"), "DEVICE_GET_IRQ_INFO"
     flags: int = 0
+    index: int = 0
     count: int = 0
-
-    def pack(self) -> bytes:
-        return _IRQ_INFO.pack(_IRQ_INFO.size, self.flags, self.index, self.count)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> IrqInfo:
-        _check_argsz("DEVICE_GET_IRQ_INFO", data, _IRQ_INFO)
-        _argsz, flags, index, count = _IRQ_INFO.unpack_from(data)
-        return cls(index, flags, count)
 
 
 @record

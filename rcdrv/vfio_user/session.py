@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import sys
@@ -28,7 +29,6 @@ from rcdrv.vfio_user.messages import (
     unpack_access,
 )
 from rcdrv.vfio_user.served import DmaFault, ServedDevice, ServedRegion
-from rcdrv.vfio_user.stop import Stop
 from rcdrv.vfio_user.version import MAJOR, MINOR, PAGE_SIZES, Capabilities, Version
 from rcdrv.vfio_user.wire import Connection, Message, Refused, WireCommand
 from rcdrv.wait import Deadline, Readable
@@ -38,6 +38,33 @@ _DONE: _Reply = (b"", ())
 _READ, _WRITE = int(RegionFlag.READ), int(RegionFlag.WRITE)
 _WITH_FDS = (WireCommand.VERSION, WireCommand.DMA_MAP, WireCommand.DEVICE_SET_IRQS)
 """Commands that check their descriptors themselves."""
+
+
+class Stop:
+    """Request to end a server, from any thread or signal handler.
+
+    Its eventfd stays readable after :meth:`set`.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.requested = False
+        self._poll = select.poll()
+        self._poll.register(self.fd, select.POLLIN)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until :meth:`set`, at most ``seconds``."""
+        self._poll.poll(seconds * 1000)
+
+    def set(self) -> None:
+        self.requested = True
+        if self.fd >= 0:
+            os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Session:
@@ -266,7 +293,7 @@ class Session:
         flags = IrqFlag.EVENTFD
         if index == IrqKind.INTX:
             flags |= IrqFlag.MASKABLE | IrqFlag.AUTOMASKED
-        return IrqInfo(index, flags, self._irqs.count(index)).pack(), ()
+        return IrqInfo(flags, index, self._irqs.count(index)).pack(), ()
 
     def _reset(self, message: Message) -> _Reply:
         if message.body or not self._device.can_reset():

@@ -210,10 +210,12 @@ def test_region_info_of_other_regions(raw: RawClient) -> None:
 
 def test_irq_info(raw: RawClient) -> None:
     for kind, count in zip(IrqKind, (1, 32, 2048, 1, 1), strict=True):
-        reply = raw.ask(WireCommand.DEVICE_GET_IRQ_INFO, messages.IrqInfo(kind).pack())
+        reply = raw.ask(WireCommand.DEVICE_GET_IRQ_INFO, messages.IrqInfo(index=kind).pack())
         flags = 7 if kind is IrqKind.INTX else 1
-        assert messages.IrqInfo.unpack(reply.body) == messages.IrqInfo(kind, flags, count)
-    assert raw.error(WireCommand.DEVICE_GET_IRQ_INFO, messages.IrqInfo(5).pack()) == errno.EINVAL
+        assert messages.IrqInfo.unpack(reply.body) == messages.IrqInfo(flags, kind, count)
+    assert (
+        raw.error(WireCommand.DEVICE_GET_IRQ_INFO, messages.IrqInfo(index=5).pack()) == errno.EINVAL
+    )
 
 
 def test_reset(device: FakeDevice, raw: RawClient) -> None:
