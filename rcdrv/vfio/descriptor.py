@@ -14,7 +14,7 @@ from pathlib import Path
 from rcdrv.errors import HostError, UsageError
 from rcdrv.sysfs import Paths
 from rcdrv.vfio.device import VfioDevice
-from rcdrv.vfio.iommufd import Ioas, use_node
+from rcdrv.vfio.iommufd import Ioas, attach
 from rcdrv.vfio.refusals import open_node
 
 _NODES = "/dev/vfio/devices/vfio<n>"
@@ -25,7 +25,7 @@ def take_descriptor(
 ) -> VfioDevice:
     """Return the function behind a descriptor: see :func:`rcdrv.vfio.open_descriptor`."""
     found = _sysfs(paths, device, "vfio-dev", _NODES)
-    bdf = _function_of(found)
+    bdf = _address(found)
     if found.name.startswith("noiommu-"):
         raise HostError(
             f"descriptor {device}: {bdf} has no IOMMU, so it cannot be opened by descriptor",
@@ -38,18 +38,19 @@ def take_descriptor(
             _sysfs(paths, iommufd, "misc", str(paths.iommufd_node))
             os.set_inheritable(iommufd, False)
         os.set_inheritable(device, False)
-        node = paths.device_node(found.name)
-        opened = use_node(paths, bdf, node, device, Ioas(iommufd), iommufd, token)
+        ioas, node = Ioas(iommufd), paths.device_node(found.name)
+        attach(paths, bdf, node, device, ioas, iommufd, token)
+        opened = VfioDevice(bdf, "iommufd", device, ioas)
         undo.pop_all()
     return opened
 
 
 def function_of(device: int, paths: Paths) -> str:
     """Return the PCI address of the function behind a descriptor, which stays the caller's."""
-    return _function_of(_sysfs(paths, device, "vfio-dev", _NODES))
+    return _address(_sysfs(paths, device, "vfio-dev", _NODES))
 
 
-def _function_of(found: Path) -> str:
+def _address(found: Path) -> str:
     return (found / "device").resolve().name
 
 

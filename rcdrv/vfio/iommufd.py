@@ -133,23 +133,10 @@ def open_iommufd(bdf: str, paths: Paths, token: str | None = None) -> VfioDevice
         iommufd = open_node(paths, bdf, paths.iommufd_node, undo)
         ioas = Ioas(iommufd)
         device = open_node(paths, bdf, node, undo)
-        opened = use_node(paths, bdf, node, device, ioas, iommufd, token)
+        attach(paths, bdf, node, device, ioas, iommufd, token)
+        opened = VfioDevice(bdf, "iommufd", device, ioas)
         undo.pop_all()
     return opened
-
-
-def use_node(
-    paths: Paths,
-    bdf: str,
-    node: Path,
-    device: int,
-    ioas: Ioas,
-    iommufd: int,
-    token: str | None = None,
-) -> VfioDevice:
-    """Return the function of ``device``, an open ``node``; the caller keeps both if it raises."""
-    attach(paths, bdf, node, device, ioas, iommufd, token)
-    return VfioDevice(bdf, "iommufd", device, ioas)
 
 
 def attach(

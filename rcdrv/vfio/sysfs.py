@@ -24,10 +24,11 @@ from rcdrv.device import (
     RegionInfo,
     SetIrqs,
 )
-from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
+from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
 from rcdrv.mmio import MappedWindow
 from rcdrv.sysfs import DRIVER, Paths, bars_in, check_present, driver_of, group_of, text_of
 from rcdrv.verdict import Reason, skip
+from rcdrv.vfio.device import check_bounds
 from rcdrv.vfio.noiommu import PhysicalMemory, look_up
 
 _COMMAND = 4  # offset in config space, 16 bits
@@ -76,7 +77,7 @@ class SysfsDevice(Device, PhysicalDma):
 
     def read(self, region: int, offset: int, size: int) -> bytes:
         """Read a BAR by one aligned access of 1, 2, 4 or 8 bytes, or config space in any size."""
-        self._check(region, offset, size)
+        check_bounds(self.address, self.region(region), offset, size)
         if region != CONFIG_REGION:
             return self._window(region).read(8 * size, offset).to_bytes(size, "little")
         try:
@@ -91,7 +92,7 @@ class SysfsDevice(Device, PhysicalDma):
         return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
-        self._check(region, offset, len(data))
+        check_bounds(self.address, self.region(region), offset, len(data))
         if region != CONFIG_REGION:
             window, value = self._window(region), int.from_bytes(data, "little")
             window.write(8 * len(data), offset, value)
@@ -110,14 +111,6 @@ class SysfsDevice(Device, PhysicalDma):
                 self._decoded = None
         except OSError as error:
             raise self._failure("config space cannot be written", error) from error
-
-    def _check(self, region: int, offset: int, size: int) -> None:
-        length = self.region(region).size
-        if offset < 0 or size < 0 or offset + size > length:
-            raise AccessError(
-                f"{self.address}: {size} bytes at {offset:#x} are outside the {length:#x} bytes of"
-                f" region {region}"
-            )
 
     def _window(self, index: int) -> MappedWindow:
         if index not in self._windows:
@@ -239,8 +232,10 @@ class SysfsDevice(Device, PhysicalDma):
         return _failure(self._paths, self.address, what, error)
 
 
-def open_sysfs(bdf: str, paths: Paths) -> SysfsDevice:
+def open_sysfs(bdf: str, paths: Paths, token: str | None = None) -> SysfsDevice:
     """Open a PCI function without VFIO."""
+    if token is not None:
+        raise UsageError("sysfs has no VF token", hint="leave `vf_token` out, or use VFIO")
     check_present(paths, bdf)
     folder = paths.function(bdf)
     driver = driver_of(folder)

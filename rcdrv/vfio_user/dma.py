@@ -245,9 +245,11 @@ class DmaSpace:
         for mapping in mappings.values():
             self._release(mapping)
 
-    def find(self, address: int, size: int, access: DmaFlag) -> tuple[DmaMapping, int]:
-        """Return the mapping at ``address``, and how many of the ``size`` bytes it contains.
+    def find(self, address: int, size: int, access: DmaFlag) -> tuple[SharedFile | None, int, int]:
+        """Find the mapping at ``address``.
 
+        :returns: its file, None for access by messages; the place of ``address`` in the file; how
+            many of the ``size`` bytes are in the mapping
         :raises DmaFault: the address is not mapped, or not for this access
         """
         index = bisect.bisect_right(self._starts, address) - 1
@@ -256,10 +258,11 @@ class DmaSpace:
             raise DmaFault(f"the client has mapped nothing at {address:#x}")
         if not (mapping.writable if access is DmaFlag.WRITE else mapping.readable):
             raise DmaFault(f"the client's mapping at {address:#x} does not permit {access.name}")
-        return mapping, min(size, mapping.end - address)
+        start = address - mapping.address
+        return mapping.file, mapping.offset + start, min(size, mapping.size - start)
 
     def check(self, address: int, size: int, access: DmaFlag) -> None:
         """Raise :class:`DmaFault` unless the whole range permits this access."""
         while size > 0:
-            _, length = self.find(address, size, access)
+            *_, length = self.find(address, size, access)
             address, size = address + length, size - length

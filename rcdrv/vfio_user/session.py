@@ -370,9 +370,9 @@ class Session:
         done = 0
         while done < size:
             here = address + done
-            mapping, length = self._dma.find(here, size - done, DmaFlag.READ)
-            if mapping.file is not None:
-                parts.append(mapping.file.read(mapping.offset + here - mapping.address, length))
+            file, offset, length = self._dma.find(here, size - done, DmaFlag.READ)
+            if file is not None:
+                parts.append(file.read(offset, length))
             else:
                 length = min(length, self._chunk)
                 parts.append(self._ask(WireCommand.DMA_READ, DmaAccess(here, length)))
@@ -380,35 +380,24 @@ class Session:
         return b"".join(parts)  # a single part is not copied
 
     def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
-        mapping, length = self._dma.find(address, size, DmaFlag.READ)
-        if mapping.file is None or length < size:
-            return None
-        return mapping.file.fd, mapping.offset + address - mapping.address
+        file, offset, length = self._dma.find(address, size, DmaFlag.READ)
+        return None if file is None or length < size else (file.fd, offset)
 
     def dma_view(self, address: int, size: int) -> memoryview | None:
-        mapping, length = self._dma.find(address, size, DmaFlag.WRITE)
-        if mapping.file is None or length < size:
-            return None
-        return mapping.file.view(mapping.offset + address - mapping.address, size)
+        file, offset, length = self._dma.find(address, size, DmaFlag.WRITE)
+        return None if file is None or length < size else file.view(offset, size)
 
     def dma_reach(self, address: int, size: int) -> int:
-        return self._dma.find(address, size, DmaFlag.READ)[1]
+        return self._dma.find(address, size, DmaFlag.READ)[2]
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
-        if not data:
-            return
-        mapping, length = self._dma.find(address, len(data), DmaFlag.WRITE)
-        if length == len(data) and mapping.file is not None:
-            mapping.file.write(mapping.offset + address - mapping.address, data)
-            return
         self._dma.check(address, len(data), DmaFlag.WRITE)
         done = 0
         while done < len(data):
             here = address + done
-            mapping, length = self._dma.find(here, len(data) - done, DmaFlag.WRITE)
-            if mapping.file is not None:
-                offset = mapping.offset + here - mapping.address
-                mapping.file.write(offset, data[done : done + length])
+            file, offset, length = self._dma.find(here, len(data) - done, DmaFlag.WRITE)
+            if file is not None:
+                file.write(offset, data[done : done + length])
             else:
                 length = min(length, self._chunk)
                 chunk = bytes(data[done : done + length])
