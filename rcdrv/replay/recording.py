@@ -213,9 +213,22 @@ class Recording:
         if not whole:
             _refuse(path, "truncated in its first lines: the run was killed")
         try:
-            recording = cls(**_head(parse_json(head)), is_cut=found[1] != "1")
+            known = parse_json(head)
         except ValueError as error:
             _refuse(path, f"line 2: {error}")
+        for key, is_valid in _HEAD.items():
+            if not isinstance(known, dict) or not is_valid(known.get(key)):
+                _refuse(path, f"line 2: {key} is missing or invalid")
+        recording = cls(
+            version=known["rcdrv"],
+            backend=known["backend"],
+            can_reset=known["reset"],
+            irqs=tuple(known["interrupts"]),
+            regions=tuple((size, flags) for size, flags in known["regions"]),
+            config=bytes.fromhex(known["config"]),
+            seed=bytes.fromhex(known["seed"]),
+            is_cut=found[1] != "1",
+        )
         lines = body[: body.rfind("\n") + 1].splitlines()  # the last one may be half
         recording.events = _events(path, lines)
         if not inflate.eof:
@@ -260,57 +273,33 @@ def _refuse(path: str, why: str) -> NoReturn:
     raise UsageError(f"{path}: {why}", hint="`record=FILE` makes a recording")
 
 
-def _head(found: Any) -> dict[str, Any]:
-    """Return the checked fields of the second line, for :class:`Recording`.
-
-    :raises ValueError: a field is missing or invalid
-    """
-    checked = {}
-    for name, (key, check) in _HEAD.items():
-        try:
-            checked[name] = check(found[key])
-        except (ValueError, TypeError, LookupError, OverflowError):
-            raise ValueError(f"{key} is missing or invalid") from None
-    return checked
+def _text(shape: str) -> Callable[[object], bool]:
+    pattern = re.compile(shape, re.ASCII)
+    return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
-def _name(value: Any) -> str:
-    if not re.fullmatch(r"[\w.+-]{1,40}", value, re.ASCII):
-        raise ValueError
-    return str(value)
+def _numbers(*largest: int) -> Callable[[object], bool]:
+    """Return the check of a list of as many numbers as limits."""
+    return lambda value: (
+        isinstance(value, list)
+        and len(value) == len(largest)
+        and all(type(n) is int and 0 <= n <= most for n, most in zip(value, largest, strict=True))
+    )
 
 
-def _numbers(values: Any, largest: Sequence[int]) -> tuple[int, ...]:
-    """Check a list of as many numbers as limits."""
-    for value, most in zip(values, largest, strict=True):
-        if type(value) is not int or not 0 <= value <= most:
-            raise ValueError
-    return tuple(values)
-
-
-def _regions(values: Any) -> tuple[tuple[int, ...], ...]:
-    if len(values) != CONFIG_REGION + 1:
-        raise ValueError
-    return tuple(_numbers(value, ((1 << 63) - 1, 15)) for value in values)
-
-
-def _bytes(value: Any, sizes: Sequence[int]) -> bytes:
-    data = bytes.fromhex(value)
-    if len(data) not in sizes:
-        raise ValueError
-    return data
-
-
-_HEAD: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "version": ("rcdrv", _name),
-    "backend": ("backend", _name),
-    "can_reset": ("reset", lambda value: value is True),
-    "irqs": ("interrupts", lambda value: _numbers(value, [2048] * len(IrqKind))),
-    "regions": ("regions", _regions),
-    "config": ("config", lambda value: _bytes(value, range(64, 4097, 4))),
-    "seed": ("seed", lambda value: _bytes(value, range(1, 65))),
+_is_region = _numbers((1 << 63) - 1, 15)
+_HEAD: dict[str, Callable[[Any], bool]] = {
+    "rcdrv": _text(r"[\w.+-]{1,40}"),
+    "backend": _text(r"[\w.+-]{1,40}"),
+    "reset": lambda value: isinstance(value, bool),
+    "interrupts": _numbers(*[2048] * len(IrqKind)),
+    "regions": lambda value: (
+        isinstance(value, list) and len(value) == CONFIG_REGION + 1 and all(map(_is_region, value))
+    ),
+    "config": _text("(?:[0-9a-f]{8}){16,1024}"),
+    "seed": _text("(?:[0-9a-f]{2}){1,64}"),
 }
-"""Fields of :class:`Recording`: the key of each in the file, and its check."""
+"""Check of each member of the second line."""
 
 
 def _events(path: str, lines: Sequence[str]) -> list[Event]:
