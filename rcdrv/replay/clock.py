@@ -14,15 +14,12 @@ class VirtualClock(Clock):
     """Clock that advances with recorded events, and with waits without an event."""
 
     def __init__(self, wait: Callable[[select.epoll, float, int], list[tuple[int, int]]]) -> None:
-        self._wait = wait
         self.time = 0.0
         self.now = lambda: self.time
         self.now_ns = lambda: int(self.time * 1e9)
         self.sleep = self.advance
+        self.poll = wait
 
     def advance(self, seconds: float) -> None:
         """Advance by ``seconds``, at least by the time of an access."""
         self.time += max(seconds, _ACCESS_TIME)
-
-    def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
-        return self._wait(epoll, seconds, most)

@@ -40,17 +40,6 @@ def record_device(device: Device, path: str | os.PathLike[str]) -> Device:
         raise
 
 
-class _Clock(Clock):
-    """The device's clock, with waits through the recorder."""
-
-    def __init__(self, recorder: Recorder, time: Clock) -> None:
-        self._recorder = recorder
-        self.now, self.now_ns, self.sleep = time.now, time.now_ns, time.sleep
-
-    def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
-        return self._recorder.wait(epoll, seconds, most)
-
-
 class Recorder:
     """A :class:`Device` that records another one.
 
@@ -65,7 +54,9 @@ class Recorder:
         self.dma_by_descriptor = device.dma_by_descriptor
         self.messages = True
         self._time: Clock = getattr(device, "clock", MONOTONIC)
-        self.clock = _Clock(self, self._time)
+        self.clock = Clock()
+        self.clock.now, self.clock.now_ns = self._time.now, self._time.now_ns
+        self.clock.sleep, self.clock.poll = self._time.sleep, self.wait
         self._lines = 0
         self._full = False
         self._last_read = ""

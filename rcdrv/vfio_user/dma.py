@@ -136,8 +136,8 @@ class DmaMapping:
 
     address: int
     size: int
-    readable: bool
-    writable: bool
+    flags: int
+    """Bits of :class:`rcdrv.device.DmaFlag`."""
     file: SharedFile | None
     offset: int
 
@@ -172,10 +172,8 @@ class DmaSpace:
         if len(self._starts) >= self._limit:
             raise Refused(errno.ENOSPC)
         file = self._share(fd, request) if fd >= 0 else None
-        readable, writable = bool(flags & DmaFlag.READ), bool(flags & DmaFlag.WRITE)
-        mapping = DmaMapping(address, size, readable, writable, file, request.offset)
         bisect.insort(self._starts, address)
-        self._mappings[address] = mapping
+        self._mappings[address] = DmaMapping(address, size, flags, file, request.offset)
 
     def _share(self, fd: int, request: DmaMap) -> SharedFile:
         status = os.fstat(fd)
@@ -256,7 +254,7 @@ class DmaSpace:
         mapping = self._mappings[self._starts[index]] if index >= 0 else None
         if mapping is None or mapping.end <= address:
             raise DmaFault(f"the client has mapped nothing at {address:#x}")
-        if not (mapping.writable if access is DmaFlag.WRITE else mapping.readable):
+        if not mapping.flags & int(access):
             raise DmaFault(f"the client's mapping at {address:#x} does not permit {access.name}")
         start = address - mapping.address
         return mapping.file, mapping.offset + start, min(size, mapping.size - start)
