@@ -39,7 +39,7 @@ def take_descriptor(
             os.set_inheritable(iommufd, False)
         os.set_inheritable(device, False)
         ioas, node = Ioas(iommufd), paths.device_node(found.name)
-        attach(paths, bdf, node, device, ioas, iommufd, token)
+        attach(paths, bdf, node, device, ioas, token)
         opened = VfioDevice(bdf, "iommufd", device, ioas)
         undo.pop_all()
     return opened

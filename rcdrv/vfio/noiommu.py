@@ -189,10 +189,9 @@ def open_by_node(bdf: str, name: str, paths: Paths, token: str | None = None) ->
     """Open a function by its own node; iommufd pins its memory (since Linux 7.3)."""
     node = paths.device_node(name)
     with contextlib.ExitStack() as undo:
-        iommufd = open_node(paths, bdf, paths.iommufd_node, undo)
-        ioas = Ioas(iommufd)
+        ioas = Ioas(open_node(paths, bdf, paths.iommufd_node, undo))
         device = open_node(paths, bdf, node, undo)
-        attach(paths, bdf, node, device, ioas, iommufd, token)
+        attach(paths, bdf, node, device, ioas, token)
 
         def locate(memory: mmap.mmap) -> tuple[int, int]:
             iova = ioas.map_anywhere(_address(memory), len(memory))
