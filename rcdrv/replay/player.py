@@ -14,19 +14,35 @@ import contextlib
 import mmap
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import Departed, DeviceLost, HostError, UsageError
 from rcdrv.replay.buffers import Buffer, Buffers
-from rcdrv.replay.clock import VirtualClock
 from rcdrv.replay.contents import Written, cut, digest, pieces, unpack
 from rcdrv.replay.order import Order
 from rcdrv.replay.recording import Event, Place, Recording, error_of, register, told
+from rcdrv.wait import Clock
 
+_ACCESS_TIME = 20e-6  # seconds per access beyond the recording, so that a busy loop ends
 _COMMAND = 4
 _CUT_OFF = {(): "at its largest size", ("killed",): "as the run was killed, or the disk was full"}
 _GRAIN = 1 << 16  # largest page size: buffers are whole pages
+
+
+class VirtualClock(Clock):
+    """Clock that advances with recorded events, and with waits without an event."""
+
+    def __init__(self, wait: Callable[[select.epoll, float, int], list[tuple[int, int]]]) -> None:
+        self.time = 0.0
+        self.now = lambda: self.time
+        self.now_ns = lambda: int(self.time * 1e9)
+        self.sleep = self.advance
+        self.poll = wait
+
+    def advance(self, seconds: float) -> None:
+        """Advance by ``seconds``, at least by the time of an access."""
+        self.time += max(seconds, _ACCESS_TIME)
 
 
 class Player(Device):

@@ -256,23 +256,20 @@ def open_sysfs(bdf: str, paths: Paths, token: str | None = None) -> SysfsDevice:
             hint=f"wake it up, as root: echo on > {folder}/power/control; "
             f"then, if it stays suspended: rcdrv rescan {bdf}",
         )
-    config = -1
-    try:
-        config = os.open(folder / "config", os.O_RDWR | os.O_CLOEXEC)
-        fcntl.flock(config, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return SysfsDevice(bdf, config, paths)
-    except BlockingIOError:
-        os.close(config)
-        raise HostError(
-            f"{bdf} is in use by another rcdrv", hint="end the other one first"
-        ) from None
-    except OSError as error:
-        if config >= 0:
-            os.close(config)
-        raise _failure(paths, bdf, "cannot be opened", error) from error
-    except BaseException:
-        os.close(config)
-        raise
+    with contextlib.ExitStack() as undo:
+        try:
+            config = os.open(folder / "config", os.O_RDWR | os.O_CLOEXEC)
+            undo.callback(os.close, config)
+            fcntl.flock(config, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            opened = SysfsDevice(bdf, config, paths)
+        except BlockingIOError:
+            raise HostError(
+                f"{bdf} is in use by another rcdrv", hint="end the other one first"
+            ) from None
+        except OSError as error:
+            raise _failure(paths, bdf, "cannot be opened", error) from error
+        undo.pop_all()
+    return opened
 
 
 def _failure(paths: Paths, bdf: str, what: str, error: OSError) -> RcdrvError:

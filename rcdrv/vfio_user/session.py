@@ -8,11 +8,11 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rcdrv.device import Area, DeviceFlag, DmaFlag, IrqFlag, IrqKind, RegionFlag
 from rcdrv.vfio_user import wire
-from rcdrv.vfio_user.dma import DmaSpace
+from rcdrv.vfio_user.dma import DmaSpace, SharedFile
 from rcdrv.vfio_user.irqs import ServedIrqs
 from rcdrv.vfio_user.messages import (
     REGION_INFO_SIZE,
@@ -365,19 +365,12 @@ class Session:
         return request.pack(), ()
 
     def dma_read(self, address: int, size: int) -> bytes:
-        self._dma.check(address, size, DmaFlag.READ)
-        parts = []
-        done = 0
-        while done < size:
-            here = address + done
-            file, offset, length = self._dma.find(here, size - done, DmaFlag.READ)
-            if file is not None:
-                parts.append(file.read(offset, length))
-            else:
-                length = min(length, self._chunk)
-                parts.append(self._ask(WireCommand.DMA_READ, DmaAccess(here, length)))
-            done += length
-        return b"".join(parts)  # a single part is not copied
+        return b"".join(  # a single part is not copied
+            self._ask(WireCommand.DMA_READ, DmaAccess(at, length))
+            if file is None
+            else file.read(offset, length)
+            for file, offset, at, length in self._parts(address, size, DmaFlag.READ)
+        )
 
     def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
         file, offset, length = self._dma.find(address, size, DmaFlag.READ)
@@ -391,22 +384,28 @@ class Session:
         return self._dma.find(address, size, DmaFlag.READ)[2]
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
-        self._dma.check(address, len(data), DmaFlag.WRITE)
-        done = 0
-        while done < len(data):
-            here = address + done
-            file, offset, length = self._dma.find(here, len(data) - done, DmaFlag.WRITE)
-            if file is not None:
-                file.write(offset, data[done : done + length])
+        for file, offset, at, length in self._parts(address, len(data), DmaFlag.WRITE):
+            part = data[at - address : at - address + length]
+            if file is None:
+                self._ask(WireCommand.DMA_WRITE, DmaAccess(at, length, bytes(part)))
             else:
-                length = min(length, self._chunk)
-                chunk = bytes(data[done : done + length])
-                self._ask(WireCommand.DMA_WRITE, DmaAccess(here, length, chunk))
-            done += length
+                file.write(offset, part)
 
-    @property
-    def _chunk(self) -> int:
-        return min(wire.MAX_DATA_XFER_SIZE, self._client.max_data_xfer_size)
+    def _parts(
+        self, address: int, size: int, access: DmaFlag
+    ) -> Iterator[tuple[SharedFile | None, int, int, int]]:
+        """Yield (file, place in it, bus address, size) of each part of a range, file by file.
+
+        Each is looked up when it is due: the client may unmap it while a message is awaited.
+        """
+        self._dma.check(address, size, access)
+        end = address + size
+        while address < end:
+            file, offset, length = self._dma.find(address, end - address, access)
+            if file is None:
+                length = min(length, wire.MAX_DATA_XFER_SIZE, self._client.max_data_xfer_size)
+            yield file, offset, address, length
+            address += length
 
     def _ask(self, command: WireCommand, access: DmaAccess) -> bytes:
         """Send DMA_READ or DMA_WRITE, and serve requests of the client until it answers.
