@@ -238,7 +238,6 @@ class DmaSpace:
             file.close()
 
     def clear(self) -> None:
-        """Remove every mapping."""
         mappings, self._mappings, self._starts = self._mappings, {}, []
         for mapping in mappings.values():
             self._release(mapping)
