@@ -25,7 +25,7 @@ def take_descriptor(
 ) -> VfioDevice:
     """Return the function behind a descriptor: see :func:`rcdrv.vfio.open_descriptor`."""
     found = _sysfs(paths, device, "vfio-dev", _NODES)
-    bdf = _address(found)
+    bdf = (found / "device").resolve().name
     if found.name.startswith("noiommu-"):
         raise HostError(
             f"descriptor {device}: {bdf} has no IOMMU, so it cannot be opened by descriptor",
@@ -38,7 +38,8 @@ def take_descriptor(
             _sysfs(paths, iommufd, "misc", str(paths.iommufd_node))
             os.set_inheritable(iommufd, False)
         os.set_inheritable(device, False)
-        ioas, node = Ioas(iommufd), paths.device_node(found.name)
+        node = paths.device_node(found.name)
+        ioas = Ioas(iommufd)
         attach(paths, bdf, node, device, ioas, token)
         opened = VfioDevice(bdf, "iommufd", device, ioas)
         undo.pop_all()
@@ -47,11 +48,7 @@ def take_descriptor(
 
 def function_of(device: int, paths: Paths) -> str:
     """Return the PCI address of the function behind a descriptor, which stays the caller's."""
-    return _address(_sysfs(paths, device, "vfio-dev", _NODES))
-
-
-def _address(found: Path) -> str:
-    return (found / "device").resolve().name
+    return (_sysfs(paths, device, "vfio-dev", _NODES) / "device").resolve().name
 
 
 def _sysfs(paths: Paths, fd: int, kind: str, wanted: str) -> Path:

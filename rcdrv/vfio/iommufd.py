@@ -47,8 +47,7 @@ class Ioas:
             command(iommufd, uapi.IOAS_ALLOC, request)
         except OSError as error:
             raise refused("iommufd cannot allocate an address space", error) from error
-        self.iommufd = iommufd
-        """Descriptor of ``/dev/iommu``; -1 once closed."""
+        self.fd = iommufd
         self.id = request.out_ioas_id
         """ID of the address space in iommufd."""
         # The kernel unmaps everything within a range, so exact mappings are checked here.
@@ -62,7 +61,7 @@ class Ioas:
                 ioas_id=self.id, num_iovas=room, allowed_iovas=ctypes.addressof(found)
             )
             try:
-                command(self.iommufd, uapi.IOAS_IOVA_RANGES, request)
+                command(self.fd, uapi.IOAS_IOVA_RANGES, request)
             except OSError as error:
                 if error.errno == errno.EMSGSIZE and request.num_iovas > room:
                     room = request.num_iovas
@@ -85,7 +84,7 @@ class Ioas:
         request.flags |= uapi.MapFlag.READABLE | uapi.MapFlag.WRITEABLE
         request.ioas_id, request.user_va, request.length = self.id, address, size
         try:
-            command(self.iommufd, uapi.IOAS_MAP, request)
+            command(self.fd, uapi.IOAS_MAP, request)
         except OSError as error:
             what = f"cannot map {size:#x} bytes at IOVA {request.iova:#x}"
             raise cannot_map(what, size, error, counter="VmPin") from error
@@ -96,7 +95,7 @@ class Ioas:
             raise UsageError(f"no DMA mapping of {size:#x} bytes at IOVA {iova:#x}")
         request = uapi.IoasUnmap(ioas_id=self.id, iova=iova, length=size)
         try:
-            command(self.iommufd, uapi.IOAS_UNMAP, request)
+            command(self.fd, uapi.IOAS_UNMAP, request)
         except OSError as error:
             raise refused(f"cannot unmap {size:#x} bytes at IOVA {iova:#x}", error) from error
         del self._mapped[iova]
@@ -108,14 +107,14 @@ class Ioas:
         """
         request = uapi.IoasNoiommuGetPa(ioas_id=self.id, iova=iova, length=size)
         try:
-            command(self.iommufd, uapi.IOAS_NOIOMMU_GET_PA, request)
+            command(self.fd, uapi.IOAS_NOIOMMU_GET_PA, request)
         except OSError as error:
             raise refused("the kernel does not report physical addresses", error) from error
         return request.out_phys, request.length
 
     def close(self) -> None:
-        if self.iommufd >= 0:
-            fd, self.iommufd = self.iommufd, -1
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
             os.close(fd)
 
 
@@ -142,7 +141,7 @@ def open_iommufd(bdf: str, paths: Paths, token: str | None = None) -> VfioDevice
 def attach(paths: Paths, bdf: str, node: Path, device: int, ioas: Ioas, token: str | None) -> None:
     """Bind the function of ``device``, an open ``node``, and attach it to an address space."""
     try:
-        bind(device, ioas.iommufd, token)
+        bind(device, ioas.fd, token)
     except OSError as error:
         raise _cannot_bind(paths, bdf, node, error, token) from error
     request = uapi.AttachIommufdPt(ctypes.sizeof(uapi.AttachIommufdPt), pt_id=ioas.id)

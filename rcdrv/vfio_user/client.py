@@ -208,7 +208,7 @@ class Client:
             return 0
         try:
             with self._caller.call(
-                WireCommand.DEVICE_GET_IRQ_INFO, IrqInfo(index=kind).pack()
+                WireCommand.DEVICE_GET_IRQ_INFO, IrqInfo(kind).pack()
             ) as message:
                 info = self._caller.unpack(IrqInfo.unpack, message.body)
         except Refused:

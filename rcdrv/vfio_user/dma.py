@@ -136,8 +136,8 @@ class DmaMapping:
 
     address: int
     size: int
-    flags: int
-    """Bits of :class:`rcdrv.device.DmaFlag`."""
+    readable: bool
+    writable: bool
     file: SharedFile | None
     offset: int
 
@@ -172,8 +172,10 @@ class DmaSpace:
         if len(self._starts) >= self._limit:
             raise Refused(errno.ENOSPC)
         file = self._share(fd, request) if fd >= 0 else None
+        readable, writable = bool(flags & DmaFlag.READ), bool(flags & DmaFlag.WRITE)
+        mapping = DmaMapping(address, size, readable, writable, file, request.offset)
         bisect.insort(self._starts, address)
-        self._mappings[address] = DmaMapping(address, size, flags, file, request.offset)
+        self._mappings[address] = mapping
 
     def _share(self, fd: int, request: DmaMap) -> SharedFile:
         status = os.fstat(fd)
@@ -238,28 +240,28 @@ class DmaSpace:
             file.close()
 
     def clear(self) -> None:
+        """Remove every mapping."""
         mappings, self._mappings, self._starts = self._mappings, {}, []
         for mapping in mappings.values():
             self._release(mapping)
 
     def find(self, address: int, size: int, access: DmaFlag) -> tuple[SharedFile | None, int, int]:
-        """Find the mapping at ``address``.
+        """Return where ``address`` is: the file (None: by messages), the offset in it, and how many
+        of the ``size`` bytes the mapping contains.
 
-        :returns: its file, None for access by messages; the place of ``address`` in the file; how
-            many of the ``size`` bytes are in the mapping
         :raises DmaFault: the address is not mapped, or not for this access
         """
         index = bisect.bisect_right(self._starts, address) - 1
         mapping = self._mappings[self._starts[index]] if index >= 0 else None
         if mapping is None or mapping.end <= address:
             raise DmaFault(f"the client has mapped nothing at {address:#x}")
-        if not mapping.flags & int(access):
+        if not (mapping.writable if access is DmaFlag.WRITE else mapping.readable):
             raise DmaFault(f"the client's mapping at {address:#x} does not permit {access.name}")
-        start = address - mapping.address
-        return mapping.file, mapping.offset + start, min(size, mapping.size - start)
+        offset = mapping.offset + address - mapping.address
+        return mapping.file, offset, min(size, mapping.end - address)
 
     def check(self, address: int, size: int, access: DmaFlag) -> None:
         """Raise :class:`DmaFault` unless the whole range permits this access."""
         while size > 0:
-            *_, length = self.find(address, size, access)
+            length = self.find(address, size, access)[2]
             address, size = address + length, size - length

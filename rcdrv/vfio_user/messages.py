@@ -17,32 +17,30 @@ from rcdrv.device import CAP_SPARSE_MMAP, Area, IrqKind, RegionFlag, SetIrqs, ca
 from rcdrv.record import record
 from rcdrv.vfio_user.wire import ProtocolError
 
-TYPE_CHECKING = False  # without importing typing: see rcdrv.record
-if TYPE_CHECKING:
-    from typing import ClassVar, TypeVar
-
-    _T = TypeVar("_T", bound="_Structure")
-
 
 def _check_size(what: str, data: bytes, size: int) -> None:
     if len(data) != size:
         raise ProtocolError(f"{what} has {len(data)} bytes instead of {size}")
 
 
-def _check_argsz(what: str, data: bytes, form: Struct) -> None:
-    """Check the length of a structure that begins with argsz, and argsz itself."""
+def _with_argsz(what: str, data: bytes, form: Struct) -> tuple[int, ...]:
+    """Return the fields of a structure that begins with argsz, after checks of length and argsz."""
     if len(data) < form.size:
         raise ProtocolError(f"{what} has {len(data)} bytes instead of {form.size}")
-    argsz = int(_U32.unpack_from(data)[0])
-    if argsz < form.size:
-        raise ProtocolError(f"{what}: argsz is {argsz}, below {form.size}")
+    fields = form.unpack_from(data)
+    if fields[0] < form.size:
+        raise ProtocolError(f"{what}: argsz is {fields[0]}, below {form.size}")
+    return fields
 
 
-_U32 = Struct("=I")
+_DMA_MAP = Struct("=IIQQQ")
+_DMA_UNMAP = Struct("=IIQQ")
+_DEVICE_INFO = Struct("=IIII")
 _REGION_INFO = Struct("=IIIIQQ")
 _CAP_HEADER = Struct("=HHI")
 _SPARSE_MMAP = Struct("=II")
 _AREA = Struct("=QQ")
+_IRQ_INFO = Struct("=IIII")
 _IRQ_SET = Struct("=IIIII")
 _REGION_ACCESS = Struct("=QII")
 _DMA_ACCESS = Struct("=QQ")
@@ -62,32 +60,21 @@ MAX_VECTORS = {
 }
 
 
-class _Structure:
-    """A body that consists of argsz and the fields of a record."""
-
-    FORM: ClassVar[Struct]
-    NAME: ClassVar[str]
-    __match_args__: ClassVar[tuple[str, ...]]
-
-    def pack(self) -> bytes:
-        fields = (getattr(self, name) for name in self.__match_args__)
-        return self.FORM.pack(self.FORM.size, *fields)
-
-    @classmethod
-    def unpack(cls: type[_T], data: bytes) -> _T:
-        _check_argsz(cls.NAME, data, cls.FORM)
-        return cls(*cls.FORM.unpack_from(data)[1:])
-
-
 @record
-class DmaMap(_Structure):
+class DmaMap:
     """DMA_MAP: ``size`` bytes at bus address ``address``, from ``offset`` of the file on."""
 
-    FORM, NAME = Struct("=IIQQQ"), "DMA_MAP"
     flags: int
     offset: int
     address: int
     size: int
+
+    def pack(self) -> bytes:
+        return _DMA_MAP.pack(_DMA_MAP.size, self.flags, self.offset, self.address, self.size)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> DmaMap:
+        return cls(*_with_argsz("DMA_MAP", data, _DMA_MAP)[1:])
 
 
 UNMAP_GET_DIRTY_BITMAP = 1
@@ -96,23 +83,35 @@ UNMAP_ALL = 2
 
 
 @record
-class DmaUnmap(_Structure):
+class DmaUnmap:
     """DMA_UNMAP, request and reply."""
 
-    FORM, NAME = Struct("=IIQQ"), "DMA_UNMAP"
     flags: int
     address: int
     size: int
 
+    def pack(self) -> bytes:
+        return _DMA_UNMAP.pack(_DMA_UNMAP.size, self.flags, self.address, self.size)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> DmaUnmap:
+        return cls(*_with_argsz("DMA_UNMAP", data, _DMA_UNMAP)[1:])
+
 
 @record
-class DeviceInfo(_Structure):
+class DeviceInfo:
     """DEVICE_GET_INFO, request (all zero) and reply."""
 
-    FORM, NAME = Struct("=IIII"), "DEVICE_GET_INFO"
     flags: int = 0
     num_regions: int = 0
     num_irqs: int = 0
+
+    def pack(self) -> bytes:
+        return _DEVICE_INFO.pack(_DEVICE_INFO.size, self.flags, self.num_regions, self.num_irqs)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> DeviceInfo:
+        return cls(*_with_argsz("DEVICE_GET_INFO", data, _DEVICE_INFO)[1:])
 
 
 @record
@@ -127,8 +126,7 @@ class RegionInfoRequest:
 
     @classmethod
     def unpack(cls, data: bytes) -> RegionInfoRequest:
-        _check_argsz("DEVICE_GET_REGION_INFO", data, _REGION_INFO)
-        fields = _REGION_INFO.unpack_from(data)
+        fields = _with_argsz("DEVICE_GET_REGION_INFO", data, _REGION_INFO)
         return cls(fields[2], fields[0])
 
 
@@ -209,8 +207,7 @@ class WireRegionInfo:
     @classmethod
     def unpack(cls, data: bytes) -> WireRegionInfo:
         what = "DEVICE_GET_REGION_INFO"
-        _check_argsz(what, data, _REGION_INFO)
-        argsz, flags, index, cap_offset, size, offset = _REGION_INFO.unpack_from(data)
+        argsz, flags, index, cap_offset, size, offset = _with_argsz(what, data, _REGION_INFO)
         areas = None
         if flags & RegionFlag.CAPS and argsz <= len(data):
             areas = _find_areas(what, data, cap_offset)
@@ -231,13 +228,20 @@ def _find_areas(what: str, data: bytes, offset: int) -> tuple[Area, ...] | None:
 
 
 @record
-class IrqInfo(_Structure):
+class IrqInfo:
     """DEVICE_GET_IRQ_INFO, request (only ``index``) and reply."""
 
-    FORM, NAME = Struct("=IIII"), "DEVICE_GET_IRQ_INFO"
+    index: int
     flags: int = 0
-    index: int = 0
     count: int = 0
+
+    def pack(self) -> bytes:
+        return _IRQ_INFO.pack(_IRQ_INFO.size, self.flags, self.index, self.count)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> IrqInfo:
+        _argsz, flags, index, count = _with_argsz("DEVICE_GET_IRQ_INFO", data, _IRQ_INFO)
+        return cls(index, flags, count)
 
 
 @record
@@ -285,8 +289,7 @@ class IrqSet:
 
     @classmethod
     def unpack(cls, data: bytes) -> IrqSet:
-        _check_argsz("DEVICE_SET_IRQS", data, _IRQ_SET)
-        _argsz, flags, index, start, count = _IRQ_SET.unpack_from(data)
+        _argsz, flags, index, start, count = _with_argsz("DEVICE_SET_IRQS", data, _IRQ_SET)
         return cls(flags, index, start, count, data[_IRQ_SET.size :])
 
 

@@ -13,7 +13,8 @@ import socket
 
 from rcdrv.device import CONFIG_REGION, IrqKind
 from rcdrv.vfio_user.served import ServedDevice
-from rcdrv.vfio_user.session import Session, Stop, complain
+from rcdrv.vfio_user.session import Session, complain
+from rcdrv.vfio_user.stop import Stop
 
 
 class Server:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from rcdrv.device import Area, DeviceFlag, DmaFlag, IrqFlag, IrqKind, RegionFlag
 from rcdrv.vfio_user import wire
-from rcdrv.vfio_user.dma import DmaSpace, SharedFile
+from rcdrv.vfio_user.dma import DmaSpace
 from rcdrv.vfio_user.irqs import ServedIrqs
 from rcdrv.vfio_user.messages import (
     REGION_INFO_SIZE,
@@ -29,6 +28,7 @@ from rcdrv.vfio_user.messages import (
     unpack_access,
 )
 from rcdrv.vfio_user.served import DmaFault, ServedDevice, ServedRegion
+from rcdrv.vfio_user.stop import Stop
 from rcdrv.vfio_user.version import MAJOR, MINOR, PAGE_SIZES, Capabilities, Version
 from rcdrv.vfio_user.wire import Connection, Message, Refused, WireCommand
 from rcdrv.wait import Deadline, Readable
@@ -38,33 +38,6 @@ _DONE: _Reply = (b"", ())
 _READ, _WRITE = int(RegionFlag.READ), int(RegionFlag.WRITE)
 _WITH_FDS = (WireCommand.VERSION, WireCommand.DMA_MAP, WireCommand.DEVICE_SET_IRQS)
 """Commands that check their descriptors themselves."""
-
-
-class Stop:
-    """Request to end a server, from any thread or signal handler.
-
-    Its eventfd stays readable after :meth:`set`.
-    """
-
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.requested = False
-        self._poll = select.poll()
-        self._poll.register(self.fd, select.POLLIN)
-
-    def wait(self, seconds: float) -> None:
-        """Sleep until :meth:`set`, at most ``seconds``."""
-        self._poll.poll(seconds * 1000)
-
-    def set(self) -> None:
-        self.requested = True
-        if self.fd >= 0:
-            os.eventfd_write(self.fd, 1)
-
-    def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
 class Session:
@@ -293,7 +266,7 @@ class Session:
         flags = IrqFlag.EVENTFD
         if index == IrqKind.INTX:
             flags |= IrqFlag.MASKABLE | IrqFlag.AUTOMASKED
-        return IrqInfo(flags, index, self._irqs.count(index)).pack(), ()
+        return IrqInfo(index, flags, self._irqs.count(index)).pack(), ()
 
     def _reset(self, message: Message) -> _Reply:
         if message.body or not self._device.can_reset():
@@ -365,12 +338,19 @@ class Session:
         return request.pack(), ()
 
     def dma_read(self, address: int, size: int) -> bytes:
-        return b"".join(  # a single part is not copied
-            self._ask(WireCommand.DMA_READ, DmaAccess(at, length))
-            if file is None
-            else file.read(offset, length)
-            for file, offset, at, length in self._parts(address, size, DmaFlag.READ)
-        )
+        self._dma.check(address, size, DmaFlag.READ)
+        parts = []
+        done = 0
+        while done < size:
+            here = address + done
+            file, offset, length = self._dma.find(here, size - done, DmaFlag.READ)
+            if file is not None:
+                parts.append(file.read(offset, length))
+            else:
+                length = min(length, self._chunk)
+                parts.append(self._ask(WireCommand.DMA_READ, DmaAccess(here, length)))
+            done += length
+        return b"".join(parts)  # a single part is not copied
 
     def dma_file(self, address: int, size: int) -> tuple[int, int] | None:
         file, offset, length = self._dma.find(address, size, DmaFlag.READ)
@@ -384,28 +364,28 @@ class Session:
         return self._dma.find(address, size, DmaFlag.READ)[2]
 
     def dma_write(self, address: int, data: bytes | memoryview) -> None:
-        for file, offset, at, length in self._parts(address, len(data), DmaFlag.WRITE):
-            part = data[at - address : at - address + length]
-            if file is None:
-                self._ask(WireCommand.DMA_WRITE, DmaAccess(at, length, bytes(part)))
+        if not data:
+            return
+        file, offset, length = self._dma.find(address, len(data), DmaFlag.WRITE)
+        if length == len(data) and file is not None:
+            file.write(offset, data)
+            return
+        self._dma.check(address, len(data), DmaFlag.WRITE)
+        done = 0
+        while done < len(data):
+            here = address + done
+            file, offset, length = self._dma.find(here, len(data) - done, DmaFlag.WRITE)
+            if file is not None:
+                file.write(offset, data[done : done + length])
             else:
-                file.write(offset, part)
+                length = min(length, self._chunk)
+                chunk = bytes(data[done : done + length])
+                self._ask(WireCommand.DMA_WRITE, DmaAccess(here, length, chunk))
+            done += length
 
-    def _parts(
-        self, address: int, size: int, access: DmaFlag
-    ) -> Iterator[tuple[SharedFile | None, int, int, int]]:
-        """Yield (file, place in it, bus address, size) of each part of a range, file by file.
-
-        Each is looked up when it is due: the client may unmap it while a message is awaited.
-        """
-        self._dma.check(address, size, access)
-        end = address + size
-        while address < end:
-            file, offset, length = self._dma.find(address, end - address, access)
-            if file is None:
-                length = min(length, wire.MAX_DATA_XFER_SIZE, self._client.max_data_xfer_size)
-            yield file, offset, address, length
-            address += length
+    @property
+    def _chunk(self) -> int:
+        return min(wire.MAX_DATA_XFER_SIZE, self._client.max_data_xfer_size)
 
     def _ask(self, command: WireCommand, access: DmaAccess) -> bytes:
         """Send DMA_READ or DMA_WRITE, and serve requests of the client until it answers.

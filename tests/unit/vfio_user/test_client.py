@@ -679,7 +679,7 @@ def test_a_region_that_the_server_will_not_describe() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", messages.IrqInfo(1, 2, 4).pack(), messages.IrqInfo(1, 1, 33).pack()]
+    "body", [b"", messages.IrqInfo(2, 1, 4).pack(), messages.IrqInfo(1, 1, 33).pack()]
 )
 def test_irq_info_that_lies(body: bytes) -> None:
     with (

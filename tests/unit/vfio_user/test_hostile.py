@@ -73,7 +73,7 @@ SENSIBLE = [
     (WireCommand.DMA_UNMAP, messages.DmaUnmap(0, 0x10000, 4096).pack()),
     (WireCommand.DEVICE_GET_INFO, messages.DeviceInfo().pack()),
     (WireCommand.DEVICE_GET_REGION_INFO, messages.RegionInfoRequest(BAR_MAPPED, 4096).pack()),
-    (WireCommand.DEVICE_GET_IRQ_INFO, messages.IrqInfo(index=1).pack()),
+    (WireCommand.DEVICE_GET_IRQ_INFO, messages.IrqInfo(1).pack()),
     (WireCommand.DEVICE_SET_IRQS, messages.IrqSet(0x24, IrqKind.MSI, 0, 2).pack()),
     (WireCommand.DEVICE_SET_IRQS, messages.IrqSet(0x14, IrqKind.INTX, 0, 1).pack()),
     (WireCommand.REGION_READ, messages.RegionAccess(0, BAR_TRAPPED, 65536).pack()),

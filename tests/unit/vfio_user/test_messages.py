@@ -136,7 +136,7 @@ def test_random_bytes_are_unpacked_or_refused(
         messages.DmaUnmap(0, 4096, 4096),
         messages.DeviceInfo(2, 9, 5),
         messages.RegionInfoRequest(0),
-        messages.IrqInfo(index=1),
+        messages.IrqInfo(1),
         messages.IrqSet(0x21, 1, 0, 0),
         messages.WriteMulti((messages.RegionAccess(0, 0, 4, b"abcd"),)),
     ],

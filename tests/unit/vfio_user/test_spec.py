@@ -156,7 +156,7 @@ def test_a_server_offers_a_subset_of_what_was_proposed(
     [
         (WireCommand.DEVICE_GET_INFO, messages.DeviceInfo().pack()),
         (WireCommand.DEVICE_GET_REGION_INFO, messages.RegionInfoRequest(0, 4096).pack()),
-        (WireCommand.DEVICE_GET_IRQ_INFO, messages.IrqInfo(index=IrqKind.MSI).pack()),
+        (WireCommand.DEVICE_GET_IRQ_INFO, messages.IrqInfo(IrqKind.MSI).pack()),
         (
             WireCommand.DEVICE_SET_IRQS,
             messages.IrqSet(SetIrqs.DATA_NONE | SetIrqs.ACTION_TRIGGER, IrqKind.MSI, 0, 0).pack(),
