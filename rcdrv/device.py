@@ -10,9 +10,11 @@ from __future__ import annotations
 import mmap
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum, IntFlag
+from struct import Struct, iter_unpack
 
+from rcdrv.errors import RcdrvError
 from rcdrv.record import record
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
@@ -57,6 +59,50 @@ class RegionFlag(IntFlag):
 
 CAP_SPARSE_MMAP = 1
 """VFIO_REGION_INFO_CAP_SPARSE_MMAP: the capability that lists a region's mappable areas."""
+
+
+_CAP_HEADER = Struct("=HHI")
+"""struct vfio_info_cap_header: id, version, offset of the next one."""
+_COUNT = Struct("=II")
+
+
+def capabilities(
+    answer: bytes, fixed: int, first: int, wrong: Callable[[str], RcdrvError]
+) -> Iterator[tuple[int, bytes]]:
+    """Walk the capability chain of an INFO answer, which is not trusted.
+
+    :param fixed: size of the structure before the chain
+    :param first: its ``cap_offset``; 0 if there is no chain
+    :param wrong: makes the error for a chain that loops or leaves the answer
+    :returns: (id, rest of the answer after the capability's header) of each capability
+    """
+    seen: set[int] = set()
+    offset = first
+    while offset:
+        if offset in seen:
+            raise wrong(f"the capability chain is broken: it loops at {offset:#x}")
+        if not fixed <= offset <= len(answer) - _CAP_HEADER.size:
+            raise wrong(f"the capability chain is broken: {offset:#x} is outside the answer")
+        seen.add(offset)
+        identity, _version, following = _CAP_HEADER.unpack_from(answer, offset)
+        yield identity, answer[offset + _CAP_HEADER.size :]
+        offset = following
+
+
+def pairs(body: bytes, wrong: Callable[[str], RcdrvError]) -> list[tuple[int, int]]:
+    """Return the pairs of a capability: ``__u32 count, reserved``, then pairs of __u64.
+
+    Sparse mmap areas and IOVA ranges have this form.
+
+    :param wrong: makes the error for a count that exceeds the size of the body
+    """
+    if len(body) < _COUNT.size:
+        raise wrong("a capability is truncated")
+    count, _ = _COUNT.unpack_from(body)
+    end = _COUNT.size + 16 * count
+    if end > len(body):
+        raise wrong(f"a capability announces {count} entries in {len(body) - _COUNT.size} bytes")
+    return list(iter_unpack("=QQ", body[_COUNT.size : end]))
 
 
 class IrqFlag(IntFlag):

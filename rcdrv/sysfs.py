@@ -11,10 +11,18 @@ import re
 from pathlib import Path
 
 from rcdrv.errors import HostError, UsageError
+from rcdrv.pci import Bar
 from rcdrv.record import record
 
 DRIVER = "vfio-pci"
 _IPC_LOCK = 14
+
+# include/linux/ioport.h
+_IORESOURCE_IO = 0x100
+_IORESOURCE_MEM = 0x200
+_IORESOURCE_PREFETCH = 0x2000
+_IORESOURCE_MEM_64 = 0x100000
+_IORESOURCE_UNSET = 0x20000000
 
 _ADDRESS = re.compile(
     r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([01]?[0-9a-f])\.([0-7])", re.IGNORECASE
@@ -83,6 +91,29 @@ def text_of(path: Path) -> str:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def bars_in(resource: str) -> tuple[Bar, ...]:
+    """Return the BARs that a function's ``resource`` file lists, with addresses of this host.
+
+    An address is 0 if the kernel assigned none.
+    """
+    found = []
+    for index, line in enumerate(resource.splitlines()[:6]):
+        start, end, flags = (int(word, 16) for word in line.split())
+        if not flags & (_IORESOURCE_MEM | _IORESOURCE_IO) or end <= start:
+            continue
+        found.append(
+            Bar(
+                index,
+                size=end - start + 1,
+                is_memory=bool(flags & _IORESOURCE_MEM),
+                is_64bit=bool(flags & _IORESOURCE_MEM_64),
+                prefetchable=bool(flags & _IORESOURCE_PREFETCH),
+                address=0 if flags & _IORESOURCE_UNSET else start,
+            )
+        )
+    return tuple(found)
 
 
 def driver_of(function: Path) -> str | None:

@@ -31,9 +31,10 @@ class Clock:
     """Nanoseconds, monotonic; for latencies."""
     sleep: Callable[[float], None] = staticmethod(time.sleep)
 
-    def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
-        """Sleep until a descriptor of ``epoll`` is ready, at most ``seconds``."""
-        return epoll.poll(seconds, most)
+    poll: Callable[[select.epoll, float, int], list[tuple[int, int]]] = staticmethod(
+        select.epoll.poll
+    )
+    """Sleep until a descriptor is ready, at most so many seconds; return so many at most."""
 
 
 MONOTONIC = Clock()

@@ -14,6 +14,7 @@ from rcdrv.mmio import TrappedWindow
 from rcdrv.sysfs import (
     DRIVER,
     Paths,
+    bars_in,
     driver_of,
     group_members,
     group_of,
@@ -26,13 +27,6 @@ from rcdrv.sysfs import (
 # Drivers that leave the DMA of their IOMMU group to user space: VFIO's own, and every other in
 # Linux 7.3 with .driver_managed_dma (iommu_device_use_default_domain()).
 SHARING_DRIVERS = frozenset({DRIVER, "pci-stub", "pcieport"})
-
-# include/linux/ioport.h
-_IORESOURCE_IO = 0x100
-_IORESOURCE_MEM = 0x200
-_IORESOURCE_PREFETCH = 0x2000
-_IORESOURCE_MEM_64 = 0x100000
-_IORESOURCE_UNSET = 0x20000000
 
 
 class HostFunction:
@@ -81,22 +75,7 @@ class HostFunction:
     @property
     def bars(self) -> tuple[pci.Bar, ...]:
         """Implemented BARs, with host addresses; 0 if the kernel assigned none."""
-        found = []
-        for index, line in enumerate(self.text("resource").splitlines()[:6]):
-            start, end, flags = (int(word, 16) for word in line.split())
-            if not flags & (_IORESOURCE_MEM | _IORESOURCE_IO) or end <= start:
-                continue
-            found.append(
-                pci.Bar(
-                    index,
-                    size=end - start + 1,
-                    is_memory=bool(flags & _IORESOURCE_MEM),
-                    is_64bit=bool(flags & _IORESOURCE_MEM_64),
-                    prefetchable=bool(flags & _IORESOURCE_PREFETCH),
-                    address=0 if flags & _IORESOURCE_UNSET else start,
-                )
-            )
-        return tuple(found)
+        return bars_in(self.text("resource"))
 
     @property
     def lost_bars(self) -> tuple[int, ...]:

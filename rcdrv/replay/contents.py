@@ -43,6 +43,11 @@ def pieces(offset: int, size: int) -> list[tuple[int, int]]:
     return [(one, other - one) for one, other in pairwise(cuts)]
 
 
+def cut(offset: int, data: bytes) -> list[tuple[int, bytes]]:
+    """Return the pieces of a block, each with its offset."""
+    return [(at, data[at - offset : at - offset + n]) for at, n in pieces(offset, len(data))]
+
+
 class Written:
     """The blocks that a driver wrote last: recorder and player remember the same."""
 
@@ -50,16 +55,16 @@ class Written:
         self._blocks: dict[tuple[int, int, int], bytes] = {}
         self._kept = 0
 
-    def keep(self, region: int, offset: int, data: bytes) -> None:
+    def keep(self, place: tuple[int, int, int], data: bytes) -> None:
         self._kept += len(data)
         if self._kept > _KEPT:
             self._kept = len(data)
             self._blocks.clear()
-        self._blocks[region, offset, len(data)] = data
+        self._blocks[place] = data
 
-    def known(self, region: int, offset: int, size: int) -> dict[str, bytes]:
+    def known(self, place: tuple[int, int, int]) -> dict[str, bytes]:
         """What :func:`pack` and :func:`unpack` may refer to for a block that is read."""
-        block = self._blocks.get((region, offset, size))
+        block = self._blocks.get(place)
         return {} if block is None else {"w": block}
 
 

@@ -10,10 +10,10 @@ and registers that it never changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-from rcdrv.replay.recording import Event
+from rcdrv.replay.recording import Event, Place
 
 FARTHEST = 1000
 """Events that one call may pass over."""
@@ -22,13 +22,6 @@ _GRAIN = 16  # bits; blocks are looked up by their pieces of 64 KiB
 _MANY = 16  # pieces; a larger block stands for its whole BAR
 
 Word = tuple[int, int]
-Place = tuple[int, int, int]
-"""Region, offset, size of an aligned access."""
-
-
-def place_of(fields: Sequence[str]) -> Place:
-    region, offset, size = (int(field, 16) for field in fields[:3])
-    return region, offset, size
 
 
 def _word(place: Place) -> Word:
@@ -41,12 +34,6 @@ def _shift(place: Place) -> int:
 
 def _mask(place: Place) -> int:
     return (1 << 8 * place[2]) - 1 << _shift(place)
-
-
-def _value(event: Event) -> int | None:
-    """What was read or written; None for an address, which each host has its own of."""
-    text = event.fields[3]
-    return None if text.startswith("@") else int(text, 16)
 
 
 def _pieces(place: Place) -> list[Word]:
@@ -106,12 +93,13 @@ class Memory:
         found.seen = len(self.writes)
         return contradicts
 
-    def write(self, place: Place, value: int | None) -> None:
+    def write(self, place: Place, value: int | str) -> None:
+        """Keep what was written; an address, which each host has its own of, is not known."""
         self.moment += 1
         self.writes.append(place)
         found, mask = self._at(_word(place)), _mask(place)
         found.fresh &= ~mask
-        if value is None:
+        if isinstance(value, str):
             found.known &= ~mask
             return
         found.value = found.value & ~mask | value << _shift(place) & mask
@@ -154,12 +142,11 @@ class _Survey:
         loud: set[Place] = set()
         memory, last, before = Memory(), None, None
         for at, event in enumerate(events):
-            if event.op in "rwRW" and event.fields[0] == "7":
+            if event.of_config:
                 continue
-            moved = event.op in "nld" or bool(event.error)
+            moved = event.of_device or bool(event.error)
             if event.op == "r" and not event.error:
-                place, value = place_of(event.fields), _value(event)
-                assert value is not None
+                place, value = event.place, event.value
                 moved = memory.see(place, value)
                 if moved:
                     word = _word(place)
@@ -168,16 +155,16 @@ class _Survey:
                     self.quiet.add(place)
             if moved and last is not None:
                 loud.add(last)
-            if event.op not in "wWz":
+            if not event.acts:
                 continue
             self.first_write = min(self.first_write, at)
             last = None
             if event.op == "w" and not event.error:
-                last = place_of(event.fields)
+                last = event.place
                 before = memory.last_value(last)
-                memory.write(last, _value(event))
+                memory.write(last, event.value)
             elif event.op == "W":
-                memory.write_block(place_of(event.fields))
+                memory.write_block(event.place)
         self.quiet -= loud
 
     def moves(self, place: Place) -> bool:
@@ -201,21 +188,26 @@ class Order:
         self.constants: set[Place] = set()
         """Registers that the endpoint never changes."""
         self._searched, self._loudest = 0, -1
-        self.recorded: dict[Place, str] = {}
-        self.driven: dict[Place, str] = {}
+        self.recorded: dict[Place, int | str] = {}
+        self.driven: dict[Place, int | str] = {}
         """What parameters are in the recording, and what the driver has made of them."""
         # What a search finds stays so until something happens: a register is polled often.
         self._found_at = (0, 0, 0)
-        self._found: dict[tuple[str, tuple[str, ...]], int | None] = {}
+        self._found: dict[tuple[str, tuple[int | str, ...]], int | None] = {}
 
     @cached_property
     def _survey(self) -> _Survey:
         """Made when a driver first does something else."""
         return _Survey(self.events)
 
+    def ahead(self, start: int) -> Iterator[tuple[int, Event]]:
+        """The events from ``start`` on, as far as one call may look, each with its number."""
+        for at in range(start, min(start + FARTHEST, len(self.events))):
+            yield at, self.events[at]
+
     # -- where a call of the driver is ----------------------------------------------------------
 
-    def find(self, op: str, fields: tuple[str, ...]) -> int | None:
+    def find(self, op: str, fields: tuple[int | str, ...]) -> int | None:
         """Return the next event that this call can be, if all before it may be left out."""
         now = self.next, self.memory.moment, len(self.owed)
         if self._found_at != now:
@@ -226,19 +218,18 @@ class Order:
             self._found[key] = self._look_for(op, fields)
         return self._found[key]
 
-    def _look_for(self, op: str, fields: tuple[str, ...]) -> int | None:
-        polled: set[tuple[str, ...]] = set()
+    def _look_for(self, op: str, fields: tuple[int | str, ...]) -> int | None:
+        polled: set[Place] = set()
         calm = True
-        for at in range(self.next, min(self.next + FARTHEST, len(self.events))):
-            event = self.events[at]
+        for at, event in self.ahead(self.next):
             if event.op == op and event.fields[: len(fields)] == fields:
                 return at
             if event.transparent:
-                calm = calm and event.op not in "nld"
-            elif event.fields[:3] in polled:
+                calm = calm and not event.of_device
+            elif event.place in polled:
                 return None
             elif self.superseded(at):
-                polled.add(event.fields[:3])
+                polled.add(event.place)
             elif not self._is_idle(at, calm) and not (op in "rimu" and self._can_wait(at)):
                 return None
         return None
@@ -252,10 +243,9 @@ class Order:
         event = self.events[at]
         if event.op != "r" or event.error or event.transparent:
             return False
-        for later in range(at + 1, min(at + FARTHEST, len(self.events))):
-            other = self.events[later]
+        for _, other in self.ahead(at + 1):
             if not other.transparent:
-                return other.op == "r" and other.fields[:3] == event.fields[:3]
+                return other.op == "r" and other.place == event.place
         return False
 
     def _is_idle(self, at: int, calm: bool = True) -> bool:
@@ -268,10 +258,10 @@ class Order:
         if event.error or event.op not in "rwR":
             return False
         if event.op == "R":
-            return event.fields[3] == "=w"
-        place, value = place_of(event.fields), _value(event)
-        if place[0] == 7:
-            return place[1:] == (4, 2) and value == self.command is not None
+            return bool(event.value == "=w")
+        place, value = event.place, event.value
+        if event.of_config:
+            return place[1:] == (4, 2) and bool(value == self.command)
         if place in self.parameters:
             return event.op == "w"
         if event.op == "w":
@@ -284,25 +274,21 @@ class Order:
     def _can_wait(self, at: int) -> bool:
         """Whether this is a read that would have found the same a little later."""
         event = self.events[at]
-        return (
-            event.op == "r" and not event.error and not self._survey.moves(place_of(event.fields))
-        )
+        return event.op == "r" and not event.error and not self._survey.moves(event.place)
 
     def remaining(self) -> int | None:
         """The first event that a driver which ends here has left out wrongly."""
-        left = [at for at in self.owed if not self._may_be_dropped(at)]
-        for at in range(self.next, len(self.events)):
-            if not self.events[at].transparent and not self._is_idle(at):
-                left.append(at)
-                break
-        return min(left, default=None)
+        missed = self.missed()
+        if missed is not None:
+            return missed
+        rest = range(self.next, len(self.events))
+        return next(
+            (at for at in rest if not self.events[at].transparent and not self._is_idle(at)), None
+        )
 
     def missed(self) -> int | None:
         """A read that was passed over, and has to come before anything is done."""
-        return next((at for at in self.owed if not self._may_be_dropped(at)), None)
-
-    def _may_be_dropped(self, at: int) -> bool:
-        return at < self._survey.first_write
+        return next((at for at in self.owed if at >= self._survey.first_write), None)
 
     def leave_out(self, at: int) -> None:
         """Go on past a read or a write that the driver has not made."""
@@ -311,28 +297,27 @@ class Order:
             return
         if event.op == "w":
             if self.is_parameter(event):
-                self.recorded[place_of(event.fields)] = event.fields[3]
+                self.recorded[event.place] = event.value
         elif self._is_idle(at):
             self.see(event)
         elif not self.superseded(at):
             self.owed.append(at)
 
-    def take_owed(self, fields: tuple[str, ...]) -> Event | None:
+    def take_owed(self, place: Place) -> Event | None:
         """A read that was passed over, and is made now."""
         for at in self.owed:
-            if self.events[at].fields[:3] == fields:
+            if self.events[at].place == place:
                 self.owed.remove(at)
                 return self.events[at]
         return None
 
     def _is_undisturbed(self) -> bool:
         """Whether the endpoint does nothing before the driver does what it did."""
-        for at in range(self.next, min(self.next + FARTHEST, len(self.events))):
-            event = self.events[at]
-            if event.op in "nld":
+        for at, event in self.ahead(self.next):
+            if event.of_device:
                 return False
             if not event.transparent and not self._is_idle(at):
-                return not (event.op == "r" and not self._can_wait(at))
+                return event.op != "r" or self._can_wait(at)
         return True
 
     # -- what is in the registers ---------------------------------------------------------------
@@ -366,41 +351,40 @@ class Order:
         return place in self._survey.quiet and self.value(place) == value
 
     def see(self, event: Event) -> None:
-        value = _value(event)
-        if value is not None:
-            self.memory.see(place_of(event.fields), value)
+        """Keep what the driver has read."""
+        self.memory.see(event.place, event.value)
 
     def happen(self, event: Event) -> None:
         """Keep what the driver has done."""
-        if event.op not in "wW" or event.error or event.fields[0] == "7":
+        if event.op not in "wW" or event.error or event.of_config:
             self.memory.moment += 1
         elif event.op == "W":
-            self.memory.write_block(place_of(event.fields))
+            self.memory.write_block(event.place)
         else:
-            place = place_of(event.fields)
-            self.memory.write(place, _value(event))
+            place = event.place
+            self.memory.write(place, event.value)
             if place in self.parameters:
-                self.recorded[place] = self.driven[place] = event.fields[3]
+                self.recorded[place] = self.driven[place] = event.value
 
     def is_parameter(self, event: Event) -> bool:
-        return not event.error and place_of(event.fields) in self.parameters
+        return not event.error and event.place in self.parameters
 
-    def set_parameter(self, place: Place, value: int, spelled: str) -> bool:
+    def set_parameter(self, place: Place, value: int | str) -> bool:
         """Let the driver set a parameter where the recorded one did not.
 
         :returns: False: it is none, or the endpoint may look at it meanwhile
         """
         if place not in self.parameters or not self._is_undisturbed():
             return False
-        self.driven[place] = spelled
-        self.memory.write(place, None if spelled.startswith("@") else value)
+        self.driven[place] = value
+        self.memory.write(place, value)
         return True
 
-    def shows_block(self, fields: tuple[str, ...]) -> bool:
+    def shows_block(self, place: Place) -> bool:
         """Whether a block is read as it was written, before it is written again."""
-        for event in self.events[self.next : self.next + FARTHEST]:
-            if event.op in "RW" and event.fields[:3] == fields:
-                return event.op == "R" and not event.error and event.fields[3] == "=w"
+        for _, event in self.ahead(self.next):
+            if event.op in "RW" and event.place == place:
+                return event.op == "R" and not event.error and bool(event.value == "=w")
         return False
 
     def difference(self) -> Place | None:

@@ -14,19 +14,35 @@ import contextlib
 import mmap
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rcdrv.device import CONFIG_REGION, Area, Device, IrqKind, RegionFlag, RegionInfo, SetIrqs
 from rcdrv.errors import Departed, DeviceLost, HostError, UsageError
-from rcdrv.replay.addresses import Addresses
-from rcdrv.replay.clock import VirtualClock
-from rcdrv.replay.contents import Written, digest, pieces, stream, unpack
-from rcdrv.replay.order import FARTHEST, Order
-from rcdrv.replay.recording import Event, Recording, error_of, register, told
+from rcdrv.replay.buffers import Buffer, Buffers
+from rcdrv.replay.contents import Written, cut, digest, pieces, unpack
+from rcdrv.replay.order import Order
+from rcdrv.replay.recording import Event, Place, Recording, error_of, register, told
+from rcdrv.wait import Clock
 
+_ACCESS_TIME = 20e-6  # seconds per access beyond the recording, so that a busy loop ends
 _COMMAND = 4
 _CUT_OFF = {(): "at its largest size", ("killed",): "as the run was killed, or the disk was full"}
 _GRAIN = 1 << 16  # largest page size: buffers are whole pages
+
+
+class VirtualClock(Clock):
+    """Clock that advances with recorded events, and with waits without an event."""
+
+    def __init__(self, wait: Callable[[select.epoll, float, int], list[tuple[int, int]]]) -> None:
+        self.time = 0.0
+        self.now = lambda: self.time
+        self.now_ns = lambda: int(self.time * 1e9)
+        self.sleep = self.advance
+        self.poll = wait
+
+    def advance(self, seconds: float) -> None:
+        """Advance by ``seconds``, at least by the time of an access."""
+        self.time += max(seconds, _ACCESS_TIME)
 
 
 class Player(Device):
@@ -46,12 +62,9 @@ class Player(Device):
         self._order = Order(recording.events)
         self._config = bytearray(recording.config)
         self._eventfds: dict[tuple[int, int], int] = {}
-        self._addresses = Addresses()
-        self._memory: dict[int, tuple[mmap.mmap, int]] = {}
+        self._buffers = Buffers(recording.seed)
         self._written = Written()
-        self._polled: tuple[tuple[str, ...], int] | None = None
-        self._random = b""
-        self._draws = 0
+        self._polled: tuple[Place, int] | None = None
         self._case = ""
         self._used = False
         self._departed: Departed | None = None
@@ -63,13 +76,12 @@ class Player(Device):
 
     # -- the recorded order ---------------------------------------------------------------------
 
-    def _take(self, op: str, *key: int | str) -> Event:
+    def _take(self, op: str, *fields: int | str) -> Event:
         """Advance to the event of this call of the driver, and return the event.
 
         :raises Departed: the recording has a different event
         """
         self._check()
-        fields = _words(key)
         at = self._order.find(op, fields)
         if at is None:
             raise self._depart(told(op, fields))
@@ -78,12 +90,12 @@ class Player(Device):
     def _reach(self, at: int) -> Event:
         self._pass(at)
         event = self._events[at]
-        if event.op in "wWz":
+        if event.acts:
             self._compare_parameters(event)
         self._order.next = at + 1
         self.clock.time = max(self.clock.time, event.time)
         self._polled = None
-        if event.op in "wWz" or event.error:
+        if event.acts or event.error:
             self._order.happen(event)
         if event.error:
             raise error_of(event.error, self.address)
@@ -113,7 +125,7 @@ class Player(Device):
             if event.op == "n":
                 order.memory.moment += 1
                 self.clock.time = max(self.clock.time, event.time)
-                kind, vector, count = (int(field, 16) for field in event.fields)
+                kind, vector, count = event.fields
                 fd = self._eventfds.get((kind, vector))
                 if fd is not None:
                     os.eventfd_write(fd, count)
@@ -126,7 +138,7 @@ class Player(Device):
                 self._case = " ".join(event.fields[1:])
             elif event.op == "l":
                 raise DeviceLost(f"{self.address}: the device was lost here in the recording")
-            elif event.op == "r" and event.fields[0] == "7" and not event.error:
+            elif event.op == "r" and event.of_config and not event.error:
                 self._learn(event)
             elif event.op in "rw":
                 order.leave_out(order.next - 1)
@@ -183,34 +195,33 @@ class Player(Device):
         self._check()
         self._used = True
         if size in (1, 2, 4, 8) and offset % size == 0:
-            return self._read_register(region, offset, size)
-        cut = pieces(offset, size) if self.recording.is_cut else [(offset, size)]
-        return b"".join([self._read_block(region, *piece) for piece in cut])
+            return self._read_register((region, offset, size))
+        parts = pieces(offset, size) if self.recording.is_cut else [(offset, size)]
+        return b"".join([self._read_block((region, *part)) for part in parts])
 
-    def _read_register(self, region: int, offset: int, size: int) -> bytes:
-        place = region, offset, size
-        fields = _words(place)
-        event = self._order.take_owed(fields)
+    def _read_register(self, place: Place) -> bytes:
+        size = place[2]
+        event = self._order.take_owed(place)
         if event is None:
-            at = self._order.find("r", fields)
+            at = self._order.find("r", place)
             if self._is_early(at) or self._order.skips(at):
                 known = self._order.value(place)
-                if self._polled is not None and self._polled[0] == fields:
+                if self._polled is not None and self._polled[0] == place:
                     known = self._polled[1]
                 if known is not None:
                     self.clock.advance(0)
                     return known.to_bytes(size, "little")
-            event = self._take("r", *fields)
+            event = self._take("r", *place)
         if self._order.recorded.get(place) != self._order.driven.get(place):
             raise self._depart(
-                f"{told('r', fields)}, which the driver has made another value,",
+                f"{told('r', place)}, which the driver has made another value,",
                 expected="expected the recorded value",
             )
-        value = int(event.fields[3], 16)
+        value: int = event.value
         if value >> 8 * size:
             raise self._spoiled(event, OverflowError("int too big"))
         self._order.see(event)
-        self._polled = fields, value
+        self._polled = place, value
         return value.to_bytes(size, "little")
 
     def _is_early(self, at: int | None) -> bool:
@@ -220,17 +231,17 @@ class Player(Device):
             for event in self._events[self._order.next : at]
         )
 
-    def _read_block(self, region: int, offset: int, size: int) -> bytes:
-        fields = _words((region, offset, size))
-        known = self._written.known(region, offset, size)
-        if known and self._order.find("R", fields) is None and self._order.shows_block(fields):
+    def _read_block(self, place: Place) -> bytes:
+        known = self._written.known(place)
+        if known and self._order.find("R", place) is None and self._order.shows_block(place):
             self.clock.advance(0)
             return known["w"]
-        return self._contents(self._take("R", *fields), 3, size, known)
+        return self._contents(self._take("R", *place), known)
 
-    def _contents(self, event: Event, at: int, size: int, known: dict[str, bytes]) -> bytes:
+    def _contents(self, event: Event, known: dict[str, bytes]) -> bytes:
+        *_, size, contents = event.fields
         try:
-            return unpack(event.fields[at], size, known)
+            return unpack(contents, size, known)
         except (ValueError, OverflowError) as error:
             raise self._spoiled(event, error) from None
 
@@ -242,20 +253,19 @@ class Player(Device):
         self._used = True
         if size in (1, 2, 4, 8) and offset % size == 0:
             self._check()
-            spelled = self._addresses.spell(region, offset, size, value)
-            fields, place = _words((region, offset, size, spelled)), (region, offset, size)
-            order = self._order
-            if order.find("w", fields) is None and (
-                order.set_parameter(place, value, spelled) or order.changes_nothing(place, value)
+            order, place = self._order, (region, offset, size)
+            spelled = self._buffers.spell(*place, value)
+            if order.find("w", (*place, spelled)) is None and (
+                order.set_parameter(place, spelled) or order.changes_nothing(place, value)
             ):
                 self.clock.advance(0)
             else:
-                self._take("w", *fields)
+                self._take("w", *place, spelled)
             return
-        for first, length in pieces(offset, size) if self.recording.is_cut else [(offset, size)]:
-            piece = data[first - offset : first - offset + length]
-            self._take("W", region, first, length, digest(piece))
-            self._written.keep(region, first, piece)
+        for first, piece in cut(offset, data) if self.recording.is_cut else [(offset, data)]:
+            place = region, first, len(piece)
+            self._take("W", *place, digest(piece))
+            self._written.keep(place, piece)
 
     def explain(self, region: int, parameters: Sequence[int], constants: Sequence[int]) -> None:
         """See :meth:`rcdrv.function.Function.explain`."""
@@ -263,7 +273,7 @@ class Player(Device):
         self._order.constants.update((region, offset, 4) for offset in constants)
 
     def _write_config(self, offset: int, size: int, value: int) -> None:
-        fields = _words((CONFIG_REGION, offset, size, value))
+        fields = CONFIG_REGION, offset, size, value
         is_command = (offset, size) == (_COMMAND, 2)
         if is_command and value == self._order.command and self._order.find("w", fields) is None:
             return
@@ -271,11 +281,11 @@ class Player(Device):
         if is_command:
             self._order.command = value
 
-    def _take_quietly(self, op: str, *key: int | str) -> Event:
+    def _take_quietly(self, op: str, *fields: int) -> Event:
         """Advance as :meth:`_take` in clean-up, whose suppressed errors :meth:`close` reports."""
         before = self._departed
         try:
-            return self._take(op, *key)
+            return self._take(op, *fields)
         except Departed:
             self._unseen = self._unseen or before is None
             raise
@@ -284,13 +294,13 @@ class Player(Device):
         if not 0 <= offset <= offset + size <= len(self._config):
             raise UsageError(f"{self.address}: no {size} bytes at {offset:#x} of config space")
         self._check()
-        at = self._order.find("r", _words((CONFIG_REGION, offset, size)))
+        at = self._order.find("r", (CONFIG_REGION, offset, size))
         if at is not None and not self._is_early(at):
             self._learn(self._reach(at))
         return bytes(self._config[offset : offset + size])
 
     def _learn(self, event: Event) -> None:
-        offset, size, value = (int(field, 16) for field in event.fields[1:4])
+        offset, size, value = event.fields[1:]
         if offset + size <= len(self._config) and value >> 8 * size == 0:
             self._config[offset : offset + size] = value.to_bytes(size, "little")
             if offset <= _COMMAND < offset + size:
@@ -308,7 +318,7 @@ class Player(Device):
             for key in [key for key in self._eventfds if key[0] == kind]:
                 del self._eventfds[key]
         event = self._take_quietly("i", int(kind), int(flags), start, count)
-        result = int(event.fields[4], 16)
+        result: int = event.fields[4]
         if not result:
             for vector, fd in enumerate(eventfds, start):
                 if fd >= 0:
@@ -338,9 +348,8 @@ class Player(Device):
         These came when the recorded driver waited here, or before the time ``end``.
         """
         found, direct = None, True
-        for at in range(self._order.next, min(self._order.next + FARTHEST, len(self._events))):
-            event = self._events[at]
-            if event.op in "ndl":
+        for at, event in self._order.ahead(self._order.next):
+            if event.of_device:
                 if not direct and event.time > end:
                     break
                 found = at
@@ -357,52 +366,39 @@ class Player(Device):
 
     def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
         del fd
-        number = self._addresses.count
-        event = self._take("m", number)
-        recorded = int(event.fields[1], 16)
+        recorded = self._take("m", self._buffers.count).fields[1]
         if -(-recorded // _GRAIN) != -(-size // _GRAIN):
             self._order.next -= 1
             raise self._depart(f"a DMA buffer of {size:#x} bytes")
-        self._addresses.add(iova, size)
-        self._memory[number] = memory, size
+        self._buffers.add(Buffer(iova, memory, size))
 
     def dma_unmap(self, iova: int, size: int) -> None:
         del size
-        number = self._addresses.remove(iova)
-        self._memory.pop(number, None)
-        self._take_quietly("u", max(number, 0))
+        self._take_quietly("u", self._buffers.remove(iova))
 
     def random_bytes(self, size: int) -> bytes:
         """Return the data that the recorded driver used."""
-        self._random = stream(self.recording.seed + self._draws.to_bytes(8, "little"), size)
-        self._draws += 1
-        return self._random
+        return self._buffers.random_bytes(size)
 
     def _fill(self, event: Event) -> None:
         """Write to a DMA buffer as the device did."""
-        number, first, size = (int(field, 16) for field in event.fields[:3])
-        memory, length = self._memory.get(number, (None, 0))
-        if memory is None or first + size > length:
+        number, first, size, word = event.fields
+        buffer = self._buffers.mapped.get(number)
+        if buffer is None or first + size > buffer.size:
             return  # this host has smaller pages, or the driver has unmapped it
-        known = {
-            f"{other:x}": held[first : first + size]
-            for other, (held, room) in self._memory.items()
-            if other != number and first + size <= room
-        }
-        word = event.fields[3]
+        known = self._buffers.known(number, first, size)
         if word.startswith("=s"):
             with contextlib.suppress(ValueError):
                 at = int(word[2:], 16)
-                known[word[1:]] = self._random[at : at + size]
-        memory[first : first + size] = self._contents(event, 3, size, known)
+                known[word[1:]] = self._buffers.random[at : at + size]
+        buffer.memory[first : first + size] = self._contents(event, known)
 
     def _compare(self, event: Event) -> None:
-        number = int(event.fields[0], 16)
-        if number in self._memory:
-            memory, size = self._memory[number]
-            if digest(memory[:size]) != int(event.fields[1], 16):
-                self._order.next -= 1
-                raise self._depart(f"different data in DMA buffer {number}")
+        number, recorded = event.fields
+        buffer = self._buffers.mapped.get(number)
+        if buffer is not None and digest(buffer.contents) != recorded:
+            self._order.next -= 1
+            raise self._depart(f"different data in DMA buffer {number}")
 
     # -- the whole device -----------------------------------------------------------------------
 
@@ -427,10 +423,6 @@ class Player(Device):
             left = self._order.remaining()
             if left is not None:
                 raise self._depart("the end of the driver", left)
-
-
-def _words(key: Sequence[int | str]) -> tuple[str, ...]:
-    return tuple(one if isinstance(one, str) else f"{one:x}" for one in key)
 
 
 def open_replay(address: str) -> Player:

@@ -16,8 +16,8 @@ from rcdrv.errors import DeviceLost, RcdrvError
 from rcdrv.function import open_window
 from rcdrv.interrupts import allow_descriptors, take_count
 from rcdrv.mmio import Window, first_difference
-from rcdrv.replay.addresses import Addresses
-from rcdrv.replay.contents import Written, digest, pack, pieces, stream
+from rcdrv.replay.buffers import Buffer, Buffers
+from rcdrv.replay.contents import Written, cut, digest, pack
 from rcdrv.replay.file import BLOCK_TIME, RecordingFile
 from rcdrv.replay.recording import MOST_EVENTS, Recording, error_word
 from rcdrv.wait import MONOTONIC, Cancel, Clock
@@ -40,17 +40,6 @@ def record_device(device: Device, path: str | os.PathLike[str]) -> Device:
         raise
 
 
-class _Clock(Clock):
-    """The device's clock, with waits through the recorder."""
-
-    def __init__(self, recorder: Recorder, time: Clock) -> None:
-        self._recorder = recorder
-        self.now, self.now_ns, self.sleep = time.now, time.now_ns, time.sleep
-
-    def poll(self, epoll: select.epoll, seconds: float, most: int) -> list[tuple[int, int]]:
-        return self._recorder.wait(epoll, seconds, most)
-
-
 class Recorder:
     """A :class:`Device` that records another one.
 
@@ -65,7 +54,9 @@ class Recorder:
         self.dma_by_descriptor = device.dma_by_descriptor
         self.messages = True
         self._time: Clock = getattr(device, "clock", MONOTONIC)
-        self.clock = _Clock(self, self._time)
+        self.clock = Clock()
+        self.clock.now, self.clock.now_ns = self._time.now, self._time.now_ns
+        self.clock.sleep, self.clock.poll = self._time.sleep, self.wait
         self._lines = 0
         self._full = False
         self._last_read = ""
@@ -73,12 +64,7 @@ class Recorder:
         self._then = int(self.clock.now() * 1e6)
         self._windows: dict[int, Window] = {}
         self._written = Written()
-        self._addresses = Addresses()
-        self._memory: dict[int, tuple[mmap.mmap, int, bytes]] = {}
-        self._random = b""
-        self._draws = 0
         self._irqs: dict[int, tuple[IrqKind, int, int]] = {}
-        self._seed = os.urandom(8)
         regions = [device.region(index) for index in range(CONFIG_REGION + 1)]
         size = min(regions[CONFIG_REGION].size, 4096) & ~3
         config = device.read(CONFIG_REGION, 0, size) if size >= 64 else bytes(64)
@@ -94,8 +80,9 @@ class Recorder:
             irqs=tuple(device.irq_count(kind) for kind in IrqKind),
             regions=tuple((region.size, int(region.flags) & 3) for region in regions),
             config=bytes(self._config),
-            seed=self._seed,
+            seed=os.urandom(8),
         )
+        self._buffers = Buffers(recording.seed)
         # Fails, if at all, before the first access.
         self._file = RecordingFile(path, recording.head())
         self._outer = select.epoll()
@@ -164,10 +151,9 @@ class Recorder:
         if single:
             self._note("r", region, offset, size, value)
             return data
-        for first, length in pieces(offset, size):
-            piece = data[first - offset : first - offset + length]
-            known = self._written.known(region, first, length)
-            self._note("R", region, first, length, pack(piece, known, exact=True))
+        for first, piece in cut(offset, data):
+            place = region, first, len(piece)
+            self._note("R", *place, pack(piece, self._written.known(place), exact=True))
         return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
@@ -179,20 +165,17 @@ class Recorder:
             return
         self._show_memory()
         if size in (1, 2, 4, 8) and offset % size == 0:
-            word = self._addresses.spell(*where, value)
+            word = self._buffers.spell(*where, value)
             self._call(
                 lambda: self._window(region).write(8 * size, offset, value), "w", *where, word
             )
             return
-        cut = [
-            (first, data[first - offset : first - offset + length])
-            for first, length in pieces(offset, size)
-        ]
-        with self._failing("W", region, cut[0][0], len(cut[0][1]), digest(cut[0][1])):
+        parts = [((region, first, len(piece)), piece) for first, piece in cut(offset, data)]
+        with self._failing("W", *parts[0][0], digest(parts[0][1])):
             self._window(region).write_block(offset, data)
-        for first, piece in cut:
-            self._note("W", region, first, len(piece), digest(piece))
-            self._written.keep(region, first, piece)
+        for place, piece in parts:
+            self._note("W", *place, digest(piece))
+            self._written.keep(place, piece)
 
     def widened(self, region: int, width: int) -> None:
         """Move blocks of a BAR in words of this width: the driver has found that they arrive."""
@@ -290,54 +273,46 @@ class Recorder:
         return self._device.dma_ranges()
 
     def dma_map(self, iova: int, memory: mmap.mmap, size: int, fd: int) -> None:
-        with self._failing("m", self._addresses.count, size):
+        with self._failing("m", self._buffers.count, size):
             self._device.dma_map(iova, memory, size, fd)
         self._mapped(iova, memory, size)
 
     def _mapped(self, iova: int, memory: mmap.mmap, size: int) -> None:
-        number = self._addresses.add(iova, size)
-        self._memory[number] = memory, size, memory[:size]
-        self._note("m", number, size)
+        self._note("m", self._buffers.count, size)
+        self._buffers.add(Buffer(iova, memory, size, memory[:size]))
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        number = self._addresses.remove(iova)
-        self._memory.pop(number, None)
-        self._call(lambda: self._device.dma_unmap(iova, size), "u", max(number, 0))
+        number = self._buffers.remove(iova)
+        self._call(lambda: self._device.dma_unmap(iova, size), "u", number)
 
     def random_bytes(self, size: int) -> bytes:
         """Return data for a transfer, which a replay reproduces."""
-        self._random = stream(self._seed + self._draws.to_bytes(8, "little"), size)
-        self._draws += 1
-        return self._random
+        return self._buffers.random_bytes(size)
 
     def _look_at_memory(self) -> None:
         """Record what the device wrote to DMA buffers since the last call."""
-        for number, (memory, size, before) in self._memory.items():
-            now = memory[:size]
-            if now != before:
-                first = first_difference(now, before)
-                last = size - first_difference(now[::-1], before[::-1])
-                content = now[first:last]
-                known = {
-                    f"{other:x}": held[first:last]
-                    for other, (held, length, _) in self._memory.items()
-                    if other != number and last <= length
-                }
-                # Data of the driver, if it reads a register after it has filled a buffer.
-                at = self._random.find(content)
-                if at >= 0:
-                    known[f"s{at:x}"] = content
-                packed = pack(content, known, exact=False)
-                self._memory[number] = memory, size, now
-                self._note("d", number, first, last - first, packed)
+        for number, before, now in self._changed_buffers():
+            first = first_difference(now, before)
+            content = now[first : len(now) - first_difference(now[::-1], before[::-1])]
+            known = self._buffers.known(number, first, len(content))
+            # Data of the driver, if it reads a register after it has filled a buffer.
+            at = self._buffers.random.find(content)
+            if at >= 0:
+                known[f"s{at:x}"] = content
+            self._note("d", number, first, len(content), pack(content, known, exact=False))
 
     def _show_memory(self) -> None:
         """Record what the driver wrote to DMA buffers since the last call."""
-        for number, (memory, size, before) in self._memory.items():
-            now = memory[:size]
+        for number, _, now in self._changed_buffers():
+            self._note("h", number, digest(now))
+
+    def _changed_buffers(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Yield number, previous and present contents of the buffers written meanwhile."""
+        for number, buffer in self._buffers.mapped.items():
+            before, now = buffer.seen, buffer.contents
             if now != before:
-                self._memory[number] = memory, size, now
-                self._note("h", number, digest(now))
+                buffer.seen = now
+                yield number, before, now
 
     # -- the whole device -----------------------------------------------------------------------
 
@@ -389,7 +364,7 @@ class PhysicalRecorder(Recorder, PhysicalDma):
 
     def dma_allocate(self, size: int, align: int, limit: int) -> tuple[int, mmap.mmap]:
         assert isinstance(self._device, PhysicalDma)
-        with self._failing("m", self._addresses.count, size):
+        with self._failing("m", self._buffers.count, size):
             iova, memory = self._device.dma_allocate(size, align, limit)
         self._mapped(iova, memory, size)
         return iova, memory

@@ -59,14 +59,18 @@ LARGEST_TEXT = 32 << 20
 _MAGIC = "rcdrv-recording"
 _TRANSPARENT = frozenset("ndpthlb")
 
+Place = tuple[int, int, int]
+"""Region, offset, size of an access."""
+
 
 def _hex(digits: int) -> str:
-    """Return the pattern of a number without leading zeros: numbers are compared as text."""
+    """Return the pattern of a number without leading zeros."""
     return f"(?:0|[1-9a-f][0-9a-f]{{0,{digits - 1}}})"
 
 
 _BUFFER, _COUNT, _WORD, _LONG = map(_hex, (4, 3, 8, 16))
 _PLACE, _CONTENTS = f"[0-8] {_LONG}", r"[=hzxc][\w:+/=]*"
+
 _FIELDS = {
     "r": f"{_PLACE} [1248](?: {_LONG})?",
     "w": rf"{_PLACE} [1248] (?:{_LONG}|@{_BUFFER}(?:\+{_LONG}|\^))",
@@ -80,18 +84,13 @@ _FIELDS = {
     "h": f"{_BUFFER} {_WORD}",
     "t": r"[\w.=-]{1,100}(?: [\w.=-]{1,100}){0,30}",
     "b": "[0-5] (?:20|40)",
-    "p": "",
-    "z": "",
-    "l": "",
-    "x": "",
+    **dict.fromkeys("pzlx", ""),
 }
-_LINE = re.compile(
-    rf"(?P<dt>\d{{1,12}}) (?P<op>[{''.join(_FIELDS)}])"
-    r"(?: (?P<fields>[^!]+?))?(?: !(?P<error>\S+))?",
-    re.ASCII,
-)
 _SHAPES = {op: re.compile(shape, re.ASCII) for op, shape in _FIELDS.items()}
-
+_LENGTHS = {"r": 4, "R": 4, "i": 5}
+"""Number of fields, where a failed call has one less."""
+_NUMBERS = {"t": 0, "R": 3, "d": 3}
+"""Number of fields that are numbers, where others follow."""
 _ERRORS: dict[str, type[RcdrvError]] = {
     "lost": DeviceLost,
     "host": HostError,
@@ -99,6 +98,16 @@ _ERRORS: dict[str, type[RcdrvError]] = {
     "usage": UsageError,
     "endpoint": EndpointError,
 }
+_FAILURES = [
+    f"{verdict.value}/{reason.value}"
+    for verdict in (Verdict.FAIL, Verdict.SKIP, Verdict.LOST)
+    for reason in Reason
+]
+_LINE = re.compile(
+    rf"(?P<dt>\d{{1,12}}) (?P<op>[{''.join(_FIELDS)}])(?: (?P<fields>[^!]+?))?"
+    rf"(?: !(?P<error>{'|'.join([*_ERRORS, *_FAILURES])}))?",
+    re.ASCII,
+)
 
 
 class Event(NamedTuple):
@@ -107,13 +116,39 @@ class Event(NamedTuple):
     time: float
     """Seconds since the start of the recording."""
     op: str
-    fields: tuple[str, ...] = ()
+    fields: tuple[Any, ...] = ()
+    """Numbers, and text: contents, words of a note, and an address in a buffer."""
     error: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Of an access."""
+        return self.fields[:3]
+
+    @property
+    def value(self) -> Any:
+        """Of an access: a number, an address in a buffer, or the contents of a block."""
+        return self.fields[3]
+
+    @property
+    def of_device(self) -> bool:
+        """Whether the device did something, or was lost."""
+        return self.op in "nld"
+
+    @property
+    def acts(self) -> bool:
+        """Whether the driver did something that the device may notice at once."""
+        return self.op in "wWz"
+
+    @property
+    def of_config(self) -> bool:
+        """Whether config space was accessed."""
+        return self.op in "rwRW" and self.fields[0] == CONFIG_REGION
 
     @property
     def transparent(self) -> bool:
         """Whether a driver may omit it: an event of the device, or a read of config space."""
-        return self.op in _TRANSPARENT or (self.op == "r" and self.fields[0] == "7")
+        return self.op in _TRANSPARENT or (self.op == "r" and self.of_config)
 
 
 @dataclass
@@ -178,9 +213,22 @@ class Recording:
         if not whole:
             _refuse(path, "truncated in its first lines: the run was killed")
         try:
-            recording = cls(**_head(parse_json(head)), is_cut=found[1] != "1")
+            known = parse_json(head)
         except ValueError as error:
             _refuse(path, f"line 2: {error}")
+        for key, is_valid in _HEAD.items():
+            if not isinstance(known, dict) or not is_valid(known.get(key)):
+                _refuse(path, f"line 2: {key} is missing or invalid")
+        recording = cls(
+            version=known["rcdrv"],
+            backend=known["backend"],
+            can_reset=known["reset"],
+            irqs=tuple(known["interrupts"]),
+            regions=tuple((size, flags) for size, flags in known["regions"]),
+            config=bytes.fromhex(known["config"]),
+            seed=bytes.fromhex(known["seed"]),
+            is_cut=found[1] != "1",
+        )
         lines = body[: body.rfind("\n") + 1].splitlines()  # the last one may be half
         recording.events = _events(path, lines)
         if not inflate.eof:
@@ -225,57 +273,33 @@ def _refuse(path: str, why: str) -> NoReturn:
     raise UsageError(f"{path}: {why}", hint="`record=FILE` makes a recording")
 
 
-def _head(found: Any) -> dict[str, Any]:
-    """Return the checked fields of the second line, for :class:`Recording`.
-
-    :raises ValueError: a field is missing or invalid
-    """
-    checked = {}
-    for name, (key, check) in _HEAD.items():
-        try:
-            checked[name] = check(found[key])
-        except (ValueError, TypeError, LookupError, OverflowError):
-            raise ValueError(f"{key} is missing or invalid") from None
-    return checked
+def _text(shape: str) -> Callable[[object], bool]:
+    pattern = re.compile(shape, re.ASCII)
+    return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
-def _name(value: Any) -> str:
-    if not re.fullmatch(r"[\w.+-]{1,40}", value, re.ASCII):
-        raise ValueError
-    return str(value)
+def _numbers(*largest: int) -> Callable[[object], bool]:
+    """Return the check of a list of as many numbers as limits."""
+    return lambda value: (
+        isinstance(value, list)
+        and len(value) == len(largest)
+        and all(type(n) is int and 0 <= n <= most for n, most in zip(value, largest, strict=True))
+    )
 
 
-def _numbers(values: Any, largest: Sequence[int]) -> tuple[int, ...]:
-    """Check a list of as many numbers as limits."""
-    for value, most in zip(values, largest, strict=True):
-        if type(value) is not int or not 0 <= value <= most:
-            raise ValueError
-    return tuple(values)
-
-
-def _regions(values: Any) -> tuple[tuple[int, ...], ...]:
-    if len(values) != CONFIG_REGION + 1:
-        raise ValueError
-    return tuple(_numbers(value, ((1 << 63) - 1, 15)) for value in values)
-
-
-def _bytes(value: Any, sizes: Sequence[int]) -> bytes:
-    data = bytes.fromhex(value)
-    if len(data) not in sizes:
-        raise ValueError
-    return data
-
-
-_HEAD: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "version": ("rcdrv", _name),
-    "backend": ("backend", _name),
-    "can_reset": ("reset", lambda value: value is True),
-    "irqs": ("interrupts", lambda value: _numbers(value, [2048] * len(IrqKind))),
-    "regions": ("regions", _regions),
-    "config": ("config", lambda value: _bytes(value, range(64, 4097, 4))),
-    "seed": ("seed", lambda value: _bytes(value, range(1, 65))),
+_is_region = _numbers((1 << 63) - 1, 15)
+_HEAD: dict[str, Callable[[Any], bool]] = {
+    "rcdrv": _text(r"[\w.+-]{1,40}"),
+    "backend": _text(r"[\w.+-]{1,40}"),
+    "reset": lambda value: isinstance(value, bool),
+    "interrupts": _numbers(*[2048] * len(IrqKind)),
+    "regions": lambda value: (
+        isinstance(value, list) and len(value) == CONFIG_REGION + 1 and all(map(_is_region, value))
+    ),
+    "config": _text("(?:[0-9a-f]{8}){16,1024}"),
+    "seed": _text("(?:[0-9a-f]{2}){1,64}"),
 }
-"""Fields of :class:`Recording`: the key of each in the file, and its check."""
+"""Check of each member of the second line."""
 
 
 def _events(path: str, lines: Sequence[str]) -> list[Event]:
@@ -284,21 +308,17 @@ def _events(path: str, lines: Sequence[str]) -> list[Event]:
     events, now = [], 0
     for number, line in enumerate(lines, 3):
         found = _LINE.fullmatch(line)
-        if found is None:
+        op, fields = (found["op"], found["fields"] or "") if found else ("", "")
+        if found is None or not _SHAPES[op].fullmatch(fields):
             _refuse(path, f"line {number} is not an event")
-        op, fields, error = found["op"], found["fields"] or "", found["error"] or ""
-        if not _SHAPES[op].fullmatch(fields) or (error and _error_of(error, "") is None):
-            _refuse(path, f"line {number} is not an event")
-        parts = tuple(fields.split())
-        if not error and len(parts) < _LENGTHS.get(op, 0):
+        words = fields.split()
+        if not found["error"] and len(words) < _LENGTHS.get(op, 0):
             _refuse(path, f"line {number} has no result")
+        count = _NUMBERS.get(op, len(words))
+        numbers = [word if word[0] == "@" else int(word, 16) for word in words[:count]]
         now += int(found["dt"])
-        events.append(Event(now / 1e6, op, parts, error))
+        events.append(Event(now / 1e6, op, (*numbers, *words[count:]), found["error"] or ""))
     return events
-
-
-_LENGTHS = {"r": 4, "R": 4, "i": 5}
-"""Number of fields, where a failed call has one less."""
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -313,31 +333,20 @@ def error_word(error: RcdrvError) -> str:
 
 def error_of(word: str, address: str) -> RcdrvError:
     """Return the error of a word, which was checked when the file was read."""
-    error = _error_of(word, f"{address}: this failed in the recording ({word})")
-    assert error is not None
-    return error
-
-
-def _error_of(word: str, message: str) -> RcdrvError | None:
+    message = f"{address}: this failed in the recording ({word})"
     if word in _ERRORS:
         return _ERRORS[word](message)
     verdict, _, reason = word.partition("/")
-    if verdict not in (Verdict.FAIL.value, Verdict.SKIP.value, Verdict.LOST.value):
-        return None  # no failure, or one of the words above
-    try:
-        return NotPassed(Reason(reason), message, verdict=Verdict(verdict))
-    except ValueError:
-        return None
+    return NotPassed(Reason(reason), message, verdict=Verdict(verdict))
 
 
 # -- events in messages ---------------------------------------------------------------------------
 
 
-def register(place: tuple[int, int, int], word: str | None) -> str:
+def register(place: Place, word: int | str | None) -> str:
     """Return what is in a register, in words."""
-    return (
-        f"{_value(word) if word is not None else 'nothing written'} in BAR{place[0]}+{place[1]:#x}"
-    )
+    held = "nothing written" if word is None else _value(word)
+    return f"{held} in BAR{place[0]}+{place[1]:#x}"
 
 
 _VERBS = {
@@ -347,9 +356,10 @@ _VERBS = {
 }
 
 
-def told(op: str, fields: tuple[str, ...]) -> str:
+def told(op: str, fields: tuple[Any, ...]) -> str:
+    """Return a call of the driver in words."""
     if op in "rwRW":
-        region, offset, size = (int(field, 16) for field in fields[:3])
+        region, offset, size = fields[:3]
         place = "config space" if region == CONFIG_REGION else f"BAR{region}"
         place += f"+{offset:#x}"
         article = "an" if size == 1 else "a"
@@ -359,21 +369,21 @@ def told(op: str, fields: tuple[str, ...]) -> str:
             return f"{article} {8 * size}-bit write of {_value(fields[3])} to {place}"
         if op == "R":
             return f"a read of {size:#x} bytes at {place}"
-        return f"a write of {size:#x} bytes (CRC {fields[3]}) at {place}"
+        return f"a write of {size:#x} bytes (CRC {fields[3]:x}) at {place}"
     if op == "i":
-        kind, flags, start, count = (int(field, 16) for field in fields[:4])
+        kind, flags, start, count = fields[:4]
         verb = _VERBS.get(SetIrqs(flags), f"setting to flags {flags:#x}") if count else "disarming"
         vectors = f"{count or 'all'} {IrqKind(kind).name}"
         return f"the {verb} of {vectors}{f' from vector {start}' if start else ''}"
     if op in "mu":
-        length = f" of 0x{fields[1]} bytes" if len(fields) > 1 else ""
-        return f"DMA buffer {int(fields[0], 16)}{length} {'' if op == 'm' else 'un'}mapped"
+        length = f" of {fields[1]:#x} bytes" if len(fields) > 1 else ""
+        return f"DMA buffer {fields[0]}{length} {'' if op == 'm' else 'un'}mapped"
     return {"z": "a reset", "x": "the cut-off of the recording"}.get(op, op)
 
 
-def _value(word: str) -> str:
-    if not word.startswith("@"):
-        return f"0x{word}"
+def _value(word: int | str) -> str:
+    if isinstance(word, int):
+        return f"{word:#x}"
     number, _, inside = word[1:].rstrip("^").partition("+")
     return f"the address{' (upper half)' if word.endswith('^') else ''} of DMA buffer {number}" + (
         f" + 0x{inside}" if inside not in ("", "0") else ""

@@ -45,8 +45,8 @@ __all__ = [
 ]
 
 BACKENDS = ("group", "iommufd", "noiommu", "sysfs")
-"""Each is a module with ``open_NAME()``, which takes a canonical address, the paths and, where
-there is one, the checked VF token; it raises as :func:`open_device` does."""
+"""Each is a module with ``open_NAME()``, which takes a canonical address, the paths and the checked
+VF token or None; it raises as :func:`open_device` does."""
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 
@@ -97,12 +97,7 @@ def open_device(
         )
     # Only the backend in use is imported, to keep the start short.
     opener = getattr(import_module(f"rcdrv.vfio.{name}"), f"open_{name}")
-    token = []
-    if vf_token is not None:
-        if name == "sysfs":
-            raise UsageError("sysfs has no VF token", hint="leave `vf_token` out, or use VFIO")
-        token.append(checked_token(vf_token))
-    device: Device = opener(address, where, *token)
+    device: Device = opener(address, where, checked_token(vf_token))
     return device
 
 
@@ -119,15 +114,16 @@ def open_descriptor(
     """
     from rcdrv.vfio.descriptor import take_descriptor
 
-    token = vf_token and checked_token(vf_token)
-    return take_descriptor(fd, iommufd, paths or Paths(), token)
+    return take_descriptor(fd, iommufd, paths or Paths(), checked_token(vf_token))
 
 
-def checked_token(text: str) -> str:
-    """Return a VF token after checking that it is a UUID in the kernel's syntax.
+def checked_token(text: str | None) -> str | None:
+    """Return a VF token, if there is one, after checking that it is a UUID in the kernel's syntax.
 
     :raises UsageError: it is not
     """
+    if text is None:
+        return None
     digits = text.split("-")
     if [len(part) for part in digits] != [8, 4, 4, 4, 12] or set("".join(digits)) - _HEX:
         raise UsageError(
@@ -136,6 +132,6 @@ def checked_token(text: str) -> str:
     return text
 
 
-def default_backend(bdf: str, paths: Paths | None = None) -> str:
+def default_backend(bdf: str, paths: Paths) -> str:
     """Return the default backend of a function, given its canonical address."""
-    return "iommufd" if may_use_iommufd(paths or Paths(), bdf) else "group"
+    return "iommufd" if may_use_iommufd(paths, bdf) else "group"

@@ -23,10 +23,12 @@ from rcdrv.device import (
     RegionFlag,
     RegionInfo,
     SetIrqs,
+    capabilities,
+    pairs,
 )
 from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
 from rcdrv.vfio import uapi
-from rcdrv.vfio.ioctl import call, capabilities, pairs, query
+from rcdrv.vfio.ioctl import call, query
 
 TYPE_CHECKING = False  # without importing typing: see rcdrv.record
 if TYPE_CHECKING:
@@ -108,9 +110,9 @@ class VfioDevice(Device):
             # includes the MSI-X table (capability MSIX_MAPPABLE).
             areas = [Area(0, info.size)]
             first = info.cap_offset if flags & RegionFlag.CAPS else 0
-            for identity, body in capabilities(answer, ctypes.sizeof(info), first):
+            for identity, body in capabilities(answer, ctypes.sizeof(info), first, HostError):
                 if identity == CAP_SPARSE_MMAP:
-                    areas = sorted_areas(pairs(body), info.size)
+                    areas = sorted_areas(pairs(body, HostError), info.size)
         return RegionInfo(index, info.size, flags, tuple(areas)), info.offset
 
     def read(self, region: int, offset: int, size: int) -> bytes:
@@ -147,12 +149,7 @@ class VfioDevice(Device):
 
     def _position(self, region: int, offset: int, size: int) -> int:
         info, start = self._region(region)
-        if offset < 0 or size < 0 or offset + size > info.size:
-            # The kernel would truncate the access.
-            raise AccessError(
-                f"{self.address}: {size} bytes at {offset:#x} are outside the {info.size:#x} "
-                f"bytes of {_region_name(region)}"
-            )
+        check_bounds(self.address, info, offset, size)  # the kernel would truncate the access
         return start + offset
 
     def _access_failure(self, verb: str, region: int, offset: int, error: OSError) -> RcdrvError:
@@ -305,6 +302,15 @@ class VfioDevice(Device):
         return HostError(
             f"{self.address}: {what}: {os.strerror(error.errno or 0)}",
             hint="the kernel's log (dmesg) may say why",
+        )
+
+
+def check_bounds(address: str, region: RegionInfo, offset: int, size: int) -> None:
+    """Raise :class:`AccessError` unless a region has these bytes."""
+    if offset < 0 or size < 0 or offset + size > region.size:
+        raise AccessError(
+            f"{address}: {size} bytes at {offset:#x} are outside the {region.size:#x} "
+            f"bytes of {_region_name(region.index)}"
         )
 
 

@@ -13,12 +13,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rcdrv.device import DmaFlag
+from rcdrv.device import DmaFlag, capabilities, pairs
 from rcdrv.errors import HostError, UsageError
 from rcdrv.sysfs import Paths, iommu_group
 from rcdrv.vfio import uapi
 from rcdrv.vfio.device import VfioDevice
-from rcdrv.vfio.ioctl import call, capabilities, pairs, query
+from rcdrv.vfio.ioctl import call, query
 from rcdrv.vfio.refusals import (
     cannot_map,
     no_isolation,
@@ -52,7 +52,7 @@ class Container:
                 "this kernel does not report the usable DMA addresses",
                 hint="Linux 5.4 and later do",
             )
-        return sorted(pairs(body))
+        return sorted(pairs(body, HostError))
 
     def mappings_left(self) -> int | None:
         """Return the number of mappings left; None before Linux 5.10, which does not report it."""
@@ -65,7 +65,8 @@ class Container:
         except OSError as error:
             raise refused("cannot query the IOMMU", error) from error
         if info.flags & uapi.IommuFlag.CAPS:
-            for identity, body in capabilities(answer, ctypes.sizeof(info), info.cap_offset):
+            fixed, first = ctypes.sizeof(info), info.cap_offset
+            for identity, body in capabilities(answer, fixed, first, HostError):
                 if identity == wanted:
                     return body
         return None

@@ -24,16 +24,16 @@ from rcdrv.device import (
     RegionInfo,
     SetIrqs,
 )
-from rcdrv.errors import AccessError, DeviceLost, HostError, RcdrvError
+from rcdrv.errors import DeviceLost, HostError, RcdrvError, UsageError
 from rcdrv.mmio import MappedWindow
-from rcdrv.sysfs import DRIVER, Paths, check_present, driver_of, group_of, text_of
+from rcdrv.sysfs import DRIVER, Paths, bars_in, check_present, driver_of, group_of, text_of
 from rcdrv.verdict import Reason, skip
+from rcdrv.vfio.device import check_bounds
 from rcdrv.vfio.noiommu import PhysicalMemory, look_up
 
 _COMMAND = 4  # offset in config space, 16 bits
 _DECODE = 0x3  # PCI_COMMAND_DECODE_ENABLE
 _BARS, _SIZING = range(0x10, 0x28), b"\xff" * 4
-_IO, _MEMORY = 0x100, 0x200  # IORESOURCE_* in include/linux/ioport.h
 
 
 class SysfsDevice(Device, PhysicalDma):
@@ -51,10 +51,8 @@ class SysfsDevice(Device, PhysicalDma):
         self._paths = paths
         self._windows: dict[int, MappedWindow] = {}
         self._memory = PhysicalMemory(look_up, lambda: None, huge_only=True)
-        self._lines = [
-            tuple(int(word, 16) for word in line.split())
-            for line in (self._folder / "resource").read_text().splitlines()[:6]
-        ]
+        found = bars_in((self._folder / "resource").read_text())
+        self._bars = {bar.index: bar for bar in found}
         self._command = self.read(CONFIG_REGION, _COMMAND, 2)
         self._decoded: bytes | None = None
         """COMMAND while a BAR is sized."""
@@ -70,17 +68,16 @@ class SysfsDevice(Device, PhysicalDma):
         flags = RegionFlag.READ | RegionFlag.WRITE
         if index == CONFIG_REGION:
             return RegionInfo(index, os.fstat(self._config).st_size, flags)
-        start, last, kind = self._lines[index] if index < len(self._lines) else (0, 0, 0)
-        if not last or not kind & (_IO | _MEMORY):
+        bar = self._bars.get(index)
+        if bar is None:
             return RegionInfo(index, 0, RegionFlag(0))
-        size = last - start + 1
-        if kind & _IO or start % mmap.PAGESIZE:
-            return RegionInfo(index, size, flags)
-        return RegionInfo(index, size, flags | RegionFlag.MMAP, (Area(0, size),))
+        if not bar.is_memory or bar.address % mmap.PAGESIZE:
+            return RegionInfo(index, bar.size, flags)
+        return RegionInfo(index, bar.size, flags | RegionFlag.MMAP, (Area(0, bar.size),))
 
     def read(self, region: int, offset: int, size: int) -> bytes:
         """Read a BAR by one aligned access of 1, 2, 4 or 8 bytes, or config space in any size."""
-        self._check(region, offset, size)
+        check_bounds(self.address, self.region(region), offset, size)
         if region != CONFIG_REGION:
             return self._window(region).read(8 * size, offset).to_bytes(size, "little")
         try:
@@ -95,7 +92,7 @@ class SysfsDevice(Device, PhysicalDma):
         return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
-        self._check(region, offset, len(data))
+        check_bounds(self.address, self.region(region), offset, len(data))
         if region != CONFIG_REGION:
             window, value = self._window(region), int.from_bytes(data, "little")
             window.write(8 * len(data), offset, value)
@@ -115,14 +112,6 @@ class SysfsDevice(Device, PhysicalDma):
         except OSError as error:
             raise self._failure("config space cannot be written", error) from error
 
-    def _check(self, region: int, offset: int, size: int) -> None:
-        length = self.region(region).size
-        if offset < 0 or size < 0 or offset + size > length:
-            raise AccessError(
-                f"{self.address}: {size} bytes at {offset:#x} are outside the {length:#x} bytes of"
-                f" region {region}"
-            )
-
     def _window(self, index: int) -> MappedWindow:
         if index not in self._windows:
             memory = self.map(index, Area(0, self.region(index).size))
@@ -132,7 +121,7 @@ class SysfsDevice(Device, PhysicalDma):
     def map(self, region: int, area: Area) -> mmap.mmap:
         info = self.region(region)
         if area not in info.areas:
-            if region < len(self._lines) and self._lines[region][2] & _IO:
+            if region in self._bars and not self._bars[region].is_memory:
                 raise HostError(
                     f"{self.address}: BAR{region} is an I/O BAR, which cannot be mapped",
                     hint="have the endpoint offer a memory BAR",
@@ -243,8 +232,10 @@ class SysfsDevice(Device, PhysicalDma):
         return _failure(self._paths, self.address, what, error)
 
 
-def open_sysfs(bdf: str, paths: Paths) -> SysfsDevice:
+def open_sysfs(bdf: str, paths: Paths, token: str | None = None) -> SysfsDevice:
     """Open a PCI function without VFIO."""
+    if token is not None:
+        raise UsageError("sysfs has no VF token", hint="leave `vf_token` out, or use VFIO")
     check_present(paths, bdf)
     folder = paths.function(bdf)
     driver = driver_of(folder)
@@ -265,23 +256,20 @@ def open_sysfs(bdf: str, paths: Paths) -> SysfsDevice:
             hint=f"wake it up, as root: echo on > {folder}/power/control; "
             f"then, if it stays suspended: rcdrv rescan {bdf}",
         )
-    config = -1
-    try:
-        config = os.open(folder / "config", os.O_RDWR | os.O_CLOEXEC)
-        fcntl.flock(config, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return SysfsDevice(bdf, config, paths)
-    except BlockingIOError:
-        os.close(config)
-        raise HostError(
-            f"{bdf} is in use by another rcdrv", hint="end the other one first"
-        ) from None
-    except OSError as error:
-        if config >= 0:
-            os.close(config)
-        raise _failure(paths, bdf, "cannot be opened", error) from error
-    except BaseException:
-        os.close(config)
-        raise
+    with contextlib.ExitStack() as undo:
+        try:
+            config = os.open(folder / "config", os.O_RDWR | os.O_CLOEXEC)
+            undo.callback(os.close, config)
+            fcntl.flock(config, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            opened = SysfsDevice(bdf, config, paths)
+        except BlockingIOError:
+            raise HostError(
+                f"{bdf} is in use by another rcdrv", hint="end the other one first"
+            ) from None
+        except OSError as error:
+            raise _failure(paths, bdf, "cannot be opened", error) from error
+        undo.pop_all()
+    return opened
 
 
 def _failure(paths: Paths, bdf: str, what: str, error: OSError) -> RcdrvError:

@@ -49,11 +49,9 @@ class ClientMemory:
         self._buffers[iova] = memory, size
 
     def remove(self, iova: int) -> None:
-        """Remove the buffer at ``iova``, if there is one."""
         self._buffers.pop(iova, None)
 
     def clear(self) -> None:
-        """Remove all buffers."""
         self._buffers.clear()
 
     def serve(self, request: Message) -> tuple[bytes, int]:

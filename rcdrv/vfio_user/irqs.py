@@ -166,7 +166,6 @@ class ServedIrqs:
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
 
     def close(self) -> None:
-        """Close all eventfds of the client."""
         for kind in range(len(self._vectors)):
             self._clear(kind)
         self._watch_unmask(-1)

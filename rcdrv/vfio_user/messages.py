@@ -13,7 +13,7 @@ import stat
 from collections.abc import Sequence
 from struct import Struct
 
-from rcdrv.device import CAP_SPARSE_MMAP, Area, IrqKind, RegionFlag, SetIrqs
+from rcdrv.device import CAP_SPARSE_MMAP, Area, IrqKind, RegionFlag, SetIrqs, capabilities, pairs
 from rcdrv.record import record
 from rcdrv.vfio_user.wire import ProtocolError
 
@@ -215,26 +215,15 @@ class WireRegionInfo:
 
 
 def _find_areas(what: str, data: bytes, offset: int) -> tuple[Area, ...] | None:
-    """Return the sparse mmap areas of a capability chain (struct vfio_info_cap_header)."""
+    """Return the sparse mmap areas of a capability chain."""
+
+    def wrong(why: str) -> ProtocolError:
+        return ProtocolError(f"{what}: {why}")
+
     areas = None
-    seen = set()
-    while offset:
-        if offset in seen:
-            raise ProtocolError(f"{what}: the capability chain loops at {offset:#x}")
-        seen.add(offset)
-        if not REGION_INFO_SIZE <= offset <= len(data) - _CAP_HEADER.size:
-            raise ProtocolError(f"{what}: a capability at {offset:#x} is outside the reply")
-        cap, _version, following = _CAP_HEADER.unpack_from(data, offset)
-        if cap == CAP_SPARSE_MMAP:
-            start = offset + _CAP_HEADER.size + _SPARSE_MMAP.size
-            if start > len(data):
-                raise ProtocolError(f"{what}: the sparse mmap capability is truncated")
-            count = _SPARSE_MMAP.unpack_from(data, offset + _CAP_HEADER.size)[0]
-            if count * _AREA.size > len(data) - start:
-                raise ProtocolError(f"{what}: nr_areas is {count}, more than the reply holds")
-            end = start + count * _AREA.size
-            areas = tuple(Area(*pair) for pair in _AREA.iter_unpack(data[start:end]))
-        offset = following
+    for identity, body in capabilities(data, REGION_INFO_SIZE, offset, wrong):
+        if identity == CAP_SPARSE_MMAP:
+            areas = tuple(Area(*pair) for pair in pairs(body, wrong))
     return areas
 
 

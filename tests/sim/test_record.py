@@ -54,8 +54,8 @@ def test_a_run_that_is_stopped_is_kept(tmp_path: Path) -> None:
     recording = Recording.read(str(path))
     assert recording.verdicts() == [("", "error", "interrupted")]
     assert [event.fields for event in recording.events if event.op == "w"][-2:] == [
-        ("0", "4", "4", "80"),  # DISABLE_DOORBELL
-        ("7", "4", "2", "0"),
+        (0, 4, 4, 0x80),  # DISABLE_DOORBELL
+        (7, 4, 2, 0),
     ]
 
 

@@ -409,7 +409,7 @@ def test_what_was_recorded_is_there_before_the_end(path: Path) -> None:
     function.bar(0).write32(0, 0x1234)
     function.pause(2 * BLOCK_TIME)  # a wait leaves the driver time for it
     killed = Recording.read(str(path))
-    assert killed.events[-2].fields == ("0", "0", "4", "1234")
+    assert killed.events[-2].fields == (0, 0, 4, 0x1234)
     path.with_name("killed.gz").write_bytes(path.read_bytes())
     function.close()
     assert Recording.read(str(path)).cut_off == ""

@@ -55,6 +55,8 @@ def test_iommufd_takes_the_token_as_bytes(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_token_is_a_uuid(text: str) -> None:
     with pytest.raises(UsageError, match="is not a UUID"):
         open_device(BDF, "group", vf_token=text)
+    with pytest.raises(UsageError, match="is not a UUID"):
+        open_descriptor(987, vf_token=text)
 
 
 def test_a_token_where_nobody_takes_it() -> None:

@@ -230,7 +230,7 @@ def test_a_capability_outside_the_reply(cap_offset: int) -> None:
 @pytest.mark.parametrize("count", [2, 0xFFFFFFFF])
 def test_more_areas_than_the_reply_holds(count: int) -> None:
     chain = struct.pack("=HHIIIQQ", 1, 1, 0, count, 0, 0, 4096)
-    with pytest.raises(ProtocolError, match="nr_areas"):
+    with pytest.raises(ProtocolError, match="entries"):
         messages.WireRegionInfo.unpack(region_reply(32, chain))
 
 
