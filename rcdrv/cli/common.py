@@ -66,7 +66,11 @@ class Parser(argparse.ArgumentParser):
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
             close = did_you_mean(str(value), map(str, action.choices or ()))
-            raise UsageError(str(error), hint=close or f"{self.prog} --help") from None
+            hint = f"{self.prog} --help"
+            if isinstance(action, argparse._SubParsersAction):
+                # The value of a command's own option, put before the command, is taken for it.
+                hint += "; a command's own options stand behind its name"
+            raise UsageError(str(error), hint=close or hint) from None
 
     def options(self, args: argparse.Namespace) -> set[str]:
         """Return the long options that this command line accepts."""
@@ -288,7 +292,10 @@ def open_function(args: argparse.Namespace, cancel: Cancel) -> Function:
     if record is not None and getattr(args, "reconnect", False):
         raise UsageError("--record keeps one session, and --reconnect may make several")
     if record is not None and getattr(args, "soak", None):
-        raise UsageError("--record keeps what can be replayed, and --soak ends by the clock")
+        raise UsageError(
+            "--record keeps what can be replayed, and --soak ends by the clock",
+            hint="leave --soak out: --count 1000 ends by itself",
+        )
     if scheme_of(address).is_vfio:
         guard(args, address)
     function = open_address(address, cancel=cancel, vf_token=args.vf_token, record=record)

@@ -58,7 +58,8 @@ def soak(args: argparse.Namespace, cancel: Cancel, override: Location | None) ->
     if show is None:
         print_json(document(run, device, finding))
     else:
-        show.summary()
+        if begun:  # else the function was never open, and the error says why
+            show.summary()
         if finding is not None:
             print_error(finding)
     warn_left_enabled(run.report.left_enabled)

@@ -14,6 +14,7 @@ from typing import Any
 
 from rcdrv.cli import exit_status, print_error
 from rcdrv.cli.common import positive, print_json, say_nothing
+from rcdrv.cli.options import spell
 from rcdrv.cli.reconnect import add_reconnect, persist
 from rcdrv.cli.vntb import bridge
 from rcdrv.epf_vntb.netdev import NetInterface
@@ -203,7 +204,7 @@ class _Display:
 
     def _line(self, line: str) -> None:
         self._clear()
-        print(line, flush=True)
+        print(spell(line), flush=True)
 
     def look(self) -> None:
         """Print the lines that are due."""

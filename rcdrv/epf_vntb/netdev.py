@@ -148,7 +148,8 @@ class NetInterface:
                 link = error.reason in (Reason.LINK_DOWN, Reason.LINK_LOST)
                 if not link and not self.statistics.link_ups:
                     raise
-                self._say(f"link down: {error.message}")
+                cure = f"; {error.hint}" if error.hint and not self.statistics.link_ups else ""
+                self._say(f"link down: {error.message}{cure}")
             deadline = self._vntb.function.deadline(_AGAIN)
             while not deadline.expired:
                 self._vntb.function.pause(min(_LOOK, deadline.remaining))

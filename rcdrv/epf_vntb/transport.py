@@ -171,7 +171,7 @@ class Transport:
             lambda: vntb.spad_read(_VERSION) != 0,
             "the endpoint's ntb_transport does not show itself in the scratchpads",
             "on the endpoint: is ntb_transport loaded (and not ntb_pingpong or ntb_tool)?"
-            " A software endpoint needs vntb.peer=netdev",
+            " A software endpoint needs vntb.peer=netdev or vntb.peer=tap",
         )
         version = vntb.spad_read(_VERSION)
         if version != VERSION:

@@ -178,7 +178,10 @@ def saved_files(where: Path) -> Iterator[Path]:
     if where.is_dir():
         files = sorted(where.glob("*.toml"))
         if not files:
-            raise UsageError(f"{where}: no .toml file in there")
+            raise UsageError(
+                f"{where}: no .toml file in there",
+                hint="a run of fuzz layout that found nothing saves none",
+            )
         yield from files
     elif where.is_file():
         yield where

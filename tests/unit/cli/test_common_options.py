@@ -36,3 +36,16 @@ def test_what_a_command_does_not_take_it_refuses(
 def test_a_campaign_over_layouts_names_no_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fuzz", "layout", "--examples", "1", "--timeout", "2"]) == 2
     assert "no use for --timeout" in capsys.readouterr().err
+
+
+def test_an_option_of_a_command_before_it_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--count", "3", "ring"]) == 2
+    assert "a command's own options stand behind its name" in capsys.readouterr().err
+
+
+def test_a_soak_that_never_opens_prints_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--record", "never.gz", "ring", "--soak", "1s", "--device", "sim:rk3588"]
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "hint: leave --soak out" in err
