@@ -68,7 +68,7 @@ _COUNT = Struct("=II")
 
 def capabilities(
     answer: bytes, fixed: int, first: int, wrong: Callable[[str], RcdrvError]
-) -> Iterator[tuple[int, bytes]]:
+) -> Iterator[tuple[int, memoryview]]:
     """Walk the capability chain of an INFO answer, which is not trusted.
 
     :param fixed: size of the structure before the chain
@@ -85,11 +85,11 @@ def capabilities(
             raise wrong(f"the capability chain is broken: {offset:#x} is outside the answer")
         seen.add(offset)
         identity, _version, following = _CAP_HEADER.unpack_from(answer, offset)
-        yield identity, answer[offset + _CAP_HEADER.size :]
+        yield identity, memoryview(answer)[offset + _CAP_HEADER.size :]
         offset = following
 
 
-def pairs(body: bytes, wrong: Callable[[str], RcdrvError]) -> list[tuple[int, int]]:
+def pairs(body: bytes | memoryview, wrong: Callable[[str], RcdrvError]) -> list[tuple[int, int]]:
     """Return the pairs of a capability: ``__u32 count, reserved``, then pairs of __u64.
 
     Sparse mmap areas and IOVA ranges have this form.

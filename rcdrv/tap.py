@@ -24,6 +24,7 @@ LEAST_MTU = 68
 _TUNSETIFF, _TUNSETQUEUE, _TUNSETCARRIER = 0x400454CA, 0x400454D9, 0x400454E2
 _IFF_TAP, _IFF_NO_PI, _IFF_UP = 0x0002, 0x1000, 0x1
 _IFF_MULTI_QUEUE, _IFF_ATTACH_QUEUE, _IFF_DETACH_QUEUE = 0x0100, 0x0200, 0x0400
+_TUNGETIFF, _IFF_PERSIST, _IFF_TUN_EXCL = 0x800454D2, 0x0800, 0x8000
 _GET_INDEX, _GET_FLAGS, _SET_FLAGS, _GET_MTU, _SET_MTU = 0x8933, 0x8913, 0x8914, 0x8921, 0x8922
 _GET_ADDRESS, _SET_ADDRESS, _GET_MASK, _SET_MASK = 0x8915, 0x8916, 0x891B, 0x891C
 _NAME = struct.Struct("16s24x")  # struct ifreq
@@ -101,7 +102,7 @@ class Tap:
     """A TAP interface, made or, where it exists, attached to. :meth:`close` removes what was made.
 
     Attaching to one of the user's own (``ip tuntap add mode tap user``, for several queues with
-    ``multi_queue``) needs no privilege.
+    ``multi_queue``) needs no privilege. Another program on one with ``multi_queue`` is not noticed.
 
     :param queues: number of queues
     :raises UsageError: the name cannot be one, or belongs to an interface of another kind
@@ -119,6 +120,8 @@ class Tap:
             for _ in range(queues):
                 self.queues.append(TapQueue(name, single=queues == 1))
                 self._attach(self.queues[-1].fd, queues)
+            if self.existed and not self._persists():
+                raise self._in_use()  # several queues, to which the kernel lets another attach
         except BaseException:
             self.close()
             raise
@@ -130,20 +133,30 @@ class Tap:
             return False
         return True
 
+    def _persists(self) -> bool:
+        """Return whether it stays without a program that is attached."""
+        found = fcntl.ioctl(self.queues[0].fd, _TUNGETIFF, _SHORT.pack(b"", 0))
+        return bool(_SHORT.unpack(found)[1] & _IFF_PERSIST)
+
+    def _in_use(self) -> HostError:
+        return HostError(
+            f"{self.name} is in use by another program",
+            hint="end that program, or choose another name",
+        )
+
     def _attach(self, fd: int, queues: int) -> None:
         # An interface made with IFF_MULTI_QUEUE is attached to with it, and else without.
         multi_queue = _IFF_MULTI_QUEUE if queues > 1 else 0
         flags = _IFF_TAP | _IFF_NO_PI | multi_queue
+        if not self.existed and len(self.queues) == 1:
+            flags |= _IFF_TUN_EXCL
         try:
             fcntl.ioctl(fd, _TUNSETIFF, _SHORT.pack(self._encoded, flags))
         except OSError as error:
             name = self.name
             make = f"ip tuntap add {name} mode tap{' multi_queue' if multi_queue else ''}"
             if error.errno == errno.EBUSY:
-                raise HostError(
-                    f"{name} is in use by another program",
-                    hint="end that program, or choose another name",
-                ) from None
+                raise self._in_use() from None
             if error.errno == errno.EPERM:
                 owner = "is another user's" if self.existed else "cannot be made: no CAP_NET_ADMIN"
                 raise HostError(

@@ -59,7 +59,7 @@ class Container:
         body = self._capability(uapi.IommuCap.DMA_AVAIL)
         return None if body is None else int.from_bytes(body[:4], sys.byteorder)
 
-    def _capability(self, wanted: uapi.IommuCap) -> bytes | None:
+    def _capability(self, wanted: uapi.IommuCap) -> memoryview | None:
         try:
             info, answer = query(self._container, uapi.IOMMU_GET_INFO, uapi.IommuInfo())
         except OSError as error:

@@ -445,6 +445,20 @@ def test_an_interface_of_the_users_own_needs_no_privilege(namespaces: Namespaces
     assert namespaces.interfaces() == (["mine"], [])
 
 
+@pytest.mark.parametrize("queues", ["1", "2"])
+def test_an_interface_of_another_program_is_in_use(namespaces: Namespaces, queues: str) -> None:
+    """The kernel lets more programs attach to an interface of several queues."""
+    device = f"sim:{QUICK},{QUEUES},vntb.peer=netdev"
+    command = [*PROGRAM, "-d", device, "ntb", "tap", "--queues", queues]
+    first = inside(namespaces.host, command)
+    read_until(first, first.stdout, "link up")
+    in_use = finish(inside(namespaces.host, command))
+    assert (in_use.status, "ntb0 is in use by another program" in in_use.err) == (3, True), in_use
+    first.terminate()
+    assert finish(first).status == 128 + signal.SIGTERM
+    assert namespaces.interfaces() == ([], [])
+
+
 @pytest.mark.parametrize("queues", [1, 2])
 def test_an_interface_of_the_users_own_has_one_queue_or_several(
     namespaces: Namespaces, queues: int
