@@ -225,6 +225,7 @@ class NetInterface:
     def _look(self) -> None:
         self._lines.tell_due()
         self._on_look()
+        self._tap.check()  # no queue is read while all rings are full, or the link is down
 
     def _set_up(self, largest: int) -> None:
         """Configure the interface, now that the windows' capacity is known.

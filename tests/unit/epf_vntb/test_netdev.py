@@ -184,7 +184,7 @@ def test_a_link_that_flaps_without_end_has_few_lines() -> None:
     clock = SimpleNamespace(time=1000.0)
     clock.now = lambda: clock.time
     vntb: Any = SimpleNamespace(function=SimpleNamespace(clock=clock))
-    tap: Any = SimpleNamespace(name="ntb0")
+    tap: Any = SimpleNamespace(name="ntb0", check=lambda: None)
     lines: list[str] = []
     interface = NetInterface(vntb, tap, Statistics(2), on_event=lines.append)
     for _ in range(600):
