@@ -22,6 +22,7 @@ LEAST_MTU = 68
 """ETH_MIN_MTU: min_mtu of tun.c."""
 
 _TUNSETIFF, _TUNSETQUEUE, _TUNSETCARRIER = 0x400454CA, 0x400454D9, 0x400454E2
+_TUNGETIFF = 0x800454D2
 _IFF_TAP, _IFF_NO_PI, _IFF_UP = 0x0002, 0x1000, 0x1
 _IFF_MULTI_QUEUE, _IFF_ATTACH_QUEUE, _IFF_DETACH_QUEUE = 0x0100, 0x0200, 0x0400
 _TUNGETIFF, _IFF_PERSIST, _IFF_TUN_EXCL = 0x800454D2, 0x0800, 0x8000
@@ -219,6 +220,17 @@ class Tap:
         for queue in self.queues[:1]:
             with contextlib.suppress(OSError):  # before Linux 5.0, and after it was deleted
                 fcntl.ioctl(queue.fd, _TUNSETCARRIER, struct.pack("i", on))
+
+    def check(self) -> None:
+        """Check that the interface is still there, which a read or write would tell as well.
+
+        :raises HostError: it was deleted
+        """
+        for queue in self.queues[:1]:
+            try:
+                fcntl.ioctl(queue.fd, _TUNGETIFF, _NAME.pack(b""))
+            except OSError as error:
+                raise _deleted(self.name) from error
 
     @contextlib.contextmanager
     def _permission(self, command: str) -> Iterator[None]:

@@ -28,6 +28,50 @@ _JOIN = 0.01
 (NTB_LINK_DOWN_TIMEOUT)."""
 _AGAIN = 1.0
 """Seconds before the hand-shake is retried."""
+_LINES, _LINE_EVERY = 20, 5.0
+"""Lines that are told at once, and seconds for each one more."""
+
+
+class Lines:
+    """Lines for the user. Of many in a short time some are left out, but never the last one.
+
+    An endpoint may take its queue pairs down ten times a second, without end.
+
+    :param tell: called with a line
+    :param now: the clock, in seconds
+    """
+
+    def __init__(self, tell: Callable[[str], None], now: Callable[[], float]) -> None:
+        self._tell, self._now = tell, now
+        self._last = ""
+        self._waiting: str | None = None
+        self._left_out = 0
+        self._allowed, self._counted_at = float(_LINES), 0.0
+
+    def say(self, line: str) -> None:
+        """Tell a line, unless it repeats the one before."""
+        if line == self._last:
+            return
+        self._left_out += self._waiting is not None
+        self._last = self._waiting = line
+        self.tell_due()
+
+    def tell_due(self, *, at_end: bool = False) -> None:
+        """Tell the line that waits, if it is due.
+
+        :param at_end: it is due in any case, as there will be no later call
+        """
+        if self._waiting is None:
+            return
+        now = self._now()
+        earned = (now - self._counted_at) / _LINE_EVERY
+        self._allowed, self._counted_at = min(_LINES, self._allowed + earned), now
+        if self._allowed < 1 and not at_end:
+            return
+        line, more = self._waiting, self._left_out
+        self._waiting, self._left_out = None, 0
+        self._allowed -= 1
+        self._tell(f"{line} (lines left out before this one: {more})" if more else line)
 
 
 class Queue:
@@ -99,7 +143,7 @@ class NetInterface:
         keeps its own
     :param address: address of the interface; None: none, or the existing one
     :param transport_mtu: the endpoint's transport_mtu
-    :param on_event: called with a line when the link goes up or down
+    :param on_event: called with a line when the link goes up or down, as :class:`Lines` allows
     :param on_look: called ten times a second
     """
 
@@ -128,8 +172,8 @@ class NetInterface:
             )
         self._vntb, self._tap, self.statistics = vntb, tap, statistics
         self._mtu, self._address, self._transport_mtu = mtu, address, transport_mtu
-        self._event, self._on_look = on_event, on_look
-        self._said = ""
+        self._on_look = on_look
+        self._lines = Lines(on_event, lambda: vntb.function.clock.now())
 
     def run(self) -> None:
         """Carry frames until an exception ends it; a lost link is awaited again.
@@ -140,6 +184,12 @@ class NetInterface:
         :raises DeviceLost: the device is gone
         :raises Interrupted: the user asked to stop
         """
+        try:
+            self._run()
+        finally:
+            self._lines.tell_due(at_end=True)
+
+    def _run(self) -> NoReturn:
         while True:
             transport = Transport(self._vntb, mtu=self._transport_mtu, queues=len(self._tap.queues))
             try:
@@ -153,7 +203,7 @@ class NetInterface:
             deadline = self._vntb.function.deadline(_AGAIN)
             while not deadline.expired:
                 self._vntb.function.pause(min(_LOOK, deadline.remaining))
-                self._on_look()
+                self._look()
 
     def _serve(self, transport: Transport) -> NoReturn:
         try:
@@ -170,9 +220,12 @@ class NetInterface:
                 self._say(f"the endpoint was not told of the end: {error.message}")
 
     def _say(self, what: str) -> None:
-        if what != self._said:
-            self._said = what
-            self._event(f"{self._tap.name}: {what}")
+        self._lines.say(f"{self._tap.name}: {what}")
+
+    def _look(self) -> None:
+        self._lines.tell_due()
+        self._on_look()
+        self._tap.check()  # no queue is read while all rings are full, or the link is down
 
     def _set_up(self, largest: int) -> None:
         """Configure the interface, now that the windows' capacity is known.
@@ -237,7 +290,7 @@ class NetInterface:
                 missing_at = join_at + vntb.timeout
             if now() >= look_at:
                 vntb.check_link()
-                self._on_look()
+                self._look()
                 self._tell_standstill(up)
                 look_at = now() + _LOOK
             if len(up) < len(queues) and now() >= join_at:

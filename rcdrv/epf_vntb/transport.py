@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from rcdrv.dma import DmaBuffer
 from rcdrv.epf_vntb.driver import Doorbell, Vntb
-from rcdrv.epf_vntb.registers import FIRST_SLOT, MAX_WINDOWS
+from rcdrv.epf_vntb.registers import FIRST_SLOT, MAX_SLOTS, MAX_WINDOWS
 from rcdrv.epf_vntb.rings import LINK_DOWN, Ring, Rings, Share
 from rcdrv.errors import UsageError
 from rcdrv.mmio import barrier
@@ -231,12 +231,19 @@ class Transport:
             limits.append(f"num_mws {windows}")
         limit = " and ".join(limits) or "ntb_transport's parameter max_num_clients"
         least = wanted + FIRST_SLOT + 1
+        several = "s" if announced > 1 else ""
+        problem = f"`queues` {wanted}: the endpoint has {announced} queue pair{several}"
+        if least + 1 > MAX_SLOTS:  # MAX_DB_COUNT
+            most = MAX_SLOTS - FIRST_SLOT - 2
+            return UsageError(
+                f"{problem}, by its {limit}",
+                hint=f"`queues` {most} at most: pci-epf-vntb has a db_count of {MAX_SLOTS} at most",
+            )
         cures = [f"db_count {least + 1} or more and ntb_transport's max_num_clients={wanted}"]
         if wanted <= MAX_WINDOWS:
             cures.insert(0, f"db_count {least} or more and num_mws {wanted}")
-        several = "s" if announced > 1 else ""
         return UsageError(
-            f"`queues` {wanted}: the endpoint has {announced} queue pair{several}, by its {limit}",
+            f"{problem}, by its {limit}",
             hint=f"on the endpoint: {'; or '.join(cures)}",
         )
 

@@ -491,3 +491,12 @@ def test_an_interface_that_is_deleted(namespaces: Namespaces) -> None:
     subprocess.run(["ip", "-n", namespaces.host, "link", "del", "ntb0"], check=True)
     result = finish(running.process)
     assert (result.status, "ntb0 was deleted" in result.err) == (3, True), result
+
+
+def test_an_interface_that_is_deleted_while_the_link_is_down(namespaces: Namespaces) -> None:
+    """Nothing reads it then; the command ran on, for an interface that could not come up."""
+    running = Running(namespaces, f"sim:{QUICK},vntb.peer=none")
+    running.until("link down")
+    subprocess.run(["ip", "-n", namespaces.host, "link", "del", "ntb0"], check=True)
+    result = finish(running.process)
+    assert (result.status, "ntb0 was deleted" in result.err) == (3, True), result

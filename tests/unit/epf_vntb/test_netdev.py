@@ -176,3 +176,36 @@ def test_a_full_ring_is_checked_often_while_the_endpoint_reads_it() -> None:
     for moving in [False] * 8 + [True, False]:
         pauses.append(next_check(pauses[-1], moving=moving))
     assert [round(1e4 * pause) for pause in pauses[1:]] == [2, 4, 8, 16, 20, 20, 20, 20, 2, 4]
+
+
+def test_a_link_that_flaps_without_end_has_few_lines() -> None:
+    """A pair whose ring is full of LINK_DOWN went down and up again ten times a second: 20 lines a
+    second, in a log for days."""
+    clock = SimpleNamespace(time=1000.0)
+    clock.now = lambda: clock.time
+    vntb: Any = SimpleNamespace(function=SimpleNamespace(clock=clock))
+    tap: Any = SimpleNamespace(name="ntb0", check=lambda: None)
+    lines: list[str] = []
+    interface = NetInterface(vntb, tap, Statistics(2), on_event=lines.append)
+    for _ in range(600):
+        clock.time += 0.1
+        interface._say("queue pairs up: 0 (1 of 2)")
+        interface._say("queue pairs up: 0, 1 (2 of 2)")
+    assert 20 < len(lines) <= 32
+    assert lines[:2] == [
+        f"ntb0: queue pairs up: {which}" for which in ("0 (1 of 2)", "0, 1 (2 of 2)")
+    ]
+    assert "left out" in lines[-1]
+    # The last one is told, though late; and the others are told again after a calm time.
+    clock.time += 5.0
+    interface._look()
+    assert lines[-1].startswith("ntb0: queue pairs up: 0, 1 (2 of 2) (lines left out before this")
+    clock.time += 200.0
+    del lines[:]
+    for number in range(20):
+        interface._say(f"{number}")
+    assert lines == [f"ntb0: {number}" for number in range(20)]
+    interface._say("the last words")
+    interface._run = lambda: None  # type: ignore[method-assign, assignment, return-value]
+    interface.run()
+    assert lines[20:] == ["ntb0: the last words"]

@@ -299,6 +299,14 @@ def test_too_many_queues_are_refused_with_what_limits_them(both: Both, limit: st
     assert f"max_num_clients={wanted}" in caught.value.hint
 
 
+@pytest.mark.parametrize("both", [(clients(2, 2), 29), (clients(2, 2), 64)], indirect=True)
+def test_more_queues_than_any_endpoint_has_get_no_cure_that_it_refuses(both: Both) -> None:
+    """The cure of 64 was db_count 68, and epf_ntb_db_count_store() takes 32 at most."""
+    with pytest.raises(UsageError, match="has 2 queue pairs") as caught:
+        both.transport.prepare()
+    assert caught.value.hint.startswith("`queues` 28 at most: pci-epf-vntb has a db_count of 32")
+
+
 @pytest.mark.parametrize("both", [(clients(2, 2), 2)], indirect=True)
 def test_too_few_vectors_are_refused(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Vntb, "vectors", 3)
