@@ -78,7 +78,7 @@ def test_a_transport(copy: Copy) -> None:
 
 def test_a_backend_of_kernel_vfio(copy: Copy) -> None:
     (copy.package / "vfio/echo.py").write_text(
-        "def open_echo(bdf, paths):\n"
+        "def open_echo(bdf, paths, vf_token):\n"
         "    from rcdrv.address import open_device\n"
         '    return open_device("sim:rk3588")\n'
     )
