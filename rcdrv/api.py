@@ -420,6 +420,7 @@ class Endpoint:
         :param destructive: also reset the function, which may lose what the endpoint has set up
         :param done: called with the result of each layer
         :raises UsageError: the function is no pci-epf-test
+        :raises NotPassed: ``no-vectors``: it has no interrupt of the caller's choice
         :raises Departed: the function is a recording of something else
         """
         from rcdrv.epf_test.check import check_endpoint

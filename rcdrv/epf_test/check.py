@@ -189,6 +189,7 @@ def check_endpoint(
     :param reset: also reset the function, which may destroy the endpoint's set-up
     :param done: called with each result as soon as it is known
     :raises UsageError: the function is no pci-epf-test
+    :raises NotPassed: ``no-vectors``: the function has no interrupt of the caller's choice
     :raises Departed: the function is a recording of something else
     :raises Interrupted: the user asked to stop
     """
@@ -229,6 +230,8 @@ class _Run:
     notes: list[str] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)
     """Steps of the current layer that passed."""
+    driven: bool = False
+    """Whether the driver is made, which the layers after the BARs use."""
 
     def layer(self, layer: Layer) -> LayerResult:
         self.notes, self.passed = [], []
@@ -252,6 +255,8 @@ class _Run:
         detail, notes = ", ".join(self.passed), tuple(self.notes)
         verdict, _ = classify(error)
         if error is not None and verdict is Verdict.SKIP:
+            if layer is Layer.BARS and not self.driven:
+                raise error
             return LayerResult(layer, verdict, error.message, notes)
         if isinstance(error, DeviceLost):
             # All layers depend on the link, so a loss is the link's failure wherever it is noticed.
@@ -295,6 +300,7 @@ class _Run:
                 hint=f'does the endpoint\'s dmesg say "Failed to set BAR{missing[0]}"?',
             )
         self._driver = self.make_driver()
+        self.driven = True
         free_stale_doorbell(self._driver)
         tested = bars.consecutive_bar_test(self._driver, stretches=bars.outline)
         self.passed.append(tested.replace(" ", ", "))

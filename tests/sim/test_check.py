@@ -132,6 +132,16 @@ def test_polling_skips_the_interrupts() -> None:
     assert (verdicts["interrupts"], verdicts["doorbell"]) == ("skip", "pass")
 
 
+@pytest.mark.parametrize("irq", ["msi", "msix"])
+@pytest.mark.parametrize("command", ["check", "ring", "test"])
+def test_an_interrupt_that_the_function_lacks(command: str, irq: str) -> None:
+    """No layer is to blame: it is the caller's choice, and no command goes on."""
+    result = run(command, "--irq", irq, "--device", f"sim:generic,{irq}=0")
+    assert result.status == 4
+    assert f"has no {irq.upper()}" in result.err
+    assert "--irq auto" in result.err
+
+
 def test_no_endpoint_of_pci_epf_test() -> None:
     result = run("check", "--device", "sim:rcar-s4-vntb")
     assert result.status == 2

@@ -485,18 +485,11 @@ def test_an_interface_of_the_users_own_has_one_queue_or_several(
     assert sorted(namespaces.interfaces()[0]) == ["several", "single"]
 
 
-def test_an_interface_that_is_deleted(namespaces: Namespaces) -> None:
-    running = Running(namespaces, f"sim:{QUICK},vntb.peer=netdev")
-    running.until("link up")
-    subprocess.run(["ip", "-n", namespaces.host, "link", "del", "ntb0"], check=True)
-    result = finish(running.process)
-    assert (result.status, "ntb0 was deleted" in result.err) == (3, True), result
-
-
-def test_an_interface_that_is_deleted_while_the_link_is_down(namespaces: Namespaces) -> None:
-    """Nothing reads it then; the command ran on, for an interface that could not come up."""
-    running = Running(namespaces, f"sim:{QUICK},vntb.peer=none")
-    running.until("link down")
+@pytest.mark.parametrize(("peer", "state"), [("netdev", "link up"), ("none", "link down")])
+def test_an_interface_that_is_deleted(namespaces: Namespaces, peer: str, state: str) -> None:
+    """While the link is down nothing reads it, which would tell."""
+    running = Running(namespaces, f"sim:{QUICK},vntb.peer={peer}")
+    running.until(state)
     subprocess.run(["ip", "-n", namespaces.host, "link", "del", "ntb0"], check=True)
     result = finish(running.process)
     assert (result.status, "ntb0 was deleted" in result.err) == (3, True), result
