@@ -133,7 +133,10 @@ def _document(statistics: Statistics) -> dict[str, Any]:
     def one(counts: Counts) -> dict[str, int]:
         return {**asdict(counts), "dropped": counts.dropped}
 
-    document: dict[str, Any] = {"counts": one(statistics.total)}
+    document: dict[str, Any] = {
+        "counts": one(statistics.total),
+        "answer_seconds": statistics.answer,
+    }
     if len(statistics.queues) > 1:
         document["queues"] = [one(counts) for counts in statistics.queues]
     return document
@@ -151,6 +154,11 @@ def _text(name: str, statistics: Statistics) -> str:
         f" order, {c.bad_length} of a bad length",
         f"link up {_times(c.link_ups)}; bad indexes of the endpoint: {c.bad_index}",
     ]
+    if statistics.answer is not None:
+        lines.append(
+            f"a doorbell was answered in {_milliseconds(statistics.answer)}, the median of the last"
+            f" {len(statistics.answers)}"
+        )
     if len(statistics.queues) > 1:
         lines += [_queue_line(number, one) for number, one in enumerate(statistics.queues)]
     return "\n".join(lines)
@@ -167,6 +175,10 @@ def _queue_line(number: int, counts: Counts) -> str:
 
 def _packets(packets: int, octets: int) -> str:
     return f"{_number(packets, 'packet')}, {_number(octets, 'byte')}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
 
 
 def _number(count: int, noun: str) -> str:
@@ -222,6 +234,8 @@ class _Display:
         line = f"sent {counts.sent_packets}, {sent / 1e6:.1f} MB/s;"
         line += f" received {counts.received_packets}, {received / 1e6:.1f} MB/s;"
         line += f" dropped {counts.dropped}; doorbells {counts.rings} out, {counts.doorbells} in"
+        if self._statistics.answer is not None:
+            line += f"; answered in {_milliseconds(self._statistics.answer)}"
         self._since, self._last = now, counts
         rewrite(sys.stderr, line)
 

@@ -77,14 +77,22 @@ class Lines:
 class Queue:
     """A queue of the interface with its queue pair (struct ntb_netdev_queue).
 
+    :param on_answer: called with the seconds from a doorbell to the endpoint's answer
     :param now: the clock, in seconds
     """
 
     def __init__(
-        self, pair: QueuePair, device: TapQueue, counts: Counts, now: Callable[[], float]
+        self,
+        pair: QueuePair,
+        device: TapQueue,
+        counts: Counts,
+        on_answer: Callable[[float], None],
+        now: Callable[[], float],
     ) -> None:
         self.pair, self.device, self.counts = pair, device, counts
-        self._now = now
+        self._on_answer, self._now = on_answer, now
+        self._rung: tuple[int, float] | None = None
+        """What the endpoint had read when its idle ring was rung, and the time of that."""
         self._pump = Pump(pair.rings, device, pair.ring, counts)
         self.full = False
         """Frames wait for a free slot; meanwhile the host's frames wait in the interface."""
@@ -103,12 +111,16 @@ class Queue:
         self.counts.link_ups += 1
         self.full = self._stands = self._pump.link_down = False
         self.patience = 0.0
+        self._rung = None
         self._moved_at = self._now()
         self.device.attach()
 
-    def receive(self) -> int:
-        """Deliver frames from the endpoint; return the number of slots freed."""
-        return self._pump.receive()
+    def heard(self) -> None:
+        """Deliver frames from the endpoint, which has rung."""
+        rung, self._rung = self._rung, None
+        if rung is not None and self.pair.rings.reader != rung[0]:
+            self._on_answer(self._now() - rung[1])
+        self._pump.receive()
 
     def turn(self, readable: bool) -> int:
         """Send and receive what there is, at most a full ring each way.
@@ -118,8 +130,13 @@ class Queue:
         """
         pump, counts = self._pump, self.counts
         if (self.full or readable) and not pump.link_down:
-            before = counts.sent_packets
+            before, now = counts.sent_packets, self._now()
+            rings = self.pair.rings
+            reader = rings.reader
+            idle = rings.free_behind(reader) == rings.tx.entries - 1
             self.full = pump.send()
+            if idle and counts.sent_packets != before:
+                self._rung = reader, now
             counts.ring_full += self.full and not self.patience
             moving = counts.sent_packets != before
             self.patience = next_check(self.patience, moving=moving) if self.full else 0.0
@@ -263,7 +280,7 @@ class NetInterface:
         vntb = self._vntb
         now = vntb.function.clock.now
         parts = zip(transport.pairs, self._tap.queues, self.statistics.queues, strict=True)
-        queues = [Queue(*part, now) for part in parts]
+        queues = [Queue(*part, self.statistics.answers.append, now) for part in parts]
         up: list[Queue] = []
         look_at = join_at = now()
         missing_at: float | None = now() + vntb.timeout
@@ -275,7 +292,7 @@ class NetInterface:
                 # The frames before their doorbell is counted, which takes as long, and again
                 # after it, as the doorbell may have been of later ones.
                 for queue in up:
-                    queue.receive()
+                    queue.heard()
                 self._count_doorbells()
             more = False
             for queue in up:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -64,6 +65,14 @@ class Statistics:
         self.queues = [Counts() for _ in range(queues)]
         self.link_ups = 0
         """Times that the interface came up, with its first queue pair."""
+        self.answers: deque[float] = deque(maxlen=1000)
+        """The last times in seconds from a frame into an idle ring, which is rung for, to the
+        endpoint's next interrupt after it has read the frame."""
+
+    @property
+    def answer(self) -> float | None:
+        """The median of :attr:`answers`; None if there is none."""
+        return sorted(self.answers)[len(self.answers) // 2] if self.answers else None
 
     @property
     def total(self) -> Counts:

@@ -164,6 +164,9 @@ def test_two_network_stacks_over_a_served_endpoint(
     assert sent is not None
     assert int(sent[2]) > SIZE
     assert int(sent[3]) < int(sent[1])  # one for many
+    assert re.search(
+        r"^a doorbell was answered in [\d.]+ ms, the median of the last", result.out, re.M
+    )
     assert namespaces.interfaces() == ([], ["ntb-ep"])
     bad = ("stray", "harm", "dma-fault", "doorbell-unheard")
     assert not [line for line in served.log() if line.get("event") in bad]
@@ -182,6 +185,7 @@ def test_an_endpoint_of_the_commands_own(namespaces: Namespaces) -> None:
     assert (document["verdict"], document["interface"]) == ("pass", "board0")
     assert document["counts"]["received_bytes"] > SIZE
     assert document["counts"]["dropped"] == 0
+    assert 0 < document["answer_seconds"] < LIMIT
     assert namespaces.interfaces() == ([], [])
 
 

@@ -17,6 +17,11 @@ def test_numbers_are_read_as_they_are_said() -> None:
     assert lines[2].startswith("received 0 packets, 0 bytes, with 2 interrupts;")
     assert lines[4].startswith("link up once;")
     assert len(lines) == 5
+    statistics.answers.extend([3e-3, 0.41e-3, 1.0])
+    assert _text("ntb0", statistics).splitlines()[5:] == [
+        "a doorbell was answered in 3 ms, the median of the last 3"
+    ]
+    assert _document(statistics)["answer_seconds"] == 3e-3
     assert "all slots were full never" in _text("ntb0", Statistics())
 
 

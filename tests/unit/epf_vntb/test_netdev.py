@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcdrv.epf_vntb.driver import Vntb
-from rcdrv.epf_vntb.netdev import NetInterface
+from rcdrv.epf_vntb.netdev import NetInterface, Queue
 from rcdrv.epf_vntb.pump import Statistics, next_check
 from rcdrv.epf_vntb.rings import Ring
 from rcdrv.errors import UsageError
@@ -209,3 +209,29 @@ def test_a_link_that_flaps_without_end_has_few_lines() -> None:
     interface._run = lambda: None  # type: ignore[method-assign, assignment, return-value]
     interface.run()
     assert lines[20:] == ["ntb0: the last words"]
+
+
+def test_an_answer_is_the_interrupt_after_the_frame_was_read() -> None:
+    """In an idle ring; nothing else tells which frame is answered."""
+    host = Host.alone()
+    clock, answers = SimpleNamespace(time=0.0), Statistics().answers
+    pair: Any = SimpleNamespace(rings=host.rings, ring=lambda: None)
+    queue = Queue(pair, host.interface, host.counts, answers.append, lambda: clock.time)  # type: ignore[arg-type]
+
+    def at(time: float, frames: int, read: int) -> list[float]:
+        """Send at a time; the endpoint has read up to a slot and rings half a second later."""
+        clock.time = time
+        host.interface.outgoing = [bytes(60)] * frames
+        queue.turn(readable=True)
+        host.tell(read % ENTRIES)
+        clock.time += 0.5
+        queue.heard()
+        return list(answers)
+
+    idle = ENTRIES - 1  # what an endpoint says that has read all before slot 0
+    assert at(1.0, 1, idle) == []  # an interrupt, but the frame is not read
+    assert at(2.0, 1, 1) == []  # sent into a ring that was not idle
+    assert at(3.0, 1, 2) == [0.5]
+    assert at(4.0, 0, 2) == [0.5]  # nothing was sent
+    assert at(5.0, 2, 3) == [0.5, 0.5]
+    assert at(6.0, 1, 4) == [0.5, 0.5]
