@@ -427,8 +427,6 @@ class Endpoint:
 
         return check_endpoint(self.function, lambda: self.driver, reset=destructive, done=done)
 
-    # -- closing --------------------------------------------------------------------------------
-
     def close(self) -> None:
         """Release interrupts, DMA buffers, mappings and COMMAND. Closing twice is harmless."""
         vntb, self._vntb = self._vntb, None
