@@ -131,14 +131,18 @@ def _compare(real: Report, virtual: Report) -> None:
             )
 
 
-def run_block(plan: Plan, number: int) -> list[Example]:
-    """Return the examples of one block; they depend on seed and number alone."""
+def _require_hypothesis() -> None:
     try:
         import hypothesis  # noqa: F401 - only whether it is installed
     except ImportError:
         raise HostError(
             "fuzz layout needs hypothesis, which is not installed", hint="pip install 'rcdrv[fuzz]'"
         ) from None
+
+
+def run_block(plan: Plan, number: int) -> list[Example]:
+    """Return the examples of one block; they depend on seed and number alone."""
+    _require_hypothesis()  # on a worker, too
     from rcdrv.fuzz.strategies import LARGEST, draw, tables
 
     layouts = tables(hostile=plan.hostile, largest=LARGEST_WHOLE if plan.real_time else LARGEST)
@@ -151,7 +155,9 @@ def run(plan: Plan, on_block: Callable[[Progress], None] = lambda _progress: Non
 
     :param on_block: called after every block
     :raises UsageError: the folder holds another campaign
+    :raises HostError: hypothesis is not installed
     """
+    _require_hypothesis()  # before the folder is made
     progress = Progress()
     begun = time.monotonic()
     record = _Record(plan)

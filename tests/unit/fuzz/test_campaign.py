@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -209,3 +210,12 @@ def test_no_dask_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "DASK_TIMEOUT", 0.5)
     with pytest.raises(HostError, match="no dask scheduler at tcp://127"):
         run(Plan(examples=BLOCK, dask="tcp://127.0.0.1:1"))
+
+
+def test_nothing_is_left_where_hypothesis_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    with pytest.raises(HostError, match="needs hypothesis"):
+        run(Plan(examples=BLOCK, folder=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
