@@ -181,12 +181,14 @@ class Transport:
                 hint=f"only version {VERSION} is known here",
             )
         pairs, count = vntb.spad_read(_NUM_QPS), vntb.spad_read(_NUM_MWS)
-        if not 0 < count <= vntb.windows or not 0 < pairs <= MAX_PAIRS:
+        # ntb_transport_probe() takes no more windows than there are scratchpads for their sizes.
+        most = min(vntb.windows, (vntb.spads - _MW0_SZ_HIGH) // 2)
+        if not 0 < count <= most or not 0 < pairs <= MAX_PAIRS:
             raise NotPassed(
                 Reason.LINK_DOWN,
                 f"the endpoint announces {count} windows and {pairs} queue pairs",
-                hint=f"it has {vntb.windows} windows; a queue pair needs a doorbell beside one"
-                " more that is kept free, so db_count has to be 4 at least",
+                hint=f"windows and scratchpads are for {most}; a queue pair needs a doorbell beside"
+                " one more that is kept free, so db_count has to be 4 at least",
             )
         sizes = []
         for index in range(count):

@@ -334,3 +334,12 @@ def test_ping_and_perf_use_the_first_of_several(both: Both) -> None:
     rates: list[Rate] = []
     measure(vntb, 0, rates.append, chunk=4096, seconds=0.001)
     assert rates
+
+
+@pytest.mark.parametrize("both", [(TWO_WINDOWS, 1)], indirect=True)
+def test_windows_without_scratchpads_for_their_sizes_are_refused(both: Both) -> None:
+    """By an endpoint that lies; ntb_transport_probe() takes fewer windows then."""
+    both.transport._vntb.spads = 7
+    with pytest.raises(NotPassed, match="announces 2 windows and") as caught:
+        both.transport.prepare()
+    assert "are for 1;" in caught.value.hint
